@@ -1,0 +1,34 @@
+"""Errors, named by what their receiver must do. The docstring of each is that action."""
+
+
+class ExecutionEventsError(Exception):
+    """The base of all errors of this package."""
+
+
+class SettingsError(ExecutionEventsError):
+    """Correct the named setting; a command exits with 2."""
+
+
+class RecordRefusedError(ExecutionEventsError):
+    """Keep the record as a dead letter; the same bytes will be refused for ever.
+
+    `reason` is one of `wire.REASONS`; `detail` is a sentence for an operator that holds no
+    content of the record but field names.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class RetryableError(ExecutionEventsError):
+    """Try again later: PostgreSQL or Kafka is away, and nothing is known to be wrong."""
+
+
+class FencedError(ExecutionEventsError):
+    """Drop the batch: another consumer has moved the offset. Nothing of it was stored."""
+
+
+class HaltError(ExecutionEventsError):
+    """Stop and tell the operator: going on could lose or double occurrences."""

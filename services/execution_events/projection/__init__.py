@@ -1,0 +1,5 @@
+"""The fold, pure: records of a partition's log become what one transaction stores.
+
+- `fold`: occurrences of one event into one.
+- `batch`: records of a batch into folded events, dead letters and watermarks.
+"""

@@ -1,0 +1,105 @@
+"""One batch of records, projected onto what its transaction stores.
+
+Reading a record needs nothing but the record, so it is done before the transaction; duplicates are
+known only by the watermarks that the transaction has read.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from execution_events import wire
+from execution_events.errors import RecordRefusedError
+from execution_events.events import Occurrence
+from execution_events.projection.fold import FoldedEvent, fold
+from execution_events.wire import Origin, Record
+
+SourceKey = tuple[int, str]
+"""(partition, source): what has one watermark."""
+
+
+class Refusal(NamedTuple):
+    """Why a record is refused: one of `wire.REASONS`, and a sentence for an operator."""
+
+    reason: str
+    detail: str
+
+
+class ReadRecord(msgspec.Struct, frozen=True, gc=False):
+    """A record with its origin, and the occurrence that it carries or why it is refused."""
+
+    record: Record
+    origin: Origin | None
+    outcome: Occurrence | Refusal
+
+
+class DeadLetter(msgspec.Struct, frozen=True, gc=False):
+    """A refused record as it was, and why."""
+
+    record: Record
+    refusal: Refusal
+
+
+class Projection(msgspec.Struct, frozen=True):
+    """What one batch adds.
+
+    `events` are sorted by identity, the order in which every writer takes its locks. `watermarks`
+    holds the new watermark of each source that the batch moved. `duplicates` were dropped;
+    `gaps` counts records whose sequence was not the one after its source's watermark.
+    """
+
+    events: list[FoldedEvent]
+    dead_letters: list[DeadLetter]
+    watermarks: dict[SourceKey, int]
+    duplicates: int
+    gaps: int
+    without_key: int
+
+
+def read(record: Record) -> ReadRecord:
+    """Read one record. Total: a record that cannot be read is one with a refusal."""
+    origin = None
+    outcome: Occurrence | Refusal
+    try:
+        origin = wire.decode_origin(record.headers)
+        outcome = wire.decode(record.key, record.value, record.timestamp)
+    except RecordRefusedError as error:
+        outcome = Refusal(error.reason, error.detail)
+    return ReadRecord(record, origin, outcome)
+
+
+def project(records: Iterable[ReadRecord], watermarks: Mapping[SourceKey, int]) -> Projection:
+    """Project records, in log order within each partition, onto what their batch stores.
+
+    `watermarks` holds the stored watermark of each source of the batch that has one. A refused
+    record moves its source's watermark like any other, so that a copy of it is a duplicate.
+    """
+    occurrences: list[Occurrence] = []
+    dead_letters: list[DeadLetter] = []
+    moved: dict[SourceKey, int] = {}
+    duplicates = gaps = without_key = 0
+    for read_record in records:
+        record, origin, outcome = read_record.record, read_record.origin, read_record.outcome
+        if origin is not None:
+            key = (record.partition, origin.source)
+            watermark = moved.get(key, watermarks.get(key))
+            if watermark is not None and origin.sequence <= watermark:
+                duplicates += 1
+                continue
+            if watermark is not None and origin.sequence != watermark + 1:
+                gaps += 1
+            moved[key] = origin.sequence
+        if isinstance(outcome, Occurrence):
+            occurrences.append(outcome)
+            without_key += record.key is None
+        else:
+            dead_letters.append(DeadLetter(record, outcome))
+    return Projection(
+        events=[event for _, event in sorted(fold(occurrences).items())],
+        dead_letters=dead_letters,
+        watermarks=moved,
+        duplicates=duplicates,
+        gaps=gaps,
+        without_key=without_key,
+    )

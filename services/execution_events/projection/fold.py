@@ -1,0 +1,64 @@
+"""Occurrences of one event, folded into one: design section 3."""
+
+from collections.abc import Iterable
+from datetime import datetime
+
+import msgspec
+
+from execution_events.events import COUNT_MAX, Occurrence
+
+Identity = tuple[str, str, str]
+"""(execution id, namespace, name)"""
+
+
+class FoldedEvent(msgspec.Struct, gc=False):
+    """What all occurrences of one event, applied in log order, amount to.
+
+    `latest` is the occurrence with the greatest last timestamp, the later in the log on a tie, so
+    its last timestamp is the event's. `place` is the first timestamp of the first occurrence
+    applied, which never changes.
+    """
+
+    latest: Occurrence
+    count: int
+    first_timestamp: datetime
+    place: datetime
+
+    @property
+    def identity(self) -> Identity:
+        return self.latest.execution_id, self.latest.namespace, self.latest.name
+
+
+def fold(occurrences: Iterable[Occurrence]) -> dict[Identity, FoldedEvent]:
+    """Fold occurrences in log order, by identity.
+
+    Associative: `merge` of the folds of two parts is the fold of the whole.
+    """
+    folded: dict[Identity, FoldedEvent] = {}
+    for occurrence in occurrences:
+        identity = (occurrence.execution_id, occurrence.namespace, occurrence.name)
+        event = folded.get(identity)
+        if event is None:
+            folded[identity] = _first(occurrence)
+        else:
+            _apply(event, occurrence, occurrence.count, occurrence.first_timestamp)
+    return folded
+
+
+def merge(earlier: FoldedEvent, later: FoldedEvent) -> FoldedEvent:
+    """The event that `earlier` is after `later` was applied to it."""
+    merged = FoldedEvent(earlier.latest, earlier.count, earlier.first_timestamp, earlier.place)
+    _apply(merged, later.latest, later.count, later.first_timestamp)
+    return merged
+
+
+def _first(occurrence: Occurrence) -> FoldedEvent:
+    first = occurrence.first_timestamp
+    return FoldedEvent(occurrence, occurrence.count, first, first)
+
+
+def _apply(event: FoldedEvent, latest: Occurrence, count: int, first: datetime) -> None:
+    event.count = min(event.count + count, COUNT_MAX)
+    event.first_timestamp = min(event.first_timestamp, first)
+    if latest.last_timestamp >= event.latest.last_timestamp:
+        event.latest = latest

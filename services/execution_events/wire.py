@@ -1,0 +1,266 @@
+"""Records of the topic, to and from occurrences: the contract of design section 2.
+
+Decoding never trusts a record: whatever bytes a producer sends, the outcome is an `Occurrence`
+within its bounds or a `RecordRefusedError`.
+"""
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, NamedTuple, Protocol
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from execution_events import events
+from execution_events.errors import RecordRefusedError
+from execution_events.events import Occurrence
+
+NO_VALUE = "no_value"
+NOT_UTF8 = "not_utf8"
+NOT_JSON = "not_json"
+INVALID_EVENT = "invalid_event"
+WRONG_KEY = "wrong_key"
+INVALID_HEADERS = "invalid_headers"
+REASONS = frozenset({NO_VALUE, NOT_UTF8, NOT_JSON, INVALID_EVENT, WRONG_KEY, INVALID_HEADERS})
+"""Why a record can be refused. Operators and dashboards rely on these names."""
+
+SEQUENCE_MAX = 2**63 - 1
+
+Headers = Sequence[tuple[str, bytes | None]]
+
+
+class Record(Protocol):
+    """What is read of a Kafka record; aiokafka's `ConsumerRecord` is one.
+
+    `timestamp` is in milliseconds since the Unix epoch, -1 where the record has none.
+    """
+
+    @property
+    def partition(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Headers: ...
+
+
+class Origin(NamedTuple):
+    """Where a record comes from, so that a copy of it is known as one.
+
+    `sequence` is strictly increasing in one source and partition.
+    """
+
+    source: str
+    sequence: int
+
+
+_Name = Annotated[str, Meta(min_length=1, max_length=events.NAME_MAX_BYTES)]
+_Text = Annotated[str, Meta(min_length=1, max_length=events.TEXT_MAX_CHARACTERS)]
+
+
+class _Ref(msgspec.Struct, frozen=True):
+    name: _Name
+    namespace: _Name
+
+
+class _Value(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    execution_id: Annotated[str, Meta(pattern=rf"\A{events.EXECUTION_ID.pattern}\Z")]
+    metadata: _Ref
+    involved_object: _Ref | UnsetType = UNSET
+    reason: _Text
+    message: Annotated[str, Meta(max_length=events.MESSAGE_MAX_BYTES)] = ""
+    first_timestamp: str | UnsetType = UNSET
+    last_timestamp: str | UnsetType = UNSET
+    count: Annotated[int, Meta(ge=1, le=events.RECORD_COUNT_MAX)] = 1
+    type: _Text
+    elem_type: _Text
+    elem_id: _Text
+    action_name: _Text
+
+
+_decoder = msgspec.json.Decoder(_Value)
+_encoder = msgspec.json.Encoder()
+
+_TIMESTAMP = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?"
+    r"(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+)
+_SEQUENCE = re.compile(r"[0-9]{1,19}")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def encode(occurrence: Occurrence) -> tuple[bytes, bytes]:
+    """Key and value of the record that carries `occurrence`.
+
+    `decode` of the result gives an equal occurrence when `occurrence` is within its bounds.
+    """
+    value = _Value(
+        execution_id=occurrence.execution_id,
+        metadata=_Ref(occurrence.name, occurrence.namespace),
+        involved_object=_Ref(occurrence.object_name, occurrence.object_namespace),
+        reason=occurrence.reason,
+        message=occurrence.message,
+        first_timestamp=_format_timestamp(occurrence.first_timestamp),
+        last_timestamp=_format_timestamp(occurrence.last_timestamp),
+        count=occurrence.count,
+        type=occurrence.type,
+        elem_type=occurrence.elem_type,
+        elem_id=occurrence.elem_id,
+        action_name=occurrence.action_name,
+    )
+    return occurrence.execution_id.encode(), _encoder.encode(value)
+
+
+def encode_origin(origin: Origin) -> list[tuple[str, bytes]]:
+    """The headers that make a re-sent record harmless."""
+    return [("ce_source", origin.source.encode()), ("ce_sequence", b"%d" % origin.sequence)]
+
+
+def decode(key: bytes | None, value: bytes | None, timestamp: int) -> Occurrence:
+    """The occurrence that a record carries; `timestamp` is the record's, in milliseconds.
+
+    Raises `RecordRefusedError` for every record outside the contract, and nothing else.
+    """
+    body = _decode_value(value)
+    if key is not None and key != body.execution_id.encode():
+        raise RecordRefusedError(WRONG_KEY, "the record's key is not its executionId")
+    name, namespace = body.metadata.name, body.metadata.namespace
+    if body.involved_object is UNSET:
+        object_name, object_namespace = events.object_of(name), namespace
+    else:
+        object_name, object_namespace = body.involved_object.name, body.involved_object.namespace
+    first, last = _timestamps(body, timestamp)
+    _check_bytes("metadata.name", name, events.NAME_MAX_BYTES)
+    _check_bytes("metadata.namespace", namespace, events.NAME_MAX_BYTES)
+    _check_bytes("involvedObject.name", object_name, events.NAME_MAX_BYTES)
+    _check_bytes("involvedObject.namespace", object_namespace, events.NAME_MAX_BYTES)
+    _check_bytes("message", body.message, events.MESSAGE_MAX_BYTES)
+    occurrence = Occurrence(
+        execution_id=body.execution_id,
+        namespace=namespace,
+        name=name,
+        object_name=object_name,
+        object_namespace=object_namespace,
+        reason=body.reason,
+        message=body.message,
+        first_timestamp=first,
+        last_timestamp=last,
+        count=body.count,
+        type=body.type,
+        elem_type=body.elem_type,
+        elem_id=body.elem_id,
+        action_name=body.action_name,
+    )
+    # JSON can write NUL in this one way only, so nearly no record pays for the search.
+    if b"\\u0000" in (value or b""):
+        for field in occurrence.__struct_fields__:
+            text = getattr(occurrence, field)
+            if isinstance(text, str) and "\0" in text:
+                raise RecordRefusedError(INVALID_EVENT, f"a NUL character - in `{field}`")
+    return occurrence
+
+
+def decode_origin(headers: Headers) -> Origin | None:
+    """The origin that `ce_source` and `ce_sequence` state, None where both are absent.
+
+    Raises `RecordRefusedError` where one is without the other, is given twice or is malformed.
+    """
+    source = sequence = None
+    for name, value in headers:
+        if name == "ce_source":
+            source = _header(name, value, source)
+        elif name == "ce_sequence":
+            sequence = _header(name, value, sequence)
+    if source is None and sequence is None:
+        return None
+    if source is None or sequence is None:
+        raise RecordRefusedError(INVALID_HEADERS, "one of ce_source and ce_sequence is missing")
+    if not 1 <= len(source) <= events.TEXT_MAX_CHARACTERS or "\0" in source:
+        raise RecordRefusedError(INVALID_HEADERS, "ce_source is not 1 to 256 characters")
+    if not _SEQUENCE.fullmatch(sequence) or int(sequence) > SEQUENCE_MAX:
+        raise RecordRefusedError(INVALID_HEADERS, "ce_sequence is not a decimal of 0 to 2^63-1")
+    return Origin(source, int(sequence))
+
+
+def _header(name: str, value: bytes | None, before: str | None) -> str:
+    if before is not None:
+        raise RecordRefusedError(INVALID_HEADERS, f"{name} is given twice")
+    try:
+        return (value or b"").decode()
+    except UnicodeDecodeError as error:
+        raise RecordRefusedError(INVALID_HEADERS, f"{name} is not UTF-8") from error
+
+
+def _decode_value(value: bytes | None) -> _Value:
+    if value is None:
+        raise RecordRefusedError(NO_VALUE, "the record has no value")
+    try:
+        # msgspec passes over invalid UTF-8 in fields that it ignores.
+        if not value.isascii():
+            value.decode()
+        return _decoder.decode(value)
+    except UnicodeDecodeError as error:
+        raise RecordRefusedError(
+            NOT_UTF8, f"the value is not UTF-8 at byte {error.start}"
+        ) from error
+    except msgspec.ValidationError as error:
+        raise RecordRefusedError(INVALID_EVENT, str(error)) from error
+    except msgspec.MsgspecError as error:
+        raise RecordRefusedError(NOT_JSON, str(error)) from error
+    except RecursionError as error:
+        raise RecordRefusedError(NOT_JSON, "the value is nested too deeply") from error
+
+
+def _timestamps(body: _Value, record_timestamp: int) -> tuple[datetime, datetime]:
+    if body.last_timestamp is UNSET:
+        last = _record_timestamp(record_timestamp)
+    else:
+        last = _parse_timestamp("lastTimestamp", body.last_timestamp)
+    if body.first_timestamp is UNSET:
+        return last, last
+    first = _parse_timestamp("firstTimestamp", body.first_timestamp)
+    if first > last and body.last_timestamp is not UNSET:
+        raise RecordRefusedError(INVALID_EVENT, "firstTimestamp is after lastTimestamp")
+    return first, last
+
+
+def _parse_timestamp(field: str, text: str) -> datetime:
+    try:
+        if not _TIMESTAMP.fullmatch(text):
+            raise ValueError(text)
+        # It cuts what is beyond the microsecond, as the contract asks.
+        moment = datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise RecordRefusedError(
+            INVALID_EVENT, f"not a time of the form YYYY-MM-DDThh:mm:ssZ - at `$.{field}`"
+        ) from error
+    if moment < events.TIMESTAMP_MIN:
+        raise RecordRefusedError(INVALID_EVENT, f"before the year 1970 - at `$.{field}`")
+    return moment
+
+
+def _record_timestamp(milliseconds: int) -> datetime:
+    try:
+        moment = _EPOCH + timedelta(milliseconds=milliseconds)
+    except OverflowError:
+        moment = None
+    if milliseconds < 0 or moment is None:
+        raise RecordRefusedError(
+            INVALID_EVENT, "no lastTimestamp, and the record's timestamp cannot stand for it"
+        )
+    return moment
+
+
+def _format_timestamp(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _check_bytes(field: str, text: str, most: int) -> None:
+    if not text.isascii() and len(text.encode()) > most:
+        raise RecordRefusedError(INVALID_EVENT, f"more than {most} bytes - at `$.{field}`")
