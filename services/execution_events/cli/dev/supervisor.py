@@ -1,0 +1,90 @@
+"""One service as a child process that is started again when it ends."""
+
+import asyncio
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+from execution_events.embedded import ChildProcess
+from execution_events.errors import ExecutionEventsError
+
+_READY_LIMIT = 60
+"""Seconds that a service may take to become ready."""
+_RESTART_DELAY = 1
+"""Seconds between the end of a service and its next start."""
+_USAGE = 2
+"""The exit code of wrong settings, which another start would not mend."""
+
+Say = Callable[[str, str], None]
+"""Prints a line under the name of who says it."""
+
+
+@asynccontextmanager
+async def supervised(
+    name: str, settings: Mapping[str, str], ready_url: str, say: Say
+) -> AsyncIterator[asyncio.Task[None]]:
+    """Run `execution-events <name>` and enter when `ready_url` answers 200.
+
+    A service that ends is started again, until the context is left, which stops it. The task
+    ends, with an error, only when that is of no use.
+    """
+
+    def process() -> ChildProcess:
+        return ChildProcess(
+            [sys.executable, "-m", "execution_events.cli", name],
+            env={**os.environ, **settings, "EXECUTION_EVENTS_LOG_FORMAT": "text"},
+            grace=30,
+            on_line=lambda line: say(name, line),
+        )
+
+    async def ready() -> bool:
+        return await asyncio.to_thread(_answers, ready_url)
+
+    started = asyncio.Event()
+
+    async def supervise() -> None:
+        while True:
+            async with process() as child:
+                if not started.is_set():
+                    await child.until_ready(ready, _READY_LIMIT)
+                    started.set()
+                code = await child.wait()
+            if code == _USAGE:
+                raise ExecutionEventsError(f"{name} cannot run with these settings")
+            say(name, f"ended with exit code {code}; starting it again")
+            await asyncio.sleep(_RESTART_DELAY)
+
+    task = asyncio.create_task(supervise())
+    entering = asyncio.create_task(started.wait())
+    try:
+        await asyncio.wait({task, entering}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            await task
+        yield task
+    finally:
+        task.cancel()
+        entering.cancel()
+        await asyncio.gather(task, entering, return_exceptions=True)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def printer(colour: bool) -> Say:
+    """Lines under a prefix of one width, in a colour of their own on a terminal."""
+
+    def say(name: str, line: str) -> None:
+        prefix = f"{name:<10} |"
+        if colour:
+            prefix = f"\x1b[{31 + sum(name.encode()) % 6}m{prefix}\x1b[0m"
+        print(f"{prefix} {line}", flush=True)
+
+    return say

@@ -1,0 +1,60 @@
+"""`execution-events`: one command for all there is to run."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from execution_events.cli import dead_letters, migrate, publish, services, topic
+from execution_events.cli import settings as settings_command
+from execution_events.cli.dev import command as dev
+from execution_events.errors import ExecutionEventsError, SettingsError
+from execution_events.observability import configure_logging
+from execution_events.settings import PREFIX, load
+
+_EPILOG = f"""\
+Settings are environment variables {PREFIX}…; `execution-events settings` shows them all.
+Exit codes: 0 done or stopped by a signal, 1 failed, 2 wrong usage or settings.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    root = argparse.ArgumentParser(
+        prog="execution-events",
+        description="Exact counts of element lifecycle events, from Kafka to SQL and HTTP.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    root.add_argument("--version", action="version", version=version("execution-events"))
+    commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in (dev, services, migrate, topic, publish, dead_letters, settings_command):
+        module.add_commands(commands)
+    return root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    parsed = parser().parse_args(arguments)
+    try:
+        settings = load(os.environ)
+        configure_logging(settings.log_format, settings.log_level, sys.stderr)
+        code: int = parsed.run(parsed, settings)
+        sys.stdout.flush()
+    except SettingsError as error:
+        return _fail(error, 2)
+    except ExecutionEventsError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 1)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; Python must not flush into the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _fail(error: object, code: int) -> int:
+    print(f"execution-events: {error}", file=sys.stderr)
+    return code

@@ -1,0 +1,143 @@
+"""`publish`: events from a file or from standard input."""
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from execution_events import wire
+from execution_events.errors import ExecutionEventsError, RecordRefusedError
+from execution_events.events import Occurrence
+from execution_events.publisher import Acknowledged, Publisher
+from execution_events.settings import Settings
+
+_WINDOW = 10_000
+"""Records that may wait for their acknowledgement at the same time."""
+_SHOWN_ERRORS = 10
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command to the command line."""
+    publish = commands.add_parser(
+        "publish",
+        help="publish events from a file or standard input",
+        description="Publish events: a JSON array, or one JSON object a line, each in the form of "
+        "schemas/event.schema.json or as the events API answers it. Nothing is published unless "
+        "all are valid. Each is counted again, as new occurrences.",
+    )
+    publish.add_argument(
+        "file", nargs="?", default="-", metavar="FILE", help="the file; - (default): standard input"
+    )
+    publish.add_argument(
+        "--execution-id", metavar="ID", help="the execution of events that name none"
+    )
+    publish.add_argument(
+        "--timeout", type=float, default=60, help="seconds to wait for Kafka (default: 60)"
+    )
+    publish.add_argument(
+        "--json", action="store_true", help="print each acknowledged record as a JSON object"
+    )
+    publish.set_defaults(run=_publish)
+
+
+def _publish(arguments: argparse.Namespace, settings: Settings) -> int:
+    try:
+        source = sys.stdin.buffer if arguments.file == "-" else Path(arguments.file).open("rb")
+        with source:
+            content = source.read()
+    except OSError as error:
+        raise ExecutionEventsError(f"{arguments.file}: {error.strerror}") from error
+    occurrences = list(_occurrences(content, arguments.execution_id))
+    return asyncio.run(_send(settings, occurrences, arguments.timeout, as_json=arguments.json))
+
+
+def _occurrences(content: bytes, execution_id: str | None) -> Iterator[Occurrence]:
+    """The occurrences of a JSON array or of JSON lines; all errors at once."""
+    errors = []
+    now = time.time_ns() // 1_000_000
+    for place, item in _items(content):
+        try:
+            body = msgspec.json.decode(item)
+            if isinstance(body, dict) and execution_id is not None:
+                item = msgspec.json.encode({"executionId": execution_id, **body})
+            yield wire.decode(None, item, now)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            errors.append(f"{place}: not JSON: {error}")
+        except RecordRefusedError as error:
+            errors.append(f"{place}: {error.detail}")
+    if errors:
+        shown = "\n  ".join(errors[:_SHOWN_ERRORS])
+        more = f"\n  and {len(errors) - _SHOWN_ERRORS} more" if len(errors) > _SHOWN_ERRORS else ""
+        raise ExecutionEventsError(f"nothing was published, for:\n  {shown}{more}")
+
+
+def _items(content: bytes) -> Iterator[tuple[str, bytes]]:
+    if content.lstrip().startswith(b"["):
+        try:
+            items = msgspec.json.decode(content, type=list[msgspec.Raw])
+        except msgspec.MsgspecError as error:
+            raise ExecutionEventsError(f"not a JSON array: {error}") from error
+        for number, item in enumerate(items, 1):
+            yield f"event {number}", bytes(item)
+    else:
+        for number, line in enumerate(content.splitlines(), 1):
+            if line.strip():
+                yield f"line {number}", line
+
+
+async def _send(
+    settings: Settings, occurrences: list[Occurrence], timeout: float, *, as_json: bool
+) -> int:
+    acknowledged = 0
+    progress = _Progress(len(occurrences))
+    try:
+        async with asyncio.timeout(timeout) as deadline, Publisher(settings) as publisher:
+            for begin in range(0, len(occurrences), _WINDOW):
+                window: list[tuple[Occurrence, Awaitable[Acknowledged]]] = [
+                    (occurrence, await publisher.send(occurrence))
+                    for occurrence in occurrences[begin : begin + _WINDOW]
+                ]
+                for occurrence, acknowledgement in window:
+                    partition, offset = await acknowledgement
+                    acknowledged += 1
+                    if as_json:
+                        print(_line(occurrence, partition, offset))
+                progress.show(acknowledged)
+                deadline.reschedule(asyncio.get_running_loop().time() + timeout)
+    except TimeoutError as error:
+        raise ExecutionEventsError(
+            f"Kafka at {settings.kafka_bootstrap_servers} has acknowledged {acknowledged} of "
+            f"{len(occurrences)} events, and nothing for {timeout:g} s; the others may still arrive"
+        ) from error
+    if not as_json:
+        print(f"acknowledged: {acknowledged} events")
+    return 0
+
+
+def _line(occurrence: Occurrence, partition: int, offset: int) -> str:
+    return msgspec.json.encode(
+        {
+            "executionId": occurrence.execution_id,
+            "name": occurrence.name,
+            "partition": partition,
+            "offset": offset,
+        }
+    ).decode()
+
+
+class _Progress:
+    """A line on the terminal that is written again as work goes on."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._shown = sys.stderr.isatty() and total > _WINDOW
+
+    def show(self, done: int) -> None:
+        if self._shown:
+            end = "\n" if done == self._total else ""
+            print(f"\r{done} of {self._total} acknowledged", end=end, file=sys.stderr, flush=True)

@@ -1,0 +1,59 @@
+"""`consumer` and `reader`: one service in the foreground."""
+
+import argparse
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from execution_events.cli.extras import extra
+from execution_events.settings import Settings
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands to the command line."""
+    consumer = commands.add_parser("consumer", help="store the topic's records, exactly once")
+    consumer.set_defaults(run=_consumer)
+    reader = commands.add_parser("reader", help="answer GET /v1/executions/{id}/events")
+    reader.set_defaults(run=_reader)
+
+
+def run_until_stopped(service: Callable[[asyncio.Event], Awaitable[int | None]]) -> int:
+    """Run `service` with an event that SIGINT or SIGTERM sets; a second signal kills at once."""
+
+    async def run() -> int:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def on_signal(number: int) -> None:
+            if stop.is_set():
+                os._exit(128 + number)
+            stop.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, on_signal, number)
+        return await service(stop) or 0
+
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(run())
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _consumer(_: argparse.Namespace, settings: Settings) -> int:
+    with extra("consumer"):
+        from execution_events.consumer.service import run_consumer
+    return run_until_stopped(lambda stop: run_consumer(settings, stop))
+
+
+def _reader(_: argparse.Namespace, settings: Settings) -> int:
+    with extra("reader"):
+        from execution_events.reader.service import run_reader
+    return run_until_stopped(lambda stop: run_reader(settings, stop))

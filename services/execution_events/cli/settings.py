@@ -1,0 +1,35 @@
+"""`settings`: every setting, its value, and where it came from."""
+
+import argparse
+import os
+import sys
+from typing import Any
+
+import msgspec
+
+from execution_events.settings import Settings, describe, unknown
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command to the command line."""
+    settings = commands.add_parser(
+        "settings",
+        help="show every setting, its value and where it came from",
+        description="Show every setting, its value and where it came from; secrets are hidden. A "
+        "secret can also come from a file that <VARIABLE>_FILE names.",
+    )
+    settings.add_argument("--json", action="store_true", help="one JSON object a line")
+    settings.set_defaults(run=_show)
+
+
+def _show(arguments: argparse.Namespace, _: Settings) -> int:
+    for info in describe(os.environ):
+        if arguments.json:
+            print(msgspec.json.encode(info._asdict()).decode())
+        else:
+            value = "(not set)" if info.value is None else info.value
+            source = "" if info.source == info.variable else f"  [{info.source}]"
+            print(f"{info.variable}={value}{source}\n    {info.doc}")
+    for variable in unknown(os.environ):
+        print(f"execution-events: {variable} is no setting: misspelt?", file=sys.stderr)
+    return 0

@@ -1,0 +1,7 @@
+"""The consumer: batches of records from Kafka into PostgreSQL, each exactly once.
+
+- `service`: the process: settings in, exit out.
+- `loop`: fetch a batch, store it, go on; the only place where Kafka and PostgreSQL meet.
+- `assignment`: which partitions this generation of the group may store, and from where.
+- `topic`: the topic's own settings, made and checked.
+"""

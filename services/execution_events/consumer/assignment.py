@@ -1,0 +1,78 @@
+"""Which partitions this member of the group may store, and from which offset."""
+
+from typing import Protocol
+
+from aiokafka import TopicPartition
+from aiokafka.abc import ConsumerRebalanceListener
+
+from execution_events.observability import Logger
+
+_log = Logger(__name__)
+
+
+class Seekable(Protocol):
+    """The part of `AIOKafkaConsumer` that an assignment steers."""
+
+    def seek(self, partition: TopicPartition, offset: int) -> None: ...
+    def pause(self, *partitions: TopicPartition) -> None: ...
+    def resume(self, *partitions: TopicPartition) -> None: ...
+
+
+class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
+    """The partitions of one generation: assigned, then seeded or halted.
+
+    A partition is seeded when it was sought to its stored offset in this generation. Only seeded
+    partitions are read; `positions` holds the offset up to which each is stored. A halted
+    partition stays paused, with the reason in `halted`, until the next generation.
+    """
+
+    def __init__(self, client: Seekable) -> None:
+        self._client = client
+        self.generation = 0
+        self.joined = False
+        self.assigned: set[TopicPartition] = set()
+        self.positions: dict[TopicPartition, int] = {}
+        self.halted: dict[TopicPartition, str] = {}
+
+    def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        """Forget all partitions: every rebalance is eager."""
+        self._begin_generation(set())
+
+    def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        """Pause the new partitions until they are seeded.
+
+        The new assignment is live before this is called, and fetching goes on as soon as it
+        awaits: it must not. The offset 0 only keeps aiokafka from asking for a committed one.
+        """
+        self._begin_generation(assigned)
+        self.joined = True
+        for partition in assigned:
+            self._client.seek(partition, 0)
+            self._client.pause(partition)
+        _log.info("partitions assigned", partitions=sorted(p.partition for p in assigned))
+
+    def unseeded(self) -> list[TopicPartition]:
+        """Assigned partitions that are neither seeded nor halted, in order."""
+        return sorted(self.assigned - self.positions.keys() - self.halted.keys())
+
+    def seed(self, partition: TopicPartition, offset: int) -> None:
+        """Read `partition` from `offset` on: all before it is stored."""
+        self._client.seek(partition, offset)
+        self._client.resume(partition)
+        self.positions[partition] = offset
+
+    def unseed(self, partition: TopicPartition) -> None:
+        """Stop reading `partition` until its stored offset has been read again."""
+        if self.positions.pop(partition, None) is not None:
+            self._client.pause(partition)
+
+    def halt(self, partition: TopicPartition, reason: str) -> None:
+        """Leave `partition` paused: going on could lose or double occurrences."""
+        self.halted[partition] = reason
+        _log.error("partition halted", partition=partition.partition, reason=reason)
+
+    def _begin_generation(self, assigned: set[TopicPartition]) -> None:
+        self.generation += 1
+        self.assigned = set(assigned)
+        self.positions.clear()
+        self.halted.clear()

@@ -1,0 +1,229 @@
+"""The loop: fetch a batch, store it in one transaction, go on from where it ended."""
+
+import asyncio
+import random
+import time
+from typing import NamedTuple
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import IllegalStateError, KafkaError
+
+from execution_events.consumer.assignment import Assignment
+from execution_events.errors import FencedError, RetryableError
+from execution_events.management import ConsumerMetrics
+from execution_events.observability import Logger
+from execution_events.projection.batch import Projection, read
+from execution_events.store.batches import Batch, BatchWriter, Move
+
+_log = Logger(__name__)
+
+_POLL_MS = 250
+"""How long a fetch waits for the first record, and so how soon a stop is seen."""
+_COMMIT_INTERVAL = 5
+"""Seconds between commits of offsets to Kafka, which only lag tools read."""
+
+
+class _Fetched(NamedTuple):
+    generation: int
+    batch: Batch
+
+
+class ConsumeLoop:
+    """Stores the records of the partitions that one Kafka client is assigned.
+
+    `RetryableError` out of `run` means that the client is of no more use: make another. Whatever
+    ends it, each record is stored or will be read again.
+    """
+
+    def __init__(
+        self,
+        client: AIOKafkaConsumer,
+        assignment: Assignment,
+        writer: BatchWriter,
+        metrics: ConsumerMetrics,
+        batch_max_records: int,
+        stop: asyncio.Event,
+    ) -> None:
+        self._client = client
+        self._assignment = assignment
+        self._writer = writer
+        self._metrics = metrics
+        self._batch_max_records = batch_max_records
+        self._stop = stop
+        self._last_progress = time.monotonic()
+
+    async def run(self) -> None:
+        """Fetch and store until `stop` is set; a batch in hand is stored first."""
+        committing = asyncio.create_task(self._commit_for_lag_tools())
+        try:
+            while not self._stop.is_set():
+                await self._seed()
+                fetched = await self._fetch()
+                if fetched is not None:
+                    await self._store(fetched)
+                self._measure_lag()
+        finally:
+            committing.cancel()
+            await asyncio.gather(committing, return_exceptions=True)
+
+    def stalled(self) -> float:
+        """Seconds for which records have waited without any being stored; 0 without lag."""
+        if any(self._lag(partition) > 0 for partition in self._assignment.positions):
+            return time.monotonic() - self._last_progress
+        return 0
+
+    async def _seed(self) -> None:
+        """Read assigned partitions from their stored offsets; a new one from its beginning."""
+        attempt = 0
+        while (unseeded := self._assignment.unseeded()) and not self._stop.is_set():
+            try:
+                await self._seed_partitions(unseeded)
+            except RetryableError as error:
+                _log.warning("cannot read the stored offsets yet", error=str(error))
+                await self._wait_paused(attempt)
+                attempt += 1
+
+    async def _seed_partitions(self, partitions: list[TopicPartition]) -> None:
+        generation = self._assignment.generation
+        try:
+            begins = await self._client.beginning_offsets(partitions)
+            ends = await self._client.end_offsets(partitions)
+        except KafkaError as error:
+            raise RetryableError(f"Kafka: {error}") from error
+        numbers = [partition.partition for partition in partitions]
+        stored = await self._writer.stored_offsets(numbers)
+        for partition in partitions:
+            if partition.partition not in stored:
+                await self._writer.begin_partition(partition.partition, begins[partition])
+        stored = await self._writer.stored_offsets(numbers)
+        if generation != self._assignment.generation:
+            return
+        for partition in partitions:
+            offset, begin, end = stored[partition.partition], begins[partition], ends[partition]
+            self._metrics.halted.labels(partition.partition).set(not begin <= offset <= end)
+            if offset < begin:
+                reason = f"the log begins at {begin}, {begin - offset} records were never stored"
+                self._assignment.halt(partition, reason)
+            elif offset > end:
+                reason = f"the log ends at {end}, before the stored offset {offset}"
+                self._assignment.halt(partition, reason)
+            else:
+                self._assignment.seed(partition, offset)
+
+    async def _fetch(self) -> _Fetched | None:
+        records = await self._poll()
+        moves: dict[int, Move] = {}
+        # Without a suspension from here on, so that positions and records belong together. A
+        # position moves without a record over control records and aborted transactions.
+        for partition, stored in self._assignment.positions.items():
+            position = await self._client.position(partition)
+            if position != stored:
+                moves[partition.partition] = Move(stored, position)
+        if not moves:
+            return None
+        batch = Batch(
+            records=[
+                read(record)
+                for partition in sorted(records)
+                if partition.partition in moves
+                for record in records[partition]
+            ],
+            moves=moves,
+        )
+        return _Fetched(self._assignment.generation, batch)
+
+    async def _store(self, fetched: _Fetched) -> None:
+        attempt = 0
+        batch = fetched.batch
+        # A batch of an earlier generation is another member's now.
+        while fetched.generation == self._assignment.generation:
+            started = time.monotonic()
+            try:
+                projection = await self._writer.store(batch)
+            except RetryableError as error:
+                self._metrics.retries.inc()
+                _log.warning("cannot store the batch yet", error=str(error), attempt=attempt)
+                if self._stop.is_set():
+                    return
+                await self._wait_paused(attempt)
+                attempt += 1
+            except FencedError as error:
+                self._metrics.fenced.inc()
+                _log.warning("batch dropped", reason=str(error), records=len(batch.records))
+                for partition in self._partitions(batch):
+                    self._assignment.unseed(partition)
+                return
+            else:
+                self._stored(fetched, projection, time.monotonic() - started)
+                return
+
+    def _stored(self, fetched: _Fetched, projection: Projection, seconds: float) -> None:
+        batch = fetched.batch
+        if fetched.generation == self._assignment.generation:
+            for partition in self._partitions(batch):
+                self._assignment.positions[partition] = batch.moves[partition.partition].next
+        letters = len(projection.dead_letters)
+        metrics = self._metrics
+        metrics.batch_seconds.observe(seconds)
+        metrics.records.labels("dead_letter").inc(letters)
+        metrics.records.labels("duplicate").inc(projection.duplicates)
+        metrics.records.labels("stored").inc(len(batch.records) - letters - projection.duplicates)
+        metrics.sequence_gaps.inc(projection.gaps)
+        metrics.without_key.inc(projection.without_key)
+        metrics.last_progress.set_to_current_time()
+        self._last_progress = time.monotonic()
+        for letter in projection.dead_letters:
+            _log.warning(
+                "record refused",
+                partition=letter.record.partition,
+                offset=letter.record.offset,
+                reason=letter.refusal.reason,
+                detail=letter.refusal.detail,
+            )
+        _log.debug("batch stored", records=len(batch.records), seconds=round(seconds, 4))
+
+    def _partitions(self, batch: Batch) -> list[TopicPartition]:
+        return [p for p in self._assignment.positions if p.partition in batch.moves]
+
+    async def _poll(self) -> dict[TopicPartition, list[ConsumerRecord]]:
+        try:
+            records: dict[TopicPartition, list[ConsumerRecord]] = await self._client.getmany(
+                timeout_ms=_POLL_MS, max_records=self._batch_max_records
+            )
+        except Exception as error:
+            # An exception through getmany turns the client's max.poll.interval off for good.
+            raise RetryableError(f"Kafka: {type(error).__name__}: {error}") from error
+        return records
+
+    async def _wait_paused(self, attempt: int) -> None:
+        """Back off with all partitions paused, polling so that the group keeps this member."""
+        deadline = time.monotonic() + backoff(attempt)
+        self._client.pause(*self._assignment.positions)
+        while time.monotonic() < deadline and not self._stop.is_set():
+            await self._poll()
+        self._client.resume(*self._assignment.positions)
+
+    async def _commit_for_lag_tools(self) -> None:
+        committed: dict[TopicPartition, int] = {}
+        while True:
+            await asyncio.sleep(_COMMIT_INTERVAL)
+            positions = dict(self._assignment.positions)
+            if positions and positions != committed:
+                try:
+                    await self._client.commit(positions)
+                    committed = positions
+                except (KafkaError, IllegalStateError) as error:
+                    _log.debug("offsets not committed to Kafka", error=str(error))
+
+    def _lag(self, partition: TopicPartition) -> int:
+        end: int = self._client.last_stable_offset(partition) or 0
+        return max(0, end - self._assignment.positions[partition])
+
+    def _measure_lag(self) -> None:
+        for partition in self._assignment.positions:
+            self._metrics.lag.labels(partition.partition).set(self._lag(partition))
+
+
+def backoff(attempt: int) -> float:
+    """Seconds to wait after failure number `attempt`, counted from 0: up to 5, with jitter."""
+    return min(0.1 * float(2 ** min(attempt, 10)), 5) * random.uniform(0.5, 1)  # noqa: S311

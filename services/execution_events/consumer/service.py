@@ -1,0 +1,137 @@
+"""The consumer's process."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.errors import KafkaError
+from prometheus_client import CollectorRegistry
+
+from execution_events.consumer.assignment import Assignment
+from execution_events.consumer.loop import ConsumeLoop, backoff
+from execution_events.consumer.topic import check_topic
+from execution_events.errors import RetryableError
+from execution_events.management import ConsumerMetrics, serve_management
+from execution_events.observability import Logger
+from execution_events.settings import Settings
+from execution_events.store.batches import BatchWriter
+
+_log = Logger(__name__)
+
+
+async def run_consumer(settings: Settings, stop: asyncio.Event) -> None:
+    """Consume until `stop` is set; then finish the batch in hand and leave the group.
+
+    While Kafka or PostgreSQL is away it waits and tries again. Raises `HaltError` when going on
+    could lose or double occurrences.
+    """
+    service = _Service(settings, stop)
+    async with (
+        BatchWriter(settings.require_database_url(), settings.topic) as writer,
+        serve_management(
+            settings.management_host,
+            settings.management_port,
+            service.registry,
+            service.readiness,
+        ) as management,
+    ):
+        _log.info("consumer started", topic=settings.topic, management=management)
+        consuming = asyncio.create_task(service.consume(writer))
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({consuming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({consuming}, timeout=settings.stop_timeout)
+            if not consuming.done():
+                _log.warning("stopping without the batch in hand", waited=settings.stop_timeout)
+                consuming.cancel()
+            with suppress(asyncio.CancelledError):
+                await consuming
+        finally:
+            for task in (consuming, stopping):
+                task.cancel()
+            await asyncio.gather(consuming, stopping, return_exceptions=True)
+    _log.info("consumer stopped")
+
+
+class _Service:
+    def __init__(self, settings: Settings, stop: asyncio.Event) -> None:
+        self._settings = settings
+        self._stop = stop
+        self._assignment: Assignment | None = None
+        self._loop: ConsumeLoop | None = None
+        self._problem: str | None = "starting"
+        self.registry = CollectorRegistry()
+        self._metrics = ConsumerMetrics(self.registry)
+
+    async def consume(self, writer: BatchWriter) -> None:
+        """Connect, consume, and begin again with a new client whenever one is of no more use."""
+        attempt = 0
+        while not self._stop.is_set():
+            try:
+                await writer.connect()
+                await check_topic(self._settings)
+                async with self._client() as (client, assignment):
+                    self._problem, attempt = None, 0
+                    self._assignment = assignment
+                    self._loop = ConsumeLoop(
+                        client,
+                        assignment,
+                        writer,
+                        self._metrics,
+                        self._settings.batch_max_records,
+                        self._stop,
+                    )
+                    await self._loop.run()
+            except RetryableError as error:
+                self._problem = str(error)
+                self._metrics.retries.inc()
+                _log.warning("cannot consume yet", error=self._problem, attempt=attempt)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stop.wait(), backoff(attempt))
+                attempt += 1
+            finally:
+                self._assignment = self._loop = None
+
+    async def readiness(self) -> list[str]:
+        """Why records are not stored, if they are not."""
+        if self._assignment is None or self._loop is None:
+            return [self._problem or "starting"]
+        if not self._assignment.joined:
+            return ["the group has not assigned partitions yet"]
+        reasons = [
+            f"partition {partition.partition} is halted: {reason}"
+            for partition, reason in self._assignment.halted.items()
+        ]
+        if self._assignment.unseeded():
+            reasons.append("the stored offsets of assigned partitions have not been read yet")
+        stalled = self._loop.stalled()
+        if stalled > self._settings.stall_timeout:
+            reasons.append(f"records wait, and none has been stored for {stalled:.0f} s")
+        return reasons
+
+    @asynccontextmanager
+    async def _client(self) -> AsyncIterator[tuple[AIOKafkaConsumer, Assignment]]:
+        client = AIOKafkaConsumer(
+            **self._settings.kafka_client(),
+            client_id="execution-events-consumer",
+            group_id=self._settings.group,
+            isolation_level="read_committed",
+            # Offsets live in PostgreSQL; one that the log no longer has must be seen.
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            partition_assignment_strategy=(RoundRobinPartitionAssignor,),
+            metadata_max_age_ms=30_000,
+        )
+        assignment = Assignment(client)
+        client.subscribe([self._settings.topic], listener=assignment)
+        try:
+            await client.start()
+        except KafkaError as error:
+            await client.stop()
+            raise RetryableError(f"Kafka: {error}") from error
+        try:
+            yield client, assignment
+        finally:
+            await client.stop()

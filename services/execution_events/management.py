@@ -1,0 +1,95 @@
+"""The management port, apart from the API: `/livez`, `/readyz`, `/metrics`; and every metric."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from execution_events.serving import serve
+
+Readiness = Callable[[], Awaitable[list[str]]]
+"""Gives the reasons why a service is not ready; none when it is."""
+
+
+class ConsumerMetrics:
+    """What a consumer counts, since its process started."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        # outcome: stored, duplicate (dropped by its source's watermark) or dead_letter.
+        self.records = Counter(
+            "execution_events_records", "Records by outcome.", ["outcome"], registry=registry
+        )
+        # A batch is one transaction.
+        self.batch_seconds = Histogram(
+            "execution_events_batch_seconds", "Time to store a batch.", registry=registry
+        )
+        # Batches dropped because another consumer had moved the stored offset.
+        self.fenced = Counter(
+            "execution_events_fenced_batches", "Batches dropped by fencing.", registry=registry
+        )
+        # Attempts that failed because PostgreSQL or Kafka was away.
+        self.retries = Counter("execution_events_retries", "Attempts to retry.", registry=registry)
+        self.sequence_gaps = Counter(
+            "execution_events_sequence_gaps", "Gaps in a source's sequence.", registry=registry
+        )
+        self.without_key = Counter(
+            "execution_events_records_without_key", "Stored without a key.", registry=registry
+        )
+        # Last stable offset - fetch position + what is read but not stored.
+        self.lag = Gauge(
+            "execution_events_lag_records", "Records to store.", ["partition"], registry=registry
+        )
+        # 1 while the partition is halted because its log is not the one that was stored.
+        self.halted = Gauge(
+            "execution_events_partition_halted", "Halted.", ["partition"], registry=registry
+        )
+        # Seconds since the epoch; 0 before the first.
+        self.last_progress = Gauge(
+            "execution_events_last_progress_timestamp_seconds",
+            "When a batch was last stored.",
+            registry=registry,
+        )
+
+
+class ReaderMetrics:
+    """What a reader counts, since its process started."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "execution_events_requests", "Requests by status.", ["status"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "execution_events_request_seconds", "Time to answer.", registry=registry
+        )
+
+
+@asynccontextmanager
+async def serve_management(
+    host: str, port: int, registry: CollectorRegistry, readiness: Readiness
+) -> AsyncIterator[str]:
+    """Serve the management port and give its address.
+
+    `/livez` answers 200 while the process's loop turns. `/readyz` answers 200, or 503 with the
+    reasons. `/metrics` is Prometheus's text format.
+    """
+
+    async def livez(_: Request) -> Response:
+        return JSONResponse({"live": True})
+
+    async def readyz(_: Request) -> Response:
+        reasons = await readiness()
+        return JSONResponse(
+            {"ready": not reasons, "reasons": reasons}, status_code=503 if reasons else 200
+        )
+
+    async def metrics(_: Request) -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    routes = [Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)]
+    async with serve(Starlette(routes=routes), host, port) as address:
+        yield address

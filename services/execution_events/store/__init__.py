@@ -1,0 +1,9 @@
+"""PostgreSQL: all SQL, and the only importer of asyncpg.
+
+- `database`: connections with every time limit set, and the translation of driver errors.
+- `migrate`: the schema, its version and its roles.
+- `batches`: one batch of records, stored in one transaction.
+- `listing`: the events of an execution, for the reader.
+- `dead_letters`: the records that were refused, for operators.
+- `queries/*.sql`, `migrations/*.sql`, `privileges.sql`: the SQL itself.
+"""

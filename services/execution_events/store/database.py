@@ -1,0 +1,94 @@
+"""Connections to PostgreSQL, with every time limit set, and one place for the driver's errors."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import asyncpg
+
+from execution_events.errors import HaltError, RetryableError
+
+CONNECT_TIMEOUT = 10
+"""Seconds to connect, or to get a connection from a pool."""
+COMMAND_TIMEOUT = 60
+"""Seconds for one command, on the client's side; the server gives up a little earlier."""
+
+_SERVER_SETTINGS = {
+    "search_path": "execution_events",
+    "statement_timeout": "55s",
+    "lock_timeout": "20s",
+    "idle_in_transaction_session_timeout": "60s",
+    "timezone": "UTC",
+}
+_RETRYABLE_CLASSES = ("08", "40", "53", "57")
+_RETRYABLE_STATES = ("55P03", "25006")
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Raise the driver's errors as ours, by SQLSTATE and type and never by message.
+
+    `RetryableError`: the server is away, busy or read-only. `HaltError`: all else.
+    """
+    try:
+        yield
+    except asyncpg.PostgresError as error:
+        state = error.sqlstate or ""
+        if state.startswith(_RETRYABLE_CLASSES) or state in _RETRYABLE_STATES:
+            raise RetryableError(f"PostgreSQL: {error} ({state})") from error
+        raise HaltError(f"PostgreSQL refused a statement: {error} ({state})") from error
+    except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+        raise RetryableError(f"PostgreSQL cannot be reached: {error or 'time-out'}") from error
+    except asyncpg.InternalClientError as error:
+        raise HaltError(f"PostgreSQL's driver: {error}") from error
+    except asyncpg.InterfaceError as error:
+        # Most often: the connection was closed under us.
+        raise RetryableError(f"PostgreSQL: {error}") from error
+
+
+def _options(application: str) -> dict[str, Any]:
+    return {
+        "timeout": CONNECT_TIMEOUT,
+        "command_timeout": COMMAND_TIMEOUT,
+        "server_settings": {**_SERVER_SETTINGS, "application_name": application},
+    }
+
+
+@asynccontextmanager
+async def connect(
+    database_url: str, application: str, *, unlimited: bool = False
+) -> AsyncIterator[asyncpg.Connection]:
+    """One connection, closed at the end; `application` is its name in `pg_stat_activity`.
+
+    With `unlimited`, for migrations, a statement may take any time.
+    """
+    options = _options(application)
+    if unlimited:
+        options["command_timeout"] = None
+        options["server_settings"] |= {"statement_timeout": "0", "lock_timeout": "60s"}
+    with translated_errors():
+        connection = await asyncpg.connect(database_url, **options)
+    try:
+        yield connection
+    finally:
+        try:
+            await connection.close(timeout=5)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            connection.terminate()
+
+
+@asynccontextmanager
+async def open_pool(database_url: str, application: str, size: int) -> AsyncIterator[asyncpg.Pool]:
+    """A pool of at most `size` connections, which are opened when they are needed."""
+    pool = asyncpg.create_pool(database_url, min_size=0, max_size=size, **_options(application))
+    with translated_errors():
+        await pool
+    try:
+        yield pool
+    finally:
+        try:
+            async with asyncio.timeout(5):
+                await pool.close()
+        except TimeoutError:
+            pool.terminate()
