@@ -47,9 +47,8 @@ def add_commands(commands: Any) -> None:
 
 def _publish(arguments: argparse.Namespace, settings: Settings) -> int:
     try:
-        source = sys.stdin.buffer if arguments.file == "-" else Path(arguments.file).open("rb")
-        with source:
-            content = source.read()
+        file = arguments.file
+        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
         raise ExecutionEventsError(f"{arguments.file}: {error.strerror}") from error
     occurrences = list(_occurrences(content, arguments.execution_id))

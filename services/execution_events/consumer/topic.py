@@ -1,5 +1,8 @@
 """The topic: made with what the guarantees need, and checked before it is read."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
@@ -35,13 +38,8 @@ async def create_topic(
             "retention.ms": str(retention_ms),
         },
     )
-    try:
-        async with AIOKafkaAdminClient(**settings.kafka_client()) as admin:
-            response = await admin.create_topics([topic])
-    except TopicAlreadyExistsError:
-        return False
-    except KafkaError as error:
-        raise RetryableError(f"Kafka at {settings.kafka_bootstrap_servers}: {error}") from error
+    async with _admin(settings) as admin:
+        response = await admin.create_topics([topic])
     for _, code, message, *_ in response.topic_errors:
         error_type = for_code(code)
         if error_type is TopicAlreadyExistsError:
@@ -53,18 +51,15 @@ async def create_topic(
 
 async def check_topic(settings: Settings) -> None:
     """Raise `RetryableError` while the topic is missing, `HaltError` where it is compacted."""
-    try:
-        async with AIOKafkaAdminClient(**settings.kafka_client()) as admin:
-            [described] = await admin.describe_topics([settings.topic])
-            if described["error_code"] == UnknownTopicOrPartitionError.errno:
-                raise RetryableError(
-                    f"the topic {settings.topic} does not exist: run `execution-events topic create`"
-                )
-            [configs] = await admin.describe_configs(
-                [ConfigResource(ConfigResourceType.TOPIC, settings.topic)]
+    async with _admin(settings) as admin:
+        [described] = await admin.describe_topics([settings.topic])
+        if described["error_code"] == UnknownTopicOrPartitionError.errno:
+            raise RetryableError(
+                f"the topic {settings.topic} does not exist: run `execution-events topic create`"
             )
-    except KafkaError as error:
-        raise RetryableError(f"Kafka at {settings.kafka_bootstrap_servers}: {error}") from error
+        [configs] = await admin.describe_configs(
+            [ConfigResource(ConfigResourceType.TOPIC, settings.topic)]
+        )
     for _, _, _, _, entries in configs.resources:
         policy = {entry[0]: entry[1] for entry in entries}.get("cleanup.policy", "")
         if "compact" in policy:
@@ -72,3 +67,15 @@ async def check_topic(settings: Settings) -> None:
                 f"the topic {settings.topic} is compacted, so records are missing from its log: "
                 "set its cleanup.policy to delete"
             )
+
+
+@asynccontextmanager
+async def _admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+    admin = AIOKafkaAdminClient(**settings.kafka_client())
+    try:
+        await admin.start()
+        yield admin
+    except KafkaError as error:
+        raise RetryableError(f"Kafka at {settings.kafka_bootstrap_servers}: {error}") from error
+    finally:
+        await admin.close()

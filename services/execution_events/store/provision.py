@@ -18,7 +18,8 @@ async def provision_database(
             verb = "ALTER" if exists else "CREATE"
             await admin.execute(
                 await admin.fetchval(
-                    "SELECT format('%s ROLE %I LOGIN CREATEROLE PASSWORD %L', $1::text, $2::text, $3::text)",
+                    "SELECT format('%s ROLE %I LOGIN CREATEROLE PASSWORD %L', $1::text, $2::text,"
+                    " $3::text)",
                     verb,
                     owner,
                     password,

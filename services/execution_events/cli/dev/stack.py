@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import secrets
 import sys
 import urllib.request
@@ -251,9 +250,8 @@ def _write_private(file: Path, content: object) -> None:
     """Write JSON that only the owner can read, whole or not at all."""
     new = file.with_suffix(".new")
     new.unlink(missing_ok=True)
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-        json.dump(content, stream, indent=2)
-        stream.write("\n")
+    new.touch(0o600, exist_ok=False)
+    new.write_text(json.dumps(content, indent=2) + "\n")
     new.replace(file)
 
 
