@@ -23,7 +23,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _migrate(arguments: argparse.Namespace, settings: Settings) -> int:
-    return asyncio.run(_check(settings) if arguments.check else apply(settings))
+    return asyncio.run(_check(settings) if arguments.check else _apply(settings))
 
 
 async def _check(settings: Settings) -> int:
@@ -41,8 +41,15 @@ async def _check(settings: Settings) -> int:
     return 0
 
 
-async def apply(settings: Settings) -> int:
-    """Apply what is missing, and print it."""
+async def _apply(settings: Settings) -> int:
+    for name in await migrate_database(settings):
+        print(f"applied: {name}")
+    print("up to date")
+    return 0
+
+
+async def migrate_database(settings: Settings) -> list[str]:
+    """Apply what is missing, and return its names."""
     with extra("consumer"):
         from execution_events.store.database import connect
         from execution_events.store.migrate import migrate
@@ -57,7 +64,4 @@ async def apply(settings: Settings) -> int:
         applied = await migrate(
             connection, {role: password for role, password in passwords.items() if password}
         )
-    for migration in applied:
-        print(f"applied: {migration.version:04} {migration.name}")
-    print("up to date")
-    return 0
+    return [f"{migration.version:04} {migration.name}" for migration in applied]

@@ -13,7 +13,7 @@ from pathlib import Path
 from execution_events.cli import topic
 from execution_events.cli.dev import demo
 from execution_events.cli.dev.supervisor import Say, printer, supervised
-from execution_events.cli.migrate import apply
+from execution_events.cli.migrate import migrate_database
 from execution_events.consumer.topic import DAY_MS, create_topic
 from execution_events.embedded import (
     DataDirectory,
@@ -182,7 +182,7 @@ async def _create_database(
     settings: Settings, postgres: EmbeddedPostgres, owner_url: str, passwords: dict[str, str]
 ) -> None:
     await provision_database(postgres.dsn(), _DATABASE, _OWNER, passwords["owner"])
-    await apply(
+    await migrate_database(
         replace(
             settings,
             database_url=owner_url,
@@ -258,10 +258,11 @@ def _write_private(file: Path, content: object) -> None:
 def _announce(say: Say, endpoints: Endpoints, options: DevOptions) -> None:
     say("dev", "ready:")
     say("dev", f"  Kafka       {endpoints.kafka}, topic {endpoints.topic}")
-    say("dev", f"  PostgreSQL  {endpoints.ops}  (read-only: the ops views)")
+    user, _, address = endpoints.ops.partition("@")
+    say("dev", f"  PostgreSQL  {user.rpartition(':')[0]}:…@{address}  (read-only: the ops views)")
     if endpoints.reader is not None:
         say("dev", f"  reader      {endpoints.reader}")
-    say("dev", f"  all of it   {options.data_dir / 'endpoints.json'}")
+    say("dev", f"  passwords   {options.data_dir / 'endpoints.json'}")
     if options.demo:
         say("dev", "try:")
         say("dev", f"  curl {endpoints.reader}/v1/executions/{demo.SEED_EXECUTION}/events")

@@ -1,0 +1,57 @@
+"""Fixtures for all tests: servers for the whole run, a database and a topic for each test."""
+
+import secrets
+from collections.abc import AsyncIterator
+
+import pytest
+
+from execution_events.consumer.topic import DAY_MS, create_topic
+from execution_events.settings import Settings
+from tests.support import backends, databases
+from tests.support.backends import Servers
+from tests.support.databases import Database
+
+PARTITIONS = 3
+
+
+@pytest.fixture(scope="session")
+async def servers() -> AsyncIterator[Servers]:
+    """Kafka and PostgreSQL."""
+    async with backends.servers() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+async def template_database(servers: Servers) -> AsyncIterator[str]:
+    """The migrated database that each test's is cloned from."""
+    async with databases.template(servers.administrator_url) as name:
+        yield name
+
+
+@pytest.fixture
+async def database(servers: Servers, template_database: str) -> AsyncIterator[Database]:
+    """A migrated, empty database of the test's own."""
+    async with databases.cloned(servers.administrator_url, template_database) as database:
+        yield database
+
+
+@pytest.fixture
+async def settings(servers: Servers, database: Database) -> Settings:
+    """The consumer's settings, with a topic and a group of the test's own."""
+    name = f"test-{secrets.token_hex(4)}"
+    settings = Settings(
+        kafka_bootstrap_servers=servers.bootstrap_servers,
+        topic=name,
+        group=name,
+        database_url=database.writer,
+        management_port=0,
+        reader_port=0,
+    )
+    await create_topic(
+        settings,
+        partitions=PARTITIONS,
+        replication=1,
+        min_insync_replicas=1,
+        retention_ms=30 * DAY_MS,
+    )
+    return settings

@@ -1,0 +1,315 @@
+"""One batch, one transaction: the fold in SQL, fencing, watermarks, dead letters."""
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any, NamedTuple
+
+import asyncpg
+import pytest
+
+from execution_events import wire
+from execution_events.errors import FencedError, HaltError
+from execution_events.events import COUNT_MAX, RECORD_COUNT_MAX, Occurrence
+from execution_events.projection.batch import read
+from execution_events.projection.fold import fold
+from execution_events.store.batches import Batch, BatchWriter, Move
+from execution_events.wire import Headers, Origin
+from tests.support.databases import Database
+
+TOPIC = "events"
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class LogRecord(NamedTuple):
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+
+def occurrence(**fields: Any) -> Occurrence:
+    defaults = {
+        "execution_id": "execution-1",
+        "namespace": "tenant",
+        "name": "object.1",
+        "object_name": "object",
+        "object_namespace": "tenant",
+        "reason": "启动##ActionStart",
+        "message": "",
+        "first_timestamp": EPOCH,
+        "last_timestamp": EPOCH,
+        "count": 1,
+        "type": "Normal",
+        "elem_type": "KubeDAG.init",
+        "elem_id": "job",
+        "action_name": "create",
+    }
+    return Occurrence(**(defaults | fields))
+
+
+def log(
+    occurrences: Sequence[Occurrence | bytes],
+    partition: int = 0,
+    begin: int = 0,
+    source: str | None = None,
+) -> list[LogRecord]:
+    records = []
+    for offset, content in enumerate(occurrences, begin):
+        key, value = (b"k", content) if isinstance(content, bytes) else wire.encode(content)
+        headers = () if source is None else wire.encode_origin(Origin(source, offset))
+        records.append(LogRecord(partition, offset, 0, key, value, headers))
+    return records
+
+
+def batch(records: Sequence[LogRecord], *, begin: int | None = None) -> Batch:
+    """A batch of one partition's records."""
+    first = records[0].offset if begin is None else begin
+    return Batch(
+        [read(record) for record in records],
+        {records[0].partition: Move(first, records[-1].offset + 1)},
+    )
+
+
+@pytest.fixture
+async def writer(database: Database) -> AsyncIterator[BatchWriter]:
+    async with BatchWriter(database.writer, TOPIC) as writer:
+        for partition in range(3):
+            await writer.begin_partition(partition, 0)
+        yield writer
+
+
+@pytest.fixture
+async def owner(database: Database) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(
+        database.owner, server_settings={"search_path": "execution_events"}
+    )
+    yield connection
+    await connection.close()
+
+
+async def stored_events(owner: asyncpg.Connection) -> list[tuple[Any, ...]]:
+    rows = await owner.fetch(
+        "SELECT execution_id, namespace, name, object_name, object_namespace, reason, message,"
+        " place, first_timestamp, last_timestamp, count, type, elem_type, elem_id, action_name"
+        " FROM event ORDER BY execution_id, namespace, name"
+    )
+    return [tuple(row) for row in rows]
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_any_split_of_a_log_stores_the_rows_of_its_fold(
+    writer: BatchWriter, owner: asyncpg.Connection, seed: int
+) -> None:
+    rng = Random(seed)
+    occurrences = []
+    for number in range(400):
+        last = EPOCH + timedelta(microseconds=rng.randrange(20))
+        occurrences.append(
+            occurrence(
+                execution_id=f"execution-{rng.randrange(3)}",
+                namespace=rng.choice(["tenant", "租户"]),
+                name=f"object.{rng.randrange(8)}",
+                reason=f"reason-{number}",
+                message=f"消息-{number}",
+                type=rng.choice(["Normal", "Warning"]),
+                elem_id=f"job-{number}",
+                first_timestamp=last - timedelta(seconds=rng.randrange(5)),
+                last_timestamp=last,
+                count=rng.choice([1, 2, RECORD_COUNT_MAX]),
+            )
+        )
+    records = log(occurrences)
+    while records:
+        size = rng.randint(1, 60)
+        await writer.store(batch(records[:size]))
+        records = records[size:]
+
+    expected = [
+        (
+            *identity,
+            event.latest.object_name,
+            event.latest.object_namespace,
+            event.latest.reason,
+            event.latest.message,
+            event.place,
+            event.first_timestamp,
+            event.latest.last_timestamp,
+            event.count,
+            event.latest.type,
+            event.latest.elem_type,
+            event.latest.elem_id,
+            event.latest.action_name,
+        )
+        for identity, event in sorted(fold(occurrences).items())
+    ]
+    assert await stored_events(owner) == expected
+    executions = await owner.fetch(
+        "SELECT execution_id, namespace, events, occurrences, first_timestamp, last_timestamp"
+        " FROM execution ORDER BY execution_id, namespace"
+    )
+    by_execution: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
+    for row in expected:
+        by_execution.setdefault(row[:2], []).append(row)
+    assert [tuple(row) for row in executions] == [
+        (
+            *key,
+            len(rows),
+            sum(row[10] for row in rows),
+            min(row[8] for row in rows),
+            max(row[9] for row in rows),
+        )
+        for key, rows in sorted(by_execution.items())
+    ]
+
+
+async def test_sums_stop_at_their_bound(writer: BatchWriter, owner: asyncpg.Connection) -> None:
+    await writer.store(batch(log([occurrence()])))
+    await owner.execute("UPDATE event SET count = $1", COUNT_MAX - 1)
+    await owner.execute("UPDATE execution SET occurrences = $1", COUNT_MAX - 1)
+
+    await writer.store(batch(log([occurrence(count=2)], begin=1)))
+
+    assert await owner.fetchval("SELECT count FROM event") == COUNT_MAX
+    assert await owner.fetchval("SELECT occurrences FROM execution") == COUNT_MAX
+
+
+async def test_a_batch_that_was_stored_is_fenced_when_it_is_sent_again(
+    writer: BatchWriter, owner: asyncpg.Connection
+) -> None:
+    """As after a commit whose reply was lost."""
+    once = batch(log([occurrence(), b"not json"], source="worker"))
+    await writer.store(once)
+    before = [await stored_events(owner), await owner.fetch("SELECT * FROM execution")]
+
+    with pytest.raises(FencedError):
+        await writer.store(once)
+
+    assert [await stored_events(owner), await owner.fetch("SELECT * FROM execution")] == before
+    assert await owner.fetchval("SELECT count(*) FROM dead_letter") == 1
+    assert await writer.stored_offsets([0]) == {0: 2}
+
+
+async def test_one_partition_that_was_overtaken_drops_the_whole_batch(
+    writer: BatchWriter, owner: asyncpg.Connection
+) -> None:
+    await writer.store(batch(log([occurrence()], partition=1)))
+    records = [*log([occurrence()], partition=0), *log([occurrence()], partition=1)]
+    both = Batch([read(record) for record in records], {0: Move(0, 1), 1: Move(0, 1)})
+
+    with pytest.raises(FencedError, match=r"\[1\]"):
+        await writer.store(both)
+
+    assert await owner.fetchval("SELECT sum(count) FROM event") == 1
+    assert await writer.stored_offsets([0, 1]) == {0: 0, 1: 1}
+
+
+async def test_two_writers_store_a_batch_once(
+    database: Database, writer: BatchWriter, owner: asyncpg.Connection
+) -> None:
+    same = batch(log([occurrence()]))
+    async with BatchWriter(database.writer, TOPIC) as zombie:
+        await zombie.connect()
+        await writer.store(same)
+        with pytest.raises(FencedError):
+            await zombie.store(same)
+        # The writer that was fenced is of further use.
+        await zombie.store(batch(log([occurrence()], begin=1)))
+    assert await owner.fetchval("SELECT count FROM event") == 2
+
+
+async def test_an_error_leaves_nothing_behind(
+    writer: BatchWriter, owner: asyncpg.Connection
+) -> None:
+    await owner.execute("ALTER TABLE event ADD CONSTRAINT no_bombs CHECK (message <> 'bomb')")
+    content = [occurrence(), occurrence(name="object.2", message="bomb"), b"not json"]
+
+    with pytest.raises(HaltError):
+        await writer.store(batch(log(content, source="worker")))
+
+    for table in ("event", "execution", "dead_letter", "producer_progress"):
+        assert await owner.fetchval(f"SELECT count(*) FROM {table}") == 0, table
+    assert await writer.stored_offsets([0]) == {0: 0}
+
+
+async def test_records_sent_again_count_once(
+    writer: BatchWriter, owner: asyncpg.Connection
+) -> None:
+    records = log([occurrence(), b"not json", occurrence()], source="worker")
+    await writer.store(batch(records))
+    copies = [record._replace(offset=record.offset + 3) for record in records]
+
+    projection = await writer.store(batch(copies))
+
+    assert projection.duplicates == 3
+    assert await owner.fetchval("SELECT count FROM event") == 2
+    assert await owner.fetchval("SELECT count(*) FROM dead_letter") == 1
+    progress = await owner.fetchrow("SELECT partition, source, sequence FROM producer_progress")
+    assert tuple(progress) == (0, "worker", 2)
+
+
+async def test_duplicates_leave_the_revision_alone(
+    writer: BatchWriter, owner: asyncpg.Connection
+) -> None:
+    [record] = log([occurrence()], source="worker")
+    await writer.store(batch([record]))
+    revision = await owner.fetchval("SELECT revision FROM execution")
+
+    await writer.store(batch([record._replace(offset=1)]))
+    assert await owner.fetchval("SELECT revision FROM execution") == revision
+
+    await writer.store(batch(log([occurrence()], begin=2)))
+    assert await owner.fetchval("SELECT revision FROM execution") > revision
+
+
+async def test_a_watermark_is_a_partitions_own(
+    writer: BatchWriter, owner: asyncpg.Connection
+) -> None:
+    for partition in (0, 1):
+        records = log([occurrence()], partition=partition, source="worker")
+        assert (await writer.store(batch(records))).duplicates == 0
+    assert await owner.fetchval("SELECT count FROM event") == 2
+
+
+async def test_a_dead_letter_is_the_record_as_it_was(
+    writer: BatchWriter, owner: asyncpg.Connection
+) -> None:
+    headers = (("trace", b"\x00\xff"), ("nul\0name", None), ("trace", b""))
+    record = LogRecord(2, 0, 1_700_000_000_123, b"\xff\x00key", b"\x00\xfe", headers)
+
+    await writer.store(batch([record]))
+
+    row = await owner.fetchrow(
+        "SELECT topic, partition, record_offset, record_timestamp, key, value, header_names,"
+        " header_values, reason FROM dead_letter"
+    )
+    assert tuple(row) == (
+        TOPIC,
+        2,
+        0,
+        1_700_000_000_123,
+        b"\xff\x00key",
+        b"\x00\xfe",
+        [b"trace", b"nul\0name", b"trace"],
+        [b"\x00\xff", None, b""],
+        wire.NOT_UTF8,
+    )
+
+
+async def test_a_partition_moves_without_records(writer: BatchWriter) -> None:
+    await writer.store(Batch([], {0: Move(0, 7)}))
+    assert await writer.stored_offsets([0]) == {0: 7}
+
+
+async def test_no_index_stands_on_a_column_that_recurrences_change(
+    owner: asyncpg.Connection,
+) -> None:
+    """One would end HOT updates."""
+    columns = await owner.fetch(
+        "SELECT DISTINCT attname FROM pg_index JOIN pg_attribute"
+        " ON attrelid = indrelid AND attnum = ANY (indkey)"
+        " WHERE indrelid IN ('event'::regclass, 'execution'::regclass)"
+    )
+    assert {row["attname"] for row in columns} == {"execution_id", "namespace", "name"}

@@ -1,0 +1,76 @@
+"""Real Kafka and PostgreSQL for the tests: embedded, in containers, or already running.
+
+`EXECUTION_EVENTS_TEST_BACKEND` chooses `embedded` (the default) or `testcontainers`;
+`EXECUTION_EVENTS_TEST_KAFKA` (host:port) and `EXECUTION_EVENTS_TEST_DATABASE_URL` (of an
+administrator) together name running servers instead. The tests are the same on each.
+"""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from execution_events.embedded import DataDirectory, EmbeddedKafka, EmbeddedPostgres, running
+
+_KAFKA_IMAGE = "apache/kafka:4.3.1"
+_POSTGRES_IMAGE = "postgres:18"
+
+# Tests that crash the server on purpose start one of their own.
+_FAST_POSTGRES = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+
+
+class Servers(NamedTuple):
+    """Where the servers are; `administrator_url` is a superuser's."""
+
+    bootstrap_servers: str
+    administrator_url: str
+
+
+@asynccontextmanager
+async def servers() -> AsyncIterator[Servers]:
+    """The servers of the chosen backend, started and stopped where that is ours to do."""
+    kafka = os.environ.get("EXECUTION_EVENTS_TEST_KAFKA")
+    database_url = os.environ.get("EXECUTION_EVENTS_TEST_DATABASE_URL")
+    if kafka and database_url:
+        yield Servers(kafka, database_url)
+        return
+    backends = {"embedded": _embedded, "testcontainers": _containers}
+    async with backends[os.environ.get("EXECUTION_EVENTS_TEST_BACKEND", "embedded")]() as started:
+        yield started
+
+
+def cache_dir() -> Path:
+    """Where the embedded Kafka's jars are kept, as `dev` keeps them."""
+    cache = os.environ.get("EXECUTION_EVENTS_CACHE_DIR")
+    if cache:
+        return Path(cache)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "execution-events"
+
+
+@asynccontextmanager
+async def _embedded() -> AsyncIterator[Servers]:
+    with tempfile.TemporaryDirectory(prefix="execution-events-tests-") as parent:
+        # An unprivileged account must reach PostgreSQL's data when root runs the tests.
+        Path(parent).chmod(0o711)
+        async with DataDirectory(Path(parent) / "data") as directory:
+            kafka = EmbeddedKafka(directory, cache_dir())
+            postgres = EmbeddedPostgres(directory, settings=_FAST_POSTGRES)
+            async with running(kafka, postgres):
+                yield Servers(kafka.bootstrap_servers, postgres.dsn())
+
+
+@asynccontextmanager
+async def _containers() -> AsyncIterator[Servers]:
+    from testcontainers.kafka import KafkaContainer
+    from testcontainers.postgres import PostgresContainer
+
+    kafka = KafkaContainer(_KAFKA_IMAGE).with_kraft()
+    postgres = PostgresContainer(_POSTGRES_IMAGE, driver=None)
+    try:
+        await asyncio.gather(asyncio.to_thread(kafka.start), asyncio.to_thread(postgres.start))
+        yield Servers(kafka.get_bootstrap_server(), postgres.get_connection_url())
+    finally:
+        await asyncio.gather(asyncio.to_thread(kafka.stop), asyncio.to_thread(postgres.stop))

@@ -1,0 +1,113 @@
+"""A database for each test, cloned from a migrated template."""
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+
+from execution_events.store.database import connect
+from execution_events.store.migrate import migrate
+from execution_events.store.provision import provision_database
+
+OWNER = "execution_events_owner"
+PASSWORD = secrets.token_urlsafe(12)
+SERVICE_ROLES = ("execution_events_writer", "execution_events_reader", "execution_events_ops")
+
+
+class Database(NamedTuple):
+    """One database's address for each role."""
+
+    administrator: str
+    owner: str
+    writer: str
+    reader: str
+    ops: str
+
+
+def urls(administrator_url: str, database: str) -> Database:
+    """The addresses of `database` on the administrator's server."""
+    return Database(
+        _url(administrator_url, database),
+        *(
+            _url(administrator_url, database, f"execution_events_{role}")
+            for role in ("owner", "writer", "reader", "ops")
+        ),
+    )
+
+
+@asynccontextmanager
+async def template(administrator_url: str) -> AsyncIterator[str]:
+    """The name of a migrated database that nobody is connected to."""
+    name = _name("template")
+    await provision_database(administrator_url, name, OWNER, PASSWORD)
+    await migrate_as_owner(urls(administrator_url, name))
+    try:
+        yield name
+    finally:
+        await drop(administrator_url, name)
+
+
+@asynccontextmanager
+async def cloned(administrator_url: str, template_name: str) -> AsyncIterator[Database]:
+    """A copy of the template."""
+    name = _name("test")
+    async with administrator(administrator_url) as connection:
+        await connection.execute(
+            f'CREATE DATABASE "{name}" TEMPLATE "{template_name}" OWNER "{OWNER}"'
+        )
+    database = urls(administrator_url, name)
+    # A copy has the schema of its template, not the privileges on the database itself.
+    await migrate_as_owner(database)
+    try:
+        yield database
+    finally:
+        await drop(administrator_url, name)
+
+
+@asynccontextmanager
+async def empty(administrator_url: str) -> AsyncIterator[Database]:
+    """A database with its owner and nothing in it."""
+    name = _name("empty")
+    await provision_database(administrator_url, name, OWNER, PASSWORD)
+    try:
+        yield urls(administrator_url, name)
+    finally:
+        await drop(administrator_url, name)
+
+
+async def migrate_as_owner(database: Database) -> list[str]:
+    """Migrate, with a password for each role; return the names of what was applied."""
+    async with connect(database.owner, "tests", unlimited=True) as connection:
+        applied = await migrate(connection, dict.fromkeys(SERVICE_ROLES, PASSWORD))
+    return [migration.name for migration in applied]
+
+
+@asynccontextmanager
+async def administrator(url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of the administrator, without the limits of the services."""
+    connection = await asyncpg.connect(url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def drop(administrator_url: str, name: str) -> None:
+    """Drop a database, whoever is connected to it."""
+    async with administrator(administrator_url) as connection:
+        await connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+def _name(kind: str) -> str:
+    return f"execution_events_{kind}_{secrets.token_hex(4)}"
+
+
+def _url(administrator_url: str, database: str, user: str | None = None) -> str:
+    url = urlsplit(administrator_url)
+    netloc = url.netloc
+    if user is not None:
+        netloc = f"{user}:{PASSWORD}@{url.netloc.rpartition('@')[2]}"
+    return urlunsplit((url.scheme, netloc, f"/{database}", url.query, ""))
