@@ -1,0 +1,41 @@
+"""The Makefile: what `make help` lists exists and parses; nothing is run."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TARGETS = ["help", "install", "run", "test", "check", "format", "lock", "build", "clean"]
+
+
+def make(*arguments: str) -> str:
+    # What the make that may have started us passes down is not for this one.
+    environ = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "ARGS"}
+    }
+    return subprocess.run(
+        ["make", *arguments], cwd=ROOT, env=environ, check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_help_is_the_default_and_lists_every_target() -> None:
+    assert make() == make("help")
+    assert re.findall(r"^make (\S+) +\S", make("help"), re.MULTILINE) == TARGETS
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_parses(target: str) -> None:
+    assert make("--dry-run", target)
+
+
+def test_arguments_and_signals_reach_the_command() -> None:
+    assert re.search(
+        r"^exec \S+/execution-events dev --data-dir \.data --no-demo$",
+        make("--dry-run", "run", "ARGS=--no-demo"),
+        re.MULTILINE,
+    )
