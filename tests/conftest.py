@@ -1,15 +1,16 @@
 """Fixtures for all tests: servers for the whole run, a database and a topic for each test."""
 
 import secrets
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
-
-from execution_events.consumer.topic import DAY_MS, create_topic
-from execution_events.settings import Settings
 from tests.support import backends, databases
 from tests.support.backends import Servers
 from tests.support.databases import Database
+
+from execution_events.consumer.topic import DAY_MS, create_topic
+from execution_events.settings import Settings
 
 PARTITIONS = 3
 
@@ -55,3 +56,11 @@ async def settings(servers: Servers, database: Database) -> Settings:
         retention_ms=30 * DAY_MS,
     )
     return settings
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port

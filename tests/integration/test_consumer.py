@@ -1,0 +1,305 @@
+"""The consumer against the real Kafka and PostgreSQL."""
+
+import asyncio
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from random import Random
+
+import asyncpg
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.records_to_delete import RecordsToDelete
+from aiokafka.structs import OffsetAndMetadata
+from prometheus_client import CollectorRegistry
+from tests.support.consumers import consuming, end_offsets, stored_offsets, until, until_stored
+from tests.support.databases import Database
+from tests.support.records import occurrence
+
+from execution_events import wire
+from execution_events.consumer.service import run_consumer
+from execution_events.errors import HaltError
+from execution_events.management import ConsumerMetrics
+from execution_events.settings import Settings
+
+Fetch = Callable[[str], Awaitable[list[asyncpg.Record]]]
+
+
+@pytest.fixture
+async def fetch(database: Database) -> AsyncIterator[Fetch]:
+    connection = await asyncpg.connect(
+        database.owner, server_settings={"search_path": "execution_events"}
+    )
+    yield connection.fetch
+    await connection.close()
+
+
+@asynccontextmanager
+async def producer(settings: Settings, **options: object) -> AsyncIterator[AIOKafkaProducer]:
+    client = AIOKafkaProducer(
+        bootstrap_servers=settings.kafka_bootstrap_servers, acks="all", **options
+    )
+    await client.start()
+    try:
+        yield client
+    finally:
+        await client.stop()
+
+
+async def publish(settings: Settings, executions: Iterable[int]) -> None:
+    """One record a number: an occurrence of the one event of that execution."""
+    async with producer(settings) as client:
+        sent = []
+        for number in executions:
+            key, value = wire.encode(occurrence(execution_id=f"execution-{number}"))
+            sent.append(await client.send(settings.topic, key=key, value=value))
+        await asyncio.gather(*sent)
+
+
+async def counts(fetch: Fetch) -> Counter[int]:
+    rows = await fetch("SELECT execution_id, count FROM event")
+    return Counter({int(row["execution_id"].rpartition("-")[2]): row["count"] for row in rows})
+
+
+@asynccontextmanager
+async def admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+    client = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    await client.start()
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def ready(port: int) -> tuple[int, str]:
+    """Status and body of /readyz; 0 and nothing where nobody listens yet."""
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    except ConnectionRefusedError:
+        return 0, ""
+    writer.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    answer = (await reader.read()).decode()
+    writer.close()
+    return int(answer.split()[1]), answer.partition("\r\n\r\n")[2]
+
+
+async def test_each_record_is_stored_once_over_restarts(settings: Settings, fetch: Fetch) -> None:
+    await publish(settings, range(20))
+    for _ in range(2):
+        async with consuming(settings):
+            await publish(settings, range(10))
+            await until_stored(settings)
+    assert await counts(fetch) == Counter([*range(20), *range(10), *range(10)])
+
+
+async def test_offsets_in_kafka_are_never_read_back(settings: Settings, fetch: Fetch) -> None:
+    await publish(settings, range(20))
+    ends = await end_offsets(settings)
+    client = AIOKafkaConsumer(
+        bootstrap_servers=settings.kafka_bootstrap_servers,
+        group_id=settings.group,
+        enable_auto_commit=False,
+    )
+    await client.start()
+    partitions = [TopicPartition(settings.topic, partition) for partition in ends]
+    client.assign(partitions)
+    await client.commit({p: OffsetAndMetadata(ends[p.partition], "") for p in partitions})
+    await client.stop()
+
+    async with consuming(settings):
+        await until_stored(settings)
+
+    assert await counts(fetch) == Counter(range(20))
+
+
+async def test_counts_are_exact_while_the_group_changes(settings: Settings, fetch: Fetch) -> None:
+    rng = Random(1)
+    published: list[int] = []
+
+    async def flow() -> None:
+        for _ in range(30):
+            some = [rng.randrange(50) for _ in range(100)]
+            await publish(settings, some)
+            published.extend(some)
+
+    small = replace(settings, batch_max_records=50)
+    flowing = asyncio.create_task(flow())
+    async with consuming(small):
+        for _ in range(2):
+            async with consuming(small):
+                before = await stored_offsets(settings)
+
+                async def moved(before: dict[int, int] = before) -> bool:
+                    after = await stored_offsets(settings)
+                    return bool(after) and after != before
+
+                await until(moved, "some progress with two members")
+        await flowing
+        await until_stored(settings)
+
+    assert await counts(fetch) == Counter(published)
+
+
+async def test_aborted_transactions_do_not_count_and_do_not_hold_up(
+    settings: Settings, fetch: Fetch
+) -> None:
+    key, value = wire.encode(occurrence(execution_id="execution-1"))
+    async with producer(settings, transactional_id=secrets.token_hex(4)) as client:
+        async with client.transaction():
+            await client.send_and_wait(settings.topic, key=key, value=value)
+        await client.begin_transaction()
+        await client.send_and_wait(settings.topic, key=key, value=value)
+        await client.abort_transaction()
+
+    async with consuming(settings):
+        # The end is behind the markers of both, which are no records.
+        await until_stored(settings)
+
+    assert await counts(fetch) == Counter([1])
+
+
+async def test_a_lost_connection_loses_and_doubles_nothing(
+    settings: Settings, database: Database, fetch: Fetch
+) -> None:
+    kill = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE application_name = 'execution-events consumer' AND datname = current_database()"
+    )
+    killer = await asyncpg.connect(database.administrator)
+    async with consuming(replace(settings, batch_max_records=20)):
+        for begin in range(0, 500, 100):
+            await publish(settings, range(begin, begin + 100))
+            await killer.execute(kill)
+        await until_stored(settings)
+    await killer.close()
+    assert await counts(fetch) == Counter(range(500))
+
+
+async def test_lost_history_halts_its_partition_loudly_and_no_other(
+    settings: Settings, fetch: Fetch, unused_port: int
+) -> None:
+    settings = replace(settings, management_port=unused_port)
+    await publish(settings, range(60))
+    async with consuming(settings):
+        await until_stored(settings)
+    ends = await end_offsets(settings)
+    await publish(settings, range(60))
+    async with admin(settings) as client:
+        await client.delete_records(
+            {TopicPartition(settings.topic, 0): RecordsToDelete(ends[0] + 1)}
+        )
+
+    async with consuming(settings):
+
+        async def halted() -> bool:
+            return "partition 0 is halted" in (await ready(unused_port))[1]
+
+        await until(halted, "readiness names partition 0")
+        assert (await ready(unused_port))[0] == 503
+
+        async def others_stored() -> bool:
+            now, stored = await end_offsets(settings), await stored_offsets(settings)
+            return all(stored[partition] == now[partition] for partition in (1, 2))
+
+        await until(others_stored, "the other partitions go on")
+    assert (await stored_offsets(settings))[0] == ends[0]
+
+
+async def test_a_log_that_ends_before_the_stored_offset_halts(
+    settings: Settings, fetch: Fetch, unused_port: int
+) -> None:
+    """As after the topic was deleted and created again."""
+    settings = replace(settings, management_port=unused_port)
+    await fetch(f"INSERT INTO partition_progress VALUES ('{settings.topic}', 1, 5, now())")
+    async with consuming(settings):
+
+        async def halted() -> bool:
+            return "partition 1 is halted" in (await ready(unused_port))[1]
+
+        await until(halted, "readiness names partition 1")
+
+
+async def test_a_compacted_topic_is_refused(settings: Settings) -> None:
+    name = f"{settings.topic}-compacted"
+    topic = NewTopic(name, 1, 1, topic_configs={"cleanup.policy": "compact"})
+    async with admin(settings) as client:
+        await client.create_topics([topic])
+    with pytest.raises(HaltError, match=r"compacted.*cleanup\.policy"):
+        await run_consumer(replace(settings, topic=name), asyncio.Event())
+
+
+async def test_an_old_schema_is_refused_with_the_command_to_run(
+    settings: Settings, fetch: Fetch
+) -> None:
+    await fetch("DELETE FROM schema_version WHERE version = 2")
+    with pytest.raises(HaltError, match="execution-events migrate"):
+        await run_consumer(settings, asyncio.Event())
+
+
+async def test_it_waits_for_its_topic(settings: Settings, unused_port: int) -> None:
+    missing = replace(settings, topic=f"{settings.topic}-later", management_port=unused_port)
+    async with consuming(missing):
+
+        async def told() -> bool:
+            return "execution-events topic create" in (await ready(unused_port))[1]
+
+        await until(told, "readiness says what to run")
+        async with admin(missing) as client:
+            await client.create_topics([NewTopic(missing.topic, 1, 1)])
+
+        async def joined() -> bool:
+            return (await ready(unused_port))[0] == 200
+
+        await until(joined, "ready once the topic is there")
+
+
+async def test_it_stops_soon_when_idle(settings: Settings, unused_port: int) -> None:
+    settings = replace(settings, management_port=unused_port)
+    loop = asyncio.get_running_loop()
+    async with consuming(settings):
+
+        async def joined() -> bool:
+            return (await ready(unused_port))[0] == 200
+
+        await until(joined, "ready")
+        stopping = loop.time()
+    assert loop.time() - stopping < 5
+
+
+async def test_metrics_tell_outcomes_and_lag(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = CollectorRegistry()
+    metrics = ConsumerMetrics(registry)
+    monkeypatch.setattr("execution_events.consumer.service.ConsumerMetrics", lambda _: metrics)
+
+    def sample(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"execution_events_{name}", labels)
+
+    await publish(settings, range(5))
+    async with producer(settings) as client:
+        await client.send_and_wait(settings.topic, key=b"execution-1", value=b"not json")
+        _, value = wire.encode(occurrence())
+        for _ in range(2):
+            headers = [("ce_source", b"worker"), ("ce_sequence", b"7")]
+            await client.send_and_wait(
+                settings.topic, key=None, value=value, headers=headers, partition=0
+            )
+
+    async with consuming(settings):
+        await until_stored(settings)
+
+        async def counted() -> bool:
+            return (
+                registry.get_sample_value("execution_events_lag_records", {"partition": "0"}) == 0
+            )
+
+        await until(counted, "no lag")
+
+    assert sample("records_total", outcome="stored") == 6
+    assert sample("records_total", outcome="duplicate") == 1
+    assert sample("records_total", outcome="dead_letter") == 1
+    assert sample("records_without_key_total") == 1

@@ -1,0 +1,77 @@
+"""Consumers in this process, and what it means that they are done."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import asyncpg
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from execution_events.consumer.service import run_consumer
+from execution_events.settings import Settings
+
+DEADLINE = 60
+"""Seconds that anything awaited may take."""
+
+
+@asynccontextmanager
+async def consuming(settings: Settings) -> AsyncIterator[None]:
+    """Run a consumer; at the end it is stopped in order, and its errors are raised."""
+    stop = asyncio.Event()
+    consumer = asyncio.create_task(run_consumer(settings, stop))
+    try:
+        yield
+    finally:
+        stop.set()
+        async with asyncio.timeout(DEADLINE):
+            await consumer
+
+
+async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
+    """Return once `condition` holds."""
+    try:
+        async with asyncio.timeout(DEADLINE):
+            while not await condition():
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise AssertionError(f"not within {DEADLINE} s: {what}") from None
+
+
+async def until_stored(settings: Settings) -> None:
+    """Return once every record that is in the topic now is stored."""
+    ends = await end_offsets(settings)
+
+    async def stored() -> bool:
+        return await stored_offsets(settings) == ends
+
+    await until(stored, f"stored up to {ends}")
+
+
+async def end_offsets(settings: Settings) -> dict[int, int]:
+    """The last stable offset of each partition."""
+    client = AIOKafkaConsumer(
+        bootstrap_servers=settings.kafka_bootstrap_servers, isolation_level="read_committed"
+    )
+    await client.start()
+    try:
+        # Known only after it was asked for.
+        await client._client._wait_on_metadata(settings.topic)
+        partitions = client.partitions_for_topic(settings.topic)
+        ends = await client.end_offsets([TopicPartition(settings.topic, p) for p in partitions])
+        return {partition.partition: offset for partition, offset in ends.items()}
+    finally:
+        await client.stop()
+
+
+async def stored_offsets(settings: Settings) -> dict[int, int]:
+    """The stored next offset of each partition."""
+    connection = await asyncpg.connect(settings.require_database_url())
+    try:
+        rows = await connection.fetch(
+            "SELECT partition, next_offset FROM execution_events.partition_progress"
+            " WHERE topic = $1",
+            settings.topic,
+        )
+        return {row["partition"]: row["next_offset"] for row in rows}
+    finally:
+        await connection.close()

@@ -1,0 +1,65 @@
+"""Records and batches, made for a test."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from execution_events import wire
+from execution_events.events import Occurrence
+from execution_events.projection.batch import read
+from execution_events.store.batches import Batch, Move
+from execution_events.wire import Headers, Origin
+
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class LogRecord(NamedTuple):
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+
+def occurrence(**fields: Any) -> Occurrence:
+    defaults = {
+        "execution_id": "execution-1",
+        "namespace": "tenant",
+        "name": "object.1",
+        "object_name": "object",
+        "object_namespace": "tenant",
+        "reason": "启动##ActionStart",
+        "message": "",
+        "first_timestamp": EPOCH,
+        "last_timestamp": EPOCH,
+        "count": 1,
+        "type": "Normal",
+        "elem_type": "KubeDAG.init",
+        "elem_id": "job",
+        "action_name": "create",
+    }
+    return Occurrence(**(defaults | fields))
+
+
+def log(
+    occurrences: Sequence[Occurrence | bytes],
+    partition: int = 0,
+    begin: int = 0,
+    source: str | None = None,
+) -> list[LogRecord]:
+    records = []
+    for offset, content in enumerate(occurrences, begin):
+        key, value = (b"k", content) if isinstance(content, bytes) else wire.encode(content)
+        headers = () if source is None else wire.encode_origin(Origin(source, offset))
+        records.append(LogRecord(partition, offset, 0, key, value, headers))
+    return records
+
+
+def batch(records: Sequence[LogRecord], *, begin: int | None = None) -> Batch:
+    """A batch of one partition's records."""
+    first = records[0].offset if begin is None else begin
+    return Batch(
+        [read(record) for record in records],
+        {records[0].partition: Move(first, records[-1].offset + 1)},
+    )
