@@ -1,0 +1,117 @@
+# ruff: noqa: ASYNC240 - a test may block its loop: nothing else runs there
+import asyncio
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from execution_events.embedded import ChildProcess, DataDirectory, EmbeddedError
+from execution_events.embedded.directory import HOST
+
+DEADLINE = 10.0
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "new" / "instance"
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port on which something listens."""
+    with socket.create_server((HOST, 0)) as server:
+        yield server.getsockname()[1]
+
+
+async def test_a_directory_is_created_for_its_owner(path: Path) -> None:
+    async with DataDirectory(path):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o066 == 0
+
+
+async def test_the_mode_of_an_existing_directory_stays(path: Path) -> None:
+    path.mkdir(parents=True)
+    path.chmod(0o755)
+    async with DataDirectory(path):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o755
+
+
+async def test_a_directory_is_held_by_one_at_a_time(path: Path) -> None:
+    async with DataDirectory(path):
+        with pytest.raises(EmbeddedError, match=f"{path} is in use by another run"):
+            await DataDirectory(path, patience=0.2).__aenter__()
+    async with DataDirectory(path, patience=0):
+        pass
+
+
+async def test_waiting_is_announced_once_and_ends_when_the_directory_is_free(path: Path) -> None:
+    lines: list[str] = []
+    announced = asyncio.Event()
+
+    def on_line(line: str) -> None:
+        lines.append(line)
+        announced.set()
+
+    async def use() -> None:
+        async with DataDirectory(path, on_line=on_line, patience=DEADLINE):
+            pass
+
+    async with DataDirectory(path):
+        waiting = asyncio.create_task(use())
+        async with asyncio.timeout(DEADLINE):
+            await announced.wait()
+        assert not waiting.done()
+    await waiting
+    assert lines == [f"waiting for the previous run on {path} to stop"]
+
+
+async def test_a_server_that_still_runs_holds_the_directory(path: Path) -> None:
+    async with DataDirectory(path) as directory:
+        server = ChildProcess(["/bin/sleep", "60"], inherit=[directory.lock])
+        await server.start()
+    with pytest.raises(EmbeddedError, match="in use"):
+        await DataDirectory(path, patience=0.2).__aenter__()
+    await server.stop()
+    async with DataDirectory(path, patience=0):
+        pass
+
+
+async def test_what_cannot_be_created_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EmbeddedError, match="file"):
+        await DataDirectory(tmp_path / "file" / "instance").__aenter__()
+
+
+async def test_ports_are_remembered(path: Path) -> None:
+    async with DataDirectory(path) as directory:
+        first = directory.port("a"), directory.port("b")
+    assert first[0] != first[1]
+    async with DataDirectory(path) as directory:
+        assert (directory.port("a"), directory.port("b")) == first
+
+
+async def test_a_port_that_is_taken_is_replaced(path: Path, taken: int) -> None:
+    path.mkdir(parents=True)
+    (path / "ports.json").write_text(f'{{"a": {taken}}}')
+    async with DataDirectory(path) as directory:
+        new = directory.port("a")
+        assert new != taken
+        assert directory.port("a") == new
+
+
+async def test_a_fixed_port_is_used_or_refused(path: Path, taken: int) -> None:
+    async with DataDirectory(path) as directory:
+        port = directory.port("a")
+        assert directory.port("b", fixed=port) == port
+        with pytest.raises(EmbeddedError, match=f"Port {taken} for a is taken"):
+            directory.port("a", fixed=taken)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may open every file")
+async def test_a_directory_of_somebody_else_is_named(path: Path) -> None:
+    path.mkdir(parents=True)
+    path.chmod(0o500)
+    with pytest.raises(EmbeddedError, match="lock"):
+        await DataDirectory(path).__aenter__()
