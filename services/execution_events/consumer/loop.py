@@ -18,7 +18,7 @@ from execution_events.store.batches import Batch, BatchWriter, Move
 _log = Logger(__name__)
 
 _POLL_MS = 250
-"""How long a fetch waits for the first record, and so how soon a stop is seen."""
+"""How long a fetch waits for the first record."""
 _COMMIT_INTERVAL = 5
 """Seconds between commits of offsets to Kafka, which only lag tools read."""
 
@@ -186,14 +186,22 @@ class ConsumeLoop:
         return [p for p in self._assignment.positions if p.partition in batch.moves]
 
     async def _poll(self) -> dict[TopicPartition, list[ConsumerRecord]]:
+        """Fetch what there is; nothing once `stop` is set."""
+        polling = asyncio.create_task(
+            self._client.getmany(timeout_ms=_POLL_MS, max_records=self._batch_max_records)
+        )
+        stopping = asyncio.create_task(self._stop.wait())
         try:
-            records: dict[TopicPartition, list[ConsumerRecord]] = await self._client.getmany(
-                timeout_ms=_POLL_MS, max_records=self._batch_max_records
-            )
+            # A rebalance holds getmany for as long as it takes. To cancel it spoils the client,
+            # like an exception through it (both turn max.poll.interval off for good): it is done
+            # only where the client ends too.
+            await asyncio.wait({polling, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            return polling.result() if polling.done() else {}
         except Exception as error:
-            # An exception through getmany turns the client's max.poll.interval off for good.
             raise RetryableError(f"Kafka: {type(error).__name__}: {error}") from error
-        return records
+        finally:
+            for task in (polling, stopping):
+                task.cancel()
 
     async def _wait_paused(self, attempt: int) -> None:
         """Back off with all partitions paused, polling so that the group keeps this member."""
