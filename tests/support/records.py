@@ -23,7 +23,7 @@ class LogRecord(NamedTuple):
 
 
 def occurrence(**fields: Any) -> Occurrence:
-    defaults = {
+    defaults: dict[str, Any] = {
         "execution_id": "execution-1",
         "namespace": "tenant",
         "name": "object.1",

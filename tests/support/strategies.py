@@ -5,11 +5,11 @@ from itertools import pairwise
 from typing import Any
 
 from hypothesis import strategies as st
-from tests.support.golden import KafkaRecord
 
 from execution_events import events, wire
 from execution_events.events import Occurrence
 from execution_events.wire import Origin
+from tests.support.golden import KafkaRecord
 
 ASTRAL = "😀"
 """One character of four bytes."""

@@ -1,0 +1,156 @@
+"""The OpenAPI document holds together, and its event is the event of the topic."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+from execution_events import events, wire
+from tests.support import golden
+from tests.support.golden import SCHEMAS
+
+DOCUMENT = json.loads((SCHEMAS / "openapi.json").read_text(encoding="utf-8"))
+PATH = DOCUMENT["paths"]["/v1/executions/{execution_id}/events"]
+OK = PATH["get"]["responses"]["200"]
+EXAMPLE = OK["content"]["application/json"]["examples"]["three"]["value"]
+EVENT = DOCUMENT["components"]["schemas"]["Event"]
+SEED = golden.load("seed.json")
+
+
+def nodes(node: Any) -> Iterator[dict[str, Any]]:
+    """Every object of a JSON document."""
+    if isinstance(node, dict):
+        yield node
+    for child in (
+        node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    ):
+        yield from nodes(child)
+
+
+def resolve(node: dict[str, Any]) -> Any:
+    """What a node is, once its reference into the document, if any, is followed."""
+    if "$ref" not in node:
+        return node
+    target = DOCUMENT
+    for step in node["$ref"].removeprefix("#/").split("/"):
+        target = target[step]
+    return target
+
+
+def validator(schema: dict[str, Any]) -> Draft202012Validator:
+    """For a schema of the document, whose references start at the document's root."""
+    return Draft202012Validator(schema | {"components": DOCUMENT["components"]})
+
+
+def test_it_is_openapi_3_1_and_every_reference_leads_somewhere() -> None:
+    assert DOCUMENT["openapi"].startswith("3.1.")
+    assert {"title", "version"} <= DOCUMENT["info"].keys()
+    references = [node for node in nodes(DOCUMENT) if "$ref" in node]
+    assert references
+    assert all(isinstance(resolve(reference), dict) for reference in references)
+
+
+def test_every_schema_is_a_schema() -> None:
+    schemas = [node["schema"] for node in nodes(DOCUMENT) if "schema" in node]
+    for schema in [*DOCUMENT["components"]["schemas"].values(), *schemas]:
+        Draft202012Validator.check_schema(schema)
+
+
+def test_the_execution_id_is_a_parameter_within_its_bounds() -> None:
+    (parameter,) = (p for p in map(resolve, PATH["parameters"]) if p["in"] == "path")
+    assert parameter["name"] == "execution_id"
+    assert parameter["required"] is True
+    validator(parameter["schema"]).validate(parameter["example"])
+    for wrong in ("", "a" * 129, "a/b", "a\n", "é"):
+        assert not validator(parameter["schema"]).is_valid(wrong)
+
+
+def test_every_example_of_a_body_is_valid() -> None:
+    bodies = [
+        node for node in nodes(DOCUMENT) if "schema" in node and {"example", "examples"} & set(node)
+    ]
+    assert len(bodies) >= 6
+    for body in bodies:
+        examples = [example["value"] for example in body.get("examples", {}).values()]
+        for example in [*examples, *([body["example"]] if "example" in body else [])]:
+            validator(body["schema"]).validate(example)
+
+
+def test_the_example_is_the_seed_execution_in_order() -> None:
+    published = [json.loads(case.record.value or b"") for case in SEED]
+    assert {event.pop("executionId") for event in published} == {
+        resolve(PATH["parameters"][0])["example"]
+    }
+    assert json.dumps(EXAMPLE) == json.dumps(sorted(published, key=place))
+
+
+def place(event: dict[str, Any]) -> tuple[str, bytes, bytes]:
+    metadata = event["metadata"]
+    return event["firstTimestamp"], metadata["name"].encode(), metadata["namespace"].encode()
+
+
+def test_the_event_has_the_names_of_the_record_in_their_order() -> None:
+    assert SEED[0].occurrence is not None
+    _, value = wire.encode(SEED[0].occurrence)
+    record = json.loads(value)
+    assert ["executionId", *EVENT["properties"]] == list(record)
+    assert EVENT["required"] == list(EVENT["properties"])
+    assert list(DOCUMENT["components"]["schemas"]["Reference"]["properties"]) == list(
+        record["metadata"]
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"executionId": "e"},
+        {"metadata": {"name": "n", "namespace": "n", "uid": "1"}},
+        {"involvedObject": None},
+        {"count": 0},
+        {"count": events.COUNT_MAX + 1},
+        {"reason": ""},
+        {"firstTimestamp": "2018-08-20T06:41:44.5Z"},
+        {"lastTimestamp": "2018-08-20T06:41:44+00:00"},
+    ],
+    ids=str,
+)
+def test_the_event_admits_nothing_else(change: dict[str, Any]) -> None:
+    validator(EVENT).validate(EXAMPLE[0])
+    with pytest.raises(ValidationError):
+        validator(EVENT).validate(EXAMPLE[0] | change)
+
+
+@pytest.mark.parametrize("member", EVENT["properties"])
+def test_the_event_has_every_member(member: str) -> None:
+    event = {name: value for name, value in EXAMPLE[0].items() if name != member}
+    assert not validator(EVENT).is_valid(event)
+
+
+@pytest.mark.parametrize("time", ["1970-01-01T00:00:00Z", "9999-12-31T23:59:59Z"])
+def test_the_event_admits_the_bounds(time: str) -> None:
+    bounds = {"count": events.COUNT_MAX, "message": "", "lastTimestamp": time}
+    validator(EVENT).validate(EXAMPLE[0] | bounds)
+
+
+def test_answers_and_their_headers() -> None:
+    assert {"200", "400", "404", "405", "500"} <= PATH["get"]["responses"].keys()
+    for operation in (PATH["get"], PATH["head"]):
+        for status, response in operation["responses"].items():
+            headers = {
+                name: resolve(header) for name, header in resolve(response)["headers"].items()
+            }
+            assert headers["X-Request-Id"]["required"] is True
+            if status == "200":
+                assert headers["Cache-Control"]["schema"] == {"const": "private, no-cache"}
+    assert all("content" not in response for response in PATH["head"]["responses"].values())
+
+
+@pytest.mark.parametrize("status", ["400", "404", "405", "500"])
+def test_errors_have_the_code_of_their_status(status: str) -> None:
+    body = resolve(PATH["get"]["responses"][status])["content"]["application/json"]
+    assert body["schema"] == {"$ref": "#/components/schemas/Error"}
+    assert list(body["example"]) == ["error_code", "error_msg"]
+    assert body["example"]["error_code"] == f"EE.0{status}"
