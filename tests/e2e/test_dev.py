@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from tests.support.consumers import until
 from tests.support.processes import Dev, environment, processes_of, run_cli
 

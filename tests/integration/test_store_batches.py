@@ -7,8 +7,6 @@ from typing import Any
 
 import asyncpg
 import pytest
-from tests.support.databases import Database
-from tests.support.records import EPOCH, LogRecord, batch, log, occurrence
 
 from execution_events import wire
 from execution_events.errors import FencedError, HaltError
@@ -16,6 +14,8 @@ from execution_events.events import COUNT_MAX, RECORD_COUNT_MAX
 from execution_events.projection.batch import read
 from execution_events.projection.fold import fold
 from execution_events.store.batches import Batch, BatchWriter, Move
+from tests.support.databases import Database
+from tests.support.records import EPOCH, LogRecord, batch, log, occurrence
 
 TOPIC = "events"
 
@@ -171,10 +171,10 @@ async def test_an_error_leaves_nothing_behind(
     writer: BatchWriter, owner: asyncpg.Connection
 ) -> None:
     await owner.execute("ALTER TABLE event ADD CONSTRAINT no_bombs CHECK (message <> 'bomb')")
-    content = [occurrence(), occurrence(name="object.2", message="bomb"), b"not json"]
+    bomb = occurrence(name="object.2", message="bomb")
 
     with pytest.raises(HaltError):
-        await writer.store(batch(log(content, source="worker")))
+        await writer.store(batch(log([occurrence(), bomb, b"not json"], source="worker")))
 
     for table in ("event", "execution", "dead_letter", "producer_progress"):
         assert await owner.fetchval(f"SELECT count(*) FROM {table}") == 0, table

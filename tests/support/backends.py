@@ -13,7 +13,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from execution_events.embedded import DataDirectory, EmbeddedKafka, EmbeddedPostgres, running
+from execution_events.embedded import (
+    DataDirectory,
+    EmbeddedKafka,
+    EmbeddedPostgres,
+    cache_directory,
+    running,
+)
 
 _KAFKA_IMAGE = "apache/kafka:4.3.1"
 _POSTGRES_IMAGE = "postgres:18"
@@ -42,21 +48,13 @@ async def servers() -> AsyncIterator[Servers]:
         yield started
 
 
-def cache_dir() -> Path:
-    """Where the embedded Kafka's jars are kept, as `dev` keeps them."""
-    cache = os.environ.get("EXECUTION_EVENTS_CACHE_DIR")
-    if cache:
-        return Path(cache)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "execution-events"
-
-
 @asynccontextmanager
 async def _embedded() -> AsyncIterator[Servers]:
     with tempfile.TemporaryDirectory(prefix="execution-events-tests-") as parent:
         # An unprivileged account must reach PostgreSQL's data when root runs the tests.
         Path(parent).chmod(0o711)
         async with DataDirectory(Path(parent) / "data") as directory:
-            kafka = EmbeddedKafka(directory, cache_dir())
+            kafka = EmbeddedKafka(directory, cache_directory(os.environ))
             postgres = EmbeddedPostgres(directory, settings=_FAST_POSTGRES)
             async with running(kafka, postgres):
                 yield Servers(kafka.bootstrap_servers, postgres.dsn())

@@ -12,9 +12,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
 
-from tests.support.consumers import DEADLINE, until
-
 from execution_events.settings import Settings, variable_of
+from tests.support.consumers import DEADLINE, until
 
 COMMAND = (sys.executable, "-m", "execution_events.cli")
 

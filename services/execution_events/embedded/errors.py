@@ -1,4 +1,7 @@
-class EmbeddedError(Exception):
+from execution_events.errors import ExecutionEventsError
+
+
+class EmbeddedError(ExecutionEventsError):
     """An embedded server cannot be provided. The message says what failed and what to do."""
 
 

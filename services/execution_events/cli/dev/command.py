@@ -24,7 +24,7 @@ def add_commands(commands: Any) -> None:
     dev.add_argument(
         "--data-dir",
         type=Path,
-        default=_user_directory("XDG_DATA_HOME", ".local/share"),
+        default=_data_directory(),
         metavar="DIR",
         help="where everything is kept (default: %(default)s)",
     )
@@ -46,9 +46,10 @@ def add_commands(commands: Any) -> None:
 def _dev(arguments: argparse.Namespace, settings: Settings) -> int:
     with extra("embedded"):
         from execution_events.cli.dev.stack import DevOptions, run_stack
+        from execution_events.embedded import cache_directory
     options = DevOptions(
         data_dir=arguments.data_dir,
-        cache_dir=Path(settings.cache_dir or _user_directory("XDG_CACHE_HOME", ".cache")),
+        cache_dir=cache_directory(os.environ),
         reader_port=arguments.reader_port,
         demo=not (arguments.no_demo or arguments.infra_only),
         infra_only=arguments.infra_only,
@@ -57,6 +58,6 @@ def _dev(arguments: argparse.Namespace, settings: Settings) -> int:
     return run_until_stopped(lambda stop: run_stack(settings, options, stop))
 
 
-def _user_directory(variable: str, otherwise: str) -> Path:
-    base = os.environ.get(variable)
-    return (Path(base) if base else Path.home() / otherwise) / "execution-events"
+def _data_directory() -> Path:
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share"
+    return Path(base, "execution-events")
