@@ -15,44 +15,7 @@ import pytest
 
 from tests.support.consumers import until
 from tests.support.processes import Dev, environment, processes_of, run_cli
-
-SEED = "e19d3faf-9f04-9685-e5c0-fbe8d40b96cd"
-
-
-def _event(name: str, reason: str, element: str, message: str) -> str:
-    return (
-        f'{{"metadata":{{"name":"gcs-exec-3-08-20-144951.{name}",'
-        '"namespace":"c51567523b744d098a8a81ede51894ac"},'
-        '"involvedObject":{"name":"gcs-exec-3-08-20-144951",'
-        '"namespace":"c51567523b744d098a8a81ede51894ac"},'
-        f'"reason":"{reason}","message":"{message}",'
-        '"firstTimestamp":"2018-08-20T06:41:44Z","lastTimestamp":"2018-08-20T06:41:44Z",'
-        f'"count":1,"type":"Normal","elemType":"KubeDAG.init","elemId":"{element}",'
-        '"actionName":"create"}'
-    )
-
-
-SEED_BODY = "[{},{},{}]".format(
-    _event(
-        "154c848add38e9f9",
-        "执行成功##SuccessfulFinish",
-        "job-a-init",
-        "元素(job-a-init)执行create成功. "
-        "## Element(job-a-init) execute Action: create successfully",
-    ),
-    *(
-        _event(
-            name,
-            "启动##ActionStart",
-            element,
-            f"元素({element})开始执行(create)流程. ## Element({element}) start to Action(create).",
-        )
-        for name, element in (
-            ("154c848ade084c88", "job-c-init"),
-            ("154c848ade7ed58e", "job-d-init"),
-        )
-    ),
-)
+from tests.support.seed import SEED_BODY, SEED_EXECUTION
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +33,7 @@ async def dev(place: Path) -> AsyncIterator[Dev]:
         yield dev
 
 
-async def listed(dev: Dev, execution_id: str = SEED) -> bytes:
+async def listed(dev: Dev, execution_id: str = SEED_EXECUTION) -> bytes:
     async with httpx.AsyncClient() as client:
         url = f"{dev.endpoints['reader']}/v1/executions/{execution_id}/events"
         return (await client.get(url)).raise_for_status().content
@@ -82,7 +45,7 @@ async def test_the_seed_execution_is_served_byte_for_byte(dev: Dev) -> None:
 
 async def test_what_it_prints_is_what_a_user_needs(dev: Dev) -> None:
     reader = dev.endpoints["reader"]
-    assert f"dev        |   curl {reader}/v1/executions/{SEED}/events" in dev.output
+    assert f"dev        |   curl {reader}/v1/executions/{SEED_EXECUTION}/events" in dev.output
     for service in ("Kafka", "PostgreSQL", "reader"):
         assert f"dev        |   {service} " in dev.output
     assert dev.endpoints["console"] is None
@@ -150,7 +113,7 @@ async def test_all_of_it_stays_over_a_stop_and_a_kill(place: Path) -> None:
         again = [{k: v for k, v in event.items() if k != "lastTimestamp"} for event in events]
         env = environment(EXECUTION_EVENTS_KAFKA_BOOTSTRAP_SERVERS=first.endpoints["kafka"])
         printed = await run_cli(
-            "publish", "--execution-id", SEED, env=env, stdin=json.dumps(again).encode()
+            "publish", "--execution-id", SEED_EXECUTION, env=env, stdin=json.dumps(again).encode()
         )
         assert printed == "acknowledged: 3 events\n"
 

@@ -1,0 +1,72 @@
+"""The README's commands, as they stand there."""
+
+import asyncio
+import json
+import re
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+from tests.support.consumers import DEADLINE, until
+from tests.support.processes import COMMAND, Service, processes_of
+from tests.support.seed import SEED_BODY
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)\n```", README, re.DOTALL)
+
+
+async def test_it_runs_in_two_commands() -> None:
+    run, curl, test = BLOCKS
+    assert (run, test) == ("make run", "make test")
+    with tempfile.TemporaryDirectory(prefix="execution-events-readme-") as place:
+        # An unprivileged account must reach PostgreSQL's data when root runs the tests.
+        Path(place).chmod(0o711)
+        data = Path(place) / "data"
+        # The README's own port and directory may be in use by whoever runs the tests.
+        arguments = f"ARGS=--data-dir {data} --reader-port 0"
+        make = ("make", "--directory", str(ROOT), run.removeprefix("make "), arguments)
+        async with Service(make, Path(place) / "log") as running:
+
+            async def ready() -> bool:
+                assert running.process.returncode is None, running.output
+                return (data / "endpoints.json").exists()
+
+            await until(ready, "endpoints.json")
+            endpoints = json.loads((data / "endpoints.json").read_text())
+            here = curl.replace("http://127.0.0.1:8080", endpoints["reader"])
+            assert here in running.output
+            answer = await asyncio.to_thread(
+                subprocess.run, here.split(), capture_output=True, check=True, timeout=DEADLINE
+            )
+            assert answer.stdout.decode() == SEED_BODY
+            # make passes it on and waits.
+            await running.stop(signal.SIGTERM)
+        assert processes_of(data) == []
+
+
+def test_the_map_names_what_there_is() -> None:
+    package = "services/execution_events/"
+    rows = re.findall(r"^\| (`.*?`) \|", README.partition("## Map")[2], re.MULTILINE)
+    named = {path for row in rows for path in re.findall(r"`(.*?)`", row)}
+    assert [p for p in named if not ((ROOT / p).exists() or (ROOT / package / p).exists())] == []
+    rooms = {
+        path.name + "/" * path.is_dir()
+        for path in (ROOT / package).iterdir()
+        if not path.name.startswith(("__", "py.typed"))
+    }
+    assert rooms == {path.removeprefix(package) for path in named if path not in _TOP}
+
+
+_TOP = {"schemas/", "infra/", "tests/"}
+
+
+def test_every_command_is_in_its_table() -> None:
+    help_text = subprocess.run(
+        [*COMMAND, "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    commands = set(re.findall(r"^    ([a-z-]+)", help_text, re.MULTILINE))
+    table = README.partition("## Commands")[2].partition("## Map")[0]
+    named = re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE)
+    assert commands == {word.split()[0] for row in named for word in re.findall(r"`(.*?)`", row)}
