@@ -5,12 +5,12 @@ import socket
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.support import backends, databases
-from tests.support.backends import Servers
-from tests.support.databases import Database
 
 from execution_events.consumer.topic import DAY_MS, create_topic
 from execution_events.settings import Settings
+from tests.support import backends, databases
+from tests.support.backends import Servers
+from tests.support.databases import Database
 
 PARTITIONS = 3
 

@@ -15,15 +15,15 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.structs import OffsetAndMetadata
 from prometheus_client import CollectorRegistry
-from tests.support.consumers import consuming, end_offsets, stored_offsets, until, until_stored
-from tests.support.databases import Database
-from tests.support.records import occurrence
 
 from execution_events import wire
 from execution_events.consumer.service import run_consumer
 from execution_events.errors import HaltError
 from execution_events.management import ConsumerMetrics
 from execution_events.settings import Settings
+from tests.support.consumers import consuming, end_offsets, stored_offsets, until, until_stored
+from tests.support.databases import Database
+from tests.support.records import occurrence
 
 Fetch = Callable[[str], Awaitable[list[asyncpg.Record]]]
 

@@ -1,4 +1,3 @@
-# ruff: noqa: ASYNC240 - a test may block its loop: nothing else runs there
 import asyncio
 import os
 import signal

@@ -20,13 +20,18 @@ and listens on 127.0.0.1 alone.
 - errors      what goes wrong
 """
 
-from .directory import DataDirectory
-from .errors import EmbeddedError, MissingExtraError
-from .jars import JarList, JarsUnavailableError, ProgressLine, cache_directory
-from .kafka import EmbeddedKafka
-from .postgres import EmbeddedPostgres
-from .process import ChildProcess
-from .server import Server, running
+from execution_events.embedded.directory import DataDirectory
+from execution_events.embedded.errors import EmbeddedError, MissingExtraError
+from execution_events.embedded.jars import (
+    JarList,
+    JarsUnavailableError,
+    ProgressLine,
+    cache_directory,
+)
+from execution_events.embedded.kafka import EmbeddedKafka
+from execution_events.embedded.postgres import EmbeddedPostgres
+from execution_events.embedded.process import ChildProcess
+from execution_events.embedded.server import Server, running
 
 __all__ = [
     "ChildProcess",

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from .errors import EmbeddedError
-from .process import ignore
+from execution_events.embedded.errors import EmbeddedError
+from execution_events.embedded.process import ignore
 
 HOST = "127.0.0.1"
 # Below the ports that the kernel gives to outgoing connections, which would take a server's port

@@ -10,7 +10,7 @@ coordinate that begins with "=" is listed without what it depends on.
 import hashlib
 import sys
 
-from .jars import Jar
+from execution_events.embedded.jars import Jar
 
 
 def resolve(coordinate: str) -> list[Jar]:

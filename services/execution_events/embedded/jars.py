@@ -13,7 +13,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TextIO
 
-from .errors import EmbeddedError, MissingExtraError
+from execution_events.embedded.errors import EmbeddedError, MissingExtraError
 
 if TYPE_CHECKING:
     from jgo.maven import MavenContext

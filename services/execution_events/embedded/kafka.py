@@ -11,11 +11,11 @@ from pathlib import Path
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from .directory import HOST, DataDirectory
-from .errors import MissingExtraError
-from .jars import JarList, Progress
-from .process import ChildProcess, ignore, run
-from .server import Server
+from execution_events.embedded.directory import HOST, DataDirectory
+from execution_events.embedded.errors import MissingExtraError
+from execution_events.embedded.jars import JarList, Progress
+from execution_events.embedded.process import ChildProcess, ignore, run
+from execution_events.embedded.server import Server
 
 GRACE = 20.0  # seconds
 PROBE_TIMEOUT = 5.0  # seconds

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from .directory import HOST, DataDirectory
-from .errors import EmbeddedError, MissingExtraError
-from .process import ChildProcess, ignore, run
-from .server import Server
+from execution_events.embedded.directory import HOST, DataDirectory
+from execution_events.embedded.errors import EmbeddedError, MissingExtraError
+from execution_events.embedded.process import ChildProcess, ignore, run
+from execution_events.embedded.server import Server
 
 GRACE = 20.0  # seconds
 PROBE_TIMEOUT = 5.0  # seconds

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from .errors import EmbeddedError
+from execution_events.embedded.errors import EmbeddedError
 
 GUARD = Path(__file__).with_name("guard.py")
 LINES_KEPT = 40

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
-from .process import ChildProcess
+from execution_events.embedded.process import ChildProcess
 
 
 class Server(ABC):
