@@ -3,7 +3,10 @@
 - `database`: connections with every time limit set, and the translation of driver errors.
 - `migrate`: the schema, its version and its roles.
 - `batches`: one batch of records, stored in one transaction.
+- `events`: folded events into their tables.
 - `listing`: the events of an execution, for the reader.
-- `dead_letters`: the records that were refused, for operators.
+- `dead_letters`: the records that were refused.
+- `provision`: an empty database and its owner.
+- `sql`: the loader of `queries`.
 - `queries/*.sql`, `migrations/*.sql`, `privileges.sql`: the SQL itself.
 """

@@ -8,31 +8,14 @@ from typing import NamedTuple, Self
 import asyncpg
 
 from execution_events.errors import FencedError, RetryableError
-from execution_events.projection.batch import DeadLetter, Projection, ReadRecord, SourceKey, project
-from execution_events.projection.fold import FoldedEvent
+from execution_events.projection.batch import Projection, ReadRecord, SourceKey, project
 from execution_events.store.database import connect, translated_errors
+from execution_events.store.dead_letters import insert_dead_letters
+from execution_events.store.events import prepare, write_events
 from execution_events.store.migrate import require_current
 from execution_events.store.sql import load_queries
 
 _SQL = load_queries("batches")
-
-_EVENT_COLUMNS = (
-    "execution_id",
-    "namespace",
-    "name",
-    "object_name",
-    "object_namespace",
-    "reason",
-    "message",
-    "place",
-    "first_timestamp",
-    "last_timestamp",
-    "count",
-    "type",
-    "elem_type",
-    "elem_id",
-    "action_name",
-)
 
 
 class Move(NamedTuple):
@@ -106,8 +89,8 @@ class BatchWriter:
                     await self._move_offsets(connection, batch.moves)
                     watermarks = await self._watermarks(connection, batch.records)
                     projection = project(batch.records, watermarks)
-                    await self._store_events(connection, projection.events)
-                    await self._store_dead_letters(connection, projection.dead_letters)
+                    await write_events(connection, projection.events)
+                    await insert_dead_letters(connection, self._topic, projection.dead_letters)
                     await self._move_watermarks(connection, projection.watermarks)
         except RetryableError:
             # What is left of the connection after a time-out is not worth knowing.
@@ -123,7 +106,7 @@ class BatchWriter:
             )
             await require_current(connection)
             with translated_errors():
-                await connection.execute(_SQL["create_batch_event"])
+                await prepare(connection)
             self._connection = connection
         return self._connection
 
@@ -155,42 +138,6 @@ class BatchWriter:
         rows = await connection.fetch(_SQL["watermarks"], self._topic, partitions, names)
         return {(row["partition"], row["source"]): row["sequence"] for row in rows}
 
-    async def _store_events(
-        self, connection: asyncpg.Connection, events: Sequence[FoldedEvent]
-    ) -> None:
-        if not events:
-            return
-        await connection.copy_records_to_table(
-            "batch_event",
-            columns=_EVENT_COLUMNS,
-            records=[_row(event) for event in events],
-        )
-        await connection.execute(_SQL["upsert_executions"])
-        await connection.execute(_SQL["upsert_events"])
-
-    async def _store_dead_letters(
-        self, connection: asyncpg.Connection, letters: Sequence[DeadLetter]
-    ) -> None:
-        if letters:
-            await connection.executemany(
-                _SQL["insert_dead_letter"],
-                [
-                    (
-                        self._topic,
-                        record.partition,
-                        record.offset,
-                        record.timestamp,
-                        record.key,
-                        record.value,
-                        [name.encode() for name, _ in record.headers],
-                        [value for _, value in record.headers],
-                        refusal.reason,
-                        refusal.detail,
-                    )
-                    for record, refusal in ((letter.record, letter.refusal) for letter in letters)
-                ],
-            )
-
     async def _move_watermarks(
         self, connection: asyncpg.Connection, watermarks: Mapping[SourceKey, int]
     ) -> None:
@@ -202,24 +149,3 @@ class BatchWriter:
                 [source for _, source in watermarks],
                 list(watermarks.values()),
             )
-
-
-def _row(event: FoldedEvent) -> tuple[object, ...]:
-    latest = event.latest
-    return (
-        latest.execution_id,
-        latest.namespace,
-        latest.name,
-        latest.object_name,
-        latest.object_namespace,
-        latest.reason,
-        latest.message,
-        event.place,
-        event.first_timestamp,
-        latest.last_timestamp,
-        event.count,
-        latest.type,
-        latest.elem_type,
-        latest.elem_id,
-        latest.action_name,
-    )

@@ -1,11 +1,12 @@
 """The records that were refused, for operators."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
 import asyncpg
 
+from execution_events.projection.batch import DeadLetter
 from execution_events.store.database import translated_errors
 from execution_events.store.sql import load_queries
 
@@ -31,6 +32,32 @@ class ListedDeadLetter(NamedTuple):
     reason: str
     detail: str
     refused_at: datetime
+
+
+async def insert_dead_letters(
+    connection: asyncpg.Connection, topic: str, letters: Sequence[DeadLetter]
+) -> None:
+    """Keep refused records of `topic`, within the caller's transaction."""
+    if not letters:
+        return
+    await connection.executemany(
+        _SQL["insert_dead_letter"],
+        [
+            (
+                topic,
+                record.partition,
+                record.offset,
+                record.timestamp,
+                record.key,
+                record.value,
+                [name.encode() for name, _ in record.headers],
+                [value for _, value in record.headers],
+                refusal.reason,
+                refusal.detail,
+            )
+            for record, refusal in ((letter.record, letter.refusal) for letter in letters)
+        ],
+    )
 
 
 async def list_dead_letters(connection: asyncpg.Connection) -> AsyncIterator[ListedDeadLetter]:
