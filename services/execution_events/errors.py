@@ -26,6 +26,21 @@ class RetryableError(ExecutionEventsError):
     """Try again later: PostgreSQL or Kafka is away, and nothing is known to be wrong."""
 
 
+class BatchTooSlowError(RetryableError):
+    """Try again with half of the batch: PostgreSQL's time for one statement was not enough."""
+
+
+class BatchRefusedError(ExecutionEventsError):
+    """Store the halves of the batch; of one record alone: keep it as a dead letter.
+
+    `detail` says which check of the database refused it, and nothing of the record.
+    """
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
 class FencedError(ExecutionEventsError):
     """Drop the batch: another consumer has moved the offset. Nothing of it was stored."""
 

@@ -98,8 +98,18 @@ class Settings:
     batch_max_records: int = _setting(
         "the most records of one transaction", 10_000, _number(1, 1_000_000)
     )
+    session_timeout: int = _setting(
+        "seconds without a heartbeat after which a consumer's partitions go to others",
+        10,
+        _number(1, 300),
+    )
+    max_poll_interval: int = _setting(
+        "seconds without a fetch after which a consumer leaves its group",
+        300,
+        _number(1, 86400),
+    )
     stop_timeout: int = _setting(
-        "seconds that a service may take to stop in order", 25, _number(1, 3600)
+        "seconds that a service may take to stop in order", 25, _number(5, 3600)
     )
     stall_timeout: int = _setting(
         "seconds without progress, with records waiting, until a consumer is not ready",

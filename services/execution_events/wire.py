@@ -23,7 +23,9 @@ INVALID_EVENT = "invalid_event"
 WRONG_KEY = "wrong_key"
 INVALID_HEADERS = "invalid_headers"
 REASONS = frozenset({NO_VALUE, NOT_UTF8, NOT_JSON, INVALID_EVENT, WRONG_KEY, INVALID_HEADERS})
-"""Why a record can be refused. Operators and dashboards rely on these names."""
+"""Why decoding refuses a record. Operators and dashboards rely on these names."""
+REFUSED_BY_DATABASE = "refused_by_database"
+"""Why a record that was decoded is refused all the same; as fixed as the others."""
 
 SEQUENCE_MAX = 2**63 - 1
 DEPTH_MAX = 100

@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from execution_events import wire
-from execution_events.errors import FencedError, HaltError
+from execution_events.errors import BatchRefusedError, FencedError
 from execution_events.events import COUNT_MAX, RECORD_COUNT_MAX
 from execution_events.projection.batch import read
 from execution_events.projection.fold import fold
@@ -24,7 +24,7 @@ TOPIC = "events"
 async def writer(database: Database) -> AsyncIterator[BatchWriter]:
     async with BatchWriter(database.writer, TOPIC) as writer:
         for partition in range(3):
-            await writer.begin_partition(partition, 0)
+            await writer.begin_partition(partition, 0, "cluster")
         yield writer
 
 
@@ -44,6 +44,11 @@ async def stored_events(owner: asyncpg.Connection) -> list[tuple[Any, ...]]:
         " FROM event ORDER BY execution_id, namespace, name"
     )
     return [tuple(row) for row in rows]
+
+
+async def stored_offsets(writer: BatchWriter) -> dict[int, int]:
+    positions = await writer.stored_positions([0, 1, 2])
+    return {partition: position.next_offset for partition, position in positions.items()}
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -136,7 +141,7 @@ async def test_a_batch_that_was_stored_is_fenced_when_it_is_sent_again(
 
     assert [await stored_events(owner), await owner.fetch("SELECT * FROM execution")] == before
     assert await owner.fetchval("SELECT count(*) FROM dead_letter") == 1
-    assert await writer.stored_offsets([0]) == {0: 2}
+    assert await stored_offsets(writer) == {0: 2, 1: 0, 2: 0}
 
 
 async def test_one_partition_that_was_overtaken_drops_the_whole_batch(
@@ -150,7 +155,7 @@ async def test_one_partition_that_was_overtaken_drops_the_whole_batch(
         await writer.store(both)
 
     assert await owner.fetchval("SELECT sum(count) FROM event") == 1
-    assert await writer.stored_offsets([0, 1]) == {0: 0, 1: 1}
+    assert await stored_offsets(writer) == {0: 0, 1: 1, 2: 0}
 
 
 async def test_two_writers_store_a_batch_once(
@@ -173,12 +178,12 @@ async def test_an_error_leaves_nothing_behind(
     await owner.execute("ALTER TABLE event ADD CONSTRAINT no_bombs CHECK (message <> 'bomb')")
     bomb = occurrence(name="object.2", message="bomb")
 
-    with pytest.raises(HaltError):
+    with pytest.raises(BatchRefusedError, match="no_bombs"):
         await writer.store(batch(log([occurrence(), bomb, b"not json"], source="worker")))
 
     for table in ("event", "execution", "dead_letter", "producer_progress"):
         assert await owner.fetchval(f"SELECT count(*) FROM {table}") == 0, table
-    assert await writer.stored_offsets([0]) == {0: 0}
+    assert await stored_offsets(writer) == {0: 0, 1: 0, 2: 0}
 
 
 async def test_records_sent_again_count_once(
@@ -247,7 +252,7 @@ async def test_a_dead_letter_is_the_record_as_it_was(
 
 async def test_a_partition_moves_without_records(writer: BatchWriter) -> None:
     await writer.store(Batch([], {0: Move(0, 7)}))
-    assert await writer.stored_offsets([0]) == {0: 7}
+    assert await stored_offsets(writer) == {0: 7, 1: 0, 2: 0}
 
 
 async def test_no_index_stands_on_a_column_that_recurrences_change(

@@ -8,7 +8,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from execution_events.cli.extras import extra
+from execution_events.observability import Logger
 from execution_events.settings import Settings
+
+_log = Logger(__name__)
 
 
 def add_commands(commands: Any) -> None:
@@ -19,8 +22,13 @@ def add_commands(commands: Any) -> None:
     reader.set_defaults(run=_reader)
 
 
-def run_until_stopped(service: Callable[[asyncio.Event], Awaitable[int | None]]) -> int:
-    """Run `service` with an event that SIGINT or SIGTERM sets; a second signal kills at once."""
+def run_until_stopped(
+    service: Callable[[asyncio.Event], Awaitable[int | None]], limit: float | None = None
+) -> int:
+    """Run `service` with an event that SIGINT or SIGTERM sets; a second signal kills at once.
+
+    With a `limit` the process ends at most that many seconds after the first, in order or not.
+    """
 
     async def run() -> int:
         stop = asyncio.Event()
@@ -30,6 +38,8 @@ def run_until_stopped(service: Callable[[asyncio.Event], Awaitable[int | None]])
             if stop.is_set():
                 os._exit(128 + number)
             stop.set()
+            if limit is not None:
+                loop.call_later(limit, _give_up, limit)
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, on_signal, number)
@@ -37,6 +47,11 @@ def run_until_stopped(service: Callable[[asyncio.Event], Awaitable[int | None]])
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(run())
+
+
+def _give_up(limit: float) -> None:
+    _log.error("not stopped in time", seconds=limit)
+    os._exit(1)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -49,11 +64,16 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def _consumer(_: argparse.Namespace, settings: Settings) -> int:
     with extra("consumer"):
+        from execution_events.consumer.failpoints import VARIABLE, armed, unarmed
         from execution_events.consumer.service import run_consumer
-    return run_until_stopped(lambda stop: run_consumer(settings, stop))
+    spec = os.environ.get(VARIABLE)
+    reach = armed(spec) if spec else unarmed
+    return run_until_stopped(
+        lambda stop: run_consumer(settings, stop, reach), settings.stop_timeout
+    )
 
 
 def _reader(_: argparse.Namespace, settings: Settings) -> int:
     with extra("reader"):
         from execution_events.reader.service import run_reader
-    return run_until_stopped(lambda stop: run_reader(settings, stop))
+    return run_until_stopped(lambda stop: run_reader(settings, stop), settings.stop_timeout)

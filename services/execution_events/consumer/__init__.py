@@ -3,5 +3,7 @@
 - `service`: the process: settings in, exit out.
 - `loop`: fetch a batch, store it, go on; the only place where Kafka and PostgreSQL meet.
 - `assignment`: which partitions this generation of the group may store, and from where.
+- `log`: whether a partition's log is still the one that is stored.
 - `topic`: the topic's own settings, made and checked.
+- `failpoints`: where a test can end the process.
 """

@@ -5,7 +5,9 @@ from typing import Protocol
 from aiokafka import TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 
+from execution_events.consumer.failpoints import unarmed
 from execution_events.observability import Logger
+from execution_events.store.batches import Reach
 
 _log = Logger(__name__)
 
@@ -23,11 +25,12 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
 
     A partition is seeded when it was sought to its stored offset in this generation. Only seeded
     partitions are read; `positions` holds the offset up to which each is stored. A halted
-    partition stays paused, with the reason in `halted`, until the next generation.
+    partition stays paused, with the reason in `halted`.
     """
 
-    def __init__(self, client: Seekable) -> None:
+    def __init__(self, client: Seekable, reach: Reach = unarmed) -> None:
         self._client = client
+        self._reach = reach
         self.generation = 0
         self.joined = False
         self.assigned: set[TopicPartition] = set()
@@ -50,6 +53,7 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
             self._client.seek(partition, 0)
             self._client.pause(partition)
         _log.info("partitions assigned", partitions=sorted(p.partition for p in assigned))
+        self._reach("assigned")
 
     def unseeded(self) -> list[TopicPartition]:
         """Assigned partitions that are neither seeded nor halted, in order."""
@@ -70,6 +74,10 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
         """Leave `partition` paused: going on could lose or double occurrences."""
         self.halted[partition] = reason
         _log.error("partition halted", partition=partition.partition, reason=reason)
+
+    def forget_halts(self) -> None:
+        """Look at halted partitions again: an operator may have accepted their log."""
+        self.halted.clear()
 
     def _begin_generation(self, assigned: set[TopicPartition]) -> None:
         self.generation += 1

@@ -3,17 +3,26 @@
 import asyncio
 import random
 import time
+from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
+import msgspec
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
 
 from execution_events.consumer.assignment import Assignment
-from execution_events.errors import FencedError, RetryableError
+from execution_events.consumer.log import LogState, difference
+from execution_events.errors import (
+    BatchRefusedError,
+    BatchTooSlowError,
+    FencedError,
+    RetryableError,
+)
 from execution_events.management import ConsumerMetrics
 from execution_events.observability import Logger
-from execution_events.projection.batch import Projection, read
-from execution_events.store.batches import Batch, BatchWriter, Move
+from execution_events.projection.batch import Projection, Refusal, read
+from execution_events.store.batches import Batch, BatchWriter, Move, Reach, StoredPosition
+from execution_events.wire import REFUSED_BY_DATABASE
 
 _log = Logger(__name__)
 
@@ -21,6 +30,13 @@ _POLL_MS = 250
 """How long a fetch waits for the first record."""
 _COMMIT_INTERVAL = 5
 """Seconds between commits of offsets to Kafka, which only lag tools read."""
+
+
+_RECHECK_INTERVAL = 15
+"""Seconds between looks at halted partitions."""
+
+ReadLog = Callable[[Mapping[int, StoredPosition | None]], Awaitable[dict[int, LogState]]]
+"""Gives the state of the log of each partition."""
 
 
 class _Fetched(NamedTuple):
@@ -41,15 +57,20 @@ class ConsumeLoop:
         assignment: Assignment,
         writer: BatchWriter,
         metrics: ConsumerMetrics,
+        read_log: ReadLog,
         batch_max_records: int,
         stop: asyncio.Event,
+        reach: Reach,
     ) -> None:
         self._client = client
         self._assignment = assignment
         self._writer = writer
         self._metrics = metrics
+        self._read_log = read_log
         self._batch_max_records = batch_max_records
         self._stop = stop
+        self._reach = reach
+        self._recheck = time.monotonic() + _RECHECK_INTERVAL
         self._last_progress = time.monotonic()
 
     async def run(self) -> None:
@@ -57,6 +78,9 @@ class ConsumeLoop:
         committing = asyncio.create_task(self._commit_for_lag_tools())
         try:
             while not self._stop.is_set():
+                if time.monotonic() >= self._recheck:
+                    self._assignment.forget_halts()
+                    self._recheck = time.monotonic() + _RECHECK_INTERVAL
                 await self._seed()
                 fetched = await self._fetch()
                 if fetched is not None:
@@ -85,33 +109,28 @@ class ConsumeLoop:
 
     async def _seed_partitions(self, partitions: list[TopicPartition]) -> None:
         generation = self._assignment.generation
-        try:
-            begins = await self._client.beginning_offsets(partitions)
-            ends = await self._client.end_offsets(partitions)
-        except KafkaError as error:
-            raise RetryableError(f"Kafka: {error}") from error
         numbers = [partition.partition for partition in partitions]
-        stored = await self._writer.stored_offsets(numbers)
-        for partition in partitions:
-            if partition.partition not in stored:
-                await self._writer.begin_partition(partition.partition, begins[partition])
-        stored = await self._writer.stored_offsets(numbers)
+        stored = await self._writer.stored_positions(numbers)
+        log = await self._read_log({number: stored.get(number) for number in numbers})
+        missing = [number for number in numbers if number not in stored]
+        for number in missing:
+            state = log[number]
+            await self._writer.begin_partition(number, state.begin, state.cluster_id)
+        stored |= await self._writer.stored_positions(missing)
         if generation != self._assignment.generation:
             return
         for partition in partitions:
-            offset, begin, end = stored[partition.partition], begins[partition], ends[partition]
-            self._metrics.halted.labels(partition.partition).set(not begin <= offset <= end)
-            if offset < begin:
-                reason = f"the log begins at {begin}, {begin - offset} records were never stored"
-                self._assignment.halt(partition, reason)
-            elif offset > end:
-                reason = f"the log ends at {end}, before the stored offset {offset}"
-                self._assignment.halt(partition, reason)
+            position = stored[partition.partition]
+            reason = difference(position, log[partition.partition])
+            self._metrics.halted.labels(partition.partition).set(reason is not None)
+            if reason is None:
+                self._assignment.seed(partition, position.next_offset)
             else:
-                self._assignment.seed(partition, offset)
+                self._assignment.halt(partition, reason)
 
     async def _fetch(self) -> _Fetched | None:
         records = await self._poll()
+        self._reach("fetched")
         moves: dict[int, Move] = {}
         # Without a suspension from here on, so that positions and records belong together. A
         # position moves without a record over control records and aborted transactions.
@@ -134,32 +153,39 @@ class ConsumeLoop:
 
     async def _store(self, fetched: _Fetched) -> None:
         attempt = 0
-        batch = fetched.batch
+        # What is left to store, in order from the end: a batch that is refused becomes its halves.
+        left = [fetched.batch]
         # A batch of an earlier generation is another member's now.
-        while fetched.generation == self._assignment.generation:
+        while left and fetched.generation == self._assignment.generation:
+            batch = left[-1]
             started = time.monotonic()
             try:
                 projection = await self._writer.store(batch)
+            except BatchRefusedError as error:
+                left[-1:] = _parts(batch, error)
             except RetryableError as error:
                 self._metrics.retries.inc()
                 _log.warning("cannot store the batch yet", error=str(error), attempt=attempt)
                 if self._stop.is_set():
                     return
+                if isinstance(error, BatchTooSlowError) and len(batch.records) > 1:
+                    left[-1:] = reversed(batch.halves())
                 await self._wait_paused(attempt)
                 attempt += 1
             except FencedError as error:
                 self._metrics.fenced.inc()
                 _log.warning("batch dropped", reason=str(error), records=len(batch.records))
-                for partition in self._partitions(batch):
+                for partition in self._partitions(fetched.batch):
                     self._assignment.unseed(partition)
                 return
             else:
-                self._stored(fetched, projection, time.monotonic() - started)
-                return
+                left.pop()
+                self._stored(fetched.generation, batch, projection, time.monotonic() - started)
 
-    def _stored(self, fetched: _Fetched, projection: Projection, seconds: float) -> None:
-        batch = fetched.batch
-        if fetched.generation == self._assignment.generation:
+    def _stored(
+        self, generation: int, batch: Batch, projection: Projection, seconds: float
+    ) -> None:
+        if generation == self._assignment.generation:
             for partition in self._partitions(batch):
                 self._assignment.positions[partition] = batch.moves[partition.partition].next
         letters = len(projection.dead_letters)
@@ -230,6 +256,15 @@ class ConsumeLoop:
     def _measure_lag(self) -> None:
         for partition in self._assignment.positions:
             self._metrics.lag.labels(partition.partition).set(self._lag(partition))
+
+
+def _parts(batch: Batch, error: BatchRefusedError) -> list[Batch]:
+    """What to store in place of a refused batch, in order from the end."""
+    if len(batch.records) > 1:
+        return [*reversed(batch.halves())]
+    [record] = batch.records
+    refusal = Refusal(REFUSED_BY_DATABASE, error.detail)
+    return [Batch([msgspec.structs.replace(record, outcome=refusal)], batch.moves)]
 
 
 def backoff(attempt: int) -> float:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
@@ -10,26 +11,31 @@ from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
 
 from execution_events.consumer.assignment import Assignment
+from execution_events.consumer.failpoints import unarmed
+from execution_events.consumer.log import read_log
 from execution_events.consumer.loop import ConsumeLoop, backoff
 from execution_events.consumer.topic import check_topic
 from execution_events.errors import RetryableError
 from execution_events.management import ConsumerMetrics, serve_management
 from execution_events.observability import Logger
 from execution_events.settings import Settings
-from execution_events.store.batches import BatchWriter
+from execution_events.store.batches import BatchWriter, Reach
 
 _log = Logger(__name__)
 
+_LEAVE_TIMEOUT = 3
+"""Seconds to leave the group at a stop."""
 
-async def run_consumer(settings: Settings, stop: asyncio.Event) -> None:
+
+async def run_consumer(settings: Settings, stop: asyncio.Event, reach: Reach = unarmed) -> None:
     """Consume until `stop` is set; then finish the batch in hand and leave the group.
 
     While Kafka or PostgreSQL is away it waits and tries again. Raises `HaltError` when going on
     could lose or double occurrences.
     """
-    service = _Service(settings, stop)
+    service = _Service(settings, stop, reach)
     async with (
-        BatchWriter(settings.require_database_url(), settings.topic) as writer,
+        BatchWriter(settings.require_database_url(), settings.topic, reach) as writer,
         serve_management(
             settings.management_host,
             settings.management_port,
@@ -42,7 +48,7 @@ async def run_consumer(settings: Settings, stop: asyncio.Event) -> None:
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait({consuming, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait({consuming}, timeout=settings.stop_timeout)
+            await asyncio.wait({consuming}, timeout=settings.stop_timeout - _LEAVE_TIMEOUT)
             if not consuming.done():
                 _log.warning("stopping without the batch in hand", waited=settings.stop_timeout)
                 consuming.cancel()
@@ -56,9 +62,10 @@ async def run_consumer(settings: Settings, stop: asyncio.Event) -> None:
 
 
 class _Service:
-    def __init__(self, settings: Settings, stop: asyncio.Event) -> None:
+    def __init__(self, settings: Settings, stop: asyncio.Event, reach: Reach) -> None:
         self._settings = settings
         self._stop = stop
+        self._reach = reach
         self._assignment: Assignment | None = None
         self._loop: ConsumeLoop | None = None
         self._problem: str | None = "starting"
@@ -80,8 +87,10 @@ class _Service:
                         assignment,
                         writer,
                         self._metrics,
+                        partial(read_log, self._settings),
                         self._settings.batch_max_records,
                         self._stop,
+                        self._reach,
                     )
                     await self._loop.run()
             except RetryableError as error:
@@ -123,8 +132,11 @@ class _Service:
             auto_offset_reset="none",
             partition_assignment_strategy=(RoundRobinPartitionAssignor,),
             metadata_max_age_ms=30_000,
+            session_timeout_ms=self._settings.session_timeout * 1000,
+            heartbeat_interval_ms=self._settings.session_timeout * 1000 // 4,
+            max_poll_interval_ms=self._settings.max_poll_interval * 1000,
         )
-        assignment = Assignment(client)
+        assignment = Assignment(client, self._reach)
         client.subscribe([self._settings.topic], listener=assignment)
         try:
             await client.start()
@@ -134,4 +146,7 @@ class _Service:
         try:
             yield client, assignment
         finally:
-            await client.stop()
+            # To leave the group takes as long as a rebalance that is under way.
+            limit = _LEAVE_TIMEOUT if self._stop.is_set() else None
+            with suppress(TimeoutError):
+                await asyncio.wait_for(client.stop(), limit)

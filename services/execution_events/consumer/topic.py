@@ -38,7 +38,7 @@ async def create_topic(
             "retention.ms": str(retention_ms),
         },
     )
-    async with _admin(settings) as admin:
+    async with open_admin(settings) as admin:
         response = await admin.create_topics([topic])
     for _, code, message, *_ in response.topic_errors:
         error_type = for_code(code)
@@ -51,7 +51,7 @@ async def create_topic(
 
 async def check_topic(settings: Settings) -> None:
     """Raise `RetryableError` while the topic is missing, `HaltError` where it is compacted."""
-    async with _admin(settings) as admin:
+    async with open_admin(settings) as admin:
         [described] = await admin.describe_topics([settings.topic])
         if described["error_code"] == UnknownTopicOrPartitionError.errno:
             raise RetryableError(
@@ -70,7 +70,8 @@ async def check_topic(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def _admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+async def open_admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+    """An admin client; Kafka's errors come out as `RetryableError`."""
     admin = AIOKafkaAdminClient(**settings.kafka_client())
     try:
         await admin.start()

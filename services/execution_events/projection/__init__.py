@@ -2,4 +2,5 @@
 
 - `fold`: occurrences of one event into one.
 - `batch`: records of a batch into folded events, dead letters and watermarks.
+- `fingerprint`: what identifies a record of a log.
 """

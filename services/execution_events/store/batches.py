@@ -1,6 +1,7 @@
 """One batch of records, stored in one transaction: rows, offsets, watermarks and dead letters."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -9,13 +10,17 @@ import asyncpg
 
 from execution_events.errors import FencedError, RetryableError
 from execution_events.projection.batch import Projection, ReadRecord, SourceKey, project
-from execution_events.store.database import connect, translated_errors
+from execution_events.projection.fingerprint import Fingerprint, fingerprint
+from execution_events.store.database import connect, refused_rows, translated_errors
 from execution_events.store.dead_letters import insert_dead_letters
 from execution_events.store.events import prepare, write_events
 from execution_events.store.migrate import require_current
 from execution_events.store.sql import load_queries
 
 _SQL = load_queries("batches")
+
+Reach = Callable[[str], None]
+"""Told of each point that the writer has reached, so that a test can end it there."""
 
 
 class Move(NamedTuple):
@@ -26,13 +31,36 @@ class Move(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What one transaction stores: records in log order, and where each partition moves.
+    """What one transaction stores, and where each partition moves.
 
-    A partition may move without a record: over control records and aborted transactions.
+    Records are sorted by partition and then by offset. A partition may move without a record: over
+    control records and aborted transactions.
     """
 
     records: Sequence[ReadRecord]
     moves: Mapping[int, Move]
+
+    def halves(self) -> "tuple[Batch, Batch]":
+        """Two batches that store the same, one after the other; for two records or more."""
+        middle = len(self.records) // 2
+        left, right = self.records[:middle], self.records[middle:]
+        first = right[0].record
+        in_right = {read_record.record.partition for read_record in right}
+        left_moves = {p: move for p, move in self.moves.items() if p not in in_right}
+        right_moves = {p: move for p, move in self.moves.items() if p in in_right}
+        if left[-1].record.partition == first.partition:
+            whole = self.moves[first.partition]
+            left_moves[first.partition] = Move(whole.expected, first.offset)
+            right_moves[first.partition] = Move(first.offset, whole.next)
+        return Batch(left, left_moves), Batch(right, right_moves)
+
+
+class StoredPosition(NamedTuple):
+    """How far a partition is stored, and of which log; None where that is not known."""
+
+    next_offset: int
+    cluster_id: str | None
+    last: Fingerprint | None
 
 
 class BatchWriter:
@@ -41,9 +69,10 @@ class BatchWriter:
     An asynchronous context manager. Not for concurrent use.
     """
 
-    def __init__(self, database_url: str, topic: str) -> None:
+    def __init__(self, database_url: str, topic: str, reach: Reach = lambda _: None) -> None:
         self._database_url = database_url
         self._topic = topic
+        self._reach = reach
         self._stack = AsyncExitStack()
         self._connection: asyncpg.Connection | None = None
 
@@ -62,40 +91,63 @@ class BatchWriter:
         """Connect and check the schema; raises `RetryableError` or `HaltError`."""
         await self._connected()
 
-    async def stored_offsets(self, partitions: Sequence[int]) -> dict[int, int]:
-        """The stored next offset of each of `partitions` that has one."""
+    async def stored_positions(self, partitions: Sequence[int]) -> dict[int, StoredPosition]:
+        """The stored position of each of `partitions` that has one."""
         connection = await self._connected()
         with translated_errors():
-            rows = await connection.fetch(_SQL["stored_offsets"], self._topic, partitions)
-        return {row["partition"]: row["next_offset"] for row in rows}
+            rows = await connection.fetch(_SQL["stored_positions"], self._topic, partitions)
+        return {partition: _position(*position) for partition, *position in rows}
 
-    async def begin_partition(self, partition: int, offset: int) -> None:
+    async def begin_partition(self, partition: int, offset: int, cluster_id: str) -> None:
         """Store `offset` as the next of a partition that has none; else change nothing."""
         connection = await self._connected()
         with translated_errors():
-            await connection.execute(_SQL["begin_partition"], self._topic, partition, offset)
+            await connection.execute(
+                _SQL["begin_partition"], self._topic, partition, offset, cluster_id
+            )
+
+    async def accept_log(self, partition: int, move: Move, cluster_id: str) -> None:
+        """Go on in another log: from `move.next`, with nothing known of what came before.
+
+        Raises `FencedError` where the stored offset is not `move.expected` any more.
+        """
+        connection = await self._connected()
+        with translated_errors():
+            accepted = await connection.fetch(
+                _SQL["accept_log"], self._topic, partition, *move, cluster_id
+            )
+        if not accepted:
+            raise FencedError(f"the stored offset of partition {partition} has just been moved")
 
     async def store(self, batch: Batch) -> Projection:
         """Store `batch` whole or not at all, and return what it added.
 
         Safe to call again after any error: a batch that was stored, also by a commit whose reply
         was lost, or that another consumer has overtaken, raises `FencedError` and changes nothing.
-        `RetryableError`: the server is away. `HaltError`: all else.
+        `RetryableError`: the server is away. `BatchRefusedError`: it holds a record that the
+        database refuses. `HaltError`: all else.
         """
         connection = await self._connected()
         try:
             with translated_errors():
                 async with connection.transaction():
-                    await self._move_offsets(connection, batch.moves)
+                    self._reach("begun")
+                    await self._move_offsets(connection, batch)
+                    self._reach("offsets_set")
                     watermarks = await self._watermarks(connection, batch.records)
                     projection = project(batch.records, watermarks)
-                    await write_events(connection, projection.events)
+                    with refused_rows():
+                        await write_events(connection, projection.events)
                     await insert_dead_letters(connection, self._topic, projection.dead_letters)
                     await self._move_watermarks(connection, projection.watermarks)
+                    self._reach("upserted")
+                    # By then the commit below is on its way.
+                    asyncio.get_running_loop().call_soon(self._reach, "commit_sent")
         except RetryableError:
             # What is left of the connection after a time-out is not worth knowing.
             await self._disconnect()
             raise
+        self._reach("committed")
         return projection
 
     async def _connected(self) -> asyncpg.Connection:
@@ -114,15 +166,17 @@ class BatchWriter:
         self._connection = None
         await self._stack.aclose()
 
-    async def _move_offsets(
-        self, connection: asyncpg.Connection, moves: Mapping[int, Move]
-    ) -> None:
+    async def _move_offsets(self, connection: asyncpg.Connection, batch: Batch) -> None:
+        moves = batch.moves
+        last = {read_record.record.partition: read_record.record for read_record in batch.records}
+        marks = [fingerprint(last[p]) if p in last else (None, None, None) for p in moves]
         moved = await connection.fetch(
             _SQL["move_offsets"],
             self._topic,
             list(moves),
             [move.expected for move in moves.values()],
             [move.next for move in moves.values()],
+            *([mark[column] for mark in marks] for column in range(3)),
         )
         if len(moved) != len(moves):
             lost = sorted(set(moves) - {row["partition"] for row in moved})
@@ -149,3 +203,15 @@ class BatchWriter:
                 [source for _, source in watermarks],
                 list(watermarks.values()),
             )
+
+
+def _position(
+    next_offset: int,
+    cluster_id: str | None,
+    offset: int | None,
+    timestamp: int | None,
+    digest: bytes | None,
+) -> StoredPosition:
+    if offset is None or timestamp is None or digest is None:
+        return StoredPosition(next_offset, cluster_id, None)
+    return StoredPosition(next_offset, cluster_id, Fingerprint(offset, timestamp, digest))

@@ -7,7 +7,7 @@ from typing import Any
 
 import asyncpg
 
-from execution_events.errors import HaltError, RetryableError
+from execution_events.errors import BatchRefusedError, BatchTooSlowError, HaltError, RetryableError
 
 CONNECT_TIMEOUT = 10
 """Seconds to connect, or to get a connection from a pool."""
@@ -22,19 +22,38 @@ _SERVER_SETTINGS = {
     "timezone": "UTC",
 }
 _RETRYABLE_CLASSES = ("08", "40", "53", "57")
+_REFUSED_CLASSES = ("22", "23", "54")
+_STATEMENT_TIMEOUT = "57014"
 _RETRYABLE_STATES = ("55P03", "25006")
+
+
+@contextmanager
+def refused_rows() -> Iterator[None]:
+    """Around statements that write events: raise `BatchRefusedError` where a row is at fault."""
+    try:
+        yield
+    except asyncpg.PostgresError as error:
+        state = error.sqlstate or ""
+        if state.startswith(_REFUSED_CLASSES):
+            # The message can hold what the record holds.
+            check = f" {error.constraint_name}" if error.constraint_name else ""
+            raise BatchRefusedError(f"{type(error).__name__}{check} ({state})") from error
+        raise
 
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
     """Raise the driver's errors as ours, by SQLSTATE and type and never by message.
 
-    `RetryableError`: the server is away, busy or read-only. `HaltError`: all else.
+    `RetryableError`: the server is away, busy or read-only; `BatchTooSlowError` is one of them.
+    `HaltError`: all else.
     """
     try:
         yield
     except asyncpg.PostgresError as error:
         state = error.sqlstate or ""
+        if state == _STATEMENT_TIMEOUT:
+            raise BatchTooSlowError(f"PostgreSQL: {error} ({state})") from error
         if state.startswith(_RETRYABLE_CLASSES) or state in _RETRYABLE_STATES:
             raise RetryableError(f"PostgreSQL: {error} ({state})") from error
         raise HaltError(f"PostgreSQL refused a statement: {error} ({state})") from error

@@ -1,19 +1,29 @@
--- name: stored_offsets
-SELECT partition, next_offset FROM partition_progress
+-- name: stored_positions
+SELECT partition, next_offset, cluster_id, last_offset, last_timestamp, last_hash
+FROM partition_progress
 WHERE topic = $1 AND partition = ANY ($2::integer[])
 
 -- name: begin_partition
 -- A partition without a stored offset begins where its log begins.
-INSERT INTO partition_progress (topic, partition, next_offset, changed_at)
-VALUES ($1, $2, $3, now())
+INSERT INTO partition_progress (topic, partition, next_offset, cluster_id, changed_at)
+VALUES ($1, $2, $3, $4, now())
 ON CONFLICT (topic, partition) DO NOTHING
+
+-- name: accept_log
+UPDATE partition_progress
+SET next_offset = $4, cluster_id = $5, last_offset = NULL, last_timestamp = NULL,
+    last_hash = NULL, changed_at = now()
+WHERE topic = $1 AND partition = $2 AND next_offset = $3
+RETURNING partition
 
 -- name: move_offsets
 -- Compare and set: a partition whose stored offset is not the expected one gives no row, and the
--- caller gives up. Rows are locked in one order by all.
+-- caller gives up. Rows are locked in one order by all. A partition that moves without a record
+-- keeps the last one's fingerprint.
 WITH move AS (
-    SELECT * FROM unnest($2::integer[], $3::bigint[], $4::bigint[])
-        AS move (partition, expected, next)
+    SELECT * FROM unnest(
+        $2::integer[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[]
+    ) AS move (partition, expected, next, last_offset, last_timestamp, last_hash)
 ),
 locked AS (
     SELECT partition FROM partition_progress
@@ -22,7 +32,11 @@ locked AS (
     FOR UPDATE
 )
 UPDATE partition_progress AS progress
-SET next_offset = move.next, changed_at = now()
+SET next_offset = move.next,
+    last_offset = coalesce(move.last_offset, progress.last_offset),
+    last_timestamp = coalesce(move.last_timestamp, progress.last_timestamp),
+    last_hash = coalesce(move.last_hash, progress.last_hash),
+    changed_at = now()
 FROM move JOIN locked USING (partition)
 WHERE progress.topic = $1
     AND progress.partition = move.partition
