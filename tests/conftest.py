@@ -4,6 +4,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator
 
+import asyncpg
 import pytest
 
 from execution_events.consumer.topic import DAY_MS, create_topic
@@ -11,6 +12,7 @@ from execution_events.settings import Settings
 from tests.support import backends, databases
 from tests.support.backends import Servers
 from tests.support.databases import Database
+from tests.support.occurrences import Fetch
 
 PARTITIONS = 3
 
@@ -56,6 +58,16 @@ async def settings(servers: Servers, database: Database) -> Settings:
         retention_ms=30 * DAY_MS,
     )
     return settings
+
+
+@pytest.fixture
+async def fetch(database: Database) -> AsyncIterator[Fetch]:
+    """Queries as the owner of the test's database."""
+    connection = await asyncpg.connect(
+        database.owner, server_settings={"search_path": "execution_events"}
+    )
+    yield connection.fetch
+    await connection.close()
 
 
 @pytest.fixture

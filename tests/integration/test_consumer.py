@@ -3,87 +3,27 @@
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from random import Random
 
 import asyncpg
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import NewTopic
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.structs import OffsetAndMetadata
 from prometheus_client import CollectorRegistry
 
 from execution_events import wire
 from execution_events.consumer.service import run_consumer
+from execution_events.consumer.topic import open_admin
 from execution_events.errors import HaltError
 from execution_events.management import ConsumerMetrics
 from execution_events.settings import Settings
 from tests.support.consumers import consuming, end_offsets, stored_offsets, until, until_stored
 from tests.support.databases import Database
+from tests.support.occurrences import Fetch, counts, producer, publish, ready
 from tests.support.records import occurrence
-
-Fetch = Callable[[str], Awaitable[list[asyncpg.Record]]]
-
-
-@pytest.fixture
-async def fetch(database: Database) -> AsyncIterator[Fetch]:
-    connection = await asyncpg.connect(
-        database.owner, server_settings={"search_path": "execution_events"}
-    )
-    yield connection.fetch
-    await connection.close()
-
-
-@asynccontextmanager
-async def producer(settings: Settings, **options: object) -> AsyncIterator[AIOKafkaProducer]:
-    client = AIOKafkaProducer(
-        bootstrap_servers=settings.kafka_bootstrap_servers, acks="all", **options
-    )
-    await client.start()
-    try:
-        yield client
-    finally:
-        await client.stop()
-
-
-async def publish(settings: Settings, executions: Iterable[int]) -> None:
-    """One record a number: an occurrence of the one event of that execution."""
-    async with producer(settings) as client:
-        sent = []
-        for number in executions:
-            key, value = wire.encode(occurrence(execution_id=f"execution-{number}"))
-            sent.append(await client.send(settings.topic, key=key, value=value))
-        await asyncio.gather(*sent)
-
-
-async def counts(fetch: Fetch) -> Counter[int]:
-    rows = await fetch("SELECT execution_id, count FROM event")
-    return Counter({int(row["execution_id"].rpartition("-")[2]): row["count"] for row in rows})
-
-
-@asynccontextmanager
-async def admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
-    client = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
-    await client.start()
-    try:
-        yield client
-    finally:
-        await client.close()
-
-
-async def ready(port: int) -> tuple[int, str]:
-    """Status and body of /readyz; 0 and nothing where nobody listens yet."""
-    try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    except ConnectionRefusedError:
-        return 0, ""
-    writer.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-    answer = (await reader.read()).decode()
-    writer.close()
-    return int(answer.split()[1]), answer.partition("\r\n\r\n")[2]
 
 
 async def test_each_record_is_stored_once_over_restarts(settings: Settings, fetch: Fetch) -> None:
@@ -187,7 +127,7 @@ async def test_lost_history_halts_its_partition_loudly_and_no_other(
         await until_stored(settings)
     ends = await end_offsets(settings)
     await publish(settings, range(60))
-    async with admin(settings) as client:
+    async with open_admin(settings) as client:
         await client.delete_records(
             {TopicPartition(settings.topic, 0): RecordsToDelete(ends[0] + 1)}
         )
@@ -262,7 +202,7 @@ async def test_history_that_retention_removed_is_no_loss(settings: Settings, fet
     async with consuming(settings):
         await until_stored(settings)
     ends = await end_offsets(settings)
-    async with admin(settings) as client:
+    async with open_admin(settings) as client:
         await client.delete_records(
             {TopicPartition(settings.topic, p): RecordsToDelete(end) for p, end in ends.items()}
         )
@@ -278,7 +218,7 @@ async def test_a_record_the_database_refuses_is_found_and_kept(
     bombs = {7, 8, 50, 199}
     await fetch(
         "ALTER TABLE event ADD CONSTRAINT no_bombs"
-        " CHECK (execution_id NOT IN ('execution-7', 'execution-8', 'execution-50', 'execution-199'))"
+        " CHECK (substr(execution_id, 11)::integer NOT IN (7, 8, 50, 199))"
     )
     await publish(settings, range(200))
     async with consuming(settings):
@@ -293,7 +233,7 @@ async def test_a_record_the_database_refuses_is_found_and_kept(
 async def test_a_compacted_topic_is_refused(settings: Settings) -> None:
     name = f"{settings.topic}-compacted"
     topic = NewTopic(name, 1, 1, topic_configs={"cleanup.policy": "compact"})
-    async with admin(settings) as client:
+    async with open_admin(settings) as client:
         await client.create_topics([topic])
     with pytest.raises(HaltError, match=r"compacted.*cleanup\.policy"):
         await run_consumer(replace(settings, topic=name), asyncio.Event())
@@ -315,7 +255,7 @@ async def test_it_waits_for_its_topic(settings: Settings, unused_port: int) -> N
             return "execution-events topic create" in (await ready(unused_port))[1]
 
         await until(told, "readiness says what to run")
-        async with admin(missing) as client:
+        async with open_admin(missing) as client:
             await client.create_topics([NewTopic(missing.topic, 1, 1)])
 
         async def joined() -> bool:

@@ -1,4 +1,4 @@
-"""`topic create`: the topic, as the guarantees need it."""
+"""`topic`: the topic as the guarantees need it, and what to do where it was replaced."""
 
 import argparse
 import asyncio
@@ -15,7 +15,8 @@ DEFAULT_RETENTION_DAYS = 30
 def add_commands(commands: Any) -> None:
     """Add the commands to the command line."""
     topic = commands.add_parser("topic", help="the topic of the events")
-    create = topic.add_subparsers(title="commands", metavar="COMMAND", required=True).add_parser(
+    subcommands = topic.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    create = subcommands.add_parser(
         "create",
         help="create it; leave it as it is where it exists",
         description="Create the topic so that an acknowledged record outlives any one broker.",
@@ -41,6 +42,24 @@ def add_commands(commands: Any) -> None:
         help="how long records are kept: as long as consumers may be away, and more",
     )
     create.set_defaults(run=_create)
+    accept = subcommands.add_parser(
+        "accept",
+        help="go on with a log that was created again, truncated, or has lost records",
+        description="Show where the topic's log is not the one that is stored, and with --yes go "
+        "on with it. Consumers may run: those that have halted go on within 15 seconds. What is "
+        "counted stays counted, and records of a known ce_source and ce_sequence are not counted "
+        "again.",
+    )
+    accept.add_argument(
+        "--from",
+        dest="begin",
+        choices=("beginning", "end"),
+        default="beginning",
+        help="where to go on: at the log's beginning (default), as all records in a log that was "
+        "created again are new; or at its end, where all that it holds has been counted",
+    )
+    accept.add_argument("--yes", action="store_true", help="do it")
+    accept.set_defaults(run=_accept)
 
 
 def _create(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -56,4 +75,38 @@ def _create(arguments: argparse.Namespace, settings: Settings) -> int:
         )
     )
     print(f"created: {settings.topic}" if created else f"exists, left as it is: {settings.topic}")
+    return 0
+
+
+def _accept(arguments: argparse.Namespace, settings: Settings) -> int:
+    return asyncio.run(_accept_logs(settings, arguments.begin, accepted=arguments.yes))
+
+
+async def _accept_logs(settings: Settings, begin: str, *, accepted: bool) -> int:
+    with extra("consumer"):
+        from execution_events.consumer.log import difference, read_log
+        from execution_events.consumer.topic import check_topic
+        from execution_events.store.batches import BatchWriter, Move
+    partitions = await check_topic(settings)
+    async with BatchWriter(settings.require_database_url(), settings.topic) as writer:
+        stored = await writer.stored_positions(partitions)
+        log = await read_log(settings, {number: stored.get(number) for number in partitions})
+        reasons = {
+            number: reason
+            for number, position in sorted(stored.items())
+            if (reason := difference(position, log[number])) is not None
+        }
+        for number, reason in reasons.items():
+            state, expected = log[number], stored[number].next_offset
+            offset = state.begin if begin == "beginning" else state.end
+            print(f"partition {number}: {reason}")
+            print(f"    the log holds {state.begin} to {state.end}; it would go on at {offset}")
+            if accepted:
+                await writer.accept_log(number, Move(expected, offset), state.cluster_id)
+                print("    accepted")
+    if not reasons:
+        print("nothing differs")
+    elif not accepted:
+        print("nothing was changed; repeat with --yes to go on")
+        return 1
     return 0

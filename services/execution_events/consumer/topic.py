@@ -49,8 +49,11 @@ async def create_topic(
     return True
 
 
-async def check_topic(settings: Settings) -> None:
-    """Raise `RetryableError` while the topic is missing, `HaltError` where it is compacted."""
+async def check_topic(settings: Settings) -> list[int]:
+    """The topic's partitions.
+
+    Raises `RetryableError` while the topic is missing, `HaltError` where it is compacted.
+    """
     async with open_admin(settings) as admin:
         [described] = await admin.describe_topics([settings.topic])
         if described["error_code"] == UnknownTopicOrPartitionError.errno:
@@ -67,6 +70,7 @@ async def check_topic(settings: Settings) -> None:
                 f"the topic {settings.topic} is compacted, so records are missing from its log: "
                 "set its cleanup.policy to delete"
             )
+    return sorted(partition["partition"] for partition in described["partitions"])
 
 
 @asynccontextmanager
