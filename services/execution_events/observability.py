@@ -1,5 +1,6 @@
 """Logs: constant event names with fields, for a person on a terminal and a machine elsewhere."""
 
+import json
 import logging
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -56,22 +57,28 @@ class _TextFormatter(logging.Formatter):
         if fields:
             line += "  " + " ".join(f"{k}={_one_line(str(v))}" for k, v in fields.items())
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            for traced in self.formatException(record.exc_info).splitlines():
+                line += f"\n  {_one_line(traced)}"
         return line
 
 
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        entry: dict[str, Any] = {
+        own = {
             "time": datetime.fromtimestamp(record.created, UTC),
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": record.getMessage(),
-            **getattr(record, "fields", {}),
         }
+        # A field of the same name does not take the place of what is the record's own.
+        entry: dict[str, Any] = own | getattr(record, "fields", {}) | own
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(entry, enc_hook=str).decode()
+        try:
+            return msgspec.json.encode(entry, enc_hook=str).decode()
+        except UnicodeEncodeError:
+            # A lone surrogate, as in the name of a file that is not UTF-8.
+            return json.dumps(entry, default=str, skipkeys=True)
 
 
 def _one_line(text: str) -> str:

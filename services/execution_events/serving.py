@@ -23,6 +23,7 @@ async def serve(app: ASGIApp, host: str, port: int) -> AsyncIterator[str]:
     """
     config = uvicorn.Config(
         app,
+        http="h11",
         log_config=None,
         access_log=False,
         lifespan="off",

@@ -5,6 +5,7 @@ the file that `EXECUTION_EVENTS_<FIELD>_FILE` names.
 """
 
 import dataclasses
+import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,13 @@ from urllib.parse import urlsplit
 from execution_events.errors import SettingsError
 
 PREFIX = "EXECUTION_EVENTS_"
+
+# Stricter than urlsplit, whose errors show the password, and which ends it at any / ? or #.
+_HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*)(?::[0-9]+)?"
+_DATABASE_URL = re.compile(
+    r"postgres(?:ql)?://(?:[^@/?#\[\]\s\x7f-\U0010ffff]*@)?"
+    rf"{_HOST}(?:,{_HOST})*(?:/[^@?#\s]*)?(?:\?[^@#\s]*)?"
+)
 
 
 def _text(value: str) -> str:
@@ -42,8 +50,11 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 
 def _database_url(value: str) -> str:
-    if urlsplit(value).scheme not in ("postgresql", "postgres"):
-        raise ValueError("expected postgresql://user:password@host:port/database")
+    if not _DATABASE_URL.fullmatch(value):
+        raise ValueError(
+            "expected postgresql://user:password@host:port/database, "
+            "with / ? # @ [ ] and all beyond ASCII percent-encoded in user and password"
+        )
     return value
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from execution_events import wire
+from execution_events.cli.numbers import seconds
 from execution_events.errors import ExecutionEventsError, RecordRefusedError
 from execution_events.events import Occurrence
 from execution_events.publisher import Acknowledged, Publisher
@@ -37,7 +38,7 @@ def add_commands(commands: Any) -> None:
         "--execution-id", metavar="ID", help="the execution of events that name none"
     )
     publish.add_argument(
-        "--timeout", type=float, default=60, help="seconds to wait for Kafka (default: 60)"
+        "--timeout", type=seconds, default=60, help="seconds to wait for Kafka (default: 60)"
     )
     publish.add_argument(
         "--json", action="store_true", help="print each acknowledged record as a JSON object"
@@ -79,7 +80,7 @@ def _items(content: bytes) -> Iterator[tuple[str, bytes]]:
     if content.lstrip().startswith(b"["):
         try:
             items = msgspec.json.decode(content, type=list[msgspec.Raw])
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise ExecutionEventsError(f"not a JSON array: {error}") from error
         for number, item in enumerate(items, 1):
             yield f"event {number}", bytes(item)

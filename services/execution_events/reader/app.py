@@ -37,6 +37,8 @@ def create_app(lists: Lists, metrics: ReaderMetrics) -> ASGIApp:
 
     async def list_events(request: Request) -> Response:
         execution_id = request.path_params["execution_id"]
+        if request.scope["path"].endswith("\n"):
+            raise HTTPException(404)  # Starlette's pattern ends before a last line break, too.
         if not EXECUTION_ID.fullmatch(execution_id):
             raise HTTPException(
                 400, "execution_id: expected 1 to 128 characters of A-Z a-z 0-9 . _ : -"

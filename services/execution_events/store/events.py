@@ -1,6 +1,7 @@
 """Folded events into the tables `event` and `execution`: the fold in SQL."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
@@ -8,6 +9,9 @@ from execution_events.projection.fold import FoldedEvent
 from execution_events.store.sql import load_queries
 
 _SQL = load_queries("events")
+
+_POSTGRESQL_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 _EVENT_COLUMNS = (
     "execution_id",
@@ -31,6 +35,14 @@ _EVENT_COLUMNS = (
 async def prepare(connection: asyncpg.Connection) -> None:
     """What `write_events` needs, once for each connection."""
     await connection.execute(_SQL["create_batch_event"])
+    # asyncpg's own codec stores the last microsecond of the year 9999 as infinity.
+    await connection.set_type_codec(
+        "timestamptz",
+        schema="pg_catalog",
+        format="tuple",
+        encoder=lambda moment: ((moment - _POSTGRESQL_EPOCH) // _MICROSECOND,),
+        decoder=lambda value: _POSTGRESQL_EPOCH + value[0] * _MICROSECOND,
+    )
 
 
 async def write_events(connection: asyncpg.Connection, events: Sequence[FoldedEvent]) -> None:

@@ -28,6 +28,10 @@ BEGIN
 END
 $$;
 
+-- Also for the lock: it makes migrations of other databases, which give the same roles their
+-- passwords, wait until this one has ended.
+COMMENT ON ROLE execution_events_writer IS 'Of execution-events: stores events.';
+
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA execution_events FROM PUBLIC;
 

@@ -1,0 +1,329 @@
+"""Members of a group against a model: assignments, revocations, crashes, commits without a reply.
+
+The members run the consumer's own loop and writer against the real PostgreSQL; only Kafka is a
+model here, so that every step is one that hypothesis chose and can repeat.
+"""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import asyncpg
+from aiokafka import TopicPartition
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+from prometheus_client import CollectorRegistry
+
+from execution_events.consumer.assignment import Assignment
+from execution_events.consumer.log import LogState
+from execution_events.consumer.loop import ConsumeLoop, _Fetched
+from execution_events.errors import RetryableError
+from execution_events.management import ConsumerMetrics
+from execution_events.projection.batch import Projection
+from execution_events.projection.fingerprint import fingerprint
+from execution_events.store.batches import Batch, BatchWriter, StoredPosition
+from tests.support import databases
+from tests.support.backends import Servers
+from tests.support.databases import Database
+from tests.support.records import LogRecord, log, occurrence
+
+TOPIC = "machine"
+PARTITIONS = 3
+MEMBERS = 3
+EXAMPLES = 50
+STEPS = 50
+
+Log = dict[int, list[LogRecord]]
+
+
+class ModelClient:
+    """The part of aiokafka's consumer that the loop uses, over logs in memory.
+
+    Like aiokafka it fetches from whatever is assigned and not paused, from the moment on at which
+    it is assigned, and an assignment begins where nobody has said: here at the end.
+    """
+
+    def __init__(self, logs: Log) -> None:
+        self._logs = logs
+        self._positions: dict[TopicPartition, int] = {}
+        self._paused: set[TopicPartition] = set()
+
+    def assign(self, partitions: set[TopicPartition]) -> None:
+        self._positions = {p: len(self._logs[p.partition]) for p in partitions}
+        self._paused = set()
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        self._positions[partition] = offset
+
+    def pause(self, *partitions: TopicPartition) -> None:
+        self._paused.update(partitions)
+
+    def resume(self, *partitions: TopicPartition) -> None:
+        self._paused.difference_update(partitions)
+
+    async def getmany(
+        self, *, timeout_ms: int, max_records: int
+    ) -> dict[TopicPartition, list[LogRecord]]:
+        fetched = {}
+        for partition, position in self._positions.items():
+            if partition not in self._paused:
+                records = self._logs[partition.partition][position : position + max_records]
+                if records:
+                    fetched[partition] = records
+                    self._positions[partition] = position + len(records)
+        return fetched
+
+    async def position(self, partition: TopicPartition) -> int:
+        return self._positions[partition]
+
+    def last_stable_offset(self, partition: TopicPartition) -> int:
+        return len(self._logs[partition.partition])
+
+
+class LossyWriter(BatchWriter):
+    """Loses its connection before the commit, or the commit's reply, when it is told to."""
+
+    fault = ""
+
+    async def store(self, batch: Batch) -> Projection:
+        fault, self.fault = self.fault, ""
+        if fault == "before":
+            raise RetryableError("lost before the commit")
+        projection = await super().store(batch)
+        if fault == "after":
+            raise RetryableError("lost the commit's reply")
+        return projection
+
+
+class Member(NamedTuple):
+    client: ModelClient
+    assignment: Assignment
+    writer: LossyWriter
+    loop: ConsumeLoop
+
+
+class Tally:
+    """What a run of the machine has done, over all examples."""
+
+    steps = 0
+    stores = 0
+
+
+def machine(database: Database, tally: Tally) -> type[RuleBasedStateMachine]:
+    """The state machine over one database, which each example begins with empty tables."""
+
+    class Group(RuleBasedStateMachine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.runner = asyncio.Runner()
+            self.logs: Log = {partition: [] for partition in range(PARTITIONS)}
+            self.fetched: dict[int, _Fetched] = {}
+            self.sequence = 0
+            self.members: list[Member] = []
+            self.connection: asyncpg.Connection
+
+        @initialize()
+        def begin(self) -> None:
+            self.runner.run(self._begin())
+
+        async def _begin(self) -> None:
+            self.connection = await asyncpg.connect(
+                database.owner, server_settings={"search_path": "execution_events"}
+            )
+            await self.connection.execute(
+                "TRUNCATE event, execution, partition_progress, producer_progress, dead_letter"
+            )
+            self.members = [self._member() for _ in range(MEMBERS)]
+            self.publish(12)
+            self.rebalance(tuple(range(MEMBERS)))
+
+        def _member(self) -> Member:
+            client = ModelClient(self.logs)
+            assignment = Assignment(client)
+            writer = LossyWriter(database.writer, TOPIC)
+            loop = ConsumeLoop(
+                client,
+                assignment,
+                writer,
+                ConsumerMetrics(CollectorRegistry()),
+                self._read_log,
+                5,
+                asyncio.Event(),
+                lambda _: None,
+            )
+            return Member(client, assignment, writer, loop)
+
+        async def _read_log(
+            self, stored: Mapping[int, StoredPosition | None]
+        ) -> dict[int, LogState]:
+            states = {}
+            for number, position in stored.items():
+                records = self.logs[number]
+                last = position.last if position is not None else None
+                now = fingerprint(records[last.offset]) if last is not None else None
+                states[number] = LogState("cluster", 0, len(records), now)
+            return states
+
+        def publish(self, number: int) -> None:
+            for _ in range(number):
+                self.sequence += 1
+                partition = self.sequence % PARTITIONS
+                records = self.logs[partition]
+                content = occurrence(
+                    execution_id=f"execution-{partition}-{self.sequence % 4}",
+                    name=f"object.{self.sequence % 3}",
+                    count=self.sequence,
+                )
+                poison = self.sequence % 5 == 0
+                source = "worker" if self.sequence % 4 < 2 else None
+                records += log(
+                    [b"not json" if poison else content], partition, len(records), source
+                )
+
+        @rule(partition=st.integers(0, PARTITIONS - 1), back=st.integers(1, 6))
+        def send_again(self, partition: int, back: int) -> None:
+            """A copy of a record that has a source."""
+            records = self.logs[partition]
+            if len(records) >= back and records[-back].headers:
+                records.append(records[-back]._replace(offset=len(records)))
+
+        @rule(owners=st.tuples(*[st.integers(0, MEMBERS - 1)] * PARTITIONS))
+        def rebalance(self, owners: tuple[int, ...]) -> None:
+            """Every rebalance is eager: all are revoked before any is assigned."""
+            for member in self.members:
+                member.assignment.on_partitions_revoked(member.assignment.assigned)
+            for number, member in enumerate(self.members):
+                partitions = {TopicPartition(TOPIC, p) for p, o in enumerate(owners) if o == number}
+                member.client.assign(partitions)
+                member.assignment.on_partitions_assigned(partitions)
+
+        @rule(number=st.integers(0, MEMBERS - 1), mine=st.sets(st.integers(0, PARTITIONS - 1)))
+        def wake_as_a_zombie(self, number: int, mine: set[int]) -> None:
+            """It is assigned partitions that others have too, as one that slept believes."""
+            member = self.members[number]
+            partitions = {TopicPartition(TOPIC, p) for p in mine}
+            member.assignment.on_partitions_revoked(member.assignment.assigned)
+            member.client.assign(partitions)
+            member.assignment.on_partitions_assigned(partitions)
+
+        @rule(more=st.integers(1, 20))
+        def fetch(self, more: int) -> None:
+            """A member that fetched and did not store yet has nothing else to do."""
+            self.publish(more)
+            for number in set(range(MEMBERS)) - self.fetched.keys():
+                loop = self.members[number].loop
+                self.runner.run(loop._seed())
+                fetched = self.runner.run(loop._fetch())
+                if fetched is not None:
+                    self.fetched[number] = fetched
+
+        @rule(number=st.integers(0, MEMBERS - 1), fault=st.sampled_from(["", "before", "after"]))
+        def store(self, number: int, fault: str) -> None:
+            if number not in self.fetched:
+                self.fetch(2)
+            fetched = self.fetched.pop(number, None)
+            if fetched is not None:
+                tally.stores += 1
+                self.members[number].writer.fault = fault
+                self.runner.run(self.members[number].loop._store(fetched))
+                self.members[number].writer.fault = ""
+
+        @rule(
+            number=st.integers(0, MEMBERS - 1),
+            owners=st.tuples(*[st.integers(0, MEMBERS - 1)] * PARTITIONS),
+        )
+        def crash(self, number: int, owners: tuple[int, ...]) -> None:
+            """It forgets all it knew; what it fetched and did not store is lost with it."""
+            self.fetched.pop(number, None)
+            self.runner.run(self.members[number].writer._disconnect())
+            self.members[number] = self._member()
+            self.rebalance(owners)
+
+        @invariant()
+        def rows_are_the_fold_of_what_is_stored(self) -> None:
+            tally.steps += 1
+            if self.members:
+                self.runner.run(self._check())
+
+        async def _check(self) -> None:
+            stored = dict(
+                await self.connection.fetch("SELECT partition, next_offset FROM partition_progress")
+            )
+            expected: Counter[tuple[str, str]] = Counter()
+            refused = set()
+            for partition, end in stored.items():
+                seen: set[bytes] = set()
+                for record in self.logs[partition][:end]:
+                    sequence = dict(record.headers).get("ce_sequence")
+                    if sequence is not None:
+                        if sequence in seen:
+                            continue
+                        seen.add(sequence)
+                    if record.value == b"not json":
+                        refused.add((partition, record.offset))
+                    else:
+                        content = json.loads(record.value or b"")
+                        key = (content["executionId"], content["metadata"]["name"])
+                        expected[key] += content["count"]
+            rows = await self.connection.fetch("SELECT execution_id, name, count FROM event")
+            assert {(row[0], row[1]): row[2] for row in rows} == expected
+            letters = await self.connection.fetch(
+                "SELECT partition, record_offset FROM dead_letter"
+            )
+            assert sorted(map(tuple, letters)) == sorted(refused)
+
+        def teardown(self) -> None:
+            self.runner.run(self._end())
+            self.runner.close()
+
+        async def _end(self) -> None:
+            """Whatever happened, one member alone ends with everything stored, once."""
+            if not self.members:
+                return
+            for member in self.members:
+                await member.writer._disconnect()
+            last = self._member()
+            partitions = {TopicPartition(TOPIC, p) for p in range(PARTITIONS)}
+            last.client.assign(partitions)
+            last.assignment.on_partitions_assigned(partitions)
+            await last.loop._seed()
+            while (fetched := await last.loop._fetch()) is not None:
+                await last.loop._store(fetched)
+            await self._check()
+            stored = dict(
+                await self.connection.fetch("SELECT partition, next_offset FROM partition_progress")
+            )
+            assert stored == {partition: len(records) for partition, records in self.logs.items()}
+            await last.writer._disconnect()
+            await self.connection.close()
+
+    return Group
+
+
+async def test_any_course_of_events_counts_exactly(
+    servers: Servers, template_database: str
+) -> None:
+    async with databases.cloned(servers.administrator_url, template_database) as database:
+        tally = Tally()
+        await asyncio.to_thread(
+            run_state_machine_as_test,
+            machine(database, tally),
+            settings=settings(
+                max_examples=EXAMPLES,
+                stateful_step_count=STEPS,
+                deadline=None,
+                derandomize=True,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+    assert tally.steps >= 2000
+    assert tally.stores >= 100

@@ -1,0 +1,186 @@
+"""Migrations: a database becomes current, once, and no service runs on another schema."""
+
+import asyncio
+import hashlib
+from importlib.resources import files
+
+import asyncpg
+import pytest
+
+from execution_events import store
+from execution_events.errors import HaltError
+from execution_events.settings import Settings
+from execution_events.store import migrate
+from execution_events.store.batches import BatchWriter
+from execution_events.store.database import connect
+from execution_events.store.listing import EventLists
+from execution_events.store.migrate import Migration, migrations, pending, require_current
+from tests.support import databases
+from tests.support.backends import Servers
+from tests.support.databases import Database, migrate_as_owner
+from tests.support.processes import environment, run_cli
+
+ALL = [migration.name for migration in migrations()]
+
+RELEASED = {
+    "0001_read_model.sql": "1037aff612b872d5",
+    "0002_ops_views.sql": "9d77aebf577e21d4",
+}
+"""How the SHA-256 of each begins. A release adds its migrations; a line here never changes."""
+
+
+async def applied(database: Database) -> list[asyncpg.Record]:
+    async with databases.administrator(database.owner) as connection:
+        rows: list[asyncpg.Record] = await connection.fetch(
+            "SELECT version, name, applied_at FROM execution_events.schema_version ORDER BY version"
+        )
+    return rows
+
+
+def test_migrations_are_numbered_from_one_without_a_gap() -> None:
+    directory = files(store) / "migrations"
+    assert sorted(file.name for file in directory.iterdir()) == [
+        f"{number:04}_{migration.name}.sql" for number, migration in enumerate(migrations(), 1)
+    ]
+    assert [migration.version for migration in migrations()] == list(range(1, len(ALL) + 1))
+
+
+def test_a_released_migration_never_changes() -> None:
+    digests = {
+        f"{migration.version:04}_{migration.name}.sql": hashlib.sha256(
+            migration.sql.encode()
+        ).hexdigest()[:16]
+        for migration in migrations()
+    }
+    assert digests.items() >= RELEASED.items()
+
+
+async def test_an_empty_database_becomes_current(servers: Servers) -> None:
+    async with databases.empty(servers.administrator_url) as database:
+        async with connect(database.owner, "tests") as connection:
+            assert await pending(connection) == migrations()
+            assert await migrate_as_owner(database) == ALL
+            assert await pending(connection) == []
+            await require_current(connection)
+        assert [row["name"] for row in await applied(database)] == ALL
+
+
+async def test_a_second_migrate_applies_nothing(database: Database) -> None:
+    before = await applied(database)
+    assert await migrate_as_owner(database) == []
+    assert await applied(database) == before
+
+
+async def test_two_migrates_at_the_same_time_apply_once(servers: Servers) -> None:
+    async with databases.empty(servers.administrator_url) as database:
+        both = await asyncio.gather(migrate_as_owner(database), migrate_as_owner(database))
+        assert sorted(both) == [[], ALL]
+
+
+async def test_databases_of_one_server_can_be_migrated_at_the_same_time(servers: Servers) -> None:
+    """The roles, and with them their passwords, belong to the whole server."""
+    async with (
+        databases.empty(servers.administrator_url) as one,
+        databases.empty(servers.administrator_url) as other,
+    ):
+        for expected in (ALL, [], []):
+            both = await asyncio.gather(migrate_as_owner(one), migrate_as_owner(other))
+            assert list(both) == [expected, expected]
+
+
+async def test_a_migration_and_its_version_are_one_transaction(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = Migration(len(ALL) + 1, "good", "CREATE TABLE good ()")
+    # It can be applied, but its version is taken.
+    bad = Migration(len(ALL) + 1, "bad", "CREATE TABLE bad ()")
+    monkeypatch.setattr(migrate, "migrations", lambda: [*migrations(), good, bad])
+
+    with pytest.raises(HaltError, match="23505"):
+        await migrate_as_owner(database)
+
+    assert [row["name"] for row in await applied(database)] == [*ALL, "good"]
+    async with databases.administrator(database.owner) as connection:
+        tables = "SELECT to_regclass('execution_events.good'), to_regclass('execution_events.bad')"
+        assert list(await connection.fetchrow(tables)) == ["execution_events.good", None]
+
+
+@pytest.mark.parametrize(
+    ("change", "command"),
+    [
+        ("DELETE FROM schema_version WHERE version > 1", "run `execution-events migrate`"),
+        ("DROP TABLE schema_version", "run `execution-events migrate`"),
+        ("INSERT INTO schema_version VALUES (9999, 'later')", "upgrade execution-events"),
+    ],
+    ids=["older", "without a version", "newer"],
+)
+async def test_no_service_runs_on_another_schema(
+    database: Database, change: str, command: str
+) -> None:
+    async with databases.administrator(database.owner) as connection:
+        await connection.execute(f"SET search_path = execution_events; {change}")
+
+    async with BatchWriter(database.writer, "topic") as writer:
+        with pytest.raises(HaltError, match=command):
+            await writer.connect()
+    async with EventLists.open(database.reader) as lists:
+        with pytest.raises(HaltError, match=command):
+            await lists.check()
+
+
+async def test_a_newer_schema_is_not_migrated(database: Database) -> None:
+    async with databases.administrator(database.owner) as connection:
+        await connection.execute("INSERT INTO execution_events.schema_version VALUES (9999, 'x')")
+    before = await applied(database)
+    with pytest.raises(HaltError, match="upgrade execution-events"):
+        await migrate_as_owner(database)
+    assert await applied(database) == before
+
+
+async def test_migrate_gives_a_copied_database_its_privileges(
+    servers: Servers, template_database: str
+) -> None:
+    """A copy has those of everything in it, but PUBLIC may connect to it and services may not."""
+    name = f"{template_database}_copy"
+    copy = databases.urls(servers.administrator_url, name)
+    privileges = "SELECT datacl::text FROM pg_database WHERE datname = $1"
+    async with databases.administrator(servers.administrator_url) as administrator:
+        await administrator.execute(
+            f'CREATE DATABASE "{name}" TEMPLATE "{template_database}" OWNER "{databases.OWNER}"'
+        )
+        try:
+            assert await administrator.fetchval(privileges, name) is None
+            assert await migrate_as_owner(copy) == []
+            assert await administrator.fetchval(privileges, name) == await administrator.fetchval(
+                privileges, template_database
+            )
+        finally:
+            await databases.drop(servers.administrator_url, name)
+
+
+async def test_migrate_restores_a_privilege_that_was_lost(database: Database) -> None:
+    async with databases.administrator(database.owner) as connection:
+        await connection.execute(
+            "REVOKE SELECT ON execution_events.event FROM execution_events_reader;"
+            " GRANT CREATE ON SCHEMA public TO PUBLIC"
+        )
+        await migrate_as_owner(database)
+        assert await connection.fetchval(
+            "SELECT has_table_privilege('execution_events_reader', 'execution_events.event',"
+            " 'SELECT') AND NOT has_schema_privilege('public', 'public', 'CREATE')"
+        )
+
+
+async def test_the_command_says_what_is_missing_and_applies_it(servers: Servers) -> None:
+    numbered = [f"{number:04} {name}" for number, name in enumerate(ALL, 1)]
+    async with databases.empty(servers.administrator_url) as database:
+        env = environment(Settings(database_url=database.owner))
+        for _ in range(2):
+            output = await run_cli("migrate", "--check", env=env, code=1)
+            assert output.splitlines() == [
+                *(f"missing: {name}" for name in numbered),
+                "run `execution-events migrate`",
+            ]
+        output = await run_cli("migrate", env=env)
+        assert output.splitlines() == [*(f"applied: {name}" for name in numbered), "up to date"]
+        assert await run_cli("migrate", "--check", env=env) == "up to date\n"

@@ -1,0 +1,262 @@
+"""What each role can do, from the catalog and by trying; what is not listed, it cannot."""
+
+import secrets
+from collections.abc import AsyncIterator, Iterable
+from itertools import product
+
+import asyncpg
+import pytest
+
+from execution_events.store.listing import EventLists
+from tests.support.backends import Servers
+from tests.support.databases import PASSWORD, Database, administrator
+
+PRIVATE = {
+    "event",
+    "execution",
+    "partition_progress",
+    "producer_progress",
+    "dead_letter",
+    "schema_version",
+}
+PUBLIC_VIEWS = {"events_v1", "executions_v1", "elements_v1", "pipeline_v1", "dead_letters_v1"}
+SCHEMAS = ["execution_events", "ops", "public"]
+
+GRANTED = {
+    "execution_events_writer": {
+        "database": {"CONNECT", "TEMPORARY"},
+        "schema execution_events": {"USAGE"},
+        "table execution_events.event": {"SELECT", "INSERT", "UPDATE"},
+        "table execution_events.execution": {"SELECT", "INSERT", "UPDATE"},
+        "table execution_events.partition_progress": {"SELECT", "INSERT", "UPDATE"},
+        "table execution_events.producer_progress": {"SELECT", "INSERT", "UPDATE"},
+        "table execution_events.dead_letter": {"SELECT", "INSERT"},
+        "table execution_events.schema_version": {"SELECT"},
+    },
+    "execution_events_reader": {
+        "database": {"CONNECT"},
+        "schema execution_events": {"USAGE"},
+        "table execution_events.event": {"SELECT"},
+        "table execution_events.execution": {"SELECT"},
+        "table execution_events.schema_version": {"SELECT"},
+    },
+    "execution_events_ops": {
+        "database": {"CONNECT"},
+        "schema ops": {"USAGE"},
+        "function execution_events.first_half(text)": {"EXECUTE"},
+        "function execution_events.second_half(text)": {"EXECUTE"},
+        **{f"table ops.{view}": {"SELECT"} for view in PUBLIC_VIEWS},
+    },
+    "public": {},
+}
+"""All privileges of each role on the database, on its schemas and on everything in them."""
+
+# Each row is an object and one privilege that the role $1 has on it; $2 are the schemas.
+_PRIVILEGES = """
+SELECT 'database', privilege
+FROM unnest(ARRAY['CONNECT', 'CREATE', 'TEMPORARY']) AS privilege
+WHERE has_database_privilege($1, current_database(), privilege)
+UNION ALL
+SELECT 'schema ' || nspname, privilege
+FROM pg_namespace, unnest(ARRAY['USAGE', 'CREATE']) AS privilege
+WHERE nspname = ANY ($2) AND has_schema_privilege($1, pg_namespace.oid, privilege)
+UNION ALL
+SELECT format('table %s.%s', nspname, relname), privilege
+FROM pg_class
+JOIN pg_namespace ON pg_namespace.oid = relnamespace,
+    unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER',
+        'MAINTAIN']) AS privilege
+WHERE nspname = ANY ($2) AND relkind IN ('r', 'p', 'v', 'm', 'f')
+    AND has_table_privilege($1, pg_class.oid, privilege)
+UNION ALL
+SELECT format('column %s.%s.%s', nspname, relname, attname), privilege
+FROM pg_class
+JOIN pg_namespace ON pg_namespace.oid = relnamespace
+JOIN pg_attribute ON attrelid = pg_class.oid,
+    unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'REFERENCES']) AS privilege
+WHERE nspname = ANY ($2) AND relkind IN ('r', 'p', 'v', 'm', 'f') AND NOT attisdropped
+    AND has_column_privilege($1, pg_class.oid, attnum, privilege)
+    AND NOT has_table_privilege($1, pg_class.oid, privilege)
+UNION ALL
+SELECT format('sequence %s.%s', nspname, relname), privilege
+FROM pg_class
+JOIN pg_namespace ON pg_namespace.oid = relnamespace,
+    unnest(ARRAY['USAGE', 'SELECT', 'UPDATE']) AS privilege
+WHERE nspname = ANY ($2) AND relkind = 'S'
+    AND has_sequence_privilege($1, pg_class.oid, privilege)
+UNION ALL
+SELECT format('function %s.%s(%s)', nspname, proname, oidvectortypes(proargtypes)), 'EXECUTE'
+FROM pg_proc
+JOIN pg_namespace ON pg_namespace.oid = pronamespace
+WHERE nspname = ANY ($2) AND has_function_privilege($1, pg_proc.oid, 'EXECUTE')
+"""
+
+
+@pytest.fixture
+async def owner(database: Database) -> AsyncIterator[asyncpg.Connection]:
+    async with administrator(database.owner) as connection:
+        yield connection
+
+
+async def allowed(connection: asyncpg.Connection, statements: Iterable[str]) -> list[str]:
+    """Those of `statements` that are not refused for want of a privilege."""
+    done = []
+    for statement in statements:
+        try:
+            await connection.execute(statement)
+        except asyncpg.InsufficientPrivilegeError:
+            continue
+        done.append(statement)
+    return done
+
+
+async def objects(owner: asyncpg.Connection, schema: str, kinds: str) -> set[str]:
+    rows = await owner.fetch(
+        "SELECT relname FROM pg_class WHERE relnamespace = $1::text::regnamespace"
+        ' AND relkind = ANY ($2::text[]::"char"[])',
+        schema,
+        list(kinds),
+    )
+    return {row["relname"] for row in rows}
+
+
+async def test_nothing_is_missing_here(owner: asyncpg.Connection) -> None:
+    """New tables and views are listed above, and so are tried below."""
+    assert await objects(owner, "execution_events", "rpvmf") == PRIVATE
+    assert await objects(owner, "ops", "rpvmf") == PUBLIC_VIEWS
+    rows = await owner.fetch(
+        "SELECT nspname FROM pg_namespace"
+        " WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'"
+    )
+    assert sorted(row["nspname"] for row in rows) == SCHEMAS
+
+
+@pytest.mark.parametrize("role", GRANTED)
+async def test_a_role_has_these_privileges_and_no_other(
+    owner: asyncpg.Connection, role: str
+) -> None:
+    granted: dict[str, set[str]] = {}
+    for thing, privilege in await owner.fetch(_PRIVILEGES, role, SCHEMAS):
+        granted.setdefault(thing, set()).add(privilege)
+    assert granted == GRANTED[role]
+
+
+async def test_a_service_has_no_power_over_the_server(owner: asyncpg.Connection) -> None:
+    roles = sorted(set(GRANTED) - {"public"})
+    rows = await owner.fetch(
+        "SELECT rolname, rolsuper, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls"
+        " FROM pg_roles WHERE rolname = ANY ($1) ORDER BY rolname",
+        roles,
+    )
+    assert [tuple(row) for row in rows] == [(role, *[False] * 5) for role in roles]
+    assert not await owner.fetch(
+        "SELECT roleid::regrole FROM pg_auth_members WHERE member::regrole::text = ANY ($1)", roles
+    )
+
+
+async def test_what_comes_later_is_private_until_it_is_granted(owner: asyncpg.Connection) -> None:
+    for schema in SCHEMAS:
+        await owner.execute(f"CREATE TABLE {schema}.later (id bigserial)")
+    for role in GRANTED:
+        rows = await owner.fetch(_PRIVILEGES, role, SCHEMAS)
+        assert [row for row in rows if "later" in row[0]] == [], role
+
+
+async def test_ops_reads_the_views_and_nothing_else(
+    database: Database, owner: asyncpg.Connection
+) -> None:
+    async with administrator(database.ops) as ops:
+        for view in PUBLIC_VIEWS:
+            assert await ops.fetch(f"SELECT * FROM ops.{view}") == []
+        private = [f"SELECT FROM execution_events.{table}" for table in PRIVATE]
+        changes = [f"COMMENT ON VIEW ops.{view} IS ''" for view in PUBLIC_VIEWS]
+        # These are simple enough for PostgreSQL to write through them.
+        changes += [f"DELETE FROM ops.{view}" for view in ("events_v1", "executions_v1")]
+        assert await allowed(ops, [*private, *changes]) == []
+
+
+async def test_ops_creates_nothing_anywhere(database: Database) -> None:
+    async with administrator(database.ops) as ops:
+        schemas = [
+            row[0] for row in await ops.fetch("SELECT quote_ident(nspname) FROM pg_namespace")
+        ]
+        assert set(schemas) > set(SCHEMAS)
+        tables = [
+            f"CREATE TABLE {schema}.mine ()"
+            for schema in schemas
+            if not schema.startswith(("pg_temp", "pg_toast"))
+        ]
+        others = ["CREATE SCHEMA mine", "CREATE TEMPORARY TABLE mine ()", "CREATE ROLE mine"]
+        assert await allowed(ops, [*tables, *others]) == []
+
+
+async def test_a_statement_of_ops_may_take_30_seconds(database: Database) -> None:
+    async with administrator(database.ops) as ops:
+        assert await ops.fetchval("SHOW statement_timeout") == "30s"
+
+
+async def test_the_reader_reads_and_writes_nothing(database: Database) -> None:
+    async with EventLists.open(database.reader) as lists:
+        await lists.check()
+        assert await lists.of_execution("execution-1") == []
+    async with administrator(database.reader) as reader:
+        statements = [
+            verb.format(f"execution_events.{table}")
+            for verb, table in product(
+                ["INSERT INTO {} DEFAULT VALUES", "DELETE FROM {}", "TRUNCATE {}", "DROP TABLE {}"],
+                PRIVATE,
+            )
+        ]
+        others = [
+            "UPDATE execution_events.event SET count = 1",
+            "SELECT FROM execution_events.dead_letter",
+            "SELECT FROM execution_events.partition_progress",
+            "SELECT FROM execution_events.producer_progress",
+            "SELECT FROM ops.events_v1",
+            "CREATE TABLE execution_events.mine ()",
+            "CREATE TABLE public.mine ()",
+            "CREATE TEMPORARY TABLE mine ()",
+        ]
+        assert await allowed(reader, [*statements, *others]) == []
+
+
+async def test_the_writer_adds_and_updates_and_destroys_nothing(database: Database) -> None:
+    """That it can store a batch is what test_store_batches.py shows."""
+    async with administrator(database.writer) as writer:
+        statements = [
+            verb.format(f"execution_events.{table}")
+            for verb, table in product(
+                [
+                    "DELETE FROM {}",
+                    "TRUNCATE {}",
+                    "DROP TABLE {}",
+                    "ALTER TABLE {} ADD mine text",
+                    "CREATE INDEX ON {} ((1))",
+                ],
+                PRIVATE,
+            )
+        ]
+        others = [
+            "UPDATE execution_events.dead_letter SET reason = ''",
+            "UPDATE execution_events.schema_version SET version = 1",
+            "INSERT INTO execution_events.schema_version VALUES (9999, '')",
+            "SELECT FROM ops.events_v1",
+            "CREATE TABLE execution_events.mine ()",
+            "CREATE TABLE public.mine ()",
+            "CREATE SCHEMA mine",
+            "SET ROLE execution_events_owner",
+        ]
+        assert await allowed(writer, [*statements, *others]) == []
+
+
+async def test_another_role_of_the_server_cannot_even_connect(
+    servers: Servers, database: Database
+) -> None:
+    stranger = f"stranger_{secrets.token_hex(4)}"
+    async with administrator(servers.administrator_url) as admin:
+        await admin.execute(f"CREATE ROLE {stranger} LOGIN PASSWORD '{PASSWORD}'")
+        try:
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await asyncpg.connect(database.reader, user=stranger)
+        finally:
+            await admin.execute(f"DROP ROLE {stranger}")

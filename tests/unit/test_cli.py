@@ -1,0 +1,338 @@
+"""The command line: help, usage, exit codes, and what is refused before anything is touched."""
+
+import argparse
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from execution_events.cli.main import main, parser
+from execution_events.settings import Settings, variable_of
+from tests.support import golden
+
+EVENTS = [case.record.value or b"" for case in golden.load("seed.json")]
+
+
+@pytest.fixture(autouse=True)
+def _process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Without the settings of whoever runs the tests; logging is put back as it was."""
+    for variable in [name for name in os.environ if name.startswith("EXECUTION_EVENTS_")]:
+        monkeypatch.delenv(variable)
+    package = logging.getLogger("execution_events")
+    before = logging.root.handlers, logging.root.level, package.level
+    yield
+    logging.root.handlers, level, package_level = before
+    logging.root.setLevel(level)
+    package.setLevel(package_level)
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """Listens where the settings say that Kafka is."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        monkeypatch.setenv(
+            variable_of("kafka_bootstrap_servers"), f"127.0.0.1:{server.getsockname()[1]}"
+        )
+        yield server
+
+
+def commands(
+    command: argparse.ArgumentParser, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
+    """Every command and group of commands, with the words that lead to it."""
+    yield path, command
+    for action in command._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, child in action.choices.items():
+                yield from commands(child, (*path, name))
+
+
+COMMANDS = dict(commands(parser()))
+
+
+def run(*arguments: str) -> int:
+    """The exit code, also where it comes from argparse."""
+    try:
+        return main(arguments)
+    except SystemExit as ended:
+        return int(ended.code or 0)
+
+
+def start(
+    *arguments: str, without: Sequence[str] = (), stdout: int = subprocess.PIPE
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own, as if the modules `without` were not installed."""
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({without!r}))\n"
+        "from execution_events.cli.main import main\n"
+        "sys.exit(main())"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+
+
+# Usage.
+
+
+def test_the_commands_are_these() -> None:
+    assert {
+        (),
+        ("consumer",),
+        ("dead-letters",),
+        ("dead-letters", "list"),
+        ("dev",),
+        ("migrate",),
+        ("publish",),
+        ("reader",),
+        ("settings",),
+        ("topic",),
+        ("topic", "create"),
+    } <= COMMANDS.keys()
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_explains_every_option(
+    path: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    assert run(*path, "--help") == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: {' '.join(['execution-events', *path])} ")
+    for action in COMMANDS[path]._actions:
+        assert all(option in text for option in action.option_strings)
+        if not isinstance(action, argparse._SubParsersAction):
+            assert action.help, action
+        else:
+            described = {choice.dest for choice in action._choices_actions if choice.help}
+            assert described == action.choices.keys()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nothing"],
+        ["topic"],
+        ["dead-letters"],
+        ["dead-letters", "nothing"],
+        ["settings", "--nothing"],
+        ["settings", "nothing"],
+        ["topic", "create", "--partitions", "0"],
+        ["topic", "create", "--replication", "-1"],
+        ["topic", "create", "--retention-days", "1.5"],
+        ["dev", "--reader-port", "65536"],
+        ["publish", "--timeout", "soon"],
+        ["publish", "--timeout", "-1"],
+        ["publish", "--timeout", "nan"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_2_and_shows_the_right_one(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    # Where the arguments are taken for right, publish fails here before it does anything.
+    missing = [str(tmp_path / "missing")] if arguments[:1] == ["publish"] else []
+    assert run(*arguments, *missing) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("usage: execution-events ")
+    assert output.out == ""
+
+
+def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"{version('execution-events')}\n"
+
+
+# Settings.
+
+
+@pytest.mark.parametrize("command", ["settings", "consumer", "reader", "migrate", "publish"])
+def test_a_wrong_setting_exits_2_with_one_line(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variable = variable_of("reader_port")
+    monkeypatch.setenv(variable, "http")
+    assert run(command) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    [line] = output.err.splitlines()
+    assert line.startswith(f"execution-events: {variable}: ")
+
+
+@pytest.mark.parametrize("command", ["reader", "migrate", "migrate --check", "dead-letters list"])
+def test_a_database_that_is_not_set_exits_2_with_one_line(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*command.split()) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"execution-events: {variable_of('database_url')} is not set: ")
+
+
+def test_a_database_that_is_away_exits_1_with_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, unused_port: int
+) -> None:
+    monkeypatch.setenv(variable_of("database_url"), f"postgresql://u:p@127.0.0.1:{unused_port}/d")
+    assert run("migrate", "--check") == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("execution-events: PostgreSQL cannot be reached: ")
+
+
+def test_settings_as_json_are_one_object_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable_of("topic"), "other")
+    monkeypatch.setenv(variable_of("ops_password"), "s3cr3t")
+    assert run("settings", "--json") == 0
+    output = capsys.readouterr()
+    settings = {line["variable"]: line for line in map(json.loads, output.out.splitlines())}
+    assert settings.keys() == {variable_of(field) for field in Settings.__dataclass_fields__}
+    assert all(line.keys() == {"variable", "value", "source", "doc"} for line in settings.values())
+    topic, group = settings[variable_of("topic")], settings[variable_of("group")]
+    assert (topic["value"], topic["source"]) == ("other", variable_of("topic"))
+    assert (group["value"], group["source"]) == ("execution-events", "default")
+    assert settings[variable_of("database_url")]["value"] is None
+    assert "s3cr3t" not in output.out + output.err
+
+
+def test_settings_show_every_value_and_a_misspelt_variable(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXECUTION_EVENTS_READER_PROT", "80")
+    monkeypatch.setenv(variable_of("topic"), "other")
+    assert run("settings") == 0
+    output = capsys.readouterr()
+    assert f"{variable_of('topic')}=other\n" in output.out
+    assert f"{variable_of('group')}=execution-events  [default]\n" in output.out
+    assert f"{variable_of('database_url')}=(not set)  [default]\n" in output.out
+    assert output.err == "execution-events: EXECUTION_EVENTS_READER_PROT is no setting: misspelt?\n"
+
+
+# Publishing nothing.
+
+
+@pytest.mark.parametrize(
+    ("content", "places"),
+    [
+        (b"%(good)b\nnot json\n", ["line 2: not JSON"]),
+        (b"%(good)b\n\n{}\n", ["line 3: Object missing required field `executionId`"]),
+        (
+            b'%(good)b\n{"executionId":"e","metadata":{"name":"","namespace":"n"}}',
+            ["line 2: ", "$.metadata.name"],
+        ),
+        (
+            b"\n".join([b"[]", b"{}", b"null", b'"\xff"', b"{" * 100_000]),
+            ["not a JSON array"],
+        ),
+        (
+            b"\n".join([b"{}", b"null", b'"\xff"', b'{"a":' * 100_000]),
+            ["line 1: ", "line 2: ", "line 3: ", "line 4: "],
+        ),
+        (b"  [%(good)b,{},%(good)b,1]", ["event 2: ", "event 4: "]),
+        (b"[%(good)b,", ["not a JSON array"]),
+        (b"[" * 100_000, ["not a JSON array"]),
+        (b'[{"a":"\xff"}]', ["event 1: "]),
+        (b"{}\n" * 30, ["line 1: ", "line 10: ", "and 20 more"]),
+        (b"\xef\xbb\xbf%(good)b", ["line 1: not JSON"]),
+    ],
+    ids=[
+        *("a line", "after an empty line", "a field", "after an array", "each line", "an array"),
+        *("half an array", "nesting", "not UTF-8", "many", "a byte order mark"),
+    ],
+)
+def test_one_invalid_event_and_nothing_is_published(
+    content: bytes,
+    places: list[str],
+    broker: socket.socket,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "events.json"
+    file.write_bytes(content % {b"good": EVENTS[0]} if b"%(" in content else content)
+    assert run("publish", "--timeout", "1", str(file)) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("execution-events: ")
+    assert all(place in output.err for place in places), output.err
+    with pytest.raises(BlockingIOError):
+        broker.accept()
+
+
+def test_an_execution_id_completes_events_and_is_checked(
+    broker: socket.socket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    event = {name: value for name, value in json.loads(EVENTS[0]).items() if name != "executionId"}
+    file = tmp_path / "events.json"
+    file.write_text(json.dumps([event]))
+    for arguments in ([], ["--execution-id", "a b"], ["--execution-id", ""]):
+        assert run("publish", "--timeout", "1", str(file), *arguments) == 1
+        assert "event 1: " in (error := capsys.readouterr().err)
+        assert "executionId" in error
+    with pytest.raises(BlockingIOError):
+        broker.accept()
+
+
+def test_a_file_that_cannot_be_read_is_named(
+    broker: socket.socket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (tmp_path / "missing", tmp_path):
+        assert run("publish", str(path)) == 1
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"execution-events: {path}: ")
+    with pytest.raises(BlockingIOError):
+        broker.accept()
+
+
+# Processes.
+
+
+@pytest.mark.parametrize("command", ["settings", "settings --json", "--help"])
+def test_a_closed_pipe_ends_the_command_quietly(command: str) -> None:
+    """As `execution-events settings | head -1` closes it."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        ended = start(*command.split(), stdout=writing)
+    finally:
+        os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("command", "library", "extra"),
+    [
+        ("migrate", "asyncpg", "consumer"),
+        ("dead-letters list", "asyncpg", "consumer"),
+        ("consumer", "prometheus_client", "consumer"),
+        ("reader", "uvicorn", "reader"),
+        ("dev", "asyncpg", "embedded"),
+    ],
+)
+def test_a_missing_library_is_named_with_what_installs_it(
+    command: str, library: str, extra: str
+) -> None:
+    ended = start(*command.split(), without=[library])
+    assert (ended.returncode, ended.stdout, ended.stderr) == (
+        2,
+        "",
+        f"execution-events: {library} is not installed: pip install 'execution-events[{extra}]'\n",
+    )
+
+
+@pytest.mark.parametrize("command", ["settings --json", "publish --help", "migrate --help"])
+def test_what_workers_install_is_enough_for(command: str) -> None:
+    services = ["asyncpg", "starlette", "uvicorn", "prometheus_client", "uvloop", "jgo"]
+    ended = start(*command.split(), without=services)
+    assert (ended.returncode, ended.stderr) == (0, "")

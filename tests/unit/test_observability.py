@@ -1,0 +1,201 @@
+"""Logs: one line a record, whatever stands in it."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from execution_events.observability import Logger, configure_logging
+
+log = Logger("execution_events.tests")
+library = logging.getLogger("library.of.others")
+
+HOSTILE = [
+    "a\n12:00:00 ERROR   forged",
+    'a\r\n{"event":"forged"}',
+    "\x00\x1b[31m\x7f\x85\u2028\u2029\u202e",
+    '"}\\',
+    "\udcff",
+    "执行成功 😀",
+    "",
+]
+ODD: list[Any] = [
+    None,
+    True,
+    2**70,
+    float("nan"),
+    b"\xff\n",
+    ("a", 1),
+    {"a": {"b": "c\nd"}},
+    {("a", 1): 2},
+    {"a"},
+    datetime(2026, 1, 1, tzinfo=UTC),
+    timedelta(seconds=1),
+    ValueError("a\nb"),
+    object(),
+]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    package = logging.getLogger("execution_events")
+    before = logging.root.handlers, logging.root.level, package.level
+    yield
+    logging.root.handlers, level, package_level = before
+    logging.root.setLevel(level)
+    package.setLevel(package_level)
+
+
+def configured(log_format: str, level: str = "info") -> io.StringIO:
+    stream = io.StringIO()
+    configure_logging(log_format, level, stream)
+    return stream
+
+
+def entries(stream: io.StringIO) -> list[dict[str, Any]]:
+    assert stream.getvalue().endswith("\n")
+    return [json.loads(line) for line in stream.getvalue()[:-1].split("\n")]
+
+
+def test_a_record_is_a_json_object_with_its_fields() -> None:
+    stream = configured("json")
+    before = datetime.now(UTC)
+    log.info("batch stored", partition=0, records=3)
+    [entry] = entries(stream)
+    time = datetime.fromisoformat(entry.pop("time"))
+    assert before - timedelta(milliseconds=1) <= time <= datetime.now(UTC)
+    assert entry == {
+        "level": "info",
+        "logger": "execution_events.tests",
+        "event": "batch stored",
+        "partition": 0,
+        "records": 3,
+    }
+
+
+@pytest.mark.parametrize("value", HOSTILE + ODD, ids=ascii)
+def test_a_json_record_is_one_line_whatever_its_fields_hold(value: object) -> None:
+    stream = configured("json")
+    log.info("event", field=value)
+    library.warning("%s", value)
+    one, other = entries(stream)
+    assert one["event"] == "event"
+    assert "field" in one
+    assert other["logger"] == "library.of.others"
+
+
+@pytest.mark.parametrize("value", [text for text in HOSTILE if text != "\udcff"], ids=ascii)
+def test_text_is_kept_in_json(value: str) -> None:
+    stream = configured("json")
+    log.info("event", field=value)
+    [entry] = entries(stream)
+    assert entry["field"] == value
+
+
+def test_a_field_cannot_take_the_place_of_the_records_own() -> None:
+    stream = configured("json")
+    log.error("event", level="info", logger="other", time="never")
+    [entry] = entries(stream)
+    assert (entry["level"], entry["logger"]) == ("error", "execution_events.tests")
+    assert datetime.fromisoformat(entry["time"])
+
+
+def test_an_exception_is_within_its_json_line() -> None:
+    stream = configured("json")
+    try:
+        raise ValueError("first\nsecond")
+    except ValueError:
+        log.exception("failed", attempt=1)
+    [entry] = entries(stream)
+    assert (entry["level"], entry["event"], entry["attempt"]) == ("error", "failed", 1)
+    assert entry["traceback"].startswith("Traceback ")
+    assert entry["traceback"].endswith("ValueError: first\nsecond")
+
+
+def test_text_is_a_line_for_a_person() -> None:
+    stream = configured("text")
+    log.warning("the database is away", error="refused", attempts=2)
+    time, rest = stream.getvalue().split(" ", 1)
+    assert datetime.strptime(time, "%H:%M:%S")
+    assert rest == "WARNING the database is away  error=refused attempts=2\n"
+
+
+@pytest.mark.parametrize("value", HOSTILE + ODD, ids=ascii)
+def test_a_text_record_is_one_line_whatever_its_fields_hold(value: object) -> None:
+    stream = configured("text")
+    log.info("event", field=value)
+    library.warning("%s", value)
+    one, other = stream.getvalue().splitlines()
+    assert one[:8].count(":") == other[:8].count(":") == 2
+    assert one.isprintable()
+    assert other.isprintable()
+
+
+def test_an_exceptions_text_cannot_look_like_a_record() -> None:
+    stream = configured("text")
+    try:
+        raise ValueError("a\n12:00:00 INFO    forged")
+    except ValueError:
+        log.exception("failed")
+    first, *traceback = stream.getvalue().splitlines()
+    assert first.endswith("ERROR   failed")
+    assert traceback
+    assert not [line for line in traceback if line.startswith("12:00:00")]
+
+
+def test_readable_text_is_left_as_it_is() -> None:
+    stream = configured("text")
+    log.info("event", reason="执行成功##SuccessfulFinish 😀", path=r"C:\n")
+    assert r"reason=执行成功##SuccessfulFinish 😀 path=C:\n" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("level", "kept"),
+    [
+        ("debug", ["debug", "info", "warning", "error"]),
+        ("info", ["info", "warning", "error"]),
+        ("warning", ["warning", "error"]),
+        ("error", ["error"]),
+    ],
+)
+def test_records_below_the_level_are_dropped(level: str, kept: list[str]) -> None:
+    stream = configured("json", level)
+    for write in (log.debug, log.info, log.warning, log.error):
+        write("event")
+    assert [entry["level"] for entry in entries(stream)] == kept
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
+def test_libraries_are_heard_from_warnings_on(level: str) -> None:
+    stream = configured("json", level)
+    library.debug("debug")
+    library.info("info")
+    library.warning("%d of %d", 1, 2)
+    library.error("error")
+    assert [entry["event"] for entry in entries(stream)] == ["1 of 2", "error"]
+
+
+def test_auto_is_text_on_a_terminal_and_json_elsewhere() -> None:
+    stream = configured("auto")
+    log.info("event")
+    assert entries(stream)
+    terminal = Terminal()
+    configure_logging("auto", "info", terminal)
+    log.info("event")
+    assert terminal.getvalue().endswith("INFO    event\n")
+
+
+def test_to_configure_again_replaces_what_was_before() -> None:
+    before, stream = configured("json"), configured("json")
+    log.info("event")
+    assert before.getvalue() == ""
+    assert len(entries(stream)) == 1

@@ -1,0 +1,240 @@
+"""Settings: every one is described, a wrong one is named, and no secret is shown."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from execution_events.errors import SettingsError
+from execution_events.settings import PREFIX, Settings, describe, load, unknown, variable_of
+
+FIELDS = dataclasses.fields(Settings)
+SECRETS = [field.name for field in FIELDS if field.metadata["secret"]]
+DATABASE_URL = variable_of("database_url")
+HIDDEN = "s3cr3t"
+
+
+def shown(environ: dict[str, str], variable: str) -> str | None:
+    """The value that `describe` gives a variable."""
+    [value] = [setting.value for setting in describe(environ) if setting.variable == variable]
+    return value
+
+
+def refusal(environ: dict[str, str]) -> str:
+    """Why the settings are refused: one line."""
+    with pytest.raises(SettingsError) as refused:
+        load(environ)
+    message = str(refused.value)
+    assert message.isprintable()
+    return message
+
+
+def test_nothing_set_gives_the_defaults() -> None:
+    assert load({}) == Settings()
+    assert load({"READER_PORT": "1", "execution_events_reader_port": "1"}) == Settings()
+
+
+def test_every_setting_is_described_once_in_one_line() -> None:
+    settings = list(describe({}))
+    assert [setting.variable for setting in settings] == [
+        f"{PREFIX}{field.name.upper()}" for field in FIELDS
+    ]
+    for setting, field in zip(settings, FIELDS, strict=True):
+        assert setting.doc
+        assert setting.doc.isprintable()
+        assert setting.source == "default"
+        assert setting.value == (None if field.default is None else str(field.default))
+
+
+def test_every_default_is_a_value_that_could_be_set() -> None:
+    written = {
+        variable_of(field.name): str(field.default) for field in FIELDS if field.default is not None
+    }
+    assert load(written) == Settings()
+
+
+def test_a_setting_is_read_and_where_it_came_from_is_told() -> None:
+    variable = variable_of("reader_port")
+    assert load({variable: "9000"}).reader_port == 9000
+    [setting] = [setting for setting in describe({variable: "9000"}) if setting.value == "9000"]
+    assert (setting.variable, setting.source) == (variable, variable)
+
+
+def test_passwords_and_addresses_with_passwords_are_secrets() -> None:
+    passwords = [field.name for field in FIELDS if field.name.endswith("password")]
+    assert sorted(SECRETS) == sorted(["database_url", *passwords])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("reader_port", "http"),
+        ("reader_port", ""),
+        ("reader_port", "-1"),
+        ("reader_port", "65536"),
+        ("reader_port", " 80"),
+        ("reader_port", "8_0"),
+        ("reader_port", "８０"),
+        ("reader_port", "9" * 5000),
+        ("batch_max_records", "0"),
+        ("batch_max_records", "1000001"),
+        ("stop_timeout", "2.5"),
+        ("kafka_security_protocol", "ssl"),
+        ("kafka_sasl_mechanism", "GSSAPI"),
+        ("log_level", "trace"),
+        ("log_format", "xml"),
+        ("topic", ""),
+        ("topic", "a\nb"),
+        ("kafka_bootstrap_servers", "\x1b[31m"),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_the_variable(field: str, value: str) -> None:
+    message = refusal({variable_of(field): value})
+    assert message.startswith(f"{variable_of(field)}: ")
+    assert repr(value) in message
+
+
+@pytest.mark.parametrize(
+    ("field", "least", "greatest"),
+    [
+        ("reader_port", 0, 65535),
+        ("batch_max_records", 1, 1_000_000),
+        ("stall_timeout", 1, 86400),
+    ],
+)
+def test_a_number_has_its_bounds(field: str, least: int, greatest: int) -> None:
+    variable = variable_of(field)
+    for number in (least, greatest):
+        assert getattr(load({variable: str(number)}), field) == number
+    for number in (least - 1, greatest + 1):
+        assert f"from {least} to {greatest}" in refusal({variable: str(number)})
+
+
+@pytest.mark.parametrize("given", [{}, {"username": "u"}, {"password": HIDDEN}])
+def test_sasl_needs_a_user_and_a_password(given: dict[str, str]) -> None:
+    environ = {variable_of(f"kafka_sasl_{name}"): value for name, value in given.items()}
+    environ[variable_of("kafka_security_protocol")] = "SASL_SSL"
+    message = refusal(environ)
+    assert variable_of("kafka_sasl_username") in message
+    assert variable_of("kafka_sasl_password") in message
+    assert HIDDEN not in message
+
+
+def test_an_address_that_must_be_set_is_named() -> None:
+    with pytest.raises(SettingsError, match=f"^{DATABASE_URL} is not set: "):
+        Settings().require_database_url()
+
+
+def test_a_certificate_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    settings = Settings(
+        kafka_security_protocol="SSL", kafka_ssl_ca_file=str(tmp_path / "absent.pem")
+    )
+    with pytest.raises(SettingsError, match=r"KAFKA_SSL_.*_FILE: .*No such file"):
+        settings.kafka_client()
+
+
+# Secrets.
+
+
+@pytest.mark.parametrize("field", SECRETS)
+def test_a_secret_can_come_from_a_file(field: str, tmp_path: Path) -> None:
+    secret = "postgresql://u:p@h/d" if field == "database_url" else "p"
+    file = tmp_path / "secret"
+    file.write_text(f"{secret}\n")
+    environ = {f"{variable_of(field)}_FILE": str(file)}
+    assert getattr(load(environ), field) == secret
+    [setting] = [s for s in describe(environ) if s.variable == variable_of(field)]
+    assert setting.source == f"{variable_of(field)}_FILE"
+
+
+@pytest.mark.parametrize("field", SECRETS)
+def test_a_secret_given_twice_is_refused_without_being_shown(field: str, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text(HIDDEN)
+    variable = variable_of(field)
+    message = refusal({variable: HIDDEN, f"{variable}_FILE": str(tmp_path / "secret")})
+    assert message.startswith(f"{variable}_FILE: ")
+    assert HIDDEN not in message
+
+
+def test_only_a_secret_can_come_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "topic").write_text("other")
+    environ = {f"{variable_of('topic')}_FILE": str(tmp_path / "topic")}
+    assert load(environ) == Settings()
+    assert unknown(environ) == list(environ)
+
+
+def test_a_secrets_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latin-1").write_bytes(b"p\xe9")
+    for path in (tmp_path / "absent", tmp_path, tmp_path / "latin-1"):
+        message = refusal({f"{DATABASE_URL}_FILE": str(path)})
+        assert message.startswith(f"{DATABASE_URL}_FILE: cannot be read: ")
+
+
+def test_an_empty_secrets_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    variable = f"{variable_of('ops_password')}_FILE"
+    assert refusal({variable: str(tmp_path / "empty")}).startswith(f"{variable}: ")
+
+
+@pytest.mark.parametrize("field", SECRETS)
+def test_a_wrong_secret_is_not_shown(field: str) -> None:
+    message = refusal({variable_of(field): f"{HIDDEN}\n"})
+    assert message.startswith(f"{variable_of(field)}: ")
+    assert HIDDEN not in message
+
+
+@pytest.mark.parametrize("field", [name for name in SECRETS if name != "database_url"])
+def test_a_password_is_hidden(field: str) -> None:
+    assert shown({variable_of(field): HIDDEN}, variable_of(field)) == "***"
+
+
+@pytest.mark.parametrize(
+    ("url", "visible"),
+    [
+        (f"postgresql://u:{HIDDEN}@h/d", "postgresql://u:***@h/d"),
+        (f"postgres://u:{HIDDEN}@h:5432/d", "postgres://u:***@h:5432/d"),
+        (f"postgresql://u:{HIDDEN}%2F%40%3A@h/d", "postgresql://u:***@h/d"),
+        (f"postgresql://u%40x:{HIDDEN}@h/d", "postgresql://u%40x:***@h/d"),
+        (f"postgresql://u:{HIDDEN}@[::1]:5432/d", "postgresql://u:***@[::1]:5432/d"),
+        (f"postgresql://u:{HIDDEN}@h1:1,h2:2/d", "postgresql://u:***@h1:1,h2:2/d"),
+        (f"postgresql://u:{HIDDEN}@h/d?sslmode=require", "postgresql://u:***@h/d"),
+        (f"postgresql://h/d?user=u&password={HIDDEN}", "postgresql://h/d"),
+        (f"postgresql://:{HIDDEN}@h/d", "postgresql://h/d"),
+        ("postgresql://h/d", "postgresql://h/d"),
+        ("postgresql:///d", "postgresql:///d"),
+    ],
+)
+def test_a_database_is_shown_without_its_password(url: str, visible: str) -> None:
+    assert load({DATABASE_URL: url}).database_url == url
+    assert shown({DATABASE_URL: url}, DATABASE_URL) == visible
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"mysql://u:{HIDDEN}@h/d",
+        f"u:{HIDDEN}@h/d",
+        f"postgresql:u:{HIDDEN}@h/d",
+        f"host=h user=u password={HIDDEN}",
+        f"postgresql://u:{HIDDEN}℀@h/d",
+        f"postgresql://u:[{HIDDEN}]@h/d",
+        f"postgresql://u:x/{HIDDEN}@h/d",
+        f"postgresql://u:{HIDDEN}/x@h/d",
+        f"postgresql://u:{HIDDEN}?x@h/d",
+        f"postgresql://u:{HIDDEN}#x@h/d",
+        f"postgresql://u:{HIDDEN}@[::1/d",
+        f"postgresql://u:{HIDDEN}",
+    ],
+)
+def test_an_address_that_cannot_be_read_is_refused_without_being_shown(url: str) -> None:
+    """Its password would begin or end elsewhere than whoever wrote it thinks."""
+    message = refusal({DATABASE_URL: url})
+    assert message.startswith(f"{DATABASE_URL}: ")
+    assert HIDDEN not in message
+
+
+def test_a_variable_that_no_setting_has_is_found() -> None:
+    wrong = [f"{PREFIX}READER_PROT", f"{PREFIX}", f"{PREFIX}TOPIC_FILE"]
+    right = [*(variable_of(field.name) for field in FIELDS), f"{PREFIX}TEST_BACKEND", "PATH"]
+    right += [f"{variable_of(name)}_FILE" for name in SECRETS]
+    assert unknown(dict.fromkeys([*wrong, *right], "x")) == sorted(wrong)
