@@ -11,6 +11,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import NewTopic
 from aiokafka.admin.records_to_delete import RecordsToDelete
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from aiokafka.structs import OffsetAndMetadata
 from prometheus_client import CollectorRegistry
 
@@ -23,6 +25,7 @@ from execution_events.settings import Settings
 from tests.support.consumers import consuming, end_offsets, stored_offsets, until, until_stored
 from tests.support.databases import Database
 from tests.support.occurrences import Fetch, counts, producer, publish, ready
+from tests.support.processes import environment, run_cli
 from tests.support.records import occurrence
 
 
@@ -228,6 +231,70 @@ async def test_a_record_the_database_refuses_is_found_and_kept(
     assert {letter["key"].decode() for letter in letters} == {f"execution-{n}" for n in bombs}
     assert {letter["reason"] for letter in letters} == {wire.REFUSED_BY_DATABASE}
     assert {letter["detail"] for letter in letters} == {"CheckViolationError no_bombs (23514)"}
+
+
+class OddName(str):
+    """A header's name that producers in other languages can write: it is no UTF-8."""
+
+    def encode(self, *_: object) -> bytes:
+        return b"\xff\xfe"
+
+
+async def produce_odd_header(settings: Settings, partition: int) -> None:
+    builder = _DefaultRecordBatchBuilderPy(
+        magic=2,
+        compression_type=0,
+        is_transactional=0,
+        producer_id=-1,
+        producer_epoch=-1,
+        base_sequence=-1,
+        batch_size=1000,
+    )
+    builder.append(0, None, None, b"x", [(OddName("name"), b"")])
+    request = ProduceRequest(
+        None, -1, 10_000, [(settings.topic, [(partition, bytes(builder.build()))])]
+    )
+    async with producer(settings) as client:
+        await client.partitions_for(settings.topic)
+        leader = client.client.cluster.leader_for_partition(
+            TopicPartition(settings.topic, partition)
+        )
+        response = await client.client.send(leader, request)
+    assert response.topics[0][1][0][1] == 0
+
+
+async def test_a_record_that_the_client_cannot_read_halts_its_partition_alone(
+    settings: Settings, fetch: Fetch, unused_port: int
+) -> None:
+    settings = replace(settings, management_port=unused_port)
+    await publish(settings, range(60))
+    bad = (await end_offsets(settings))[1]
+    await produce_odd_header(settings, 1)
+    await publish(settings, range(60))
+
+    async with consuming(settings):
+
+        async def halted() -> bool:
+            reason = f"partition 1 is halted: the record at offset {bad} cannot be read"
+            return reason in (await ready(unused_port))[1]
+
+        await until(halted, "readiness names partition and offset")
+
+        async def others_stored() -> bool:
+            now, stored = await end_offsets(settings), await stored_offsets(settings)
+            return all(stored[partition] == now[partition] for partition in (0, 2))
+
+        await until(others_stored, "the other partitions go on")
+        assert (await stored_offsets(settings))[1] == bad
+        # The way out: remove it from the log, and accept that.
+        async with open_admin(settings) as client:
+            await client.delete_records(
+                {TopicPartition(settings.topic, 1): RecordsToDelete(bad + 1)}
+            )
+        env = environment(settings)
+        assert "accepted" in await run_cli("topic", "accept", "--yes", env=env)
+        await until_stored(settings)
+    assert await counts(fetch) == Counter([*range(60), *range(60)])
 
 
 async def test_a_compacted_topic_is_refused(settings: Settings) -> None:

@@ -25,7 +25,7 @@ from prometheus_client import CollectorRegistry
 
 from execution_events.consumer.assignment import Assignment
 from execution_events.consumer.log import LogState
-from execution_events.consumer.loop import ConsumeLoop, _Fetched
+from execution_events.consumer.loop import ConsumeLoop, Unreadable, _Fetched
 from execution_events.errors import RetryableError
 from execution_events.management import ConsumerMetrics
 from execution_events.projection.batch import Projection
@@ -156,6 +156,7 @@ def machine(database: Database, tally: Tally) -> type[RuleBasedStateMachine]:
                 writer,
                 ConsumerMetrics(CollectorRegistry()),
                 self._read_log,
+                Unreadable(),
                 5,
                 asyncio.Event(),
                 lambda _: None,

@@ -93,14 +93,13 @@ async def _read(
     client.assign(list(offsets))
     for partition, offset in offsets.items():
         client.seek(partition, offset)
-    waiting = set(offsets)
-    while waiting:
-        fetched = await client.getmany(*waiting, timeout_ms=500)
-        for partition, records in fetched.items():
-            found[partition] = fingerprint(records[0])
-        waiting -= found.keys()
-        # Nothing but control records: there is no record to find.
-        waiting = {p for p in waiting if await client.position(p) < ends[p]}
+    for partition in offsets:
+        # Nothing but control records up to the end: there is no record to find.
+        while partition not in found and await client.position(partition) < ends[partition]:
+            # One alone, as a later one may be a record that cannot be read.
+            fetched = await client.getmany(partition, timeout_ms=500, max_records=1)
+            for records in fetched.values():
+                found[partition] = fingerprint(records[0])
     return found
 
 

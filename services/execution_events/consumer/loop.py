@@ -44,6 +44,28 @@ class _Fetched(NamedTuple):
     batch: Batch
 
 
+class UnreadableError(RetryableError):
+    """Make another client: this one met a record that its library cannot read."""
+
+
+class Unreadable:
+    """Records that the Kafka library cannot read, over the life of several clients.
+
+    Its exception tells neither partition nor offset and spoils the client. So the next client
+    searches: it fetches partition by partition and record by record, which stores all that comes
+    before, and the one after it halts the partition there.
+    """
+
+    def __init__(self) -> None:
+        self.searching = False
+        self.offsets: dict[int, int] = {}
+
+    def found(self, partition: int, offset: int) -> None:
+        """The record of `partition` at `offset` or the next is the one."""
+        self.searching = False
+        self.offsets[partition] = offset
+
+
 class ConsumeLoop:
     """Stores the records of the partitions that one Kafka client is assigned.
 
@@ -58,6 +80,7 @@ class ConsumeLoop:
         writer: BatchWriter,
         metrics: ConsumerMetrics,
         read_log: ReadLog,
+        unreadable: Unreadable,
         batch_max_records: int,
         stop: asyncio.Event,
         reach: Reach,
@@ -67,6 +90,7 @@ class ConsumeLoop:
         self._writer = writer
         self._metrics = metrics
         self._read_log = read_log
+        self._unreadable = unreadable
         self._batch_max_records = batch_max_records
         self._stop = stop
         self._reach = reach
@@ -122,6 +146,8 @@ class ConsumeLoop:
         for partition in partitions:
             position = stored[partition.partition]
             reason = difference(position, log[partition.partition])
+            if position.next_offset == self._unreadable.offsets.get(partition.partition):
+                reason = f"the record at offset {position.next_offset} cannot be read"
             self._metrics.halted.labels(partition.partition).set(reason is not None)
             if reason is None:
                 self._assignment.seed(partition, position.next_offset)
@@ -213,8 +239,23 @@ class ConsumeLoop:
 
     async def _poll(self) -> dict[TopicPartition, list[ConsumerRecord]]:
         """Fetch what there is; nothing once `stop` is set."""
+        if not self._unreadable.searching:
+            return await self._getmany(max_records=self._batch_max_records)
+        records: dict[TopicPartition, list[ConsumerRecord]] = {}
+        for partition, position in list(self._assignment.positions.items()):
+            try:
+                records |= await self._getmany(partition, max_records=1)
+            except UnreadableError:
+                self._unreadable.found(partition.partition, position)
+                raise
+        return records or await self._getmany(max_records=1)
+
+    async def _getmany(
+        self, *partitions: TopicPartition, max_records: int
+    ) -> dict[TopicPartition, list[ConsumerRecord]]:
+        timeout = 0 if partitions else _POLL_MS
         polling = asyncio.create_task(
-            self._client.getmany(timeout_ms=_POLL_MS, max_records=self._batch_max_records)
+            self._client.getmany(*partitions, timeout_ms=timeout, max_records=max_records)
         )
         stopping = asyncio.create_task(self._stop.wait())
         try:
@@ -223,8 +264,11 @@ class ConsumeLoop:
             # only where the client ends too.
             await asyncio.wait({polling, stopping}, return_when=asyncio.FIRST_COMPLETED)
             return polling.result() if polling.done() else {}
-        except Exception as error:
+        except KafkaError as error:
             raise RetryableError(f"Kafka: {type(error).__name__}: {error}") from error
+        except Exception as error:
+            self._unreadable.searching = True
+            raise UnreadableError(f"a record cannot be read: {type(error).__name__}") from error
         finally:
             for task in (polling, stopping):
                 task.cancel()

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from execution_events.consumer.assignment import Assignment
 from execution_events.consumer.failpoints import unarmed
 from execution_events.consumer.log import read_log
-from execution_events.consumer.loop import ConsumeLoop, backoff
+from execution_events.consumer.loop import ConsumeLoop, Unreadable, backoff
 from execution_events.consumer.topic import check_topic
 from execution_events.errors import RetryableError
 from execution_events.management import ConsumerMetrics, serve_management
@@ -69,6 +69,7 @@ class _Service:
         self._assignment: Assignment | None = None
         self._loop: ConsumeLoop | None = None
         self._problem: str | None = "starting"
+        self._unreadable = Unreadable()
         self.registry = CollectorRegistry()
         self._metrics = ConsumerMetrics(self.registry)
 
@@ -88,6 +89,7 @@ class _Service:
                         writer,
                         self._metrics,
                         partial(read_log, self._settings),
+                        self._unreadable,
                         self._settings.batch_max_records,
                         self._stop,
                         self._reach,
