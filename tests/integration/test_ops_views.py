@@ -80,6 +80,15 @@ COLUMNS = {
         "value_bytes integer",
         "key bytea",
         "value bytea",
+        "state text",
+        "attempts integer",
+        "last_attempt_at timestamp with time zone",
+        "last_reason text",
+        "last_detail text",
+        "retried_at timestamp with time zone",
+        "discarded_at timestamp with time zone",
+        "truncated boolean",
+        "value_sha256 bytea",
     ],
 }
 """Dashboards rely on them: a new column goes to the end of a view, and of its list here."""

@@ -22,6 +22,16 @@ PRIVATE = {
 PUBLIC_VIEWS = {"events_v1", "executions_v1", "elements_v1", "pipeline_v1", "dead_letters_v1"}
 SCHEMAS = ["execution_events", "ops", "public"]
 
+OUTCOME = (
+    "attempts",
+    "last_attempt_at",
+    "last_reason",
+    "last_detail",
+    "retried_at",
+    "discarded_at",
+)
+"""What a retry or a discard records of a dead letter."""
+
 GRANTED = {
     "execution_events_writer": {
         "database": {"CONNECT", "TEMPORARY"},
@@ -31,6 +41,7 @@ GRANTED = {
         "table execution_events.partition_progress": {"SELECT", "INSERT", "UPDATE"},
         "table execution_events.producer_progress": {"SELECT", "INSERT", "UPDATE"},
         "table execution_events.dead_letter": {"SELECT", "INSERT"},
+        **{f"column execution_events.dead_letter.{column}": {"UPDATE"} for column in OUTCOME},
         "table execution_events.schema_version": {"SELECT"},
     },
     "execution_events_reader": {

@@ -12,6 +12,7 @@ import msgspec
 
 from execution_events import wire
 from execution_events.cli.numbers import seconds
+from execution_events.cli.progress import Progress
 from execution_events.errors import ExecutionEventsError, RecordRefusedError
 from execution_events.events import Occurrence
 from execution_events.publisher import Acknowledged, Publisher
@@ -94,7 +95,7 @@ async def _send(
     settings: Settings, occurrences: list[Occurrence], timeout: float, *, as_json: bool
 ) -> int:
     acknowledged = 0
-    progress = _Progress(len(occurrences))
+    progress = Progress(len(occurrences))
     try:
         async with asyncio.timeout(timeout) as deadline, Publisher(settings) as publisher:
             for begin in range(0, len(occurrences), _WINDOW):
@@ -107,13 +108,15 @@ async def _send(
                     acknowledged += 1
                     if as_json:
                         print(_line(occurrence, partition, offset))
-                progress.show(acknowledged)
+                progress.show(acknowledged, "acknowledged")
                 deadline.reschedule(asyncio.get_running_loop().time() + timeout)
     except TimeoutError as error:
         raise ExecutionEventsError(
             f"Kafka at {settings.kafka_bootstrap_servers} has acknowledged {acknowledged} of "
             f"{len(occurrences)} events, and nothing for {timeout:g} s; the others may still arrive"
         ) from error
+    finally:
+        progress.end()
     if not as_json:
         print(f"acknowledged: {acknowledged} events")
     return 0
@@ -128,16 +131,3 @@ def _line(occurrence: Occurrence, partition: int, offset: int) -> str:
             "offset": offset,
         }
     ).decode()
-
-
-class _Progress:
-    """A line on the terminal that is written again as work goes on."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._shown = sys.stderr.isatty() and total > _WINDOW
-
-    def show(self, done: int) -> None:
-        if self._shown:
-            end = "\n" if done == self._total else ""
-            print(f"\r{done} of {self._total} acknowledged", end=end, file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@
 - `events`: folded events into their tables.
 - `listing`: the events of an execution, for the reader.
 - `dead_letters`: the records that were refused.
+- `prune`: what nothing has changed for long, removed.
 - `provision`: an empty database and its owner.
 - `sql`: the loader of `queries`.
 - `queries/*.sql`, `migrations/*.sql`, `privileges.sql`: the SQL itself.

@@ -44,6 +44,9 @@ GRANT SELECT, INSERT, UPDATE ON
     execution_events.producer_progress
     TO execution_events_writer;
 GRANT SELECT, INSERT ON execution_events.dead_letter TO execution_events_writer;
+-- What a retry or a discard records; the record itself and why it was refused stay as they were.
+GRANT UPDATE (attempts, last_attempt_at, last_reason, last_detail, retried_at, discarded_at)
+    ON execution_events.dead_letter TO execution_events_writer;
 GRANT SELECT ON execution_events.event, execution_events.execution TO execution_events_reader;
 
 GRANT USAGE ON SCHEMA ops TO execution_events_ops;

@@ -1,0 +1,73 @@
+-- name: moment
+SELECT now() - $1::interval
+
+-- name: execution_page
+-- By ranges of the primary key, as no index stands on `changed_at`: it would end HOT updates.
+SELECT execution_id, namespace, events, changed_at < $3 AS is_old
+FROM execution
+WHERE (execution_id, namespace) > ($1, $2)
+ORDER BY execution_id, namespace
+LIMIT $4
+
+-- name: lock_old_executions
+-- In the order of all writers, which lock an execution before its events: until this transaction
+-- ends, none adds to them. One that is locked now is changing, so it is passed over.
+SELECT execution_id, namespace
+FROM execution
+JOIN unnest($1::text[], $2::text[]) AS wanted (execution_id, namespace)
+    USING (execution_id, namespace)
+WHERE changed_at < $3
+ORDER BY execution_id, namespace
+FOR UPDATE OF execution SKIP LOCKED
+
+-- name: delete_events
+-- A statement after the lock's, so that it sees all that was added before it.
+WITH gone AS (
+    DELETE FROM event
+    USING unnest($1::text[], $2::text[]) AS locked (execution_id, namespace)
+    WHERE event.execution_id = locked.execution_id AND event.namespace = locked.namespace
+    RETURNING 1
+)
+SELECT count(*) FROM gone
+
+-- name: delete_executions
+DELETE FROM execution
+USING unnest($1::text[], $2::text[]) AS locked (execution_id, namespace)
+WHERE execution.execution_id = locked.execution_id AND execution.namespace = locked.namespace
+
+-- name: count_idle_sources
+SELECT count(*) FROM producer_progress WHERE changed_at < $1
+
+-- name: delete_idle_sources
+WITH idle AS (
+    SELECT topic, partition, source
+    FROM producer_progress
+    WHERE changed_at < $1
+    LIMIT $2
+    FOR UPDATE SKIP LOCKED
+),
+gone AS (
+    DELETE FROM producer_progress AS progress
+    USING idle
+    WHERE progress.topic = idle.topic
+        AND progress.partition = idle.partition
+        AND progress.source = idle.source
+    RETURNING 1
+)
+SELECT count(*) FROM gone
+
+-- name: count_closed_dead_letters
+SELECT count(*) FROM dead_letter WHERE coalesce(retried_at, discarded_at) < $1
+
+-- name: delete_closed_dead_letters
+WITH closed AS (
+    SELECT id
+    FROM dead_letter
+    WHERE coalesce(retried_at, discarded_at) < $1
+    LIMIT $2
+    FOR UPDATE SKIP LOCKED
+),
+gone AS (
+    DELETE FROM dead_letter USING closed WHERE dead_letter.id = closed.id RETURNING 1
+)
+SELECT count(*) FROM gone

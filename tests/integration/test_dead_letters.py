@@ -1,0 +1,651 @@
+"""Dead letters: what is kept of a record, and each counted once or closed."""
+
+import asyncio
+import base64
+import json
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, timedelta
+from hashlib import sha256
+from typing import Any
+
+import asyncpg
+import msgspec
+import pytest
+
+from execution_events import wire
+from execution_events.errors import RetryableError
+from execution_events.projection.batch import Refusal
+from execution_events.settings import Settings
+from execution_events.store.batches import Batch, BatchWriter
+from execution_events.store.dead_letters import (
+    CUT_BYTES,
+    RECORD_MAX_BYTES,
+    DeadLetters,
+    Filter,
+    Outcome,
+    Result,
+    State,
+    cut,
+)
+from tests.support.consumers import DEADLINE, until
+from tests.support.databases import Database, administrator
+from tests.support.processes import COMMAND, environment, run_cli
+from tests.support.records import EPOCH, LogRecord, batch, log, occurrence
+
+TOPIC = "events"
+DATABASE = Refusal(wire.REFUSED_BY_DATABASE, "CheckViolationError no_bombs (23514)")
+DONE, CLOSED = Outcome(Result.DONE), Outcome(Result.CLOSED)
+
+Run = Callable[..., Coroutine[Any, Any, str]]
+
+
+@pytest.fixture
+async def writer(database: Database) -> AsyncIterator[BatchWriter]:
+    async with BatchWriter(database.writer, TOPIC) as writer:
+        for partition in range(3):
+            await writer.begin_partition(partition, 0, "cluster")
+        yield writer
+
+
+@pytest.fixture
+async def owner(database: Database) -> AsyncIterator[asyncpg.Connection]:
+    async with administrator(database.owner) as connection:
+        await connection.execute("SET search_path = execution_events")
+        yield connection
+
+
+@pytest.fixture
+async def letters(database: Database) -> AsyncIterator[DeadLetters]:
+    """As the writer, whose privileges are the fewest that commands may have."""
+    async with DeadLetters.open(database.writer) as letters:
+        yield letters
+
+
+@pytest.fixture
+async def run(database: Database) -> Run:
+    env = environment(Settings(database_url=database.writer))
+
+    async def run(*arguments: str, code: int = 0) -> str:
+        return await run_cli("dead-letters", *arguments, env=env, code=code)
+
+    return run
+
+
+def refused(records: Sequence[LogRecord], *, begin: int | None = None) -> Batch:
+    """A batch of records each of which the database has refused."""
+    whole = batch(records, begin=begin)
+    return whole._replace(
+        records=[msgspec.structs.replace(record, outcome=DATABASE) for record in whole.records]
+    )
+
+
+async def ids(letters: DeadLetters, **conditions: Any) -> list[int]:
+    return [letter.id async for letter in letters.list(Filter(**conditions))]
+
+
+class Midway:
+    """Sessions that wait for a lock."""
+
+    def __init__(self, administrator: asyncpg.Connection) -> None:
+        self._administrator = administrator
+
+    async def until(self, number: int) -> None:
+        """Return once so many wait."""
+
+        async def waiting() -> bool:
+            pids = await self._administrator.fetch(f"SELECT pid {_WAITING}")
+            return len(pids) == number
+
+        await until(waiting, f"{number} sessions wait for a lock")
+
+    async def kill(self) -> None:
+        """End those that wait."""
+        await self._administrator.execute(f"SELECT pg_terminate_backend(pid) {_WAITING}")
+
+
+_WAITING = "FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+
+@asynccontextmanager
+async def locked_executions(database: Database) -> AsyncIterator[Midway]:
+    """Lock every execution that there is, so that a retry into it stops midway."""
+    async with (
+        administrator(database.administrator) as watcher,
+        administrator(database.owner) as holder,
+        holder.transaction(),
+    ):
+        await holder.execute("SELECT FROM execution_events.execution FOR UPDATE")
+        yield Midway(watcher)
+
+
+@asynccontextmanager
+async def locked_mark(database: Database) -> AsyncIterator[Midway]:
+    """Hold what a retry does to its letter after it has counted the record."""
+    async with (
+        administrator(database.administrator) as watcher,
+        administrator(database.owner) as holder,
+    ):
+        await holder.execute(
+            "CREATE FUNCTION execution_events.wait() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN PERFORM pg_advisory_xact_lock(1); RETURN new; END';"
+            " CREATE TRIGGER wait BEFORE UPDATE ON execution_events.dead_letter"
+            " FOR EACH ROW EXECUTE FUNCTION execution_events.wait()"
+        )
+        async with holder.transaction():
+            await holder.execute("SELECT pg_advisory_xact_lock(1)")
+            yield Midway(watcher)
+
+
+# What is kept.
+
+
+def sized(key: int, value: int, header: int) -> LogRecord:
+    """Its one header's name has two bytes in UTF-8, one of them as a character."""
+    return LogRecord(0, 0, 0, b"k" * key, b"v" * value, [("é", b"h" * (header - 2))])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "header"),
+    [
+        (0, RECORD_MAX_BYTES - 2, 2),
+        (RECORD_MAX_BYTES - 102, 100, 2),
+        (2, 100, RECORD_MAX_BYTES - 102),
+    ],
+)
+def test_a_mebibyte_is_kept_whole_and_a_byte_more_is_cut(key: int, value: int, header: int) -> None:
+    record = sized(key, value, header)
+    assert cut(record) == (record.key, record.value, record.headers, None)
+
+    for larger in (
+        sized(key + 1, value, header),
+        sized(key, value + 1, header),
+        sized(key, value, header + 1),
+    ):
+        kept = cut(larger)
+        assert kept.key == (larger.key or b"")[:CUT_BYTES]
+        assert kept.value == (larger.value or b"")[:CUT_BYTES]
+        assert kept.truncation == (
+            len(larger.key or b""),
+            len(larger.value or b""),
+            1,
+            sha256(larger.value or b"").digest(),
+        )
+
+
+def test_headers_are_kept_while_they_fit() -> None:
+    value = b"v" * RECORD_MAX_BYTES
+    fits: wire.Headers = [("a", b"1" * (CUT_BYTES - 2)), ("b", None)]
+    for more in [("", b"2"), ("c", None)]:
+        kept = cut(LogRecord(0, 0, 0, None, value, [*fits, more, ("", b"")]))
+        assert kept.key is None
+        assert kept.headers == fits
+        assert kept.truncation is not None
+        assert kept.truncation.key_bytes is None
+        assert kept.truncation.headers == 4
+
+
+def test_a_record_without_a_value_is_cut_too() -> None:
+    kept = cut(LogRecord(0, 0, 0, b"k" * (RECORD_MAX_BYTES + 1), None))
+    assert kept.truncation == (RECORD_MAX_BYTES + 1, None, 0, None)
+    assert (len(kept.key or b""), kept.value) == (CUT_BYTES, None)
+
+
+async def test_a_large_record_is_known_by_its_length_and_hash_and_cannot_be_retried(
+    database: Database, writer: BatchWriter, letters: DeadLetters, run: Run
+) -> None:
+    key, value = wire.encode(occurrence())
+    large = value[:-1] + b" " * 2_000_000 + b"}"
+    await writer.store(refused([LogRecord(0, 0, 0, key, large, [("a", b"1" * CUT_BYTES)])]))
+
+    [letter] = [letter async for letter in letters.list(Filter())]
+    assert (letter.truncated, letter.value_bytes) == (True, len(large))
+    assert await letters.retry(letter.id) == Outcome(Result.TRUNCATED)
+    content = await letters.content(letter.id)
+    digest = sha256(large).digest()
+    assert content == (key, len(key), large[:CUT_BYTES], digest, 1, [])
+    async with administrator(database.ops) as ops:
+        row = await ops.fetchrow(
+            "SELECT key_bytes, value_bytes, value, truncated, value_sha256, attempts, state"
+            " FROM ops.dead_letters_v1"
+        )
+    assert tuple(row) == (len(key), len(large), large[:CUT_BYTES], True, digest, 0, "open")
+
+    assert "[truncated]" in await run("list")
+    said = await run("retry", "--all", code=1)
+    assert "cannot be retried" in said
+    assert said.endswith("retried: 0, truncated: 1\n")
+    shown = await run("show", str(letter.id))
+    assert f"value      {len(large)} bytes, the first {CUT_BYTES} are" in shown
+    assert digest.hex() in shown
+
+
+# Retry.
+
+
+async def test_a_retry_counts_once_what_the_database_accepts_at_last(
+    writer: BatchWriter, owner: asyncpg.Connection, letters: DeadLetters
+) -> None:
+    await owner.execute("ALTER TABLE event ADD CONSTRAINT no_bombs CHECK (message <> 'bomb')")
+    bomb = occurrence(name="object.2", message="bomb", count=40)
+    await writer.store(batch(log([occurrence()])))
+    await writer.store(refused(log([bomb], begin=1)))
+    [letter] = await ids(letters)
+    before = await owner.fetch("SELECT * FROM execution")
+
+    for attempt in (1, 2):
+        assert await letters.retry(letter) == Outcome(Result.REFUSED, DATABASE)
+        assert await owner.fetch("SELECT * FROM execution") == before
+        [listed] = [letter async for letter in letters.list(Filter(state=State.OPEN))]
+        assert (listed.attempts, listed.last_reason, listed.last_detail) == (attempt, *DATABASE)
+        assert listed.last_attempt_at is not None
+
+    await owner.execute("ALTER TABLE event DROP CONSTRAINT no_bombs")
+    assert await letters.retry(letter) == DONE
+    assert await letters.retry(letter) == CLOSED
+    assert await letters.discard(letter) == CLOSED
+    [listed] = [letter async for letter in letters.list(Filter())]
+    assert (listed.state, listed.attempts, listed.discarded_at) == ("retried", 3, None)
+    assert listed.retried_at == listed.last_attempt_at
+    events = await owner.fetch("SELECT name, count FROM event ORDER BY name")
+    assert [tuple(row) for row in events] == [("object.1", 1), ("object.2", 40)]
+    execution = await owner.fetchrow("SELECT events, occurrences, revision FROM execution")
+    assert tuple(execution)[:2] == (2, 41)
+    assert execution["revision"] > before[0]["revision"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "headers", "reason"),
+    [
+        (None, b"not json", (), wire.NOT_JSON),
+        (None, None, (), wire.NO_VALUE),
+        (b"other", wire.encode(occurrence())[1], (), wire.WRONG_KEY),
+        (None, wire.encode(occurrence())[1], (("ce_source", b"s"),), wire.INVALID_HEADERS),
+    ],
+)
+async def test_all_of_the_record_is_read_again(
+    writer: BatchWriter,
+    owner: asyncpg.Connection,
+    letters: DeadLetters,
+    key: bytes | None,
+    value: bytes | None,
+    headers: wire.Headers,
+    reason: str,
+) -> None:
+    await writer.store(batch([LogRecord(0, 0, 0, key, value, headers)]))
+    [first] = [letter async for letter in letters.list(Filter())]
+    for attempt in (1, 2):
+        assert (await letters.retry(first.id)).refusal == (reason, first.detail)
+        [again] = [letter async for letter in letters.list(Filter(state=State.OPEN))]
+        assert (again.attempts, again.reason, again.last_reason) == (attempt, reason, reason)
+    assert await owner.fetchval("SELECT count(*) FROM event") == 0
+
+
+async def test_the_records_own_timestamp_stands_in_where_it_must(
+    writer: BatchWriter, owner: asyncpg.Connection, letters: DeadLetters
+) -> None:
+    body = json.loads(wire.encode(occurrence())[1])
+    del body["firstTimestamp"], body["lastTimestamp"]
+    record = LogRecord(0, 0, 1_700_000_000_123, None, json.dumps(body).encode())
+    await writer.store(refused([record]))
+    assert await letters.retry((await ids(letters))[0]) == DONE
+    stored = await owner.fetchval("SELECT last_timestamp FROM event")
+    assert stored.timestamp() == 1_700_000_000.123
+
+
+async def test_a_retried_record_is_the_last_of_its_partition(
+    writer: BatchWriter, owner: asyncpg.Connection, letters: DeadLetters
+) -> None:
+    """It wins a tie that it would have lost in its old place, and the place in lists stays."""
+    early, late = EPOCH - timedelta(hours=1), EPOCH + timedelta(hours=1)
+    await writer.store(
+        refused(
+            log(
+                [
+                    occurrence(name="tied", message="retried", first_timestamp=early),
+                    occurrence(name="earlier", message="retried", last_timestamp=EPOCH),
+                ]
+            )
+        )
+    )
+    after = [
+        occurrence(name="tied", message="applied"),
+        occurrence(name="earlier", message="applied", last_timestamp=late),
+    ]
+    await writer.store(batch(log(after, begin=2)))
+    for letter in await ids(letters):
+        assert await letters.retry(letter) == DONE
+    rows = await owner.fetch(
+        "SELECT name, message, place, first_timestamp, last_timestamp, count FROM event"
+        " ORDER BY name"
+    )
+    assert [tuple(row) for row in rows] == [
+        ("earlier", "applied", EPOCH, EPOCH, late, 2),
+        ("tied", "retried", EPOCH, early, EPOCH, 2),
+    ]
+
+
+async def test_a_retry_moves_no_watermark_and_no_offset(
+    writer: BatchWriter, owner: asyncpg.Connection, letters: DeadLetters
+) -> None:
+    records = log([occurrence(), occurrence()], source="worker")
+    await writer.store(refused(records[:1]))
+    await writer.store(batch(records[1:]))
+    tables = ("producer_progress", "partition_progress")
+    # With xmin, which changes also where a row is written as it was.
+    before = [await owner.fetch(f"SELECT xmin, * FROM {table}") for table in tables]
+
+    assert await letters.retry((await ids(letters))[0]) == DONE
+
+    assert [await owner.fetch(f"SELECT xmin, * FROM {table}") for table in tables] == before
+    assert await owner.fetchval("SELECT count FROM event") == 2
+    copies = [record._replace(offset=record.offset + 2) for record in records]
+    assert (await writer.store(batch(copies))).duplicates == 2
+
+
+async def test_two_retries_at_once_count_once(
+    database: Database, writer: BatchWriter, owner: asyncpg.Connection, letters: DeadLetters
+) -> None:
+    await writer.store(batch(log([occurrence()])))
+    await writer.store(refused(log([occurrence(count=40)], begin=1)))
+    [letter] = await ids(letters)
+    async with DeadLetters.open(database.writer) as others:
+        async with locked_executions(database) as midway:
+            both = [asyncio.create_task(each.retry(letter)) for each in (letters, others)]
+            await midway.until(2)
+        assert sorted([await task for task in both]) == [CLOSED, DONE]
+    assert await owner.fetchval("SELECT count FROM event") == 41
+    assert await owner.fetchval("SELECT attempts FROM dead_letter") == 1
+
+
+async def test_a_discard_waits_for_a_retry_and_finds_it_done(
+    database: Database, writer: BatchWriter, letters: DeadLetters
+) -> None:
+    await writer.store(batch(log([occurrence()])))
+    await writer.store(refused(log([occurrence()], begin=1)))
+    [letter] = await ids(letters)
+    async with DeadLetters.open(database.writer) as others:
+        async with locked_executions(database) as midway:
+            retry = asyncio.create_task(letters.retry(letter))
+            await midway.until(1)
+            discard = asyncio.create_task(others.discard(letter))
+            await midway.until(2)
+        assert (await retry, await discard) == (DONE, CLOSED)
+
+
+@pytest.mark.parametrize("locked", [locked_executions, locked_mark])
+async def test_a_retry_that_is_killed_has_done_nothing(
+    database: Database,
+    writer: BatchWriter,
+    owner: asyncpg.Connection,
+    letters: DeadLetters,
+    locked: Callable[[Database], AbstractAsyncContextManager[Midway]],
+) -> None:
+    """Before it has counted, or after that and before it has marked the letter."""
+    await writer.store(batch(log([occurrence()])))
+    await writer.store(refused(log([occurrence(count=40)], begin=1)))
+    [letter] = await ids(letters)
+    tables = ("event", "execution", "dead_letter")
+    before = [await owner.fetch(f"SELECT * FROM {table}") for table in tables]
+    async with DeadLetters.open(database.writer) as killed, locked(database) as midway:
+        retry = asyncio.create_task(killed.retry(letter))
+        await midway.until(1)
+        await midway.kill()
+        with pytest.raises(RetryableError):
+            await retry
+    assert [await owner.fetch(f"SELECT * FROM {table}") for table in tables] == before
+
+    assert await letters.retry(letter) == DONE
+    assert await owner.fetchval("SELECT count FROM event") == 41
+
+
+async def test_a_command_whose_connection_is_lost_keeps_what_it_did(
+    database: Database, writer: BatchWriter, owner: asyncpg.Connection, run: Run
+) -> None:
+    free = occurrence(execution_id="execution-0", count=2)
+    held = occurrence(execution_id="execution-1", count=40)
+    await writer.store(batch(log([occurrence()])))
+    await writer.store(refused(log([free, held], begin=1)))
+    async with locked_executions(database) as midway:
+        command = asyncio.create_task(run("retry", "--reason", DATABASE.reason, code=1))
+        await midway.until(1)
+        await midway.kill()
+        assert await command == "retried: 1\n"
+
+    assert await run("retry", "--reason", DATABASE.reason) == "retried: 1\n"
+    counts = await owner.fetch("SELECT count FROM event ORDER BY execution_id")
+    assert [row["count"] for row in counts] == [2, 41]
+
+
+async def test_ctrl_c_stops_after_the_letter_in_hand(
+    database: Database, writer: BatchWriter, letters: DeadLetters
+) -> None:
+    await writer.store(batch(log([occurrence()])))
+    await writer.store(refused(log([occurrence()] * 3, begin=1)))
+    async with locked_executions(database) as midway:
+        process = await asyncio.create_subprocess_exec(
+            *(*COMMAND, "dead-letters", "retry", "--all"),
+            env=environment(Settings(database_url=database.writer)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        await midway.until(1)
+        process.send_signal(signal.SIGINT)
+    async with asyncio.timeout(DEADLINE):
+        out, err = await process.communicate()
+    assert (process.returncode, out.decode()) == (1, "retried: 1\n")
+    assert err.decode() == "execution-events: interrupted with 2 left\n"
+    assert len(await ids(letters, state=State.OPEN)) == 2
+
+
+async def test_a_retry_and_a_consumer_add_up(
+    database: Database, writer: BatchWriter, owner: asyncpg.Connection, letters: DeadLetters
+) -> None:
+    """Over the same executions and in opposite order: neither waits for the other for ever."""
+    executions = [occurrence(execution_id=f"execution-{n}") for n in range(20)]
+    await writer.store(refused(log(executions)))
+    numbers = await ids(letters)
+
+    async def consume() -> None:
+        for begin in range(20, 420, 20):
+            await writer.store(batch(log(executions, begin=begin)))
+
+    async def retry() -> list[Outcome]:
+        return [await letters.retry(letter) for letter in reversed(numbers)]
+
+    _, outcomes = await asyncio.gather(consume(), retry())
+    assert outcomes == [DONE] * 20
+    counts = await owner.fetch("SELECT count FROM event")
+    assert [row["count"] for row in counts] == [21] * 20
+
+
+# Discard, and which letters.
+
+
+async def test_a_discarded_letter_is_kept_and_stays_closed(
+    writer: BatchWriter, owner: asyncpg.Connection, letters: DeadLetters
+) -> None:
+    await writer.store(refused(log([occurrence()])))
+    [letter] = await ids(letters)
+    assert await letters.discard(letter) == DONE
+    for closed in (await letters.discard(letter), await letters.retry(letter)):
+        assert closed == CLOSED
+    assert await ids(letters, state=State.OPEN) == []
+    assert await ids(letters, state=State.DISCARDED) == [letter]
+    assert await owner.fetchval("SELECT count(*) FROM event") == 0
+    assert await letters.retry(letter + 1) == CLOSED
+
+
+async def test_conditions_select(
+    database: Database, writer: BatchWriter, owner: asyncpg.Connection, letters: DeadLetters
+) -> None:
+    bad, good = b"not json", occurrence()
+    await writer.store(batch(log([bad, bad], partition=0)))
+    await writer.store(refused(log([good], partition=1)))
+    async with BatchWriter(database.writer, "other") as other:
+        await other.begin_partition(1, 0, "cluster")
+        await other.store(batch([LogRecord(1, 0, 0, None, None)]))
+    a, b, c, d = await ids(letters)
+    for hour, letter in enumerate((a, b, c, d)):
+        await owner.execute(
+            "UPDATE dead_letter SET refused_at = $2 WHERE id = $1",
+            letter,
+            EPOCH + timedelta(hours=hour),
+        )
+    await letters.retry(a)
+    await letters.retry(c)
+    await letters.discard(d)
+    # As of a program that refuses for another reason than the one before it.
+    await owner.execute("UPDATE dead_letter SET reason = 'no_value' WHERE id = $1", a)
+
+    second, third = EPOCH + timedelta(hours=1), EPOCH + timedelta(hours=2)
+    selections: list[tuple[dict[str, Any], list[int]]] = [
+        ({}, [a, b, c, d]),
+        ({"ids": [d, b, 999]}, [b, d]),
+        ({"state": State.OPEN}, [a, b]),
+        ({"state": State.RETRIED}, [c]),
+        ({"state": State.DISCARDED}, [d]),
+        ({"reason": wire.NOT_JSON}, [a, b]),
+        ({"reason": wire.NO_VALUE}, [a, d]),
+        ({"reason": wire.REFUSED_BY_DATABASE}, [c]),
+        ({"topic": TOPIC}, [a, b, c]),
+        ({"partition": 0}, [a, b]),
+        ({"partition": 1, "topic": "other"}, [d]),
+        ({"since": second}, [b, c, d]),
+        ({"until": second}, [a]),
+        ({"since": second, "until": third}, [b]),
+        ({"ids": [a, b], "partition": 1}, []),
+    ]
+    for conditions, expected in selections:
+        assert await ids(letters, **conditions) == expected, conditions
+        count = await letters.count(Filter(**conditions))
+        assert count == (len(expected), max(expected, default=0)), conditions
+
+
+async def test_a_list_of_several_pages_is_whole(writer: BatchWriter, letters: DeadLetters) -> None:
+    await writer.store(batch(log([b"not json"] * 250)))
+    listed = await ids(letters)
+    assert listed == sorted(set(listed))
+    assert len(listed) == 250
+
+
+# The commands.
+
+
+async def test_what_is_listed_as_json(writer: BatchWriter, run: Run) -> None:
+    value = b"\xff" + b"x" * 300
+    await writer.store(batch([LogRecord(2, 0, -1, b"k\x00" * 200, value)]))
+    [line] = (await run("list", "--json")).splitlines()
+    listed = json.loads(line)
+    refused_at, number = listed.pop("refusedAt"), listed.pop("id")
+    assert refused_at.endswith("Z")
+    assert number > 0
+    assert list(listed.items()) == [
+        ("topic", TOPIC),
+        ("partition", 2),
+        ("offset", 0),
+        ("timestamp", -1),
+        ("key", "k\0" * 128),
+        ("valueBytes", 301),
+        ("valueBegin", "\\xff" + "x" * 255),
+        ("reason", "not_utf8"),
+        ("detail", "the value is not UTF-8 at byte 0"),
+        ("state", "open"),
+        ("attempts", 0),
+        ("lastAttemptAt", None),
+        ("lastReason", None),
+        ("lastDetail", None),
+        ("retriedAt", None),
+        ("discardedAt", None),
+        ("truncated", False),
+    ]
+
+
+async def test_odd_bytes_are_shown_and_given_back(
+    writer: BatchWriter, letters: DeadLetters, run: Run
+) -> None:
+    value = "消息 ok\n\x1b[31m\u202e\x00".encode() + b"\xfe\xff"
+    record = LogRecord(
+        1, 0, 1_700_000_000_123, b"\xff\0key", value, (("n\x07", b"\x80"), ("", None))
+    )
+    await writer.store(batch([record]))
+    [letter] = await ids(letters)
+    await letters.retry(letter)
+
+    shown = (await run("show", str(letter))).splitlines()
+    assert shown[0] == f"dead letter {letter}: open"
+    assert shown[1] == (
+        f"record     {TOPIC}/1@0, timestamp 1700000000123 (2023-11-14T22:13:20.123Z)"
+    )
+    assert shown[2].endswith(", not_utf8: the value is not UTF-8 at byte 19")
+    assert shown[3].startswith("attempts   1, the last ")
+    assert shown[4:] == [
+        "           refused again, not_utf8: the value is not UTF-8 at byte 19",
+        "key        5 bytes",
+        "           \\xff\\x00key",
+        "headers    2",
+        "           n\\x07: \\x80",
+        "           : none",
+        f"value      {len(value)} bytes",
+        f"SHA-256    {sha256(value).hexdigest()}",
+        "消息 ok",
+        "\\x1b[31m\\u202e\\x00\\xfe\\xff",
+    ]
+
+    whole = json.loads(await run("show", str(letter), "--json"))
+    assert base64.b64decode(whole["valueBase64"]) == value
+    assert base64.b64decode(whole["keyBase64"]) == record.key
+    assert whole["value"] == "消息 ok\n\x1b[31m\u202e\x00\\xfe\\xff"
+    assert whole["headers"] == [
+        {"name": "n\x07", "value": "\\x80", "valueBase64": "gA=="},
+        {"name": "", "value": None, "valueBase64": None},
+    ]
+    assert (whole["attempts"], whole["lastReason"]) == (1, "not_utf8")
+
+
+async def test_raw_is_the_value_and_nothing_else(
+    writer: BatchWriter, letters: DeadLetters, run: Run
+) -> None:
+    await writer.store(batch(log([b'{"a":\n"\xe6\xb6\x88"}\n'])))
+    await writer.store(batch([LogRecord(0, 1, 0, None, None)]))
+    with_value, without = await ids(letters)
+    assert await run("show", "--raw", str(with_value)) == '{"a":\n"消"}\n'
+    assert await run("show", "--raw", str(without), code=1) == ""
+    assert "value      none" in await run("show", str(without))
+    assert await run("show", str(without + 1), code=1) == ""
+
+
+async def test_retry_and_discard_say_what_they_did(
+    writer: BatchWriter, owner: asyncpg.Connection, letters: DeadLetters, run: Run
+) -> None:
+    await writer.store(refused(log([occurrence(), occurrence(), occurrence()])))
+    await writer.store(batch(log([b"not json"] * 12, begin=3)))
+    first, second, third, fourth, *_ = await ids(letters)
+
+    assert await run("retry", str(first)) == "retried: 1\n"
+    assert await run("retry", str(first), str(second), "999", code=1) == (
+        f"dead letter {first}: is retried already\n"
+        "dead letter 999: is not there\n"
+        "retried: 1\n"
+    )  # fmt: skip
+    assert await run("discard", str(third)) == "discarded: 1\n"
+    lines = (await run("retry", "--all", code=1)).splitlines()
+    assert lines[0] == f"dead letter {fourth}: was refused again: not_json: " + (
+        "JSON is malformed: invalid character (byte 4)"
+    )
+    assert len(lines) == 12
+    assert lines[10:] == ["and 2 more", "retried: 0, refused again: 12"]
+    assert await run("discard", "--reason", "not_json", "--partition", "0") == "discarded: 12\n"
+    assert await run("list") == "no dead letters\n"
+    assert len((await run("list", "--state", "all")).splitlines()) == 15
+    [line] = (await run("list", "--state", "discarded", str(third))).splitlines()
+    assert line.endswith("[discarded]")
+    assert await owner.fetchval("SELECT count FROM event") == 2
+
+
+async def test_a_time_with_an_offset_selects(writer: BatchWriter, run: Run, owner: Any) -> None:
+    await writer.store(batch(log([b"not json"])))
+    await owner.execute("UPDATE dead_letter SET refused_at = $1", EPOCH.astimezone(UTC))
+    assert "not_json" in await run("list", "--since", "2026-01-01T08:00:00+08:00")
+    assert await run("list", "--until", "2026-01-01T00:00:00Z") == "no dead letters\n"

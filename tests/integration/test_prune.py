@@ -1,0 +1,370 @@
+"""Pruning: what is old goes whole, and what changes meanwhile stays whole."""
+
+import asyncio
+import os
+import pty
+import signal
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import pytest
+
+from execution_events.settings import Settings
+from execution_events.store import prune
+from execution_events.store.batches import BatchWriter
+from execution_events.store.dead_letters import DeadLetters, Filter
+from execution_events.store.prune import (
+    SOURCE_IDLE,
+    Step,
+    moment_before,
+    prune_dead_letters,
+    prune_executions,
+    prune_sources,
+)
+from tests.support.consumers import DEADLINE, until
+from tests.support.databases import Database, administrator
+from tests.support.processes import COMMAND, environment, run_cli
+from tests.support.records import batch, log, occurrence
+
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+async def writer(database: Database) -> AsyncIterator[BatchWriter]:
+    async with BatchWriter(database.writer, "events") as writer:
+        await writer.begin_partition(0, 0, "cluster")
+        yield writer
+
+
+@pytest.fixture
+async def owner(database: Database) -> AsyncIterator[asyncpg.Connection]:
+    async with administrator(database.owner) as connection:
+        await connection.execute("SET search_path = execution_events")
+        yield connection
+
+
+@pytest.fixture
+async def cutoff(owner: asyncpg.Connection) -> datetime:
+    return await moment_before(owner, 90 * DAY)
+
+
+async def store(writer: BatchWriter, executions: Iterable[str], begin: int = 0) -> None:
+    """One event with 2 occurrences for each of `executions`."""
+    await writer.store(
+        batch(log([occurrence(execution_id=name, count=2) for name in executions], begin=begin))
+    )
+
+
+async def age(owner: asyncpg.Connection, days: float, *executions: str) -> None:
+    """Nothing has changed `executions` for so long."""
+    await owner.execute(
+        "UPDATE execution SET changed_at = now() - $1::interval WHERE execution_id = ANY ($2)",
+        days * DAY,
+        executions,
+    )
+
+
+async def removed(steps: AsyncIterator[Step]) -> Step:
+    total = Step(0, 0, 0)
+    async for step in steps:
+        total = Step(*map(sum, zip(total, step, strict=True)))
+    return total
+
+
+async def kept(owner: asyncpg.Connection) -> dict[str, tuple[int, int]]:
+    """Each execution's events and occurrences; that they are its events' is demanded."""
+    executions = await owner.fetch(
+        "SELECT execution_id, namespace, events, occurrences FROM execution ORDER BY 1, 2"
+    )
+    of_events = await owner.fetch(
+        "SELECT execution_id, namespace, count(*), sum(count) FROM event"
+        " GROUP BY 1, 2 ORDER BY 1, 2"
+    )
+    assert [tuple(row) for row in executions] == [tuple(row) for row in of_events]
+    return {row["execution_id"]: (row["events"], row["occurrences"]) for row in executions}
+
+
+@asynccontextmanager
+async def locked_event(database: Database, execution: str) -> AsyncIterator["Waiters"]:
+    """Lock an execution's event, so that a prune stops midway: after the lock, before the end."""
+    async with (
+        administrator(database.administrator) as watcher,
+        administrator(database.owner) as holder,
+        holder.transaction(),
+    ):
+        await holder.execute(
+            "SELECT FROM execution_events.event WHERE execution_id = $1 FOR UPDATE", execution
+        )
+        yield Waiters(watcher)
+
+
+class Waiters:
+    """The sessions that wait for a lock."""
+
+    def __init__(self, watcher: asyncpg.Connection) -> None:
+        self._watcher = watcher
+
+    async def until(self, number: int) -> None:
+        async def so_many() -> bool:
+            waiting: int = await self._watcher.fetchval(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
+            return waiting == number
+
+        await until(so_many, f"{number} sessions wait for a lock")
+
+
+# Executions.
+
+
+async def test_exactly_the_old_ones_go(
+    writer: BatchWriter, owner: asyncpg.Connection, cutoff: datetime
+) -> None:
+    names = [f"execution-{number:04}" for number in range(2500)]
+    await store(writer, names)
+    old = names[::2]
+    await age(owner, 91, *old)
+    await age(owner, 89, names[1])
+
+    dry = await removed(prune_executions(owner, cutoff, dry_run=True))
+    assert dry == (2500, 1250, 1250)
+    assert len(await kept(owner)) == 2500
+
+    assert await removed(prune_executions(owner, cutoff, dry_run=False)) == dry
+    assert await kept(owner) == dict.fromkeys(names[1::2], (1, 2))
+    assert await removed(prune_executions(owner, cutoff, dry_run=False)) == (1250, 0, 0)
+
+
+async def test_the_time_is_of_the_change_and_not_of_the_events(
+    writer: BatchWriter, owner: asyncpg.Connection, cutoff: datetime
+) -> None:
+    past = datetime(1970, 1, 1, tzinfo=UTC)
+    await writer.store(batch(log([occurrence(first_timestamp=past, last_timestamp=past)])))
+    assert await removed(prune_executions(owner, cutoff, dry_run=False)) == (1, 0, 0)
+
+
+async def test_an_execution_is_one_of_its_namespace(
+    writer: BatchWriter, owner: asyncpg.Connection, cutoff: datetime
+) -> None:
+    await writer.store(batch(log([occurrence(), occurrence(namespace="zone", count=2)])))
+    await age(owner, 91, "execution-1")
+    await owner.execute("UPDATE execution SET changed_at = now() WHERE namespace = 'zone'")
+    assert await removed(prune_executions(owner, cutoff, dry_run=False)) == (2, 1, 1)
+    assert await kept(owner) == {"execution-1": (1, 2)}
+
+
+async def test_one_that_is_being_written_is_kept_with_all_it_has(
+    database: Database, writer: BatchWriter, owner: asyncpg.Connection, cutoff: datetime
+) -> None:
+    await store(writer, ["a", "b", "c"])
+    await age(owner, 91, "a", "b", "c")
+    # The writer has its lock on b, and waits for c.
+    async with administrator(database.owner) as holder, holder.transaction():
+        await holder.execute(
+            "SELECT FROM execution_events.execution WHERE execution_id = 'c' FOR UPDATE"
+        )
+        storing = asyncio.create_task(store(writer, ["b", "c"], begin=3))
+        async with administrator(database.administrator) as watcher:
+            await Waiters(watcher).until(1)
+        assert await removed(prune_executions(owner, cutoff, dry_run=False)) == (3, 1, 1)
+    await storing
+    assert await kept(owner) == {"b": (1, 4), "c": (1, 4)}
+
+
+async def test_one_that_was_written_since_it_was_looked_at_is_kept(
+    database: Database,
+    writer: BatchWriter,
+    owner: asyncpg.Connection,
+    cutoff: datetime,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prune, "_BATCH_EVENTS", 1)
+    await store(writer, ["a", "b", "c"])
+    await age(owner, 91, "a", "b", "c")
+    async with locked_event(database, "a") as waiters:
+        pruning = asyncio.create_task(removed(prune_executions(owner, cutoff, dry_run=False)))
+        await waiters.until(1)
+        await store(writer, ["b"], begin=3)
+    assert await pruning == (3, 2, 2)
+    assert await kept(owner) == {"b": (1, 4)}
+
+
+async def test_one_that_is_being_removed_begins_anew(
+    database: Database, writer: BatchWriter, owner: asyncpg.Connection, cutoff: datetime
+) -> None:
+    await store(writer, ["a"])
+    await age(owner, 91, "a")
+    before = await owner.fetchval("SELECT revision FROM execution")
+    async with locked_event(database, "a") as waiters:
+        pruning = asyncio.create_task(removed(prune_executions(owner, cutoff, dry_run=False)))
+        await waiters.until(1)
+        storing = asyncio.create_task(store(writer, ["a"], begin=1))
+        await waiters.until(2)
+    await asyncio.gather(pruning, storing)
+    assert await kept(owner) == {"a": (1, 2)}
+    row = await owner.fetchrow("SELECT revision, created_at = changed_at FROM execution")
+    assert row[0] > before
+    assert row[1]
+
+
+async def test_a_prune_and_a_writer_leave_no_half(
+    database: Database, writer: BatchWriter, owner: asyncpg.Connection, cutoff: datetime
+) -> None:
+    names = [f"execution-{number:03}" for number in range(400)]
+    await store(writer, names)
+    await age(owner, 91, *names)
+
+    async def write() -> None:
+        for number in range(20):
+            await store(writer, names[number * 20 : number * 20 + 20], 400 + number * 20)
+
+    _, (_, gone, events) = await asyncio.gather(
+        write(), removed(prune_executions(owner, cutoff, dry_run=False))
+    )
+    rows = await kept(owner)
+    assert rows.keys() == set(names)
+    # Removed before its record, or kept with it; one that was removed had its one event.
+    assert sum(row == (1, 2) for row in rows.values()) == gone == events
+    assert sum(row == (1, 4) for row in rows.values()) == 400 - gone
+
+
+async def test_a_prune_that_stops_leaves_no_half(
+    writer: BatchWriter, owner: asyncpg.Connection, cutoff: datetime
+) -> None:
+    names = [f"execution-{number:03}" for number in range(300)]
+    await store(writer, names)
+    await age(owner, 91, *names)
+    async for step in prune_executions(owner, cutoff, dry_run=False):
+        assert step == (100, 100, 100)
+        break
+    assert await kept(owner) == dict.fromkeys(names[100:], (1, 2))
+
+
+async def test_a_transaction_is_bounded_by_events_too(
+    writer: BatchWriter, owner: asyncpg.Connection, cutoff: datetime
+) -> None:
+    await store(writer, "abcde")
+    await age(owner, 91, *"abcde")
+    for name, events in zip("abcde", (9_999, 1, 1, 20_000, 1), strict=True):
+        await owner.execute(
+            "UPDATE execution SET events = $1 WHERE execution_id = $2", events, name
+        )
+    steps = [step async for step in prune_executions(owner, cutoff, dry_run=False)]
+    assert [step.removed for step in steps] == [2, 1, 1, 1, 0]
+
+
+# Sources and dead letters.
+
+
+async def test_idle_sources_go_and_the_others_stay(
+    writer: BatchWriter, owner: asyncpg.Connection
+) -> None:
+    for offset, source in enumerate(("idle", "late", "busy")):
+        await writer.store(batch(log([occurrence()], begin=offset, source=source)))
+    for source, days in (("idle", 61), ("late", 59)):
+        await owner.execute(
+            "UPDATE producer_progress SET changed_at = now() - $1::interval WHERE source = $2",
+            days * DAY,
+            source,
+        )
+    before = await moment_before(owner, SOURCE_IDLE)
+    for dry_run in (True, False):
+        assert await removed(prune_sources(owner, before, dry_run=dry_run)) == (1, 1, 0)
+    rows = await owner.fetch("SELECT source FROM producer_progress ORDER BY source")
+    assert [row["source"] for row in rows] == ["busy", "late"]
+
+
+async def test_closed_dead_letters_go_and_open_ones_stay(
+    database: Database, writer: BatchWriter, owner: asyncpg.Connection, cutoff: datetime
+) -> None:
+    await writer.store(batch(log([b"not json"] * 1005)))
+    await owner.execute("UPDATE dead_letter SET refused_at = now() - interval '1 year'")
+    async with DeadLetters.open(database.writer) as letters:
+        ids = [letter.id async for letter in letters.list(Filter())]
+        await letters.discard(ids[0])
+    await owner.execute(
+        "UPDATE dead_letter SET retried_at = now() - interval '91 days' WHERE id = ANY ($1)",
+        ids[1:1003],
+    )
+    await owner.execute(
+        "UPDATE dead_letter SET discarded_at = now() - interval '91 days' WHERE id = $1", ids[1003]
+    )
+    for dry_run in (True, False):
+        total = await removed(prune_dead_letters(owner, cutoff, dry_run=dry_run))
+        assert total == (1003, 1003, 0)
+    rows = await owner.fetch("SELECT id FROM dead_letter ORDER BY id")
+    assert [row["id"] for row in rows] == [ids[0], ids[1004]]
+
+
+# The command.
+
+
+async def test_the_command_says_what_it_removed(
+    database: Database, writer: BatchWriter, owner: asyncpg.Connection
+) -> None:
+    await store(writer, ["old", "new"])
+    await writer.store(batch(log([b"not json"], begin=2, source="worker")))
+    await age(owner, 91, "old")
+    await owner.execute("UPDATE producer_progress SET changed_at = now() - interval '61 days'")
+    await owner.execute("UPDATE dead_letter SET retried_at = now() - interval '91 days'")
+    env = environment(Settings(database_url=database.owner))
+
+    def said(output: str) -> list[str]:
+        return [line.partition(", unchanged since ")[0] for line in output.splitlines()]
+
+    output = await run_cli("prune", "--older-than", "90d", "--dry-run", "--dead-letters", env=env)
+    assert said(output) == [
+        "would remove: 1 executions with 1 events",
+        "would remove: 1 idle sources",
+        "would remove: 1 closed dead letters",
+    ]
+    output = await run_cli("prune", "--older-than", "90d", env=env)
+    assert said(output) == ["removed: 1 executions with 1 events", "removed: 1 idle sources"]
+    assert await kept(owner) == {"new": (1, 2)}
+    assert await owner.fetchval("SELECT count(*) FROM dead_letter") == 1
+    output = await run_cli("prune", "--older-than", "2160h", "--dead-letters", env=env)
+    assert said(output)[2] == "removed: 1 closed dead letters"
+
+
+async def test_a_service_role_removes_nothing(
+    database: Database, writer: BatchWriter, owner: asyncpg.Connection
+) -> None:
+    await store(writer, ["old"])
+    await age(owner, 91, "old")
+    env = environment(Settings(database_url=database.writer))
+    output = await run_cli("prune", "--older-than", "90d", env=env, code=1)
+    assert output.startswith("removed: 0 executions with 0 events")
+    assert await kept(owner) == {"old": (1, 2)}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_stops_the_command_after_its_transaction(
+    database: Database, writer: BatchWriter, owner: asyncpg.Connection, number: signal.Signals
+) -> None:
+    names = [f"execution-{number:03}" for number in range(300)]
+    await store(writer, names)
+    await age(owner, 91, *names)
+    terminal, end = pty.openpty()
+    async with locked_event(database, names[150]) as waiters:
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND,
+            *("prune", "--older-than", "90d"),
+            env=environment(Settings(database_url=database.owner)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=end,
+        )
+        os.close(end)
+        await waiters.until(1)
+        process.send_signal(number)
+    async with asyncio.timeout(DEADLINE):
+        out, _ = await process.communicate()
+    shown = os.read(terminal, 65536).decode()
+    os.close(terminal)
+    assert process.returncode == 1
+    assert out.decode().startswith("removed: 200 executions with 200 events, unchanged since ")
+    assert "100 executions seen, 100 removed" in shown
+    assert "execution-events: interrupted; what was removed stays removed" in shown
+    assert (await kept(owner)).keys() == set(names[200:])
