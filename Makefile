@@ -11,11 +11,11 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --custom-compile-command "make lock" $(ARGS)
 
-.PHONY: help install run test check format lock build clean
+.PHONY: help install run test faults faults-full mutants check format lock build clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 install: $(VENV)/installed ## Make .venv with every extra and the tools; PYTHON=python3.13 chooses the interpreter
 
@@ -26,6 +26,16 @@ run: install ## Kafka, PostgreSQL and all services on this machine, data in .dat
 
 test: install ## All tests; ARGS="tests/unit -k fold"
 	@exec $(BIN)/pytest $(ARGS)
+
+faults: install ## Each fault of the matrix once, against the real servers; ARGS="--row scale --seed 5"
+	@exec $(BIN)/python -m tests.faults run --short $(ARGS)
+
+faults-full: install ## The whole matrix: about 75 minutes, and goes on where it was stopped; then the report
+	$(BIN)/python -m tests.faults run --full
+	$(BIN)/python -m tests.faults report
+
+mutants: install ## Break each guarantee on purpose: the matrix must notice
+	@exec $(BIN)/python -m tests.faults mutants
 
 check: install ## Format, lint, strict types, import rules
 	$(BIN)/ruff format --check

@@ -32,6 +32,8 @@ _COMMIT_INTERVAL = 5
 """Seconds between commits of offsets to Kafka, which only lag tools read."""
 
 
+_SEARCH_TIME = 60
+"""Seconds for which a record that cannot be read is searched for."""
 _RECHECK_INTERVAL = 15
 """Seconds between looks at halted partitions."""
 
@@ -52,17 +54,25 @@ class Unreadable:
     """Records that the Kafka library cannot read, over the life of several clients.
 
     Its exception tells neither partition nor offset and spoils the client. So the next client
-    searches: it fetches partition by partition and record by record, which stores all that comes
-    before, and the one after it halts the partition there.
+    searches for a while: it fetches partition by partition and record by record, which stores all
+    that comes before, and the one after it halts the partition there.
     """
 
     def __init__(self) -> None:
-        self.searching = False
         self.offsets: dict[int, int] = {}
+        self._deadline = 0.0
+
+    @property
+    def searching(self) -> bool:
+        return time.monotonic() < self._deadline
+
+    def search(self) -> None:
+        """Search from now on, as far as it comes in a minute."""
+        self._deadline = time.monotonic() + _SEARCH_TIME
 
     def found(self, partition: int, offset: int) -> None:
         """The record of `partition` at `offset` or the next is the one."""
-        self.searching = False
+        self._deadline = 0.0
         self.offsets[partition] = offset
 
 
@@ -263,11 +273,19 @@ class ConsumeLoop:
             # like an exception through it (both turn max.poll.interval off for good): it is done
             # only where the client ends too.
             await asyncio.wait({polling, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            return polling.result() if polling.done() else {}
+            if not polling.done():
+                return {}
+            if polling.cancelled():
+                # By the client itself, after it has left its group.
+                raise RetryableError("Kafka: the client has cancelled a fetch")
+            records: dict[TopicPartition, list[ConsumerRecord]] = polling.result()
+            return records
+        except RetryableError:
+            raise
         except KafkaError as error:
             raise RetryableError(f"Kafka: {type(error).__name__}: {error}") from error
         except Exception as error:
-            self._unreadable.searching = True
+            self._unreadable.search()
             raise UnreadableError(f"a record cannot be read: {type(error).__name__}") from error
         finally:
             for task in (polling, stopping):

@@ -49,11 +49,10 @@ async def run_consumer(settings: Settings, stop: asyncio.Event, reach: Reach = u
         try:
             await asyncio.wait({consuming, stopping}, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.wait({consuming}, timeout=settings.stop_timeout - _LEAVE_TIMEOUT)
-            if not consuming.done():
-                _log.warning("stopping without the batch in hand", waited=settings.stop_timeout)
-                consuming.cancel()
-            with suppress(asyncio.CancelledError):
+            if consuming.done():
                 await consuming
+            else:
+                _log.warning("stopping without the batch in hand", waited=settings.stop_timeout)
         finally:
             for task in (consuming, stopping):
                 task.cancel()

@@ -59,11 +59,11 @@ def translated_errors() -> Iterator[None]:
         raise HaltError(f"PostgreSQL refused a statement: {error} ({state})") from error
     except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
         raise RetryableError(f"PostgreSQL cannot be reached: {error or 'time-out'}") from error
-    except asyncpg.InternalClientError as error:
-        raise HaltError(f"PostgreSQL's driver: {error}") from error
-    except asyncpg.InterfaceError as error:
-        # Most often: the connection was closed under us.
-        raise RetryableError(f"PostgreSQL: {error}") from error
+    except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        # The connection was closed under us, or its state was lost: most often while a transaction
+        # was rolled back, which hides what had gone wrong before.
+        cause = error.__context__ or error
+        raise RetryableError(f"PostgreSQL: {type(cause).__name__}: {cause}") from error
 
 
 def _options(application: str) -> dict[str, Any]:

@@ -1,0 +1,132 @@
+"""The fault harness.
+
+    python -m tests.faults list
+    python -m tests.faults run [--row ROW ...] [--episodes N | --short | --full] [--seed S]
+    python -m tests.faults mutants [--only NAME ...]
+    python -m tests.faults report
+
+An episode is replayed by its row and seed: `run --row ROW --seed S --episodes 1`. `run` and
+`mutants` exit with 1 on any violation, and on any mutant that no row catches.
+"""
+
+import argparse
+import asyncio
+import logging
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.faults import mutants, results
+from tests.faults.results import Result
+from tests.faults.rows import ROWS, row
+from tests.faults.runner import Planned, run_all, snapshot
+
+
+def main() -> int:
+    """Parse, run, and give the exit code."""
+    # The clients of the harness meet the faults as well, and say so at length.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    arguments = _parser().parse_args()
+    run: Callable[[argparse.Namespace], int] = arguments.run
+    return run(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    listing = commands.add_parser("list", help="every row, and its episodes in a full run")
+    listing.set_defaults(run=_list)
+
+    running = commands.add_parser("run", help="run episodes")
+    names = [each.name for each in ROWS]
+    running.add_argument("--row", action="append", choices=names, metavar="ROW")
+    size = running.add_mutually_exclusive_group()
+    size.add_argument("--episodes", type=int, metavar="N", help="of each row")
+    size.add_argument("--short", action="store_true", help="one of each row (default)")
+    size.add_argument(
+        "--full", action="store_true", help="the whole table, less what has passed already"
+    )
+    running.add_argument("--seed", type=int, metavar="S", help="of the first episode of each row")
+    running.add_argument(
+        "--report", type=Path, metavar="FILE", help=f"where to keep results ({results.RESULTS})"
+    )
+    running.set_defaults(run=_run)
+
+    mutating = commands.add_parser("mutants", help="break the product, and see it caught")
+    mutating.add_argument(
+        "--only", action="append", choices=[mutant.name for mutant in mutants.MUTANTS]
+    )
+    mutating.set_defaults(run=_mutants)
+
+    reporting = commands.add_parser("report", help=f"write {results.REPORT.name}")
+    reporting.set_defaults(run=_report)
+    return parser
+
+
+def _list(_: argparse.Namespace) -> int:
+    for each in ROWS:
+        print(f"{each.name:18} {each.episodes:3}  {each.title}")
+    print(f"{'all':18} {sum(each.episodes for each in ROWS):3}")
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    plan = _plan(arguments)
+    path = arguments.report or (results.RESULTS if arguments.full else None)
+
+    def keep(result: Result) -> None:
+        if path is not None:
+            results.append(result, path)
+
+    with snapshot() as source:
+        done = asyncio.run(run_all(source, plan, keep))
+    ran = [result for result in done if result.missing is None]
+    failed = [result for result in ran if not result.passed]
+    print(f"{len(ran)} episodes, {len(failed)} failed")
+    for result in failed:
+        print(f"  --row {result.row} --seed {result.seed} --episodes 1")
+    if arguments.full:
+        results.REPORT.write_text(results.report())
+    return 1 if failed else 0
+
+
+def _plan(arguments: argparse.Namespace) -> list[Planned]:
+    chosen = [row(name) for name in arguments.row] if arguments.row else list(ROWS)
+    if arguments.full:
+        # Seeds count from 1, so that a run that was interrupted knows what is left.
+        passed = {key for key, last in results.latest(results.episodes()).items() if last.passed}
+        first = arguments.seed or 1
+        return [
+            Planned(each, seed)
+            for each in chosen
+            for seed in range(first, first + each.episodes)
+            if (each.name, seed) not in passed
+        ]
+    seed = arguments.seed if arguments.seed is not None else random.randrange(1, 2**31)
+    return [
+        Planned(each, seed + number) for each in chosen for number in range(arguments.episodes or 1)
+    ]
+
+
+def _mutants(arguments: argparse.Namespace) -> int:
+    escaped = 0
+    for mutant in mutants.MUTANTS:
+        if arguments.only is None or mutant.name in arguments.only:
+            caught = asyncio.run(mutants.hunt(mutant))
+            results.append(caught)
+            escaped += caught.row is None
+    results.REPORT.write_text(results.report())
+    return 1 if escaped else 0
+
+
+def _report(_: argparse.Namespace) -> int:
+    results.REPORT.write_text(results.report())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""The servers of a run: PostgreSQL that syncs to the disk, and Kafka with one node or three."""
+
+import asyncio
+import random
+import signal
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from execution_events.embedded import DataDirectory, EmbeddedPostgres
+from tests.faults.brokers import Brokers, brokers
+from tests.faults.database import template
+from tests.faults.disk import Disk, small_disk
+from tests.faults.proxy import Proxy
+from tests.faults.source import Source
+
+
+class Cluster:
+    """What the episodes of a run share. One Kafka cluster runs at a time."""
+
+    def __init__(
+        self,
+        directory: DataDirectory,
+        postgres: EmbeddedPostgres,
+        postgres_proxy: Proxy,
+        template_name: str,
+    ) -> None:
+        self.path = directory.path
+        self.postgres = postgres
+        self.postgres_proxy = postgres_proxy
+        self.template = template_name
+        self._directory = directory
+        self._stack = AsyncExitStack()
+        self._brokers: Brokers | None = None
+
+    async def brokers(self, count: int) -> Brokers:
+        """Kafka with `count` nodes; another cluster that runs is stopped for good."""
+        if self._brokers is None or len(self._brokers.nodes) != count:
+            await self.close()
+            self._brokers = await self._stack.enter_async_context(brokers(self._directory, count))
+        return self._brokers
+
+    async def close(self) -> None:
+        """Stop Kafka."""
+        self._brokers = None
+        await self._stack.aclose()
+
+    async def stop_postgres(self, rng: random.Random) -> None:
+        """End PostgreSQL without a checkpoint: it must recover from its log."""
+        # Immediate shutdown, or what the kernel does to it when memory is short.
+        self.postgres.process.kill(rng.choice((signal.SIGQUIT, signal.SIGKILL)))
+        await self.postgres.process.wait()
+
+    async def start_postgres(self) -> None:
+        """Start it again, on the same port and data."""
+        await self.postgres.start()
+
+    def small_disk(self) -> AbstractAsyncContextManager[Disk]:
+        """A tablespace that can be filled."""
+        return small_disk(self.postgres, self.path)
+
+
+@asynccontextmanager
+async def cluster(source: Source) -> AsyncIterator[Cluster]:
+    """PostgreSQL with a template database made by `source`; Kafka is started when it is needed."""
+    with tempfile.TemporaryDirectory(prefix="execution-events-faults-") as parent:
+        # An unprivileged account must reach PostgreSQL's data when root runs the tests.
+        await asyncio.to_thread(Path(parent).chmod, 0o711)
+        async with DataDirectory(Path(parent) / "data") as directory:
+            postgres = EmbeddedPostgres(directory)
+            async with (
+                postgres,
+                Proxy(postgres.port) as proxy,
+                template(postgres, source) as name,
+            ):
+                running = Cluster(directory, postgres, proxy, name)
+                try:
+                    yield running
+                finally:
+                    await running.close()

@@ -1,0 +1,179 @@
+"""Consumer processes under a supervisor: one that ends is started again a second later."""
+
+import asyncio
+import random
+import signal
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+from execution_events.embedded import ChildProcess
+from tests.faults.proxy import HOST
+
+RESTART_DELAY = 1.0  # seconds
+KILLED = 128 + signal.SIGKILL
+FAIL_POINT = "EXECUTION_EVENTS_TEST_FAIL_POINT"
+_GRACE = 40  # seconds
+
+
+class Consumer:
+    """One consumer, as often as it is started; its output is in `log`.
+
+    A fail point is set for one life alone: the next would fall over it again.
+    """
+
+    def __init__(self, name: str, environment: Mapping[str, str], log: Path) -> None:
+        self.name = name
+        self.exits: list[int] = []
+        self.stops = 0
+        self.lives = 0
+        self.started_at = 0.0
+        self.log = log
+        self._port = _free_port()
+        self._environment = {
+            **environment,
+            "EXECUTION_EVENTS_MANAGEMENT_PORT": str(self._port),
+            "EXECUTION_EVENTS_LOG_FORMAT": "text",
+        }
+        self._process: ChildProcess | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._changed = asyncio.Condition()
+        self._stopping = False
+
+    async def start(self, fail_point: str | None = None) -> None:
+        """Start it and keep it running; its first life has `fail_point` (name:n:action)."""
+        self._stopping = False
+        begun = asyncio.Event()
+        self._supervisor = asyncio.create_task(self._supervise(fail_point, begun))
+        await begun.wait()
+
+    async def stop(self) -> int:
+        """SIGTERM, and its exit code once it has ended; it is not started again."""
+        assert self._supervisor is not None
+        self._stopping = True
+        if self._process is None:
+            self._supervisor.cancel()
+            return 0
+        ends = len(self.exits) + 1
+        self._process.kill(signal.SIGCONT)
+        # A process that has just begun does not know the signal yet.
+        deadline = time.monotonic() + _GRACE
+        while not await self.scrape("/livez") and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
+        self._process.kill(signal.SIGTERM)
+        self.stops += 1
+        try:
+            async with asyncio.timeout(_GRACE):
+                await self.until_ended(ends)
+        except TimeoutError:
+            self._process.kill(signal.SIGKILL)
+            await self.until_ended(ends)
+        return self.exits[-1]
+
+    async def close(self) -> None:
+        """End it in any state."""
+        if self._supervisor is None:
+            return
+        self._stopping = True
+        if self._process is not None:
+            self._process.kill(signal.SIGKILL)
+        await asyncio.wait([self._supervisor], timeout=_GRACE)
+        self._supervisor.cancel()
+        await asyncio.gather(self._supervisor, return_exceptions=True)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send `number` to the process."""
+        assert self._process is not None
+        self._process.kill(number)
+
+    def unasked(self) -> list[int]:
+        """The exit codes of the lives that nobody ended."""
+        codes = [code for code in self.exits if code != KILLED]
+        # Those that ended in order, as often as that was asked for, are in order.
+        for _ in range(self.stops):
+            if 0 in codes:
+                codes.remove(0)
+        return codes
+
+    def is_stopped(self) -> bool:
+        """Whether the process is halted by SIGSTOP."""
+        if self._process is None:
+            return False
+        try:
+            state = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2]
+        except OSError:
+            return False
+        return state.split()[0] == "T"
+
+    async def until_ended(self, ends: int) -> None:
+        """Return once it has ended `ends` times in all."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self.exits) >= ends)
+
+    async def until_alive(self, lives: int) -> None:
+        """Return once it has been started `lives` times in all."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.lives >= lives)
+
+    async def scrape(self, path: str) -> str:
+        """The body of the management port's answer, whatever its status; "" without one."""
+        return await asyncio.to_thread(_get, f"http://{HOST}:{self._port}{path}")
+
+    async def _supervise(self, fail_point: str | None, begun: asyncio.Event) -> None:
+        with self.log.open("a", buffering=1) as log:
+            while not self._stopping:
+                environment = dict(self._environment)
+                if fail_point is not None:
+                    environment[FAIL_POINT] = fail_point
+                    fail_point = None
+                process = ChildProcess(
+                    [sys.executable, "-m", "execution_events.cli", "consumer"],
+                    env=environment,
+                    grace=1,
+                    on_line=lambda line: print(line, file=log),
+                )
+                async with process:
+                    self._process = process
+                    self.started_at = time.monotonic()
+                    await self._note(lives=1)
+                    begun.set()
+                    code = await process.wait()
+                    self._process = None
+                print(f"ended with exit code {code}", file=log)
+                await self._note(code=code)
+                if not self._stopping:
+                    await asyncio.sleep(RESTART_DELAY)
+
+    async def _note(self, *, lives: int = 0, code: int | None = None) -> None:
+        async with self._changed:
+            self.lives += lives
+            if code is not None:
+                self.exits.append(code)
+            self._changed.notify_all()
+
+
+def _get(url: str) -> str:
+    try:
+        with urllib.request.urlopen(url, timeout=3) as answer:  # noqa: S310
+            return str(answer.read().decode())
+    except urllib.error.HTTPError as error:
+        return error.read().decode()
+    except OSError:
+        return ""
+
+
+def _free_port() -> int:
+    # Below the ports that the kernel gives to outgoing connections.
+    while True:
+        port = random.randrange(12_000, 20_000)
+        with socket.socket() as candidate:
+            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                candidate.bind((HOST, port))
+            except OSError:
+                continue
+        return port

@@ -1,0 +1,243 @@
+"""PostgreSQL of the episodes: a migrated template, a copy for each episode, and what is read."""
+
+import asyncio
+import secrets
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import resources
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+
+from execution_events.embedded import EmbeddedPostgres
+from execution_events.store.provision import provision_database
+from tests.faults.model import Fields, Identity
+from tests.faults.proxy import HOST
+from tests.faults.record import Headers, Place
+from tests.faults.source import Source
+
+OWNER = "execution_events_owner"
+WRITER = "execution_events_writer"
+PASSWORD = secrets.token_urlsafe(12)
+_LOST = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+
+
+class EventRow(NamedTuple):
+    """One row of `event`; times in microseconds since the Unix epoch."""
+
+    fields: Fields
+    place: int
+    first: int
+    last: int
+    occurrences: int
+
+
+class ExecutionRow(NamedTuple):
+    """One row of `execution`; times as in `EventRow`."""
+
+    events: int
+    occurrences: int
+    first: int
+    last: int
+
+
+class LetterRow(NamedTuple):
+    """One row of `dead_letter`."""
+
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    reason: str
+
+
+class Step(NamedTuple):
+    """One change of a partition's stored offset; None before the first and after a deletion."""
+
+    transaction: str
+    partition: int
+    before: int | None
+    after: int | None
+
+
+class Stored(NamedTuple):
+    """All that the product wrote, and what the audit saw of it, in one snapshot."""
+
+    events: dict[Identity, EventRow]
+    executions: dict[tuple[str, str], ExecutionRow]
+    letters: list[tuple[Place, LetterRow]]
+    progress: dict[int, int]
+    watermarks: dict[tuple[int, str], int]
+    steps: list[Step]
+    growth: dict[str, int]
+    """What each transaction added to all counts."""
+    touched: set[str]
+    """The transactions that wrote dead letters or watermarks."""
+
+
+class EpisodeDatabase:
+    """One episode's database, read as its administrator, on a way that no fault reaches."""
+
+    def __init__(self, administrator_url: str, name: str) -> None:
+        self.name = name
+        self.administrator_url = _with_path(administrator_url, name)
+
+    def writer_url(self, port: int) -> str:
+        """The consumers' address, through `port`."""
+        return f"postgresql://{WRITER}:{PASSWORD}@{HOST}:{port}/{self.name}"
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[asyncpg.Connection]:
+        """A connection of the administrator."""
+        connection = await asyncpg.connect(self.administrator_url, timeout=5, command_timeout=60)
+        try:
+            yield connection
+        finally:
+            connection.terminate()
+
+    async def progress(self) -> dict[int, int] | None:
+        """The stored offset of each partition; None while PostgreSQL is away."""
+        try:
+            async with self.connect() as connection:
+                return await _progress(connection)
+        except _LOST:
+            return None
+
+    async def snapshot(self) -> Stored:
+        """Everything, as of one moment."""
+        async with (
+            self.connect() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            return await _stored(connection)
+
+
+@asynccontextmanager
+async def template(postgres: EmbeddedPostgres, source: Source) -> AsyncIterator[str]:
+    """The name of a database that the product's own `migrate` has made, with the audit in it."""
+    name = f"faults_template_{secrets.token_hex(4)}"
+    await provision_database(postgres.dsn(), name, OWNER, PASSWORD)
+    owner = f"postgresql://{OWNER}:{PASSWORD}@{HOST}:{postgres.port}/{name}"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "execution_events.cli", "migrate"),
+        env=source.environment()
+        | {
+            "EXECUTION_EVENTS_DATABASE_URL": owner,
+            "EXECUTION_EVENTS_WRITER_PASSWORD": PASSWORD,
+        },
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"migrate failed:\n{output.decode()}")
+    async with EpisodeDatabase(postgres.dsn(), name).connect() as connection:
+        await connection.execute((resources.files(__package__) / "audit.sql").read_text())
+    yield name
+
+
+@asynccontextmanager
+async def cloned(
+    postgres: EmbeddedPostgres, template_name: str, tablespace: str | None = None
+) -> AsyncIterator[EpisodeDatabase]:
+    """A copy of the template, dropped at the end."""
+    name = f"faults_{secrets.token_hex(4)}"
+    place = f" TABLESPACE {tablespace}" if tablespace else ""
+    await execute(
+        postgres.dsn(), f"CREATE DATABASE {name} TEMPLATE {template_name} OWNER {OWNER}{place}"
+    )
+    try:
+        yield EpisodeDatabase(postgres.dsn(), name)
+    finally:
+        await execute(postgres.dsn(), f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+async def execute(url: str, statement: str) -> None:
+    """Run one statement on a connection of its own."""
+    connection = await asyncpg.connect(url, timeout=10)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+async def _progress(connection: asyncpg.Connection) -> dict[int, int]:
+    rows = await connection.fetch(
+        "SELECT partition, next_offset FROM execution_events.partition_progress"
+    )
+    return {row["partition"]: row["next_offset"] for row in rows}
+
+
+async def _stored(connection: asyncpg.Connection) -> Stored:
+    events = await connection.fetch(
+        f"""
+        SELECT execution_id, namespace, name, count, {_micros("place")},
+            {_micros("first_timestamp")}, {_micros("last_timestamp")},
+            ARRAY[object_name, object_namespace, reason, message, type, elem_type, elem_id,
+                action_name] AS fields
+        FROM execution_events.event
+        """
+    )
+    executions = await connection.fetch(
+        f"""
+        SELECT execution_id, namespace, events, occurrences,
+            {_micros("first_timestamp")}, {_micros("last_timestamp")}
+        FROM execution_events.execution
+        """
+    )
+    letters = await connection.fetch("SELECT * FROM execution_events.dead_letter ORDER BY id")
+    sources = await connection.fetch(
+        "SELECT partition, source, sequence FROM execution_events.producer_progress"
+    )
+    steps = await connection.fetch(
+        "SELECT transaction, partition, before, after FROM faults.move ORDER BY number"
+    )
+    growth = await connection.fetch(
+        "SELECT transaction, sum(amount)::bigint AS amount FROM faults.growth GROUP BY transaction"
+    )
+    touched = await connection.fetch("SELECT DISTINCT transaction FROM faults.touched")
+    return Stored(
+        events={
+            (row["execution_id"], row["namespace"], row["name"]): EventRow(
+                tuple(row["fields"]),
+                row["place"],
+                row["first_timestamp"],
+                row["last_timestamp"],
+                row["count"],
+            )
+            for row in events
+        },
+        executions={
+            (row["execution_id"], row["namespace"]): ExecutionRow(
+                row["events"], row["occurrences"], row["first_timestamp"], row["last_timestamp"]
+            )
+            for row in executions
+        },
+        letters=[((row["partition"], row["record_offset"]), _letter(row)) for row in letters],
+        progress=await _progress(connection),
+        watermarks={(row["partition"], row["source"]): row["sequence"] for row in sources},
+        steps=[Step(*row) for row in steps],
+        growth={row["transaction"]: row["amount"] for row in growth},
+        touched={row["transaction"] for row in touched},
+    )
+
+
+def _letter(row: Any) -> LetterRow:
+    names = [name.decode() for name in row["header_names"]]
+    return LetterRow(
+        row["record_timestamp"],
+        row["key"],
+        row["value"],
+        tuple(zip(names, row["header_values"], strict=True)),
+        row["reason"],
+    )
+
+
+def _micros(column: str) -> str:
+    return f"(extract(epoch FROM {column}) * 1000000)::bigint AS {column}"
+
+
+def _with_path(url: str, database: str) -> str:
+    return urlunsplit(urlsplit(url)._replace(path=f"/{database}"))

@@ -1,0 +1,342 @@
+"""One episode: load, consumers, one fault, its healing, and the oracle's verdict."""
+
+import asyncio
+import random
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.faults.author import Author
+from tests.faults.brokers import Brokers
+from tests.faults.cluster import Cluster
+from tests.faults.consumers import Consumer
+from tests.faults.database import EpisodeDatabase, cloned
+from tests.faults.load import Load, Worker
+from tests.faults.oracle import Acknowledged, Verdict, judge
+from tests.faults.record import LogRecord, Place
+from tests.faults.source import Source
+from tests.faults.topic import Topic
+from tests.faults.watch import Watch
+
+PARTITIONS = 6
+RECOVERY_LIMIT = 60
+"""Seconds from healing until everything is stored."""
+SESSION_TIMEOUT = 6  # seconds
+MAX_POLL_INTERVAL = 15  # seconds
+START_LIMIT = 60
+"""Seconds until the first batch is stored, before any fault."""
+WORKERS = 2
+RATE = 150.0
+"""Records per second of one worker."""
+KEPT_LOGS = Path(tempfile.gettempdir(), "execution-events-faults")
+"""Where the consumers' output of failed episodes is kept."""
+
+
+class NoFaultError(Exception):
+    """The fault did not happen, so the episode proves nothing."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the fault matrix.
+
+    `fault` makes the fault and returns when it is healed. `missing` says why the product at hand
+    cannot be put to it, None if it can.
+    """
+
+    name: str
+    title: str
+    episodes: int
+    fault: Callable[["Episode"], Awaitable[None]]
+    brokers: int = 1
+    consumers: int = 2
+    proxied: bool = False
+    small_disk: bool = False
+    poison: float = 0.0
+    first_fail_point: Callable[[random.Random], str] | None = None
+    missing: Callable[[Source], str | None] = lambda source: None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one episode. `recovery` is in seconds, None when it never came."""
+
+    row: str
+    seed: int
+    recovery: float | None
+    verdict: Verdict | None
+    violations: list[str]
+    evidence: dict[str, object]
+    seconds: float
+    vacuous: bool
+    """The fault did not happen: a violation, and no word about the product."""
+
+
+@dataclass
+class Episode:
+    """What a row's fault works on."""
+
+    row: Row
+    seed: int
+    cluster: Cluster
+    brokers: Brokers
+    source: Source
+    topic: Topic
+    database: EpisodeDatabase
+    directory: Path
+    say: Callable[[str], None]
+    rng: random.Random
+    consumers: list[Consumer] = field(default_factory=list)
+    evidence: dict[str, object] = field(default_factory=dict)
+    violations: list[str] = field(default_factory=list)
+    lost: dict[int, range] = field(default_factory=dict)
+    """Offsets of each partition that the log lost before they were stored."""
+    audited: bool = True
+    """Whether offsets mean the same records from beginning to end."""
+    seen: dict[Place, LogRecord] = field(default_factory=dict)
+    """Records that were read before the log lost them."""
+    acknowledged: list[Acknowledged] = field(default_factory=list)
+    """Of workers that are processes of their own."""
+    disk: Path | None = None
+    healed_at: float = 0.0
+    load: Load = field(init=False)
+
+    @property
+    def group(self) -> str:
+        """The consumers' group, which is called like the topic."""
+        return self.topic.name
+
+    def healed(self) -> None:
+        """Recovery is measured from here; a fault that never says so is healed at its end."""
+        self.healed_at = time.monotonic()
+
+    def new_consumer(self) -> Consumer:
+        """A further consumer, not started yet."""
+        name = f"consumer-{len(self.consumers) + 1}"
+        consumer = Consumer(name, self._environment(), self.directory / f"{name}.log")
+        self.consumers.append(consumer)
+        return consumer
+
+    async def until(
+        self, condition: Callable[[], Awaitable[bool]], limit: float, what: str
+    ) -> None:
+        """Return once `condition` holds; `NoFaultError` after `limit` seconds."""
+        try:
+            async with asyncio.timeout(limit):
+                while not await condition():
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise NoFaultError(f"not within {limit:g} s: {what}") from None
+
+    async def stored(self) -> int:
+        """How many offsets are stored, over all partitions; 0 while PostgreSQL is away."""
+        return sum((await self.database.progress() or {}).values())
+
+    async def until_moving(self, more: int = 200, limit: float = START_LIMIT) -> None:
+        """Return once `more` records have been stored from now on."""
+        before = await self.stored()
+
+        async def moved() -> bool:
+            return await self.stored() >= before + more
+
+        await self.until(moved, limit, f"{more} more records are stored")
+
+    async def until_joined(self) -> None:
+        """Return once every consumer is a member of the group and has partitions."""
+
+        async def joined() -> bool:
+            return len(await self.topic.members(self.group)) == len(self.consumers)
+
+        await self.until(joined, START_LIMIT, f"{len(self.consumers)} consumers in the group")
+
+    async def until_caught_up(self, limit: float) -> dict[int, int]:
+        """Return the log's ends once they are the stored offsets."""
+        deadline = time.monotonic() + limit
+        while True:
+            ends = await self.topic.ends()
+            while (progress := await self.database.progress()) != ends:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"stored {progress}, the log ends at {ends}")
+                await asyncio.sleep(0.1)
+            if await self.topic.ends() == ends:
+                return ends
+
+    async def note_log(self) -> None:
+        """Remember the records that the log has now."""
+        self.seen |= {record.place: record for record in await self.topic.records()}
+
+    def has_lost(self, place: Place) -> bool:
+        """Whether the log lost the record there before it was stored."""
+        partition, offset = place
+        return offset in self.lost.get(partition, ())
+
+    async def command(self, *arguments: str) -> tuple[int, str]:
+        """The exit code and output of `execution-events` with the consumers' settings."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "execution_events.cli", *arguments),
+            env=self._environment(),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await process.communicate()
+        return process.returncode or 0, output.decode()
+
+    @staticmethod
+    def has_time_limits(source: Source) -> bool:
+        """Whether the consumer's session and poll limits can be set."""
+        return source.mentions("max_poll_interval:")
+
+    def _environment(self) -> dict[str, str]:
+        if self.row.proxied:
+            kafka, port = self.brokers.proxied_servers, self.cluster.postgres_proxy.port
+        else:
+            kafka, port = self.brokers.bootstrap_servers, self.cluster.postgres.port
+        variables = {
+            "EXECUTION_EVENTS_KAFKA_BOOTSTRAP_SERVERS": kafka,
+            "EXECUTION_EVENTS_TOPIC": self.topic.name,
+            "EXECUTION_EVENTS_GROUP": self.group,
+            "EXECUTION_EVENTS_DATABASE_URL": self.database.writer_url(port),
+            # Many small transactions: each is an opportunity.
+            "EXECUTION_EVENTS_BATCH_MAX_RECORDS": "100",
+            "EXECUTION_EVENTS_STOP_TIMEOUT": "10",
+        }
+        if self.has_time_limits(self.source):
+            variables["EXECUTION_EVENTS_SESSION_TIMEOUT"] = str(SESSION_TIMEOUT)
+            variables["EXECUTION_EVENTS_MAX_POLL_INTERVAL"] = str(MAX_POLL_INTERVAL)
+        return self.source.environment() | variables
+
+
+async def run_episode(
+    cluster: Cluster, source: Source, row: Row, seed: int, say: Callable[[str], None]
+) -> Outcome:
+    """Run one episode of `row` and judge it; whatever happens is in the outcome."""
+    started = time.monotonic()
+    recovery: float | None = None
+    verdict: Verdict | None = None
+    vacuous = False
+    async with _prepared(cluster, source, row, seed, say) as episode:
+        try:
+            recovery, verdict = await _run(episode)
+        except NoFaultError as error:
+            vacuous = True
+            episode.violations.append(f"the fault did not happen: {error}")
+        except TimeoutError as error:
+            episode.violations.append(f"no recovery within {RECOVERY_LIMIT} s: {error}")
+        except Exception as error:
+            episode.violations.append(f"the episode broke: {type(error).__name__}: {error}")
+        finally:
+            await asyncio.gather(*(consumer.close() for consumer in episode.consumers))
+        if verdict is not None:
+            episode.violations += verdict.differences
+        for consumer in episode.consumers:
+            if wrong := consumer.unasked():
+                episode.violations.append(f"{consumer.name} ended by itself with {wrong}")
+        if episode.violations:
+            kept = KEPT_LOGS / f"{row.name}-{seed}"
+            shutil.rmtree(kept, ignore_errors=True)
+            shutil.copytree(episode.directory, kept)
+        return Outcome(
+            row.name,
+            seed,
+            recovery,
+            verdict,
+            episode.violations,
+            episode.evidence | {"exits": [consumer.exits for consumer in episode.consumers]},
+            time.monotonic() - started,
+            vacuous,
+        )
+
+
+@asynccontextmanager
+async def _prepared(
+    cluster: Cluster, source: Source, row: Row, seed: int, say: Callable[[str], None]
+) -> AsyncIterator[Episode]:
+    say("prepares")
+    brokers = await cluster.brokers(row.brokers)
+    async with AsyncExitStack() as stack:
+        disk = await stack.enter_async_context(cluster.small_disk()) if row.small_disk else None
+        database = await stack.enter_async_context(
+            cloned(cluster.postgres, cluster.template, disk.tablespace if disk else None)
+        )
+        name = f"faults-{row.name}-{seed}-{secrets.token_hex(2)}"
+        topic = Topic(brokers.bootstrap_servers, name, row.brokers)
+        await topic.create(PARTITIONS)
+        stack.push_async_callback(topic.delete)
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="episode-")))
+        episode = Episode(
+            row,
+            seed,
+            cluster,
+            brokers,
+            source,
+            topic,
+            database,
+            directory,
+            say,
+            random.Random(f"{row.name}/{seed}"),
+        )
+        if disk is not None:
+            episode.disk = disk.path
+        yield episode
+
+
+async def _run(episode: Episode) -> tuple[float, Verdict]:
+    row = episode.row
+    workers = [
+        Worker(
+            Author(episode.seed, number, row.poison),
+            episode.brokers.bootstrap_servers,
+            episode.topic.name,
+            RATE,
+        )
+        for number in range(WORKERS)
+    ]
+    async with Watch(episode.database) as watch, Load(workers) as load:
+        episode.load = load
+        episode.say("starts")
+        point = row.first_fail_point(episode.rng) if row.first_fail_point is not None else None
+        for number in range(row.consumers):
+            await episode.new_consumer().start(point if number == 0 else None)
+        if point is None:
+            await episode.until_joined()
+            await episode.until_moving()
+        else:
+            episode.evidence["fail point"] = point
+        episode.say("fault")
+        await row.fault(episode)
+        if not episode.healed_at:
+            episode.healed()
+        episode.say("heals")
+        # Some records come after the healing, so that nothing rests on the fault's last batch.
+        await asyncio.sleep(0.3)
+        await load.stop()
+        left = RECOVERY_LIMIT - (time.monotonic() - episode.healed_at)
+        ends = await episode.until_caught_up(max(left, 1))
+        recovery = time.monotonic() - episode.healed_at
+        episode.say("stops")
+        for code in await asyncio.gather(*(c.stop() for c in episode.consumers)):
+            if code != 0:
+                episode.violations.append(f"SIGTERM ended a consumer with exit code {code}")
+        # A late batch would have changed something after the oracle's snapshot.
+        stored = await episode.database.snapshot()
+    episode.say("judges")
+    await episode.note_log()
+    records = [
+        record for place, record in sorted(episode.seen.items()) if not episode.has_lost(place)
+    ]
+    acknowledged = [
+        promise
+        for promise in load.acknowledged + episode.acknowledged
+        if not episode.has_lost(promise.place)
+    ]
+    if not watch.looks:
+        episode.violations.append("nobody looked at the counts")
+    episode.violations += [f"seen by a reader: {fall}" for fall in watch.falls[:20]]
+    episode.evidence["looks"] = watch.looks
+    return recovery, judge(records, stored, ends, acknowledged, audited=episode.audited)

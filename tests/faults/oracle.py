@@ -1,0 +1,207 @@
+"""The independent check: what the log means against what PostgreSQL holds, both ways."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+from tests.faults.database import EventRow, ExecutionRow, LetterRow, Step, Stored
+from tests.faults.model import Event, Identity, Model, fold
+from tests.faults.record import LogRecord, Place
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+_SHOWN = 20
+"""Differences of one kind that are spelt out; the rest are counted."""
+
+
+class Acknowledged(NamedTuple):
+    """A record that the log has promised to keep; source and sequence are None without origin."""
+
+    place: Place
+    source: str | None = None
+    sequence: int | None = None
+
+
+class Verdict(NamedTuple):
+    """What differs. `lost` and `doubled` are numbers of events whose counts are wrong."""
+
+    lost: int
+    doubled: int
+    differences: list[str]
+    records: int
+    events: int
+    letters: int
+    duplicates: int
+
+
+def judge(
+    records: Sequence[LogRecord],
+    stored: Stored,
+    ends: Mapping[int, int],
+    acknowledged: Iterable[Acknowledged],
+    *,
+    audited: bool = True,
+) -> Verdict:
+    """Compare everything stored with the log.
+
+    `records` are all that the log has held and the product could store, in order; `ends` is where
+    each partition's stored offset must be. Without `audited`, transactions are not looked at.
+    """
+    model = fold(records)
+    expected = model.events()
+    lost, doubled = _counts(expected, stored.events)
+    differences = [
+        *_limited("event", _events(expected, stored.events)),
+        *_limited("execution", _executions(expected, stored.executions)),
+        *_limited("dead letter", _letters(model, stored.letters)),
+        *_limited("stored offset", _mapping("partition", ends, stored.progress)),
+        *_limited("watermark", _mapping("source", model.watermarks, stored.watermarks)),
+        *_limited("acknowledged", _acknowledged(records, model, acknowledged)),
+        *_limited("audit", _audit(model, stored, ends) if audited else ()),
+    ]
+    return Verdict(
+        lost,
+        doubled,
+        differences,
+        len(records),
+        len(expected),
+        len(model.letters),
+        len(records) - len(model.letters) - len(model.counted),
+    )
+
+
+def _counts(
+    expected: Mapping[Identity, Event], actual: Mapping[Identity, EventRow]
+) -> tuple[int, int]:
+    lost = doubled = 0
+    for identity in expected.keys() | actual.keys():
+        wanted = expected[identity].count if identity in expected else 0
+        found = actual[identity].occurrences if identity in actual else 0
+        lost += found < wanted
+        doubled += found > wanted
+    return lost, doubled
+
+
+def _events(
+    expected: Mapping[Identity, Event], actual: Mapping[Identity, EventRow]
+) -> Iterable[str]:
+    for identity in sorted(expected.keys() | actual.keys()):
+        name = "/".join(identity)
+        if identity not in actual:
+            yield f"{name}: missing, {expected[identity].count} occurrences"
+        elif identity not in expected:
+            yield f"{name}: never published, {actual[identity].occurrences} occurrences"
+        else:
+            wanted, found = expected[identity], actual[identity]
+            if found.occurrences != wanted.count:
+                gap = _gap(wanted, found)
+                yield f"{name}: count {found.occurrences}, not {wanted.count}: {gap}"
+            if found.first != wanted.first:
+                yield f"{name}: first_timestamp {found.first}, not {wanted.first}"
+            if found.last != wanted.last:
+                yield f"{name}: last_timestamp {found.last}, not {wanted.last}"
+            if found.fields not in wanted.fields:
+                yield f"{name}: fields {found.fields}, not {wanted.fields}"
+            if found.place not in wanted.places:
+                yield f"{name}: place {found.place}, not {wanted.places}"
+
+
+def _gap(wanted: Event, found: EventRow) -> str:
+    gap = found.occurrences - wanted.count
+    return f"{gap} too many" if gap > 0 else f"{-gap} lost"
+
+
+def _executions(
+    events: Mapping[Identity, Event], actual: Mapping[tuple[str, str], ExecutionRow]
+) -> Iterable[str]:
+    grouped: dict[tuple[str, str], list[Event]] = defaultdict(list)
+    for (execution_id, namespace, _), event in events.items():
+        grouped[execution_id, namespace].append(event)
+    expected = {
+        key: ExecutionRow(
+            len(members),
+            sum(event.count for event in members),
+            min(event.first for event in members),
+            max(event.last for event in members),
+        )
+        for key, members in grouped.items()
+    }
+    yield from _mapping("execution", expected, actual)
+
+
+def _letters(model: Model, actual: Sequence[tuple[Place, LetterRow]]) -> Iterable[str]:
+    found: dict[Place, LetterRow] = {}
+    for place, row in actual:
+        if place in found:
+            yield f"{place}: kept twice"
+        found[place] = row
+    expected = {
+        place: LetterRow(record.timestamp, record.key, record.value, record.headers, reason)
+        for place, (record, reason) in model.letters.items()
+    }
+    yield from _mapping("record", expected, found)
+
+
+def _mapping(what: str, expected: Mapping[_K, _V], actual: Mapping[_K, _V]) -> Iterable[str]:
+    for key in expected.keys() | actual.keys():
+        if key not in actual:
+            yield f"{what} {key}: missing, not {expected[key]}"
+        elif key not in expected:
+            yield f"{what} {key}: {actual[key]}, and there should be none"
+        elif actual[key] != expected[key]:
+            yield f"{what} {key}: {actual[key]}, not {expected[key]}"
+
+
+def _acknowledged(
+    records: Sequence[LogRecord], model: Model, acknowledged: Iterable[Acknowledged]
+) -> Iterable[str]:
+    places = {record.place for record in records}
+    for promise in acknowledged:
+        if promise.place not in places:
+            yield f"{promise.place} is not in the log"
+        elif promise.source is not None and promise.sequence is not None:
+            partition, _ = promise.place
+            if (promise.source, partition, promise.sequence) not in model.origins:
+                yield f"{promise} and no copy of it counts: the worker broke its order"
+
+
+def _audit(model: Model, stored: Stored, ends: Mapping[int, int]) -> Iterable[str]:
+    """Batches follow each other without gap or overlap, and each holds exactly its records."""
+    reached: dict[int, int] = {}
+    moves: dict[str, list[Step]] = defaultdict(list)
+    for step in stored.steps:
+        before, after = step.before, step.after
+        if before != reached.get(step.partition):
+            yield f"{step} begins where no batch ended, at {before}"
+        if after is None:
+            yield f"{step} forgets the stored offset"
+            continue
+        if before is not None and after <= before:
+            yield f"{step} goes back"
+        reached[step.partition] = after
+        moves[step.transaction].append(step)
+    for partition, end in ends.items():
+        if reached.get(partition) != end:
+            yield f"partition {partition}: the last batch ends at {reached.get(partition)}"
+    amounts: dict[int, dict[int, int]] = defaultdict(dict)
+    for (partition, offset), count in model.counted.items():
+        amounts[partition][offset] = count
+    for transaction, steps in moves.items():
+        wanted = sum(
+            amounts[step.partition].get(offset, 0)
+            for step in steps
+            if step.before is not None and step.after is not None
+            for offset in range(step.before, step.after)
+        )
+        if (found := stored.growth.get(transaction, 0)) != wanted:
+            yield f"transaction {transaction} of {steps} added {found}, not {wanted}"
+    for transaction in (stored.growth.keys() | stored.touched) - moves.keys():
+        yield f"transaction {transaction} wrote rows and moved no offset"
+
+
+def _limited(kind: str, differences: Iterable[str]) -> Iterable[str]:
+    found = list(differences)
+    yield from (f"{kind}: {difference}" for difference in found[:_SHOWN])
+    if len(found) > _SHOWN:
+        yield f"{kind}: {len(found) - _SHOWN} more"

@@ -1,0 +1,18 @@
+"""The fault matrix: every row, in the order of the report."""
+
+from tests.faults import rows_consumer, rows_kafka, rows_log, rows_postgres
+from tests.faults.episode import Row
+
+# Those of one broker first: a cluster is started once.
+ROWS: tuple[Row, ...] = (
+    *rows_consumer.ROWS,
+    *rows_postgres.ROWS,
+    *rows_kafka.ROWS,
+    *rows_log.ROWS,
+    *rows_kafka.ROWS_OF_THREE,
+)
+
+
+def row(name: str) -> Row:
+    """The row called `name`; KeyError when there is none."""
+    return {row.name: row for row in ROWS}[name]

@@ -1,0 +1,120 @@
+"""Faults of Kafka, of the network before it, and of the workers that write to it."""
+
+import asyncio
+import signal
+
+from tests.faults.brokers import Broker
+from tests.faults.episode import Episode, NoFaultError, Row
+from tests.faults.rows_postgres import black_hole
+from tests.faults.worker import WorkerProcess
+
+_BLACK_HOLE = 30  # seconds
+_STOPPED = 20  # seconds
+_WORKER_LIVES = 12
+
+
+async def _reset(episode: Episode) -> None:
+    cut = 0
+    for _ in range(5):
+        await asyncio.sleep(episode.rng.uniform(0.1, 0.8))
+        cut += sum(broker.proxy.cut() for broker in episode.brokers.nodes)
+    if not cut:
+        raise NoFaultError("no connection was open")
+    episode.evidence["connections reset"] = cut
+
+
+async def _black_hole(episode: Episode) -> None:
+    directions, forgetful = black_hole(episode)
+    [broker] = episode.brokers.nodes
+    async with broker.proxy.black_hole(*directions, forgetful=forgetful):
+        await asyncio.sleep(_BLACK_HOLE)
+
+
+async def _kill_broker(episode: Episode) -> None:
+    [broker] = episode.brokers.nodes
+    await asyncio.sleep(episode.rng.uniform(0, 1))
+    await _down([broker], episode.rng.uniform(0, 3))
+
+
+async def _stop_broker(episode: Episode) -> None:
+    [broker] = episode.brokers.nodes
+    broker.signal(signal.SIGSTOP)
+    try:
+        await asyncio.sleep(_STOPPED)
+    finally:
+        broker.signal(signal.SIGCONT)
+
+
+async def _kill_leader(episode: Episode) -> None:
+    node = await episode.topic.coordinator(episode.group)
+    leaders = await episode.topic.leaders()
+    led = [partition for partition, leader in leaders.items() if leader == node]
+    if not led:
+        raise NoFaultError(f"node {node} coordinates the group and leads no partition")
+    episode.evidence["killed"] = f"node {node}, coordinator, leader of {led}"
+    await _down([episode.brokers.by_id(node)], episode.rng.uniform(4, 8))
+
+
+async def _kill_two(episode: Episode) -> None:
+    two = episode.rng.sample(list(episode.brokers.nodes), 2)
+    episode.evidence["killed"] = [broker.node.id for broker in two]
+    await _down(two, episode.rng.uniform(3, 8))
+
+
+async def _down(brokers: list[Broker], seconds: float) -> None:
+    await asyncio.gather(*(broker.kill() for broker in brokers))
+    await asyncio.sleep(seconds)
+    for broker in brokers:
+        await broker.start()
+    await asyncio.gather(*(broker.until_ready() for broker in brokers))
+
+
+async def _kill_worker(episode: Episode) -> None:
+    worker = WorkerProcess(
+        episode.seed,
+        episode.brokers.bootstrap_servers,
+        episode.topic.name,
+        episode.directory / "worker.journal",
+    )
+    killed = 0
+    while killed < 2 or (worker.in_flight() == 0 and killed < _WORKER_LIVES):
+        async with worker.running() as process:
+            await episode.until(worker.has_written, 30, "the worker sends")
+            await asyncio.sleep(episode.rng.uniform(0, 0.2))
+            process.kill(signal.SIGKILL)
+            await process.wait()
+        killed += 1
+    episode.evidence["sent again"] = worker.in_flight()
+    if not worker.in_flight():
+        raise NoFaultError("nothing was in flight")
+    async with worker.running() as process:
+        episode.healed()
+        before = len(worker.acknowledged())
+
+        async def goes_on() -> bool:
+            return len(worker.acknowledged()) > before
+
+        await episode.until(goes_on, 30, "the worker goes on")
+        process.kill(signal.SIGTERM)
+        if code := await process.wait():
+            raise NoFaultError(f"the worker ended with {code}:\n{process.last_lines}")
+    episode.acknowledged = worker.acknowledged()
+
+
+async def _nothing(episode: Episode) -> None:
+    """The fault is in the records."""
+    await episode.until_moving(1000)
+
+
+ROWS = (
+    Row("kafka-reset", "RST to Kafka", 5, _reset, proxied=True),
+    Row("kafka-black-hole", "Black hole 30 s to Kafka", 5, _black_hole, proxied=True),
+    Row("broker-kill", "Broker SIGKILL", 20, _kill_broker),
+    Row("broker-stop", "Broker SIGSTOP 20 s", 10, _stop_broker),
+    Row("worker-kill", "Worker SIGKILL with a batch in flight", 15, _kill_worker),
+    Row("poison", "1 % poison", 10, _nothing, poison=0.01),
+)
+ROWS_OF_THREE = (
+    Row("three-leader", "3 brokers: kill leader and coordinator", 5, _kill_leader, brokers=3),
+    Row("three-min-isr", "3 brokers: below min.insync.replicas", 5, _kill_two, brokers=3),
+)

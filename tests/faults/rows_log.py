@@ -1,0 +1,177 @@
+"""Changes of the log itself: what was lost upstream must halt loudly, what grew must go on."""
+
+import asyncio
+import re
+import signal
+
+from tests.faults.author import Author
+from tests.faults.consumers import Consumer
+from tests.faults.episode import PARTITIONS, RATE, SESSION_TIMEOUT, Episode, NoFaultError, Row
+from tests.faults.load import Load, Worker
+from tests.faults.oracle import judge
+from tests.faults.source import Source
+
+_HALT_LIMIT = 60
+"""Seconds until a consumer must have noticed."""
+_HALTED = re.compile(r'^execution_events_partition_halted{.*partition="(\d+)".*} 1(?:\.0)?$', re.M)
+_GROWN = 2 * PARTITIONS
+_BEFORE = 10**12
+"""Moves the offsets of an old log before those of the new one."""
+
+
+async def _records_deleted(episode: Episode) -> None:
+    """Once under running consumers that lag, once while no consumer runs."""
+    running, stopped = episode.rng.sample(range(PARTITIONS), 2)
+    for consumer in episode.consumers:
+        consumer.signal(signal.SIGSTOP)
+    # What is on its way to them already must not be all.
+    await asyncio.sleep(1)
+    await _delete_to_the_end(episode, running)
+    for consumer in episode.consumers:
+        consumer.signal(signal.SIGCONT)
+    await _until_halted(episode, {running})
+
+    await asyncio.gather(*(consumer.stop() for consumer in episode.consumers))
+    await asyncio.sleep(1)
+    await _delete_to_the_end(episode, stopped)
+    await asyncio.gather(*(consumer.start() for consumer in episode.consumers))
+    await _until_halted(episode, {running, stopped})
+    progress = await episode.database.progress() or {}
+    begins = await episode.topic.begins()
+    for partition in (running, stopped):
+        if progress[partition] >= begins[partition]:
+            episode.violations.append(
+                f"partition {partition} stands at {progress[partition]}, past the deleted records"
+            )
+        episode.lost[partition] = range(progress[partition], begins[partition])
+    await _accept(episode)
+
+
+async def _delete_to_the_end(episode: Episode, partition: int) -> None:
+    end = (await episode.topic.ends())[partition]
+    progress = await episode.database.progress() or {}
+    if end <= progress.get(partition, 0):
+        raise NoFaultError(f"partition {partition} has nothing that is not stored")
+    await episode.note_log()
+    await episode.topic.delete_records({partition: end})
+
+
+async def _retention(episode: Episode) -> None:
+    """What is stored leaves the log, and then the group changes while PostgreSQL is away."""
+    stored = await episode.database.progress() or {}
+    await episode.note_log()
+    await episode.topic.delete_records(stored)
+    before = await episode.topic.members(episode.group)
+    await episode.cluster.stop_postgres(episode.rng)
+    try:
+        victim = episode.rng.choice(episode.consumers)
+        victim.signal(signal.SIGKILL)
+        await asyncio.sleep(SESSION_TIMEOUT + 4)
+    finally:
+        await episode.cluster.start_postgres()
+    episode.healed()
+    await episode.until_joined()
+    if not before & await episode.topic.members(episode.group):
+        episode.violations.append("the consumer that was not killed left its group")
+
+
+async def _topic_recreated(episode: Episode) -> None:
+    await episode.load.stop()
+    old = await episode.until_caught_up(_HALT_LIMIT)
+    await episode.note_log()
+    if 0 in old.values():
+        raise NoFaultError(f"a partition was empty: {old}")
+    await episode.topic.delete()
+    await asyncio.sleep(1)
+    await episode.topic.create(PARTITIONS)
+    # The old log comes first, and its offsets mean other records than the new one's.
+    old_log = list(episode.seen.values())
+    promises = episode.load.acknowledged
+    stored = await episode.database.snapshot()
+    episode.violations += judge(old_log, stored, old, promises).differences
+    episode.seen = {
+        (record.partition, record.offset - _BEFORE): record._replace(offset=record.offset - _BEFORE)
+        for record in old_log
+    }
+    episode.load.forget()
+    episode.audited = False
+    # The same messages again: those with a source must not count a second time.
+    worker = Worker(
+        Author(episode.seed, 0),
+        episode.brokers.bootstrap_servers,
+        episode.topic.name,
+        4 * RATE,
+    )
+    async with Load([worker]) as load:
+
+        async def longer() -> bool:
+            ends = await episode.topic.ends()
+            return all(ends[partition] > offset for partition, offset in old.items())
+
+        # The old offsets are in the range of the new log: they prove nothing.
+        await episode.until(longer, _HALT_LIMIT, "the new log is longer than the old one")
+        await load.stop()
+        episode.acknowledged = load.acknowledged
+    await _until_halted(episode, set(old))
+    if await episode.database.progress() != old:
+        episode.violations.append("something of the new log was stored before it was accepted")
+    await _accept(episode)
+
+
+async def _accept(episode: Episode) -> None:
+    """What an operator does: look at what differs, and go on with the log as it is."""
+    code, output = await episode.command("topic", "accept")
+    if code != 1:
+        episode.violations.append(f"topic accept: exit code {code}: {output}")
+    code, output = await episode.command("topic", "accept", "--yes")
+    if code != 0:
+        episode.violations.append(f"topic accept --yes: exit code {code}: {output}")
+    episode.healed()
+
+
+async def _until_halted(episode: Episode, partitions: set[int]) -> None:
+    async def halted() -> bool:
+        return partitions <= await _halted(episode.consumers)
+
+    try:
+        await episode.until(halted, _HALT_LIMIT, "halted")
+    except NoFaultError:
+        found = await _halted(episode.consumers)
+        episode.violations.append(f"halted are {found}, and {partitions} must be: records are lost")
+
+
+async def _halted(consumers: list[Consumer]) -> set[int]:
+    found = set()
+    for consumer in consumers:
+        found |= {int(number) for number in _HALTED.findall(await consumer.scrape("/metrics"))}
+    return found
+
+
+async def _partitions_grow(episode: Episode) -> None:
+    await episode.topic.grow(_GROWN)
+
+    async def used() -> bool:
+        ends = await episode.topic.ends()
+        return len(ends) == _GROWN and sum(end > 0 for end in ends.values()) > PARTITIONS
+
+    await episode.until(used, 30, "a new partition has records")
+
+
+def _needs_accept(source: Source) -> str | None:
+    if '"accept"' in (source.path / "execution_events/cli/topic.py").read_text():
+        return None
+    return "`topic accept` does not exist yet"
+
+
+ROWS = (
+    Row("retention", "The log loses what is stored; rebalance, PostgreSQL down", 3, _retention),
+    Row(
+        "log-deleted",
+        "DeleteRecords past the offset",
+        3,
+        _records_deleted,
+        missing=_needs_accept,
+    ),
+    Row("topic-recreated", "Topic re-created", 3, _topic_recreated, missing=_needs_accept),
+    Row("partitions-grow", "Partitions 6 to 12", 3, _partitions_grow),
+)

@@ -1,0 +1,214 @@
+"""Faults of PostgreSQL, and of the network before it."""
+
+import asyncio
+
+from tests.faults import disk
+from tests.faults.database import WRITER, execute
+from tests.faults.episode import MAX_POLL_INTERVAL, Episode, NoFaultError, Row
+from tests.faults.proxy import Direction
+from tests.faults.source import Source
+
+_BLACK_HOLE = 30
+"""Seconds; longer than any one request should wait."""
+_LOCK_HELD = 23
+"""Seconds; the consumer gives up on a lock after 20."""
+_WAIT_LIMIT = 15
+"""Seconds in which a consumer must come to a lock, back-off included."""
+_VICTIMS = 3
+"""Deadlocks in one episode."""
+
+
+async def _restart(episode: Episode) -> None:
+    await asyncio.sleep(episode.rng.uniform(0, 1))
+    await episode.cluster.stop_postgres(episode.rng)
+    await episode.cluster.start_postgres()
+
+
+async def _terminate(episode: Episode) -> None:
+    ended = 0
+    for _ in range(5):
+        await asyncio.sleep(episode.rng.uniform(0.1, 0.8))
+        ended += await _terminate_writers(episode)
+    if not ended:
+        raise NoFaultError("no session of a consumer was ended")
+    episode.evidence["sessions ended"] = ended
+
+
+async def _down_10_s(episode: Episode) -> None:
+    await _down(episode, 10)
+
+
+async def _down_past_max_poll(episode: Episode) -> None:
+    await _down(episode, MAX_POLL_INTERVAL + 7)
+
+
+async def _down(episode: Episode, seconds: float) -> None:
+    before = await episode.topic.members(episode.group)
+    await episode.cluster.stop_postgres(episode.rng)
+    await asyncio.sleep(seconds)
+    await episode.cluster.start_postgres()
+    if left := len(before - await episode.topic.members(episode.group)):
+        episode.violations.append(f"{left} consumers left their group")
+
+
+async def _lose_commits(episode: Episode) -> None:
+    proxy = episode.cluster.postgres_proxy
+    before = proxy.lost_commits
+    wanted = episode.rng.randint(1, 3)
+    proxy.lose_commits(wanted)
+
+    async def lost() -> bool:
+        return proxy.lost_commits >= before + wanted
+
+    await episode.until(lost, 40, f"{wanted} replies to COMMIT are lost")
+    episode.evidence["replies lost"] = wanted
+
+
+async def _reset(episode: Episode) -> None:
+    cut = 0
+    for _ in range(5):
+        await asyncio.sleep(episode.rng.uniform(0.1, 0.8))
+        cut += episode.cluster.postgres_proxy.cut()
+    if not cut:
+        raise NoFaultError("no connection was open")
+    episode.evidence["connections reset"] = cut
+
+
+async def _black_hole(episode: Episode) -> None:
+    directions, forgetful = black_hole(episode)
+    async with episode.cluster.postgres_proxy.black_hole(*directions, forgetful=forgetful):
+        await asyncio.sleep(_BLACK_HOLE)
+
+
+def black_hole(episode: Episode) -> tuple[tuple[Direction, ...], bool]:
+    """Which way nothing passes, and whether the connections of the time stay silent for ever."""
+    directions = episode.rng.choice(((Direction.TO_SERVER,), (Direction.TO_CLIENT,), ()))
+    forgetful = episode.rng.random() < 0.5
+    way = " and ".join(direction.value for direction in directions) or "both ways"
+    episode.evidence["black hole"] = f"{way}{', forgetful' if forgetful else ''}"
+    return directions, forgetful
+
+
+async def _deadlock(episode: Episode) -> None:
+    async with episode.database.connect() as connection:
+        # The consumer's session looks for the deadlock first, and is the victim.
+        await connection.execute("SET deadlock_timeout = '10min'; BEGIN")
+        await connection.execute("LOCK TABLE execution_events.execution IN EXCLUSIVE MODE")
+        victims = 0
+        for _ in range(_VICTIMS):
+            await connection.execute("SAVEPOINT before")
+            if not await _until_writers_wait(episode):
+                break
+            await connection.execute(
+                "LOCK TABLE execution_events.partition_progress IN EXCLUSIVE MODE"
+            )
+            await connection.execute("ROLLBACK TO SAVEPOINT before")
+            victims += 1
+            # Nothing follows the batches in hand: what their failure loses, nobody brings back.
+            await episode.load.stop()
+        await connection.execute("ROLLBACK")
+    if not victims:
+        raise NoFaultError("no consumer waited for a lock")
+    episode.evidence["deadlocks"] = victims
+
+
+async def _lock_holder(episode: Episode) -> None:
+    async with episode.database.connect() as connection:
+        await connection.execute("BEGIN")
+        await connection.execute("LOCK TABLE execution_events.event IN ACCESS EXCLUSIVE MODE")
+        if not await _until_writers_wait(episode):
+            raise NoFaultError("no consumer waited for the lock")
+        await episode.load.stop()
+        await asyncio.sleep(_LOCK_HELD)
+        await connection.execute("ROLLBACK")
+
+
+async def _read_only(episode: Episode) -> None:
+    url = episode.cluster.postgres.dsn()
+    setting = f"ALTER DATABASE {episode.database.name} {{}} default_transaction_read_only"
+    await execute(url, setting.format("SET") + " = on")
+    if not await _terminate_writers(episode):
+        raise NoFaultError("no session of a consumer was ended")
+    await asyncio.sleep(episode.rng.uniform(3, 5))
+    stood = await episode.stored()
+    await asyncio.sleep(1)
+    if await episode.stored() != stood:
+        raise NoFaultError("the consumers could still write")
+    await episode.load.stop()
+    await execute(url, setting.format("RESET"))
+
+
+async def _disk_full(episode: Episode) -> None:
+    assert episode.disk is not None
+    await asyncio.to_thread(disk.fill, episode.disk)
+
+    async def stands() -> bool:
+        before = await episode.stored()
+        await asyncio.sleep(1.5)
+        return await episode.stored() == before and episode.load.sent > before
+
+    await episode.until(stands, 30, "nothing more is stored")
+    await episode.load.stop()
+    await asyncio.sleep(episode.rng.uniform(1, 3))
+    disk.empty(episode.disk)
+
+
+async def _terminate_writers(episode: Episode) -> int:
+    async with episode.database.connect() as connection:
+        ended: int = await connection.fetchval(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND usename = $1",
+            WRITER,
+        )
+        return ended
+
+
+async def _until_writers_wait(episode: Episode) -> bool:
+    """Return at once when a consumer begins to wait for a lock, False if none does."""
+    # The victim looks for a deadlock once, a second after it began to wait.
+    async with episode.database.connect() as connection:
+        try:
+            async with asyncio.timeout(_WAIT_LIMIT):
+                while not await connection.fetchval(_WAITS, WRITER):
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            return False
+    return True
+
+
+_WAITS = """
+SELECT EXISTS (
+    SELECT FROM pg_stat_activity
+    WHERE datname = current_database() AND usename = $1 AND wait_event_type = 'Lock'
+        AND state_change > clock_timestamp() - interval '0.7 s'
+)
+"""
+
+
+def _needs_time_limits(source: Source) -> str | None:
+    return None if Episode.has_time_limits(source) else "the consumer's max poll cannot be set yet"
+
+
+def _needs_disk(source: Source) -> str | None:
+    return disk.missing()
+
+
+ROWS = (
+    Row("pg-restart", "PostgreSQL immediate stop and start", 20, _restart),
+    Row("pg-terminate", "PostgreSQL backend terminated", 20, _terminate),
+    Row("pg-down", "PostgreSQL down 10 s", 15, _down_10_s),
+    Row(
+        "pg-down-long",
+        "PostgreSQL down longer than max poll",
+        2,
+        _down_past_max_poll,
+        missing=_needs_time_limits,
+    ),
+    Row("pg-commit-lost", "Reply to COMMIT lost", 10, _lose_commits, proxied=True),
+    Row("pg-reset", "RST to PostgreSQL", 5, _reset, proxied=True),
+    Row("pg-black-hole", "Black hole 30 s to PostgreSQL", 5, _black_hole, proxied=True),
+    Row("pg-deadlock", "Deadlock", 3, _deadlock),
+    Row("pg-lock-holder", "Lock held past the time-out", 2, _lock_holder),
+    Row("pg-read-only", "PostgreSQL read-only", 3, _read_only),
+    Row("pg-disk-full", "Disk full", 2, _disk_full, small_disk=True, missing=_needs_disk),
+)

@@ -1,0 +1,49 @@
+"""The mutants still fit the product, and the matrix names each row once."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults import source
+from tests.faults.mutants import MUTANTS, Edit, Mutant
+from tests.faults.results import Catch, Result, append, episodes, latest, report
+from tests.faults.rows import ROWS
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_mutant_fits_the_product(mutant: Mutant, tmp_path: Path) -> None:
+    copied = source.copy(tmp_path / "services")
+    before = copied.digest()
+    for edit in mutant.edits:
+        edit.apply(copied)
+    assert copied.digest() != before
+
+
+def test_an_edit_that_fits_nothing_is_an_error(tmp_path: Path) -> None:
+    copied = source.copy(tmp_path / "services")
+    with pytest.raises(ValueError, match="0 times"):
+        Edit("errors.py", "no such line", "").apply(copied)
+
+
+def test_rows_have_names_of_their_own() -> None:
+    names = [row.name for row in ROWS]
+    assert len(set(names)) == len(names)
+    assert {name for mutant in MUTANTS for name in mutant.rows} <= set(names)
+
+
+def test_the_report_shows_the_last_result_of_each_seed(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    failed = Result("poison", 4, "abc", "2026-01-01", lost=1, violations=("event: lost",))
+    append(failed, file)
+    assert "poison, seed 4" in report(file)
+    append(Result("poison", 4, "abd", "2026-01-02", recovery=1.25, records=10), file)
+    append(Result("zombie", 1, "abd", "2026-01-02", missing="no such thing"), file)
+    append(Catch("m", "A mistake", "poison", 9, "1 | lost", "abd", "2026-01-02"), file)
+
+    text = report(file)
+
+    assert latest(episodes(file))["poison", 4].passed
+    assert "| poison | 1 % poison | 1 of 10 | 10 | 0 | 0 | 1.2 | 1.2 |  |" in text
+    assert "- zombie: no such thing" in text
+    assert "| A mistake | poison | 9 | 1 \\| lost |" in text
+    assert "## Failures" not in text

@@ -1,0 +1,195 @@
+"""The oracle finds each kind of difference, and none where there is none."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.faults.author import Author
+from tests.faults.database import EventRow, ExecutionRow, LetterRow, Step, Stored
+from tests.faults.model import fold
+from tests.faults.oracle import Acknowledged, Verdict, judge
+from tests.faults.record import LogRecord
+
+SECOND = 1_767_225_600_000_000  # 2026-01-01T00:00:00Z
+ENDS = {0: 4, 1: 1}
+KEY = ("execution-1", "tenant", "pod.1")
+FIELDS = ("pod", "tenant", "启动##ActionStart", "", "Normal", "KubeDAG.init", "job", "create")
+
+
+def record(partition: int, offset: int, sequence: int | None = None, **fields: Any) -> LogRecord:
+    body = {
+        "executionId": "execution-1",
+        "metadata": {"name": "pod.1", "namespace": "tenant"},
+        "reason": "启动##ActionStart",
+        "lastTimestamp": "2026-01-01T00:00:00Z",
+        "count": 5,
+        "type": "Normal",
+        "elemType": "KubeDAG.init",
+        "elemId": "job",
+        "actionName": "create",
+    } | fields
+    headers = () if sequence is None else (("ce_source", b"s"), ("ce_sequence", b"%d" % sequence))
+    key = str(body["executionId"]).encode()
+    return LogRecord(partition, offset, 7, key, json.dumps(body).encode(), headers)
+
+
+LOG = [
+    record(0, 0, sequence=1),
+    record(0, 1, sequence=1),  # a copy
+    record(0, 2, sequence=2, count=0),  # refused
+    record(0, 3, count=7, lastTimestamp="2026-01-01T08:00:01.5+08:00"),
+    record(1, 0, executionId="execution-2"),
+]
+
+
+def stored(**changes: Any) -> Stored:
+    last = SECOND + 1_500_000
+    second = ("execution-2", "tenant", "pod.1")
+    return Stored(
+        events={
+            KEY: EventRow(FIELDS, SECOND, SECOND, last, 12),
+            second: EventRow(FIELDS, SECOND, SECOND, SECOND, 5),
+        },
+        executions={
+            KEY[:2]: ExecutionRow(1, 12, SECOND, last),
+            second[:2]: ExecutionRow(1, 5, SECOND, SECOND),
+        },
+        letters=[((0, 2), LetterRow(7, LOG[2].key, LOG[2].value, LOG[2].headers, REASON))],
+        progress=dict(ENDS),
+        watermarks={(0, "s"): 2},
+        steps=[
+            Step("1", 0, None, 0),
+            Step("2", 1, None, 0),
+            Step("3", 0, 0, 2),
+            Step("4", 0, 2, 4),
+            Step("4", 1, 0, 1),
+        ],
+        growth={"3": 5, "4": 12},
+        touched={"3", "4"},
+    )._replace(**changes)
+
+
+REASON = "invalid_event"
+
+
+def verdict(log: list[LogRecord] = LOG, **changes: Any) -> Verdict:
+    return judge(log, stored(**changes), ENDS, [Acknowledged((0, 0), "s", 1)])
+
+
+def test_agrees_with_what_is_right() -> None:
+    assert verdict() == Verdict(0, 0, [], records=5, events=2, letters=1, duplicates=1)
+
+
+@pytest.mark.parametrize(("count", "lost", "doubled"), [(7, 1, 0), (17, 0, 1)])
+def test_finds_a_lost_and_a_doubled_record(count: int, lost: int, doubled: int) -> None:
+    events = stored().events
+    events[KEY] = events[KEY]._replace(occurrences=count)
+
+    found = verdict(events=events)
+
+    assert (found.lost, found.doubled) == (lost, doubled)
+    assert f"count {count}, not 12" in found.differences[0]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("place", 1), ("first", 1), ("last", 1), ("fields", ("x", *FIELDS[1:]))],
+)
+def test_finds_a_wrong_column_of_an_event(column: str, value: Any) -> None:
+    events = stored().events
+    events[KEY] = events[KEY]._replace(**{column: value})
+    assert len(verdict(events=events).differences) == 1
+
+
+def test_finds_a_missing_and_an_unknown_event() -> None:
+    events = stored().events
+    events["other", "tenant", "pod.1"] = events.pop(KEY)
+
+    found = verdict(events=events)
+
+    assert (found.lost, found.doubled) == (1, 1)
+    assert len(found.differences) == 2
+
+
+@pytest.mark.parametrize("column", ExecutionRow._fields)
+def test_finds_a_wrong_column_of_an_execution(column: str) -> None:
+    executions = stored().executions
+    executions[KEY[:2]] = executions[KEY[:2]]._replace(**{column: 3})
+    assert len(verdict(executions=executions).differences) == 1
+
+
+def test_finds_missing_extra_repeated_and_changed_dead_letters() -> None:
+    place, letter = stored().letters[0]
+    extra = ((1, 0), letter)
+    for letters, what in (
+        ([], "missing"),
+        ([(place, letter), extra], "there should be none"),
+        ([(place, letter), (place, letter)], "kept twice"),
+        ([(place, letter._replace(value=b"{}"))], "not LetterRow"),
+        ([(place, letter._replace(headers=()))], "not LetterRow"),
+        ([(place, letter._replace(reason="not_json"))], "not LetterRow"),
+    ):
+        [difference] = verdict(letters=letters).differences
+        assert what in difference
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"progress": {0: 3, 1: 1}},
+        {"progress": {0: 4}},
+        {"watermarks": {(0, "s"): 1}},
+        {"watermarks": {(0, "s"): 2, (1, "s"): 1}},
+    ],
+)
+def test_finds_wrong_offsets_and_watermarks(changes: dict[str, Any]) -> None:
+    assert len(verdict(**changes).differences) == 1
+
+
+@pytest.mark.parametrize(
+    ("steps", "what"),
+    [
+        ([*stored().steps[:3], Step("4", 0, 1, 4), Step("4", 1, 0, 1)], "where no batch ended"),
+        ([*stored().steps, Step("5", 0, 4, 3), Step("6", 0, 3, 4)], "goes back"),
+        ([*stored().steps, Step("5", 0, 4, None)], "forgets"),
+        (stored().steps[:-1], "the last batch ends at 0"),
+    ],
+)
+def test_finds_batches_that_do_not_follow_each_other(steps: list[Step], what: str) -> None:
+    assert any(what in difference for difference in verdict(steps=steps).differences)
+
+
+def test_finds_batches_whose_rows_are_not_their_records() -> None:
+    # The sums of both are right together.
+    [first, second] = verdict(growth={"3": 6, "4": 11}).differences
+    assert "added 6, not 5" in first
+    assert "added 11, not 12" in second
+    [alone] = verdict(growth={"3": 5, "4": 12, "5": 1}).differences
+    assert "moved no offset" in alone
+
+
+def test_finds_an_acknowledged_record_that_the_log_has_lost() -> None:
+    found = judge(LOG, stored(), ENDS, [Acknowledged((0, 9))])
+    assert found.differences == ["acknowledged: (0, 9) is not in the log"]
+
+
+def test_an_event_of_two_partitions_may_end_as_either() -> None:
+    log = [record(0, 0, message="a"), record(1, 0, message="b")]
+    [event] = fold(log).events().values()
+    assert event.count == 10
+    assert {fields[3] for fields in event.fields} == {"a", "b"}
+
+
+def test_the_authors_poison_is_refused_and_all_else_is_not() -> None:
+    def letters(poison: float) -> int:
+        author = Author(1, 1, poison)
+        messages = [author.next(with_source=0) for _ in range(500)]
+        records = [
+            LogRecord(0, offset, 7, message.key, message.value, message.headers)
+            for offset, message in enumerate(messages)
+        ]
+        return len(fold(records).letters)
+
+    assert letters(0) == 0
+    assert letters(1) == 500

@@ -1,0 +1,156 @@
+"""Every way in which the proxy can fail a connection."""
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tests.faults.proxy import HOST, CommitFinder, Direction, Proxy
+
+SHORT = 0.2  # seconds in which an answer would have come
+STARTUP = struct.pack("!ii", 8, 3 << 16)
+SSL_REQUEST = struct.pack("!ii", 8, 80877103)
+
+
+def query(text: str) -> bytes:
+    body = text.encode() + b"\0"
+    return b"Q" + struct.pack("!i", len(body) + 4) + body
+
+
+class Echo:
+    """A server that gives back what it receives, and remembers it."""
+
+    def __init__(self) -> None:
+        self.received = b""
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(1000):
+                self.received += data
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            pass
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def proxied() -> AsyncIterator[tuple[Proxy, Echo]]:
+    echo = Echo()
+    server = await asyncio.start_server(echo, HOST, 0)
+    async with Proxy(server.sockets[0].getsockname()[1]) as proxy:
+        yield proxy, echo
+    server.close()
+
+
+@asynccontextmanager
+async def connected(
+    proxy: Proxy,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection(HOST, proxy.port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+async def silent(reader: asyncio.StreamReader) -> bool:
+    try:
+        async with asyncio.timeout(SHORT):
+            return not await reader.read(1000)
+    except TimeoutError:
+        return True
+
+
+async def test_passes_and_ends_with_its_client() -> None:
+    async with proxied() as (proxy, _), connected(proxy) as (reader, writer):
+        writer.write(b"hello")
+        assert await reader.readexactly(5) == b"hello"
+        writer.write_eof()
+        assert await reader.read() == b""
+
+
+async def test_cut_resets() -> None:
+    async with proxied() as (proxy, _), connected(proxy) as (reader, writer):
+        writer.write(b"hello")
+        await reader.readexactly(5)
+        assert proxy.cut() == 1
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        async with connected(proxy) as (again, writer):
+            writer.write(b"hello")
+            assert await again.readexactly(5) == b"hello"
+
+
+async def test_refuses_and_listens_again_on_the_same_port() -> None:
+    async with proxied() as (proxy, _):
+        async with proxy.refusing():
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection(HOST, proxy.port)
+        async with connected(proxy) as (reader, writer):
+            writer.write(b"hello")
+            assert await reader.readexactly(5) == b"hello"
+
+
+@pytest.mark.parametrize("direction", Direction)
+async def test_a_black_hole_keeps_open_and_forwards_later(direction: Direction) -> None:
+    async with proxied() as (proxy, echo), connected(proxy) as (reader, writer):
+        writer.write(b"1")
+        await reader.readexactly(1)
+        async with proxy.black_hole(direction):
+            writer.write(b"2")
+            assert await silent(reader)
+            assert echo.received == (b"1" if direction is Direction.TO_SERVER else b"12")
+        assert await reader.readexactly(1) == b"2"
+
+
+async def test_a_forgetful_black_hole_never_speaks_again() -> None:
+    async with proxied() as (proxy, _), connected(proxy) as (reader, writer):
+        writer.write(b"1")
+        await reader.readexactly(1)
+        async with proxy.black_hole(forgetful=True):
+            writer.write(b"2")
+        writer.write(b"3")
+        assert await silent(reader)
+        async with connected(proxy) as (again, writer):
+            writer.write(b"4")
+            assert await again.readexactly(1) == b"4"
+
+
+async def test_delays() -> None:
+    loop = asyncio.get_running_loop()
+    async with (
+        proxied() as (proxy, _),
+        proxy.delayed(0.1),
+        connected(proxy) as (reader, writer),
+    ):
+        begun = loop.time()
+        writer.write(b"hello")
+        await reader.readexactly(5)
+        assert loop.time() - begun >= 0.19
+
+
+async def test_loses_the_reply_of_a_commit_and_not_the_commit() -> None:
+    async with proxied() as (proxy, echo), connected(proxy) as (reader, writer):
+        proxy.lose_commits(1)
+        writer.write(STARTUP + query("BEGIN;"))
+        await reader.readexactly(len(STARTUP + query("BEGIN;")))
+        writer.write(query("COMMIT;"))
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        assert echo.received.endswith(query("COMMIT;"))
+        assert proxy.lost_commits == 1
+        async with connected(proxy) as (again, writer):
+            writer.write(STARTUP + query("COMMIT;"))
+            assert await again.readexactly(len(STARTUP)) == STARTUP
+
+
+def test_finds_a_commit_however_it_is_cut_up() -> None:
+    stream = SSL_REQUEST + STARTUP + query("BEGIN;") + query("COMMIT;")
+    for size in (1, 3, len(stream)):
+        finder = CommitFinder()
+        found = [finder.feed(stream[at : at + size]) for at in range(0, len(stream), size)]
+        assert found == [False] * (len(found) - 1) + [True]

@@ -1,0 +1,167 @@
+"""One topic of an episode, seen and changed from outside the consumers."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka.admin.records_to_delete import RecordsToDelete
+from aiokafka.errors import KafkaError
+
+from tests.faults.record import LogRecord
+
+_ATTEMPTS = 40
+_PAUSE = 0.5  # seconds between attempts while the cluster settles
+
+
+class Topic:
+    """The topic `name`, by addresses that no fault of a network reaches."""
+
+    def __init__(self, bootstrap_servers: str, name: str, replication: int) -> None:
+        self.bootstrap_servers = bootstrap_servers
+        self.name = name
+        self._replication = replication
+
+    async def create(self, partitions: int) -> None:
+        """Create it with the settings that the guarantees need."""
+        topic = NewTopic(
+            self.name,
+            partitions,
+            self._replication,
+            topic_configs={
+                "min.insync.replicas": str(max(1, self._replication - 1)),
+                "unclean.leader.election.enable": "false",
+                "cleanup.policy": "delete",
+                "retention.ms": "-1",
+            },
+        )
+        async with self._admin() as admin:
+            answer = await admin.create_topics([topic])
+            for _, code, message, *_ in answer.topic_errors:
+                assert code == 0, message
+        await self._until_led(partitions)
+
+    async def delete(self) -> None:
+        """Delete it, with all its records."""
+        async with self._admin() as admin:
+            await admin.delete_topics([self.name])
+
+    async def grow(self, partitions: int) -> None:
+        """Add partitions up to `partitions`."""
+        async with self._admin() as admin:
+            await admin.create_partitions({self.name: NewPartitions(partitions)})
+        await self._until_led(partitions)
+
+    async def delete_records(self, before: Mapping[int, int]) -> None:
+        """Remove each partition's records before an offset, as retention would."""
+        async with self._admin() as admin:
+            await admin.delete_records(
+                {
+                    TopicPartition(self.name, partition): RecordsToDelete(offset)
+                    for partition, offset in before.items()
+                }
+            )
+
+    async def leaders(self) -> dict[int, int]:
+        """The node that leads each partition; -1 for none."""
+        async with self._admin() as admin:
+            [described] = await admin.describe_topics([self.name])
+        return {
+            partition["partition"]: partition["leader"] for partition in described["partitions"]
+        }
+
+    async def coordinator(self, group: str) -> int:
+        """The node that coordinates `group`."""
+        async with self._admin() as admin:
+            node: int = await admin.find_coordinator(group)
+            return node
+
+    async def members(self, group: str) -> set[str]:
+        """The ids of the members of `group`, none while it rebalances.
+
+        A client that begins again gets another id.
+        """
+        async with self._admin() as admin:
+            [answer] = await admin.describe_consumer_groups([group])
+        [(_, _, state, _, _, members, *_)] = answer.groups
+        return {member[0] for member in members} if state == "Stable" else set()
+
+    async def begins(self) -> dict[int, int]:
+        """The first offset of each partition."""
+        async with self._client() as (client, partitions):
+            return _numbered(await client.beginning_offsets(partitions))
+
+    async def ends(self) -> dict[int, int]:
+        """The last stable offset of each partition."""
+        async with self._client() as (client, partitions):
+            return _numbered(await client.end_offsets(partitions))
+
+    async def records(self) -> list[LogRecord]:
+        """Every committed record that the log still has, each partition's in order."""
+        async with self._client() as (client, partitions):
+            begins = await client.beginning_offsets(partitions)
+            ends = await client.end_offsets(partitions)
+            client.assign(partitions)
+            for partition in partitions:
+                client.seek(partition, begins[partition])
+            found: list[LogRecord] = []
+            while any([await client.position(p) < ends[p] for p in partitions]):
+                for records in (await client.getmany(timeout_ms=500)).values():
+                    found += [
+                        LogRecord(r.partition, r.offset, r.timestamp, r.key, r.value, r.headers)
+                        for r in records
+                        if r.offset < ends[TopicPartition(self.name, r.partition)]
+                    ]
+            return sorted(found, key=lambda record: record.place)
+
+    async def _until_led(self, partitions: int) -> None:
+        for _ in range(_ATTEMPTS):
+            leaders = await self.leaders()
+            if len(leaders) == partitions and -1 not in leaders.values():
+                return
+            await asyncio.sleep(_PAUSE)
+        raise TimeoutError(f"{self.name} has partitions without a leader")
+
+    @asynccontextmanager
+    async def _admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap_servers)
+        try:
+            await _patiently(admin.start)
+            yield admin
+        finally:
+            await admin.close()
+
+    @asynccontextmanager
+    async def _client(self) -> AsyncIterator[tuple[AIOKafkaConsumer, list[TopicPartition]]]:
+        client = AIOKafkaConsumer(
+            bootstrap_servers=self.bootstrap_servers,
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+        )
+        try:
+            await _patiently(client.start)
+            # Known only after it was asked for.
+            await client._client._wait_on_metadata(self.name)
+            numbers = client.partitions_for_topic(self.name) or set()
+            yield client, [TopicPartition(self.name, number) for number in sorted(numbers)]
+        finally:
+            await client.stop()
+
+
+def _numbered(offsets: Mapping[TopicPartition, int]) -> dict[int, int]:
+    return {partition.partition: offset for partition, offset in offsets.items()}
+
+
+async def _patiently(start: Any) -> None:
+    for attempt in range(_ATTEMPTS):
+        try:
+            await start()
+        except KafkaError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+            await asyncio.sleep(_PAUSE)
+        else:
+            return

@@ -1,0 +1,67 @@
+"""A reader that looks at the counts during an episode: none of them ever falls."""
+
+import asyncio
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+import asyncpg
+
+from tests.faults.database import EpisodeDatabase
+
+_INTERVAL = 0.2  # seconds
+_QUERY = """
+SELECT 'event' AS kind, execution_id || '/' || namespace || '/' || name AS key,
+    count AS up, last_timestamp AS late, first_timestamp AS early
+FROM execution_events.event
+UNION ALL
+SELECT 'execution', execution_id || '/' || namespace,
+    revision, last_timestamp, first_timestamp
+FROM execution_events.execution
+"""
+
+
+class Watch:
+    """Polls while the context is open; `falls` says what a reader must never see."""
+
+    def __init__(self, database: EpisodeDatabase) -> None:
+        self.falls: list[str] = []
+        self.looks = 0
+        self._database = database
+        self._seen: dict[tuple[str, str], asyncpg.Record] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._poll())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _poll(self) -> None:
+        while True:
+            # PostgreSQL is away in some episodes.
+            with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                async with self._database.connect() as connection:
+                    while True:
+                        self._look(await connection.fetch(_QUERY))
+                        await asyncio.sleep(_INTERVAL)
+            await asyncio.sleep(_INTERVAL)
+
+    def _look(self, rows: list[asyncpg.Record]) -> None:
+        self.looks += 1
+        seen = {(row["kind"], row["key"]): row for row in rows}
+        for key, old in self._seen.items():
+            new = seen.get(key)
+            if new is None:
+                self.falls.append(f"{key} disappeared")
+            elif new["up"] < old["up"] or new["late"] < old["late"] or new["early"] > old["early"]:
+                self.falls.append(f"{key} went from {tuple(old)[2:]} to {tuple(new)[2:]}")
+        self._seen = seen

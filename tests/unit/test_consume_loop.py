@@ -1,0 +1,62 @@
+"""What the loop makes of a client that fails; all else is tested against the real servers."""
+
+import asyncio
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from execution_events.consumer.assignment import Assignment
+from execution_events.consumer.loop import ConsumeLoop, Unreadable, backoff
+from execution_events.errors import RetryableError
+from execution_events.management import ConsumerMetrics
+from execution_events.store.batches import BatchWriter
+
+
+class FailingClient:
+    """A client without partitions whose fetches fail."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    async def getmany(self, **_: object) -> None:
+        raise self._error
+
+
+def loop_over(client: object, unreadable: Unreadable) -> ConsumeLoop:
+    async def no_log(_: object) -> dict[int, object]:
+        return {}
+
+    return ConsumeLoop(
+        client,
+        Assignment(client),  # type: ignore[arg-type]
+        BatchWriter("postgresql://", "topic"),
+        ConsumerMetrics(CollectorRegistry()),
+        no_log,  # type: ignore[arg-type]
+        unreadable,
+        10,
+        asyncio.Event(),
+        lambda _: None,
+    )
+
+
+async def test_a_fetch_that_the_client_cancels_asks_for_another_client() -> None:
+    """aiokafka does so after it has left its group; it must not end the process."""
+    with pytest.raises(RetryableError, match="cancelled"):
+        await loop_over(FailingClient(asyncio.CancelledError()), Unreadable()).run()
+
+
+async def test_an_error_that_is_not_kafkas_begins_the_search_for_its_record() -> None:
+    unreadable = Unreadable()
+    with pytest.raises(RetryableError, match="ValueError"):
+        await loop_over(FailingClient(ValueError()), unreadable).run()
+    assert unreadable.searching
+    unreadable.found(1, 5)
+    assert not unreadable.searching
+    assert unreadable.offsets == {1: 5}
+
+
+def test_backoff_grows_to_its_bound() -> None:
+    waits = [backoff(attempt) for attempt in range(2000)]
+    assert all(0 < wait <= 5 for wait in waits)
+    assert max(waits[:2]) <= 0.2
+    assert min(waits[10:]) >= 2.5
