@@ -8,7 +8,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TARGETS = ["help", "install", "run", "test", "check", "format", "lock", "build", "clean"]
+TARGETS = [
+    "help",
+    "install",
+    "run",
+    "test",
+    "faults",
+    "faults-full",
+    "mutants",
+    "check",
+    "format",
+    "lock",
+    "build",
+    "clean",
+]
 
 
 def make(*arguments: str) -> str:

@@ -1,0 +1,52 @@
+"""Every golden record through Kafka, the consumer and PostgreSQL: each has its stated outcome."""
+
+import asyncio
+from collections import Counter
+from dataclasses import replace
+
+from aiokafka.admin import NewTopic
+
+from execution_events.consumer.topic import open_admin
+from execution_events.settings import Settings
+from tests.support.consumers import consuming, until_stored
+from tests.support.golden import records
+from tests.support.occurrences import Fetch, producer
+
+MILLISECONDS = range(2**62)
+"""The timestamps with which a producer can send."""
+
+
+async def test_each_golden_record_has_its_outcome(settings: Settings, fetch: Fetch) -> None:
+    golden = [case for case in records() if case.record.timestamp in MILLISECONDS]
+    settings = replace(settings, topic=f"{settings.topic}-golden")
+    async with open_admin(settings) as admin:
+        config = {"max.message.bytes": "4194304", "message.timestamp.after.max.ms": str(2**63 - 1)}
+        # A partition for each, so that none is a copy of another.
+        topic = NewTopic(settings.topic, len(golden), 1, topic_configs=config)
+        await admin.create_topics([topic])
+    async with producer(settings, max_request_size=4_194_304) as client:
+        sent = [
+            await client.send(
+                settings.topic,
+                key=case.record.key,
+                value=case.record.value,
+                headers=list(case.record.headers),
+                partition=partition,
+                timestamp_ms=case.record.timestamp,
+            )
+            for partition, case in enumerate(golden)
+        ]
+        await asyncio.gather(*sent)
+
+    async with consuming(settings):
+        await until_stored(settings)
+
+    letters = dict(await fetch("SELECT partition, reason FROM dead_letter"))
+    outcomes = {case.name: letters.get(partition) for partition, case in enumerate(golden)}
+    assert outcomes == {case.name: case.refused for case in golden}
+    expected: Counter[tuple[str, str, str]] = Counter()
+    for occurrence in (case.occurrence for case in golden if case.occurrence is not None):
+        identity = (occurrence.execution_id, occurrence.namespace, occurrence.name)
+        expected[identity] += occurrence.count
+    rows = await fetch("SELECT execution_id, namespace, name, count FROM event")
+    assert {(row[0], row[1], row[2]): row[3] for row in rows} == expected
