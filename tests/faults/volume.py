@@ -1,0 +1,183 @@
+"""Many records, some of which the database refuses: drained in bounded memory, retried, exact.
+
+python -m tests.faults.volume [--records N] [--poison SHARE]
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import asyncpg
+from confluent_kafka import Producer
+
+from execution_events.consumer.topic import DAY_MS, create_topic
+from execution_events.embedded import (
+    DataDirectory,
+    EmbeddedKafka,
+    EmbeddedPostgres,
+    cache_directory,
+    running,
+)
+from execution_events.settings import Settings
+from tests.support import databases
+from tests.support.consumers import end_offsets, stored_offsets
+from tests.support.processes import environment, run_cli, service
+
+PARTITIONS = 6
+EVENTS_OF_AN_EXECUTION = 140
+LIMIT = 3600
+"""Seconds that the drain may take."""
+
+Counts = Counter[tuple[str, str]]
+"""Occurrences by execution and name."""
+
+
+def main() -> int:
+    """Run it, print the figures, and exit with 1 where a count is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.volume", description=__doc__)
+    parser.add_argument("--records", type=int, default=1_000_000)
+    parser.add_argument("--poison", type=float, default=0.01, help="the share that is refused")
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    return asyncio.run(_run(arguments.records, arguments.poison, arguments.seed))
+
+
+async def _run(records: int, share: float, seed: int) -> int:
+    with tempfile.TemporaryDirectory(prefix="execution-events-volume-") as place:
+        # An unprivileged account must reach PostgreSQL's data when root runs this.
+        Path(place).chmod(0o711)
+        async with DataDirectory(Path(place) / "data") as directory:
+            kafka = EmbeddedKafka(directory, cache_directory(os.environ))
+            postgres = EmbeddedPostgres(directory)
+            async with (
+                running(kafka, postgres),
+                databases.template(postgres.dsn()) as template,
+                databases.cloned(postgres.dsn(), template) as database,
+            ):
+                settings = Settings(
+                    kafka_bootstrap_servers=kafka.bootstrap_servers,
+                    database_url=database.writer,
+                    management_port=0,
+                )
+                await create_topic(
+                    settings,
+                    partitions=PARTITIONS,
+                    replication=1,
+                    min_insync_replicas=1,
+                    retention_ms=DAY_MS,
+                )
+                return await _measure(settings, database.owner, records, share, seed, Path(place))
+
+
+async def _measure(
+    settings: Settings, owner_url: str, records: int, share: float, seed: int, place: Path
+) -> int:
+    good, poison = await asyncio.to_thread(_publish, settings, records, share, seed)
+    print(f"published: {records} records, {poison.total()} of them poison", flush=True)
+    owner = await asyncpg.connect(owner_url, server_settings={"search_path": "execution_events"})
+    await owner.execute(
+        "ALTER TABLE event ADD CONSTRAINT no_poison CHECK (name NOT LIKE 'poison%')"
+    )
+    started = time.monotonic()
+    async with service("consumer", settings, place / "consumer.log") as consumer:
+        await _drained(settings, records)
+        peak = _peak_rss(consumer.process.pid)
+    seconds = time.monotonic() - started
+    print(f"drained: {seconds:.0f} s, {records / seconds:.0f} records/s, peak RSS {peak} MiB")
+    wrong = _difference(await _stored(owner), good)
+    listed = await run_cli("dead-letters", "list", "--json", env=environment(settings))
+    letters = Counter(json.loads(line)["reason"] for line in listed.splitlines())
+    print(f"before the retry: {wrong} wrong counts; dead letters {dict(letters)}", flush=True)
+
+    await owner.execute("ALTER TABLE event DROP CONSTRAINT no_poison")
+    started = time.monotonic()
+    retrying = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "execution_events.cli", "dead-letters", "retry", "--all"),
+        env=environment(settings),
+    )
+    code = await retrying.wait()
+    print(f"retried: exit code {code}, {time.monotonic() - started:.0f} s")
+    wrong_after = _difference(await _stored(owner), good + poison)
+    print(f"after the retry: {wrong_after} wrong counts")
+    await owner.close()
+    exact = letters == {"refused_by_database": poison.total()} and code == 0
+    return 0 if exact and not wrong and not wrong_after else 1
+
+
+def _publish(settings: Settings, records: int, share: float, seed: int) -> tuple[Counts, Counts]:
+    """Publish, each record one occurrence; the counts of the good and of the poison."""
+    rng = random.Random(seed)
+    good, poison = Counts(), Counts()
+    producer = Producer(
+        {
+            "bootstrap.servers": settings.kafka_bootstrap_servers,
+            "partitioner": "murmur2_random",
+            "compression.type": "zstd",
+            "queue.buffering.max.messages": 200_000,
+        }
+    )
+    executions = max(records // EVENTS_OF_AN_EXECUTION, 1)
+    for _ in range(records):
+        execution = f"execution-{rng.randrange(executions)}"
+        bad = rng.random() < share
+        # With names of its own: folded with a good record, it would be as good as that.
+        name = f"{'poison' if bad else 'job'}.{rng.randrange(EVENTS_OF_AN_EXECUTION):x}"
+        (poison if bad else good)[execution, name] += 1
+        content = {
+            "executionId": execution,
+            "metadata": {"name": name, "namespace": "c51567523b744d098a8a81ede51894ac"},
+            "reason": "启动##ActionStart",
+            "message": "元素(job-c-init)开始执行(create)流程. ## Element(job-c-init) start.",
+            "lastTimestamp": "2026-01-01T00:00:00Z",
+            "type": "Normal",
+            "elemType": "KubeDAG.init",
+            "elemId": "job-c-init",
+            "actionName": "create",
+        }
+        while True:
+            try:
+                producer.produce(settings.topic, json.dumps(content, ensure_ascii=False), execution)
+                break
+            except BufferError:
+                producer.poll(0.1)
+    producer.flush()
+    return good, poison
+
+
+async def _drained(settings: Settings, records: int) -> None:
+    ends = await end_offsets(settings)
+    shown = time.monotonic()
+    async with asyncio.timeout(LIMIT):
+        while (stored := await stored_offsets(settings)) != ends:
+            if time.monotonic() - shown > 15:
+                shown = time.monotonic()
+                print(f"  stored {sum(stored.values())} of {records}", flush=True)
+            await asyncio.sleep(0.5)
+
+
+async def _stored(owner: asyncpg.Connection) -> Counts:
+    rows = await owner.fetch("SELECT execution_id, name, count FROM event")
+    return Counts({(row[0], row[1]): row[2] for row in rows})
+
+
+def _difference(stored: Counts, expected: Counts) -> int:
+    """How many counts differ, both ways."""
+    return sum(stored[key] != expected[key] for key in stored.keys() | expected.keys())
+
+
+def _peak_rss(pid: int) -> int:
+    """The most memory that the process has had, in MiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) // 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main())
