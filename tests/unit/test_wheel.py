@@ -1,0 +1,29 @@
+"""The built wheel: what an editable install cannot show is missing."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SOURCES = ROOT / "services"
+
+
+def test_the_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "uv", "build", "--wheel", "--no-build-isolation"]
+        + ["--python", sys.executable, "--out-dir", str(tmp_path), str(ROOT)],
+        check=True,
+        capture_output=True,
+    )
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+    package = SOURCES / "execution_events"
+    files = {
+        path.relative_to(SOURCES).as_posix()
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert packed == files
+    assert {Path(name).suffix for name in files} >= {".py", ".sql", ".toml", ".properties"}
