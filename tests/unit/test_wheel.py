@@ -10,9 +10,9 @@ SOURCES = ROOT / "services"
 
 
 def test_the_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
+    build = "-m uv build --wheel --no-build-isolation".split()
     subprocess.run(
-        [sys.executable, "-m", "uv", "build", "--wheel", "--no-build-isolation"]
-        + ["--python", sys.executable, "--out-dir", str(tmp_path), str(ROOT)],
+        [sys.executable, *build, "--python", sys.executable, "--out-dir", tmp_path, ROOT],
         check=True,
         capture_output=True,
     )
