@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from aiokafka import TopicPartition
 from prometheus_client import CollectorRegistry
 
 from execution_events.consumer.assignment import Assignment
@@ -20,6 +21,15 @@ class FailingClient:
 
     async def getmany(self, **_: object) -> None:
         raise self._error
+
+
+class IdleClient:
+    """A client of one partition."""
+
+    end = 0
+
+    def last_stable_offset(self, _: TopicPartition) -> int:
+        return self.end
 
 
 def loop_over(client: object, unreadable: Unreadable) -> ConsumeLoop:
@@ -53,6 +63,18 @@ async def test_an_error_that_is_not_kafkas_begins_the_search_for_its_record() ->
     unreadable.found(1, 5)
     assert not unreadable.searching
     assert unreadable.offsets == {1: 5}
+
+
+async def test_time_in_which_nothing_waits_is_no_stall() -> None:
+    loop = loop_over(IdleClient(), Unreadable())
+    partition = TopicPartition("topic", 0)
+    loop._assignment.positions[partition] = 0
+    loop._last_progress -= 1000
+    loop._measure_lag()
+    assert loop.stalled() == 0
+    loop._last_progress -= 1000
+    IdleClient.end = 1
+    assert loop.stalled() >= 1000
 
 
 def test_backoff_grows_to_its_bound() -> None:

@@ -10,7 +10,7 @@ SOURCES = ROOT / "services"
 
 
 def test_the_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
-    build = "-m uv build --wheel --no-build-isolation".split()
+    build = ["-m", "uv", "build", "--wheel", "--no-build-isolation"]
     subprocess.run(
         [sys.executable, *build, "--python", sys.executable, "--out-dir", tmp_path, ROOT],
         check=True,

@@ -316,8 +316,12 @@ class ConsumeLoop:
         return max(0, end - self._assignment.positions[partition])
 
     def _measure_lag(self) -> None:
-        for partition in self._assignment.positions:
-            self._metrics.lag.labels(partition.partition).set(self._lag(partition))
+        lags = {p.partition: self._lag(p) for p in self._assignment.positions}
+        for partition, lag in lags.items():
+            self._metrics.lag.labels(partition).set(lag)
+        if not any(lags.values()):
+            # Where nothing waits, time does not count as a stall.
+            self._last_progress = time.monotonic()
 
 
 def _parts(batch: Batch, error: BatchRefusedError) -> list[Batch]:
