@@ -122,9 +122,12 @@ async def test_a_lost_connection_loses_and_doubles_nothing(
 
 
 async def test_lost_history_halts_its_partition_loudly_and_no_other(
-    settings: Settings, fetch: Fetch, unused_port: int
+    settings: Settings, unused_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = replace(settings, management_port=unused_port)
+    registry = CollectorRegistry()
+    metrics = ConsumerMetrics(registry)
+    monkeypatch.setattr("execution_events.consumer.service.ConsumerMetrics", lambda _: metrics)
     await publish(settings, range(60))
     async with consuming(settings):
         await until_stored(settings)
@@ -148,6 +151,13 @@ async def test_lost_history_halts_its_partition_loudly_and_no_other(
             return all(stored[partition] == now[partition] for partition in (1, 2))
 
         await until(others_stored, "the other partitions go on")
+        halts = {
+            partition: registry.get_sample_value(
+                "execution_events_partition_halted", {"partition": partition}
+            )
+            for partition in "012"
+        }
+        assert halts == {"0": 1, "1": 0, "2": 0}
     assert (await stored_offsets(settings))[0] == ends[0]
 
 

@@ -66,14 +66,15 @@ async def test_an_error_that_is_not_kafkas_begins_the_search_for_its_record() ->
 
 
 async def test_time_in_which_nothing_waits_is_no_stall() -> None:
-    loop = loop_over(IdleClient(), Unreadable())
+    client = IdleClient()
+    loop = loop_over(client, Unreadable())
     partition = TopicPartition("topic", 0)
     loop._assignment.positions[partition] = 0
     loop._last_progress -= 1000
-    loop._measure_lag()
+    loop._measure()
     assert loop.stalled() == 0
     loop._last_progress -= 1000
-    IdleClient.end = 1
+    client.end = 1
     assert loop.stalled() >= 1000
 
 

@@ -119,7 +119,7 @@ class ConsumeLoop:
                 fetched = await self._fetch()
                 if fetched is not None:
                     await self._store(fetched)
-                self._measure_lag()
+                self._measure()
         finally:
             committing.cancel()
             await asyncio.gather(committing, return_exceptions=True)
@@ -158,7 +158,6 @@ class ConsumeLoop:
             reason = difference(position, log[partition.partition])
             if position.next_offset == self._unreadable.offsets.get(partition.partition):
                 reason = f"the record at offset {position.next_offset} cannot be read"
-            self._metrics.halted.labels(partition.partition).set(reason is not None)
             if reason is None:
                 self._assignment.seed(partition, position.next_offset)
             else:
@@ -315,10 +314,16 @@ class ConsumeLoop:
         end: int = self._client.last_stable_offset(partition) or 0
         return max(0, end - self._assignment.positions[partition])
 
-    def _measure_lag(self) -> None:
+    def _measure(self) -> None:
+        """Tell of the partitions of this member, and forget those that others have now."""
         lags = {p.partition: self._lag(p) for p in self._assignment.positions}
+        self._metrics.lag.clear()
         for partition, lag in lags.items():
             self._metrics.lag.labels(partition).set(lag)
+        self._metrics.halted.clear()
+        for assigned in self._assignment.assigned:
+            is_halted = assigned in self._assignment.halted
+            self._metrics.halted.labels(assigned.partition).set(is_halted)
         if not any(lags.values()):
             # Where nothing waits, time does not count as a stall.
             self._last_progress = time.monotonic()
