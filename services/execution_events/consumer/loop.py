@@ -30,8 +30,6 @@ _POLL_MS = 250
 """How long a fetch waits for the first record."""
 _COMMIT_INTERVAL = 5
 """Seconds between commits of offsets to Kafka, which only lag tools read."""
-
-
 _SEARCH_TIME = 60
 """Seconds for which a record that cannot be read is searched for."""
 _RECHECK_INTERVAL = 15

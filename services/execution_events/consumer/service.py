@@ -52,7 +52,7 @@ async def run_consumer(settings: Settings, stop: asyncio.Event, reach: Reach = u
             if consuming.done():
                 await consuming
             else:
-                _log.warning("stopping without the batch in hand", waited=settings.stop_timeout)
+                _log.warning("stopping without the batch in hand")
         finally:
             for task in (consuming, stopping):
                 task.cancel()

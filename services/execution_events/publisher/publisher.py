@@ -64,7 +64,9 @@ class Publisher:
             try:
                 await asyncio.wait_for(producer.stop(), _STOP_TIMEOUT)
             except TimeoutError as error:
-                raise RetryableError("Kafka is away: the publisher could not stop") from error
+                # What went wrong before says more.
+                if exc is None:
+                    raise RetryableError("Kafka is away: the publisher could not stop") from error
 
     async def publish(
         self, occurrence: Occurrence, origin: Origin | None = None, *, timeout: float = 30
