@@ -6,6 +6,7 @@ CREATE SCHEMA faults;
 CREATE TABLE faults.move (
     number      bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     transaction text NOT NULL DEFAULT pg_current_xact_id()::text,
+    backend     integer NOT NULL DEFAULT pg_backend_pid(),
     partition   integer NOT NULL,
     before      bigint,
     after       bigint

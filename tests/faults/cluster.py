@@ -33,13 +33,16 @@ class Cluster:
         self._directory = directory
         self._stack = AsyncExitStack()
         self._brokers: Brokers | None = None
+        self._changing = asyncio.Lock()
 
     async def brokers(self, count: int) -> Brokers:
         """Kafka with `count` nodes; another cluster that runs is stopped for good."""
-        if self._brokers is None or len(self._brokers.nodes) != count:
-            await self.close()
-            self._brokers = await self._stack.enter_async_context(brokers(self._directory, count))
-        return self._brokers
+        async with self._changing:
+            if self._brokers is None or len(self._brokers.nodes) != count:
+                await self.close()
+                running = brokers(self._directory, count)
+                self._brokers = await self._stack.enter_async_context(running)
+            return self._brokers
 
     async def close(self) -> None:
         """Stop Kafka."""

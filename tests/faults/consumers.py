@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 import signal
 import socket
 import sys
@@ -18,6 +19,7 @@ RESTART_DELAY = 1.0  # seconds
 KILLED = 128 + signal.SIGKILL
 FAIL_POINT = "EXECUTION_EVENTS_TEST_FAIL_POINT"
 _GRACE = 40  # seconds
+_FENCED = re.compile(r"^execution_events_fenced_batches_total ([0-9.e+]+)$", re.M)
 
 
 class Consumer:
@@ -122,6 +124,11 @@ class Consumer:
     async def scrape(self, path: str) -> str:
         """The body of the management port's answer, whatever its status; "" without one."""
         return await asyncio.to_thread(_get, f"http://{HOST}:{self._port}{path}")
+
+    async def fenced(self) -> int:
+        """How many batches this life has dropped because another consumer had moved the offset."""
+        found = _FENCED.search(await self.scrape("/metrics"))
+        return int(float(found[1])) if found else 0
 
     async def _supervise(self, fail_point: str | None, begun: asyncio.Event) -> None:
         with self.log.open("a", buffering=1) as log:

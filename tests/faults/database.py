@@ -24,6 +24,20 @@ PASSWORD = secrets.token_urlsafe(12)
 _LOST = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
+_WAITS = """
+SELECT EXISTS (
+    SELECT FROM pg_stat_activity
+    WHERE datname = current_database() AND usename = $1 AND wait_event_type = 'Lock'
+        AND state_change > clock_timestamp() - make_interval(secs => $2)
+)
+"""
+# A partition's first step is no batch's.
+_BATCHES_OF_THE_DEAD = """
+SELECT count(DISTINCT transaction) FROM faults.move
+WHERE before IS NOT NULL AND backend NOT IN (SELECT pid FROM pg_stat_activity)
+"""
+
+
 class EventRow(NamedTuple):
     """One row of `event`; times in microseconds since the Unix epoch."""
 
@@ -104,6 +118,18 @@ class EpisodeDatabase:
                 return await _progress(connection)
         except _LOST:
             return None
+
+    async def writers_wait(self, begun_within: float = 3600) -> bool:
+        """Whether a consumer waits for a lock, and began to in the last `begun_within` seconds."""
+        async with self.connect() as connection:
+            waits: bool = await connection.fetchval(_WAITS, WRITER, begun_within)
+            return waits
+
+    async def batches_of_the_dead(self) -> int:
+        """How many batches were stored by sessions of consumers that have ended."""
+        async with self.connect() as connection:
+            batches: int = await connection.fetchval(_BATCHES_OF_THE_DEAD)
+            return batches
 
     async def snapshot(self) -> Stored:
         """Everything, as of one moment."""

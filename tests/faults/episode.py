@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 
 from tests.faults.author import Author
@@ -17,11 +18,12 @@ from tests.faults.brokers import Brokers
 from tests.faults.cluster import Cluster
 from tests.faults.consumers import Consumer
 from tests.faults.database import EpisodeDatabase, cloned
-from tests.faults.load import Load, Worker
+from tests.faults.load import Load, Publisher, Worker
 from tests.faults.oracle import Acknowledged, Verdict, judge
 from tests.faults.record import LogRecord, Place
 from tests.faults.source import Source
 from tests.faults.topic import Topic
+from tests.faults.transactions import TransactionalWorker
 from tests.faults.watch import Watch
 
 PARTITIONS = 6
@@ -42,12 +44,20 @@ class NoFaultError(Exception):
     """The fault did not happen, so the episode proves nothing."""
 
 
+class Server(Enum):
+    """A server that a proxy stands before."""
+
+    KAFKA = "kafka"
+    POSTGRES = "postgres"
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of the fault matrix.
 
-    `fault` makes the fault and returns when it is healed. `missing` says why the product at hand
-    cannot be put to it, None if it can.
+    `fault` makes the fault and returns when it is healed. The consumers reach the server `proxied`
+    through its proxy. `alone`: the fault meets every episode on the same servers. `missing` says
+    why the product at hand cannot be put to it, None if it can.
     """
 
     name: str
@@ -56,7 +66,9 @@ class Row:
     fault: Callable[["Episode"], Awaitable[None]]
     brokers: int = 1
     consumers: int = 2
-    proxied: bool = False
+    proxied: Server | None = None
+    alone: bool = False
+    transactions: bool = False
     small_disk: bool = False
     poison: float = 0.0
     first_fail_point: Callable[[random.Random], str] | None = None
@@ -95,6 +107,8 @@ class Episode:
     consumers: list[Consumer] = field(default_factory=list)
     evidence: dict[str, object] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
+    proves_nothing: str | None = None
+    """Why the fault did not happen, where the oracle must be heard all the same."""
     lost: dict[int, range] = field(default_factory=dict)
     """Offsets of each partition that the log lost before they were stored."""
     audited: bool = True
@@ -156,7 +170,11 @@ class Episode:
         await self.until(joined, START_LIMIT, f"{len(self.consumers)} consumers in the group")
 
     async def until_caught_up(self, limit: float) -> dict[int, int]:
-        """Return the log's ends once they are the stored offsets."""
+        """Return the log's ends once they are the stored offsets.
+
+        The last records of a partition may be aborted, and its very last is a control record
+        wherever workers use transactions: the stored offset must pass both.
+        """
         deadline = time.monotonic() + limit
         while True:
             ends = await self.topic.ends()
@@ -164,8 +182,11 @@ class Episode:
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"stored {progress}, the log ends at {ends}")
                 await asyncio.sleep(0.1)
-            if await self.topic.ends() == ends:
+            # While a transaction is open, records beyond the last stable offset are to come.
+            if await self.topic.ends() == await self.topic.high_watermarks() == ends:
                 return ends
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"a transaction stays open after {ends}")
 
     async def note_log(self) -> None:
         """Remember the records that the log has now."""
@@ -193,10 +214,11 @@ class Episode:
         return source.mentions("max_poll_interval:")
 
     def _environment(self) -> dict[str, str]:
-        if self.row.proxied:
-            kafka, port = self.brokers.proxied_servers, self.cluster.postgres_proxy.port
-        else:
-            kafka, port = self.brokers.bootstrap_servers, self.cluster.postgres.port
+        kafka, port = self.brokers.bootstrap_servers, self.cluster.postgres.port
+        if self.row.proxied is Server.KAFKA:
+            kafka = self.brokers.proxied_servers
+        elif self.row.proxied is Server.POSTGRES:
+            port = self.cluster.postgres_proxy.port
         variables = {
             "EXECUTION_EVENTS_KAFKA_BOOTSTRAP_SERVERS": kafka,
             "EXECUTION_EVENTS_TOPIC": self.topic.name,
@@ -237,6 +259,9 @@ async def run_episode(
         for consumer in episode.consumers:
             if wrong := consumer.unasked():
                 episode.violations.append(f"{consumer.name} ended by itself with {wrong}")
+        if episode.proves_nothing is not None and not episode.violations:
+            vacuous = True
+            episode.violations.append(f"the fault did not happen: {episode.proves_nothing}")
         if episode.violations:
             kept = KEPT_LOGS / f"{row.name}-{seed}"
             shutil.rmtree(kept, ignore_errors=True)
@@ -288,7 +313,7 @@ async def _prepared(
 
 async def _run(episode: Episode) -> tuple[float, Verdict]:
     row = episode.row
-    workers = [
+    workers: list[Publisher] = [
         Worker(
             Author(episode.seed, number, row.poison),
             episode.brokers.bootstrap_servers,
@@ -297,6 +322,14 @@ async def _run(episode: Episode) -> tuple[float, Verdict]:
         )
         for number in range(WORKERS)
     ]
+    transactional = TransactionalWorker(
+        Author(episode.seed, WORKERS),
+        episode.brokers.bootstrap_servers,
+        episode.topic.name,
+        random.Random(f"transactions/{episode.seed}"),
+    )
+    if row.transactions:
+        workers.append(transactional)
     async with Watch(episode.database) as watch, Load(workers) as load:
         episode.load = load
         episode.say("starts")
@@ -330,11 +363,22 @@ async def _run(episode: Episode) -> tuple[float, Verdict]:
     records = [
         record for place, record in sorted(episode.seen.items()) if not episode.has_lost(place)
     ]
+    promises = load.acknowledged + episode.acknowledged
+    # Where the log lost the first copy, a later sequence may have overtaken the second.
+    gone = {
+        promise._replace(place=(0, 0)) for promise in promises if episode.has_lost(promise.place)
+    }
     acknowledged = [
         promise
-        for promise in load.acknowledged + episode.acknowledged
+        for promise in promises
         if not episode.has_lost(promise.place)
+        and (promise.source is None or promise._replace(place=(0, 0)) not in gone)
     ]
+    if row.transactions:
+        episode.evidence["transactions"] = str(transactional)
+        episode.evidence["aborted records"] = aborted = len(await episode.topic.aborted())
+        if not aborted or not transactional.committed:
+            episode.proves_nothing = "no transaction was committed, or no record aborted"
     if not watch.looks:
         episode.violations.append("nobody looked at the counts")
     episode.violations += [f"seen by a reader: {fall}" for fall in watch.falls[:20]]

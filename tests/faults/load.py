@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
@@ -18,6 +19,23 @@ _SETTLE_LIMIT = 60
 """Seconds after the end in which what is in flight may still be acknowledged."""
 _STOP_LIMIT = 5  # seconds; an idempotent producer waits for ever while Kafka is away
 _CHOOSE = DefaultPartitioner()
+
+
+async def choose(producer: AIOKafkaProducer, topic: str, message: Message) -> int:
+    """The partition of a message's first attempt."""
+    partitions = sorted(await producer.partitions_for(topic))
+    chosen: int = _CHOOSE(message.key, partitions, partitions)
+    return chosen
+
+
+class Publisher(Protocol):
+    """What publishes for the length of an episode."""
+
+    acknowledged: list[Acknowledged]
+    sent: int
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Send until `stop` is set, then wait for what is in flight."""
 
 
 class Worker:
@@ -61,8 +79,7 @@ class Worker:
                 if self._producer is None:
                     self._producer = await self._connect()
                 if message.partition is None:
-                    partitions = sorted(await self._producer.partitions_for(self._topic))
-                    message.partition = _CHOOSE(message.key, partitions, partitions)
+                    message.partition = await choose(self._producer, self._topic, message)
                 future = await self._producer.send(
                     self._topic,
                     message.value,
@@ -129,27 +146,29 @@ class Worker:
         try:
             await producer.start()
         except KafkaError:
-            await self._stop(producer)
+            await stop_producer(producer)
             raise
         return producer
 
     async def _drop_producer(self) -> None:
         if self._producer is not None:
-            await self._stop(self._producer)
+            await stop_producer(self._producer)
             self._producer = None
 
-    async def _stop(self, producer: AIOKafkaProducer) -> None:
-        try:
-            async with asyncio.timeout(_STOP_LIMIT):
-                await producer.stop()
-        except (TimeoutError, KafkaError):
-            await producer.client.close()
+
+async def stop_producer(producer: AIOKafkaProducer) -> None:
+    """Stop it in order if that does not take long."""
+    try:
+        async with asyncio.timeout(_STOP_LIMIT):
+            await producer.stop()
+    except (TimeoutError, KafkaError):
+        await producer.client.close()
 
 
 class Load:
     """Several workers. `stop` ends them; leaving the context ends them at once."""
 
-    def __init__(self, workers: list[Worker]) -> None:
+    def __init__(self, workers: Sequence[Publisher]) -> None:
         self._workers = workers
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []

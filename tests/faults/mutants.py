@@ -138,6 +138,18 @@ MUTANTS = (
         ),
         ("poison",),
     ),
+    Mutant(
+        "read-uncommitted",
+        "Records of aborted transactions are read",
+        (
+            Edit(
+                "consumer/service.py",
+                'isolation_level="read_committed"',
+                'isolation_level="read_uncommitted"',
+            ),
+        ),
+        ("transactions",),
+    ),
 )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -80,12 +81,14 @@ class Proxy:
         self.lost_commits = 0
         self.resets = 0
         self.accepted = 0
+        self.held_back = 0
         self._target_port = target_port
         self._listener: asyncio.Server | None = None
         self._connections: set[_Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = {direction: asyncio.Event() for direction in Direction}
-        self._delay = 0.0
+        self._delays: dict[Direction, tuple[float, float]] = {}
+        self._last_words = 0.0
         self._commits_to_lose = 0
         for event in self._open.values():
             event.set()
@@ -152,13 +155,34 @@ class Proxy:
                 self._open[direction].set()
 
     @asynccontextmanager
-    async def delayed(self, seconds: float) -> AsyncIterator[None]:
-        """Hold back each piece by `seconds`, either way."""
-        self._delay = seconds
+    async def delayed(
+        self, least: float, most: float, *directions: Direction
+    ) -> AsyncIterator[None]:
+        """Hold back each piece for `least` to `most` seconds in `directions` (both without any).
+
+        Pieces of one connection stay in order, and each waits after the one before it.
+        """
+        slow = directions or tuple(Direction)
+        for direction in slow:
+            self._delays[direction] = least, most
         try:
             yield
         finally:
-            self._delay = 0.0
+            for direction in slow:
+                del self._delays[direction]
+
+    @asynccontextmanager
+    async def losing_last_words(self, seconds: float) -> AsyncIterator[None]:
+        """Deliver nothing that a client sent less than `seconds` before its end.
+
+        As where a machine dies with its network: what a process has sent does not arrive. All
+        that reaches the server is late by `seconds`.
+        """
+        self._last_words = seconds
+        try:
+            yield
+        finally:
+            self._last_words = 0.0
 
     def lose_commits(self, count: int) -> None:
         """Let the server answer the next `count` COMMITs, and reset instead of the answer."""
@@ -211,8 +235,13 @@ class Proxy:
         direction: Direction,
     ) -> None:
         while data := await reader.read(_CHUNK):
-            if self._delay:
-                await asyncio.sleep(self._delay)
+            if direction in self._delays:
+                self.held_back += 1
+                await asyncio.sleep(random.uniform(*self._delays[direction]))
+            if self._last_words and direction is Direction.TO_SERVER:
+                await asyncio.sleep(self._last_words)
+                if reader.at_eof():
+                    raise ConnectionResetError
             await self._open[direction].wait()
             if connection.dead:
                 continue

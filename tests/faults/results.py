@@ -3,8 +3,9 @@
 import importlib.metadata
 import json
 import platform
+from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -34,6 +35,9 @@ class Result:
     violations: tuple[str, ...] = ()
     vacuous: bool = False
     missing: str | None = None
+    seconds: float = 0.0
+    """The whole episode's; 0 where it was not noted."""
+    evidence: dict[str, object] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -67,6 +71,8 @@ def of_outcome(outcome: Outcome, source: str) -> Result:
         verdict.records if verdict else 0,
         tuple(outcome.violations),
         outcome.vacuous,
+        seconds=round(outcome.seconds, 1),
+        evidence=outcome.evidence,
     )
 
 
@@ -138,6 +144,8 @@ def report(path: Path = RESULTS) -> str:
         for result in failed:
             lines += [f"- {result.row}, seed {result.seed}:"]
             lines += [f"    - {violation[:300]}" for violation in result.violations[:5]]
+    if hit := _outcomes(total):
+        lines += ["", "## Where the faults fell", "", *hit]
     lines += ["", "## Mutants", "", *_mutants(catches(path))]
     lines += ["", "## Versions", "", *_versions(total)]
     return "\n".join(lines) + "\n"
@@ -159,6 +167,18 @@ def _reasons(row: Row, mine: list[Result], ran: list[Result]) -> list[str]:
         return []
     why = [result.missing for result in mine if result.missing is not None]
     return [f"- {row.name}: {why[-1] if why else 'not run yet'}"]
+
+
+def _outcomes(ran: list[Result]) -> list[str]:
+    """How often each side of a fault was seen that may fall on several."""
+    fell: dict[str, Counter[object]] = defaultdict(Counter)
+    for result in ran:
+        if (outcome := result.evidence.get("outcome")) is not None:
+            fell[result.row][outcome] += 1
+    return [
+        f"- {row}: " + ", ".join(f"{outcome} {times}" for outcome, times in counted.most_common())
+        for row, counted in fell.items()
+    ]
 
 
 def _mutants(caught: dict[str, Catch]) -> list[str]:

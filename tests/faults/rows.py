@@ -1,13 +1,22 @@
 """The fault matrix: every row, in the order of the report."""
 
-from tests.faults import rows_consumer, rows_kafka, rows_log, rows_postgres
+from tests.faults import (
+    rows_consumer,
+    rows_kafka,
+    rows_log,
+    rows_postgres,
+    rows_transactions,
+    rows_zombie,
+)
 from tests.faults.episode import Row
 
 # Those of one broker first: a cluster is started once.
 ROWS: tuple[Row, ...] = (
     *rows_consumer.ROWS,
+    *rows_zombie.ROWS,
     *rows_postgres.ROWS,
     *rows_kafka.ROWS,
+    *rows_transactions.ROWS,
     *rows_log.ROWS,
     *rows_kafka.ROWS_OF_THREE,
 )

@@ -4,17 +4,22 @@ import asyncio
 import random
 import signal
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 
 from tests.faults.consumers import FAIL_POINT, KILLED
-from tests.faults.episode import SESSION_TIMEOUT, Episode, NoFaultError, Row
+from tests.faults.episode import Episode, NoFaultError, Row, Server
 from tests.faults.source import Source
 
 POINTS = ("fetched", "begun", "offsets_set", "upserted", "commit_sent", "committed", "assigned")
-_POINT_LIMIT = 60
+POINT_LIMIT = 60
 """Seconds until a consumer must have reached its fail point."""
+_LAST_WORDS = 0.02
+"""Seconds before a consumer's death in which what it sends is lost; far less than a time limit."""
+_SESSION_ENDS = 0.3
+"""Seconds in which PostgreSQL has noticed that a client has gone, and done what it had asked."""
 
 
-def _needs_fail_points(source: Source) -> str | None:
+def needs_fail_points(source: Source) -> str | None:
     return None if source.mentions(FAIL_POINT) else "the consumer has no fail points yet"
 
 
@@ -26,16 +31,47 @@ def _kill_at(point: str) -> Callable[[random.Random], str]:
     return choose
 
 
-async def _killed_at_its_point(episode: Episode) -> None:
+def kill_at_any(rng: random.Random) -> str:
+    """Any of the points, but the one that is reached before there is a batch."""
+    return _kill_at(rng.choice([point for point in POINTS if point != "assigned"]))(rng)
+
+
+async def killed_at_its_point(episode: Episode) -> None:
+    """Return when the first consumer has ended at its fail point and runs again."""
+    await _until_killed(episode)
+    await _back(episode)
+
+
+async def _killed_at_commit(episode: Episode) -> None:
+    """The COMMIT of a process that dies then either arrives or does not."""
+    point = str(episode.evidence["fail point"])
+    async with AsyncExitStack() as stack:
+        if lost := episode.rng.random() < 0.5:
+            proxy = episode.cluster.postgres_proxy
+            await stack.enter_async_context(proxy.losing_last_words(_LAST_WORDS))
+        await _until_killed(episode)
+        await asyncio.sleep(_SESSION_ENDS)
+    batches = await episode.database.batches_of_the_dead()
+    stored = batches == int(point.split(":")[1])
+    episode.evidence["outcome"] = f"the batch {'was stored' if stored else 'was lost'}"
+    if stored == lost:
+        episode.proves_nothing = f"the COMMIT {'arrived' if lost else 'did not arrive'}"
+    await _back(episode)
+
+
+async def _until_killed(episode: Episode) -> None:
     victim = episode.consumers[0]
     try:
-        async with asyncio.timeout(_POINT_LIMIT):
+        async with asyncio.timeout(POINT_LIMIT):
             await victim.until_ended(1)
     except TimeoutError:
         raise NoFaultError("the fail point was not reached") from None
     if victim.exits[0] != KILLED:
         raise NoFaultError(f"the consumer ended with {victim.exits[0]}")
-    await victim.until_alive(2)
+
+
+async def _back(episode: Episode) -> None:
+    await episode.consumers[0].until_alive(2)
     episode.healed()
     await asyncio.sleep(1)
 
@@ -47,30 +83,6 @@ async def _kill_at_random(episode: Episode) -> None:
     await victim.until_alive(2)
     if victim.exits != [KILLED]:
         raise NoFaultError(f"the consumer ended with {victim.exits}")
-
-
-async def _zombie(episode: Episode) -> None:
-    victim, other = episode.consumers
-    if episode.row.first_fail_point is not None:
-
-        async def stopped() -> bool:
-            return victim.is_stopped()
-
-        await episode.until(stopped, _POINT_LIMIT, "the fail point is reached")
-    else:
-        await asyncio.sleep(episode.rng.uniform(0, 1))
-        victim.signal(signal.SIGSTOP)
-    limit = SESSION_TIMEOUT if episode.has_time_limits(episode.source) else 10
-    await asyncio.sleep(limit + episode.rng.uniform(1, 4))
-    victim.signal(signal.SIGCONT)
-    episode.healed()
-    if victim.exits or other.exits:
-        raise NoFaultError("a consumer ended")
-
-
-def _zombie_point(rng: random.Random) -> str:
-    # Not while it holds rows' locks, or there is nothing that the other could overtake.
-    return f"{rng.choice(('fetched', 'fetched', 'begun', 'committed'))}:{rng.randint(3, 20)}:stop"
 
 
 async def _scale(episode: Episode) -> None:
@@ -97,21 +109,13 @@ ROWS = (
             f"kill-{point.replace('_', '-')}",
             f"SIGKILL a consumer at {point.replace('_', ' ')}",
             15,
-            _killed_at_its_point,
+            _killed_at_commit if point == "commit_sent" else killed_at_its_point,
+            proxied=Server.POSTGRES if point == "commit_sent" else None,
             first_fail_point=_kill_at(point),
-            missing=_needs_fail_points,
+            missing=needs_fail_points,
         )
         for point in POINTS
     ),
     Row("kill-random", "SIGKILL a consumer at a random moment", 10, _kill_at_random),
-    Row("zombie", "SIGSTOP past the session time-out at a random moment", 10, _zombie),
-    Row(
-        "zombie-at-point",
-        "SIGSTOP past the session time-out between fetch and commit",
-        10,
-        _zombie,
-        first_fail_point=_zombie_point,
-        missing=_needs_fail_points,
-    ),
     Row("scale", "Scale 1-3-1, rolling SIGTERM", 20, _scale, consumers=1),
 )

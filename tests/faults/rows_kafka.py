@@ -4,7 +4,7 @@ import asyncio
 import signal
 
 from tests.faults.brokers import Broker
-from tests.faults.episode import Episode, NoFaultError, Row
+from tests.faults.episode import Episode, NoFaultError, Row, Server
 from tests.faults.rows_postgres import black_hole
 from tests.faults.worker import WorkerProcess
 
@@ -30,7 +30,8 @@ async def _black_hole(episode: Episode) -> None:
         await asyncio.sleep(_BLACK_HOLE)
 
 
-async def _kill_broker(episode: Episode) -> None:
+async def kill_broker(episode: Episode) -> None:
+    """SIGKILL the one node, and start it again."""
     [broker] = episode.brokers.nodes
     await asyncio.sleep(episode.rng.uniform(0, 1))
     await _down([broker], episode.rng.uniform(0, 3))
@@ -79,7 +80,7 @@ async def _kill_worker(episode: Episode) -> None:
     killed = 0
     while killed < 2 or (worker.in_flight() == 0 and killed < _WORKER_LIVES):
         async with worker.running() as process:
-            await episode.until(worker.has_written, 30, "the worker sends")
+            await _until_it_writes(episode, worker)
             await asyncio.sleep(episode.rng.uniform(0, 0.2))
             process.kill(signal.SIGKILL)
             await process.wait()
@@ -89,16 +90,21 @@ async def _kill_worker(episode: Episode) -> None:
         raise NoFaultError("nothing was in flight")
     async with worker.running() as process:
         episode.healed()
-        before = len(worker.acknowledged())
-
-        async def goes_on() -> bool:
-            return len(worker.acknowledged()) > before
-
-        await episode.until(goes_on, 30, "the worker goes on")
+        await _until_it_writes(episode, worker)
         process.kill(signal.SIGTERM)
         if code := await process.wait():
             raise NoFaultError(f"the worker ended with {code}:\n{process.last_lines}")
     episode.acknowledged = worker.acknowledged()
+
+
+async def _until_it_writes(episode: Episode, worker: WorkerProcess) -> None:
+    """Return once this life of the worker has sent something of its own."""
+    before = worker.written()
+
+    async def writes() -> bool:
+        return worker.written() > before
+
+    await episode.until(writes, 30, "the worker sends")
 
 
 async def _nothing(episode: Episode) -> None:
@@ -107,14 +113,28 @@ async def _nothing(episode: Episode) -> None:
 
 
 ROWS = (
-    Row("kafka-reset", "RST to Kafka", 5, _reset, proxied=True),
-    Row("kafka-black-hole", "Black hole 30 s to Kafka", 5, _black_hole, proxied=True),
-    Row("broker-kill", "Broker SIGKILL", 20, _kill_broker),
-    Row("broker-stop", "Broker SIGSTOP 20 s", 10, _stop_broker),
+    Row("kafka-reset", "RST to Kafka", 5, _reset, proxied=Server.KAFKA),
+    Row("kafka-black-hole", "Black hole 30 s to Kafka", 5, _black_hole, proxied=Server.KAFKA),
+    Row("broker-kill", "Broker SIGKILL", 20, kill_broker, alone=True),
+    Row("broker-stop", "Broker SIGSTOP 20 s", 10, _stop_broker, alone=True),
     Row("worker-kill", "Worker SIGKILL with a batch in flight", 15, _kill_worker),
     Row("poison", "1 % poison", 10, _nothing, poison=0.01),
 )
 ROWS_OF_THREE = (
-    Row("three-leader", "3 brokers: kill leader and coordinator", 5, _kill_leader, brokers=3),
-    Row("three-min-isr", "3 brokers: below min.insync.replicas", 5, _kill_two, brokers=3),
+    Row(
+        "three-leader",
+        "3 brokers: kill leader and coordinator",
+        5,
+        _kill_leader,
+        brokers=3,
+        alone=True,
+    ),
+    Row(
+        "three-min-isr",
+        "3 brokers: below min.insync.replicas",
+        5,
+        _kill_two,
+        brokers=3,
+        alone=True,
+    ),
 )

@@ -164,7 +164,13 @@ def _needs_accept(source: Source) -> str | None:
 
 
 ROWS = (
-    Row("retention", "The log loses what is stored; rebalance, PostgreSQL down", 3, _retention),
+    Row(
+        "retention",
+        "The log loses what is stored; rebalance, PostgreSQL down",
+        3,
+        _retention,
+        alone=True,
+    ),
     Row(
         "log-deleted",
         "DeleteRecords past the offset",

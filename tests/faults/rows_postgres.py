@@ -4,12 +4,16 @@ import asyncio
 
 from tests.faults import disk
 from tests.faults.database import WRITER, execute
-from tests.faults.episode import MAX_POLL_INTERVAL, Episode, NoFaultError, Row
+from tests.faults.episode import MAX_POLL_INTERVAL, Episode, NoFaultError, Row, Server
 from tests.faults.proxy import Direction
 from tests.faults.source import Source
 
 _BLACK_HOLE = 30
 """Seconds; longer than any one request should wait."""
+_LATE = (0.05, 0.5)
+"""Seconds that an answer takes over a slow network; a batch waits for several."""
+_SLOWLY = 60
+"""Records that must be stored meanwhile, or PostgreSQL is not slow but away."""
 _LOCK_HELD = 23
 """Seconds; the consumer gives up on a lock after 20."""
 _WAIT_LIMIT = 15
@@ -78,6 +82,30 @@ async def _black_hole(episode: Episode) -> None:
     directions, forgetful = black_hole(episode)
     async with episode.cluster.postgres_proxy.black_hole(*directions, forgetful=forgetful):
         await asyncio.sleep(_BLACK_HOLE)
+
+
+async def _slow(episode: Episode) -> None:
+    """The group changes, twice, while batches take seconds.
+
+    So the change finds batches under way: their member commits what is another's by then, and that
+    one's batch is refused.
+    """
+    proxy = episode.cluster.postgres_proxy
+    held_back = proxy.held_back
+    async with proxy.delayed(*_LATE, Direction.TO_CLIENT):
+        await episode.until_moving(_SLOWLY)
+        third = episode.new_consumer()
+        await third.start()
+        await episode.until_joined()
+        await episode.until_moving(_SLOWLY)
+        refused = await third.fenced()
+        if code := await third.stop():
+            episode.violations.append(f"{third.name}: SIGTERM ended in exit code {code}")
+        episode.consumers.remove(third)
+        await episode.until_moving(_SLOWLY)
+    refused += sum([await consumer.fenced() for consumer in episode.consumers])
+    episode.evidence["outcome"] = f"{'a' if refused else 'no'} batch was refused"
+    episode.evidence["answers held back"] = proxy.held_back - held_back
 
 
 def black_hole(episode: Episode) -> tuple[tuple[Direction, ...], bool]:
@@ -166,23 +194,13 @@ async def _terminate_writers(episode: Episode) -> int:
 async def _until_writers_wait(episode: Episode) -> bool:
     """Return at once when a consumer begins to wait for a lock, False if none does."""
     # The victim looks for a deadlock once, a second after it began to wait.
-    async with episode.database.connect() as connection:
-        try:
-            async with asyncio.timeout(_WAIT_LIMIT):
-                while not await connection.fetchval(_WAITS, WRITER):
-                    await asyncio.sleep(0.05)
-        except TimeoutError:
-            return False
+    try:
+        async with asyncio.timeout(_WAIT_LIMIT):
+            while not await episode.database.writers_wait(begun_within=0.7):
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        return False
     return True
-
-
-_WAITS = """
-SELECT EXISTS (
-    SELECT FROM pg_stat_activity
-    WHERE datname = current_database() AND usename = $1 AND wait_event_type = 'Lock'
-        AND state_change > clock_timestamp() - interval '0.7 s'
-)
-"""
 
 
 def _needs_time_limits(source: Source) -> str | None:
@@ -194,21 +212,37 @@ def _needs_disk(source: Source) -> str | None:
 
 
 ROWS = (
-    Row("pg-restart", "PostgreSQL immediate stop and start", 20, _restart),
+    Row("pg-restart", "PostgreSQL immediate stop and start", 20, _restart, alone=True),
     Row("pg-terminate", "PostgreSQL backend terminated", 20, _terminate),
-    Row("pg-down", "PostgreSQL down 10 s", 15, _down_10_s),
+    Row("pg-down", "PostgreSQL down 10 s", 15, _down_10_s, alone=True),
     Row(
         "pg-down-long",
         "PostgreSQL down longer than max poll",
         2,
         _down_past_max_poll,
+        alone=True,
         missing=_needs_time_limits,
     ),
-    Row("pg-commit-lost", "Reply to COMMIT lost", 10, _lose_commits, proxied=True),
-    Row("pg-reset", "RST to PostgreSQL", 5, _reset, proxied=True),
-    Row("pg-black-hole", "Black hole 30 s to PostgreSQL", 5, _black_hole, proxied=True),
+    Row("pg-commit-lost", "Reply to COMMIT lost", 10, _lose_commits, proxied=Server.POSTGRES),
+    Row("pg-reset", "RST to PostgreSQL", 5, _reset, proxied=Server.POSTGRES),
+    Row("pg-black-hole", "Black hole 30 s to PostgreSQL", 5, _black_hole, proxied=Server.POSTGRES),
+    Row(
+        "pg-slow",
+        "PostgreSQL answers 50-500 ms late; the group changes",
+        4,
+        _slow,
+        proxied=Server.POSTGRES,
+    ),
     Row("pg-deadlock", "Deadlock", 3, _deadlock),
     Row("pg-lock-holder", "Lock held past the time-out", 2, _lock_holder),
     Row("pg-read-only", "PostgreSQL read-only", 3, _read_only),
-    Row("pg-disk-full", "Disk full", 2, _disk_full, small_disk=True, missing=_needs_disk),
+    Row(
+        "pg-disk-full",
+        "Disk full",
+        2,
+        _disk_full,
+        small_disk=True,
+        alone=True,
+        missing=_needs_disk,
+    ),
 )

@@ -1,16 +1,18 @@
 """Runs episodes one after another and says how far it is."""
 
+import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.faults import source as sources
-from tests.faults.cluster import cluster
-from tests.faults.episode import Outcome, Row, run_episode
+from tests.faults.cluster import Cluster, cluster
+from tests.faults.episode import Outcome, Row, Server, run_episode
 from tests.faults.results import Result, of_outcome, today
 from tests.faults.source import Source
 
@@ -34,33 +36,95 @@ async def run_all(
     plan: Iterable[Planned],
     keep: Callable[[Result], None],
     *,
+    lanes: int = 1,
     until_violation: bool = False,
 ) -> list[Result]:
     """Run the episodes of `plan` on one cluster; each result goes to `keep` at once.
 
-    A row that the product or the machine cannot be put to gives one result that says why.
+    A row that the product or the machine cannot be put to gives one result that says why. Up to
+    `lanes` episodes run side by side: consumers, topic and database are each episode's own, and
+    most of its time an episode waits. Those that share a server's fault do not.
     """
     plan = list(plan)
     digest = source.digest()
     results: list[Result] = []
+
+    def note(result: Result) -> None:
+        results.append(result)
+        keep(result)
+
+    possible: list[Planned] = []
     told: set[str] = set()
+    for planned in plan:
+        row = planned.row
+        if (why := row.missing(source)) is None:
+            possible.append(planned)
+        elif row.name not in told:
+            told.add(row.name)
+            print(f"{row.name}: cannot run: {why}", flush=True)
+            note(Result(row.name, planned.seed, digest, today(), missing=why))
+
+    begun = 0
+
+    async def run(servers: Cluster, planned: Planned) -> None:
+        nonlocal begun
+        begun += 1
+        say = Progress(f"[{begun}/{len(possible)}] {planned.row.name} --seed {planned.seed}")
+        outcome = await run_episode(servers, source, *planned, say.phase)
+        say.end(outcome)
+        note(of_outcome(outcome, digest))
+
     async with cluster(source) as servers:
-        for number, (row, seed) in enumerate(plan, 1):
-            if (why := row.missing(source)) is not None:
-                if row.name not in told:
-                    told.add(row.name)
-                    print(f"{row.name}: cannot run: {why}", flush=True)
-                    results.append(Result(row.name, seed, digest, today(), missing=why))
-                    keep(results[-1])
-                continue
-            say = Progress(f"[{number}/{len(plan)}] {row.name} --seed {seed}")
-            outcome = await run_episode(servers, source, row, seed, say.phase)
-            say.end(outcome)
-            results.append(of_outcome(outcome, digest))
-            keep(results[-1])
-            if until_violation and outcome.violations and not outcome.vacuous:
+        for together in side_by_side(possible, lanes):
+            await _in_lanes(together, lanes, partial(run, servers))
+            if until_violation and results[-1].violations and not results[-1].vacuous:
                 break
     return results
+
+
+async def _in_lanes(
+    plan: Iterable[Planned], lanes: int, run: Callable[[Planned], Awaitable[None]]
+) -> None:
+    """Run all of `plan`, the first that can be run first: one at a time through each proxy."""
+    left = list(plan)
+    busy: set[Server] = set()
+    changed = asyncio.Condition()
+
+    def free() -> Planned | None:
+        return next((planned for planned in left if planned.row.proxied not in busy), None)
+
+    async def lane() -> None:
+        while True:
+            async with changed:
+                await changed.wait_for(lambda: not left or free() is not None)
+                if (planned := free()) is None:
+                    return
+                left.remove(planned)
+                server = planned.row.proxied
+                if server is not None:
+                    busy.add(server)
+            await run(planned)
+            async with changed:
+                if server is not None:
+                    busy.remove(server)
+                changed.notify_all()
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(lanes):
+            group.create_task(lane())
+
+
+def side_by_side(plan: Sequence[Planned], lanes: int) -> list[list[Planned]]:
+    """What may run at the same time; with one lane each alone, in the order of `plan`."""
+    if lanes == 1:
+        return [[planned] for planned in plan]
+    together = [planned for planned in plan if not planned.row.alone]
+    # First what takes longest: the proxied ones, which wait for each other, and then the last of
+    # the matrix.
+    together.reverse()
+    together.sort(key=lambda planned: planned.row.proxied is None)
+    alone = [[planned] for planned in plan if planned.row.alone]
+    return [together, *alone] if together else alone
 
 
 class Progress:

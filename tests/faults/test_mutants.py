@@ -1,5 +1,6 @@
 """The mutants still fit the product, and the matrix names each row once."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,21 @@ def test_the_report_shows_the_last_result_of_each_seed(tmp_path: Path) -> None:
     assert "- zombie: no such thing" in text
     assert "| A mistake | poison | 9 | 1 \\| lost |" in text
     assert "## Failures" not in text
+    assert "## Where the faults fell" not in text
+
+
+def test_reads_results_of_before_there_was_evidence(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    old = Result("poison", 4, "abc", "2026-01-01", recovery=1.5, records=10)
+    append(old, file)
+    entry = json.loads(file.read_text())
+    file.write_text(json.dumps({k: entry[k] for k in entry if k not in ("seconds", "evidence")}))
+    assert episodes(file) == [old]
+
+
+def test_the_report_shows_on_which_side_faults_fell(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    for seed, outcome in enumerate(("stored", "lost", "stored")):
+        evidence: dict[str, object] = {"outcome": outcome}
+        append(Result("zombie", seed, "abc", "2026-01-01", evidence=evidence), file)
+    assert "- zombie: stored 2, lost 1" in report(file)

@@ -169,6 +169,30 @@ def test_finds_batches_whose_rows_are_not_their_records() -> None:
     assert "moved no offset" in alone
 
 
+def test_offsets_of_aborted_and_control_records_are_a_gap() -> None:
+    ends = {0: 7, 1: 1}
+    steps = [*stored().steps, Step("5", 0, 4, 7)]
+    log = stored(progress=ends, steps=steps)
+    assert judge(LOG, log, ends, []).differences == []
+
+
+@pytest.mark.parametrize("batch", ["4", "5"])
+def test_finds_a_counted_record_that_was_aborted(batch: str) -> None:
+    # Of 9 occurrences at offset 5; alone in its batch, and among others.
+    ends = {0: 7, 1: 1}
+    steps = [*stored().steps, Step("5", 0, 4, 7)]
+    events = stored().events
+    events[KEY] = events[KEY]._replace(occurrences=21)
+    growth = {"3": 5, "4": 12}
+    growth[batch] = growth.get(batch, 0) + 9
+
+    found = judge(LOG, stored(progress=ends, steps=steps, events=events, growth=growth), ends, [])
+
+    assert found.doubled == 1
+    assert "9 too many" in found.differences[0]
+    assert f"transaction {batch} of" in found.differences[-1]
+
+
 def test_finds_an_acknowledged_record_that_the_log_has_lost() -> None:
     found = judge(LOG, stored(), ENDS, [Acknowledged((0, 9))])
     assert found.differences == ["acknowledged: (0, 9) is not in the log"]

@@ -120,17 +120,34 @@ async def test_a_forgetful_black_hole_never_speaks_again() -> None:
             assert await again.readexactly(1) == b"4"
 
 
-async def test_delays() -> None:
+@pytest.mark.parametrize("directions", [(), tuple(Direction), (Direction.TO_CLIENT,)])
+async def test_delays(directions: tuple[Direction, ...]) -> None:
     loop = asyncio.get_running_loop()
-    async with (
-        proxied() as (proxy, _),
-        proxy.delayed(0.1),
-        connected(proxy) as (reader, writer),
-    ):
+    async with proxied() as (proxy, echo), connected(proxy) as (reader, writer):
+        async with proxy.delayed(0.1, 0.12, *directions):
+            begun = loop.time()
+            writer.write(b"hello")
+            await asyncio.sleep(0.05)
+            assert echo.received == (b"hello" if len(directions) == 1 else b"")
+            await reader.readexactly(5)
+            slow = loop.time() - begun
         begun = loop.time()
-        writer.write(b"hello")
+        writer.write(b"again")
         await reader.readexactly(5)
-        assert loop.time() - begun >= 0.19
+        assert loop.time() - begun < 0.09
+    assert slow >= (0.09 if len(directions) == 1 else 0.19)
+    assert proxy.held_back == (1 if len(directions) == 1 else 2)
+
+
+async def test_last_words_are_lost_and_all_before_is_not() -> None:
+    async with proxied() as (proxy, echo), proxy.losing_last_words(0.05):
+        async with connected(proxy) as (reader, writer):
+            writer.write(b"before,")
+            await reader.readexactly(7)
+            writer.write(b"last")
+        await asyncio.sleep(SHORT)
+        assert echo.received == b"before,"
+        assert proxy.connections == 0
 
 
 async def test_loses_the_reply_of_a_commit_and_not_the_commit() -> None:

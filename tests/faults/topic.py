@@ -10,9 +10,11 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import KafkaError
 
-from tests.faults.record import LogRecord
+from tests.faults.record import LogRecord, Place
 
 _ATTEMPTS = 40
+_COMMITTED = "read_committed"
+_UNCOMMITTED = "read_uncommitted"
 _PAUSE = 0.5  # seconds between attempts while the cluster settles
 
 
@@ -98,9 +100,21 @@ class Topic:
         async with self._client() as (client, partitions):
             return _numbered(await client.end_offsets(partitions))
 
-    async def records(self) -> list[LogRecord]:
+    async def high_watermarks(self) -> dict[int, int]:
+        """The end of each partition; beyond the last stable offset while a transaction is open."""
+        async with self._client(_UNCOMMITTED) as (client, partitions):
+            return _numbered(await client.end_offsets(partitions))
+
+    async def aborted(self) -> set[Place]:
+        """The places of the records whose transactions were aborted; none may be open."""
+        everything = await self.records(_UNCOMMITTED)
+        return {record.place for record in everything} - {
+            record.place for record in await self.records()
+        }
+
+    async def records(self, isolation: str = _COMMITTED) -> list[LogRecord]:
         """Every committed record that the log still has, each partition's in order."""
-        async with self._client() as (client, partitions):
+        async with self._client(isolation) as (client, partitions):
             begins = await client.beginning_offsets(partitions)
             ends = await client.end_offsets(partitions)
             client.assign(partitions)
@@ -134,10 +148,12 @@ class Topic:
             await admin.close()
 
     @asynccontextmanager
-    async def _client(self) -> AsyncIterator[tuple[AIOKafkaConsumer, list[TopicPartition]]]:
+    async def _client(
+        self, isolation: str = _COMMITTED
+    ) -> AsyncIterator[tuple[AIOKafkaConsumer, list[TopicPartition]]]:
         client = AIOKafkaConsumer(
             bootstrap_servers=self.bootstrap_servers,
-            isolation_level="read_committed",
+            isolation_level=isolation,
             enable_auto_commit=False,
             auto_offset_reset="none",
         )

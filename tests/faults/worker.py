@@ -49,9 +49,9 @@ class WorkerProcess:
         async with ChildProcess(command, grace=1) as process:
             yield process
 
-    async def has_written(self) -> bool:
-        """Whether something was acknowledged."""
-        return bool(_read(self._journal).acknowledged)
+    def written(self) -> int:
+        """How many records were acknowledged, to all its lives."""
+        return len(_read(self._journal).acknowledged)
 
     def in_flight(self) -> int:
         """How many records were attempted and not acknowledged."""
