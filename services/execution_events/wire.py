@@ -98,6 +98,9 @@ _TIMESTAMP = re.compile(
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
 _SEQUENCE = re.compile(r"[0-9]{1,19}")
+_SPECVERSION = ("ce_specversion", b"1.0")
+_TYPE = ("ce_type", b"execution-events.occurrence.v1")
+_CONTENT_TYPE = ("content-type", b"application/json")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _BEFORE_ALL = datetime.min.replace(tzinfo=UTC)
 
@@ -128,6 +131,26 @@ def encode(occurrence: Occurrence) -> tuple[bytes, bytes]:
 def encode_origin(origin: Origin) -> list[tuple[str, bytes]]:
     """The headers that make a re-sent record harmless."""
     return [("ce_source", origin.source.encode()), ("ce_sequence", b"%d" % origin.sequence)]
+
+
+def encode_headers(origin: Origin, traceparent: str | None = None) -> list[tuple[str, bytes]]:
+    """All headers of a record of ours; the list is the caller's own.
+
+    The sequence is also the CloudEvents id, so one source's sequence must not come twice, in
+    whatever partitions. `decode_origin` of the result gives `origin` when it is within its bounds.
+    """
+    sequence = b"%d" % origin.sequence
+    headers = [
+        _SPECVERSION,
+        _TYPE,
+        ("ce_source", origin.source.encode()),
+        ("ce_id", sequence),
+        ("ce_sequence", sequence),
+        _CONTENT_TYPE,
+    ]
+    if traceparent is not None:
+        headers.append(("traceparent", traceparent.encode()))
+    return headers
 
 
 def decode(key: bytes | None, value: bytes | None, timestamp: int) -> Occurrence:

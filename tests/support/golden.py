@@ -39,6 +39,14 @@ class Golden(NamedTuple):
     beyond_schema: str | None
 
 
+class Place(NamedTuple):
+    """Where murmur2 puts a key: `partitions` by their number in the topic."""
+
+    key: bytes
+    hash: int
+    partitions: Mapping[int, int]
+
+
 def load(file: str) -> list[Golden]:
     """All records of one file."""
     document = json.loads((SCHEMAS / "golden" / file).read_text(encoding="utf-8"))
@@ -48,7 +56,20 @@ def load(file: str) -> list[Golden]:
 
 def records() -> list[Golden]:
     """All golden records."""
-    return load("seed.json") + load("records.json")
+    return load("seed.json") + load("records.json") + load("published.json")
+
+
+def places() -> list[Place]:
+    """Keys and their partitions."""
+    document = json.loads((SCHEMAS / "golden" / "partitions.json").read_text(encoding="utf-8"))
+    return [
+        Place(
+            case["key"].encode(),
+            case["hash"],
+            {int(number): partition for number, partition in case["partitions"].items()},
+        )
+        for case in document["keys"]
+    ]
 
 
 def _golden(base: Mapping[str, Any], case: Mapping[str, Any]) -> Golden:

@@ -1,0 +1,72 @@
+"""The golden records and partitions that a producer in another language compares itself with."""
+
+from binascii import crc32
+
+import pytest
+from aiokafka.partitioner import DefaultPartitioner, murmur2
+
+from execution_events import wire
+from tests.support import golden
+from tests.support.golden import Golden, Place
+
+PUBLISHED = golden.load("published.json")
+PLACES = golden.places()
+NUMBERS = (6, 12)
+
+each_record = pytest.mark.parametrize("case", [pytest.param(r, id=r.name) for r in PUBLISHED])
+each_place = pytest.mark.parametrize("place", [pytest.param(p, id=f"{p.key!r}") for p in PLACES])
+
+
+@each_record
+def test_our_publisher_sends_these_bytes(case: Golden) -> None:
+    assert case.occurrence is not None
+    assert case.origin is not None
+    trace = dict(case.record.headers).get("traceparent")
+    headers = wire.encode_headers(wire.Origin(*case.origin), trace.decode() if trace else None)
+    assert wire.encode(case.occurrence) == (case.record.key, case.record.value)
+    assert tuple(headers) == case.record.headers
+
+
+def test_they_are_of_every_kind() -> None:
+    values = [case.record.value or b"" for case in PUBLISHED]
+    assert {"traceparent" in dict(case.record.headers) for case in PUBLISHED} == {True, False}
+    assert any(not value.isascii() for value in values)
+    assert any(rb"\n" in value for value in values)
+    assert {case.origin[1] for case in PUBLISHED if case.origin} >= {0, wire.SEQUENCE_MAX}
+    assert {case.record.key for case in PUBLISHED} <= {place.key for place in PLACES}
+
+
+def test_the_headers_are_the_callers_own() -> None:
+    """What one caller adds must not come with the records of the next."""
+    origin = wire.Origin("worker", 1)
+    before = list(wire.encode_headers(origin))
+    wire.encode_headers(origin).append(("added", b""))
+    assert wire.encode_headers(origin) == before
+
+
+@each_place
+def test_partitions_are_murmur2s(place: Place) -> None:
+    assert place.hash == murmur2(place.key) & 0x7FFFFFFF
+    assert place.partitions == {
+        number: DefaultPartitioner()(place.key, list(range(number)), []) for number in NUMBERS
+    }
+
+
+def test_every_length_and_partition_is_among_the_keys() -> None:
+    lengths = {len(place.key) for place in PLACES}
+    assert {length % 4 for length in lengths} == {0, 1, 2, 3}
+    assert {1, 128} <= lengths
+    assert {place.partitions[6] for place in PLACES} == set(range(6))
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("mistake", ["sign", "absolute", "crc32"])
+def test_the_usual_mistakes_show(mistake: str, number: int) -> None:
+    """The sign bit kept or removed by negation; and librdkafka's own default."""
+
+    def wrong(key: bytes) -> int:
+        unsigned: int = murmur2(key)
+        signed = unsigned - 2**32 if unsigned >= 2**31 else unsigned
+        return {"sign": unsigned, "absolute": abs(signed), "crc32": crc32(key)}[mistake] % number
+
+    assert [p for p in PLACES if wrong(p.key) != p.partitions[number]]
