@@ -47,3 +47,19 @@ class FencedError(ExecutionEventsError):
 
 class HaltError(ExecutionEventsError):
     """Stop and tell the operator: going on could lose or double occurrences."""
+
+
+class SpoolFullError(RetryableError):
+    """Publish it again later: there is no room for it until Kafka takes some of what is spooled,
+    or until the disk has room again. It was not kept."""
+
+
+class SpoolCorruptError(ExecutionEventsError):
+    """Set the file aside, go on with a new one and tell the operator; never delete it."""
+
+
+class EventError(ExecutionEventsError):
+    """Correct the event: every consumer would refuse it.
+
+    The text names the field and holds nothing of the event's content.
+    """

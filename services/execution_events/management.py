@@ -34,8 +34,11 @@ class ConsumerMetrics:
         )
         # Attempts that failed because PostgreSQL or Kafka was away.
         self.retries = Counter("execution_events_retries", "Attempts to retry.", registry=registry)
+        # A source with one sequence for several partitions, as our publisher is, makes them always.
         self.sequence_gaps = Counter(
-            "execution_events_sequence_gaps", "Gaps in a source's sequence.", registry=registry
+            "execution_events_sequence_gaps",
+            "Gaps in the sequences of a source in one partition.",
+            registry=registry,
         )
         self.without_key = Counter(
             "execution_events_records_without_key", "Stored without a key.", registry=registry

@@ -127,6 +127,23 @@ class Settings:
         60,
         _number(1, 86400),
     )
+    spool_dir: str | None = _setting(
+        "where a publisher keeps events until Kafka has them (default: nowhere)", None
+    )
+    spool_max_bytes: int = _setting(
+        "the most bytes of events that one spool may hold", 2**30, _number(2**20, 2**50)
+    )
+    spool_full: str = _setting(
+        "what publishing does when the spool is full: raise an error, or wait",
+        "raise",
+        _one_of("raise", "wait"),
+    )
+    publish_timeout: float = _setting(
+        "seconds that publishing without a spool waits for Kafka", 30, _number(1, 86400)
+    )
+    close_timeout: float = _setting(
+        "seconds that closing a publisher may wait for Kafka", 10, _number(1, 3600)
+    )
     reader_host: str = _setting("the address that the reader serves", "127.0.0.1")
     reader_port: int = _setting("its port; 0 for any", 8080, _port)
     management_host: str = _setting("the address of /livez, /readyz and /metrics", "127.0.0.1")

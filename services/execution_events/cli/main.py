@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from execution_events.cli import dead_letters, migrate, prune, publish, services, topic
+from execution_events.cli import dead_letters, migrate, prune, publish, services, spool, topic
 from execution_events.cli import settings as settings_command
 from execution_events.cli.dev import command as dev
 from execution_events.errors import ExecutionEventsError, SettingsError
@@ -29,7 +29,17 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=version("execution-events"))
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (dev, services, migrate, topic, publish, dead_letters, prune, settings_command):
+    for module in (
+        dev,
+        services,
+        migrate,
+        topic,
+        publish,
+        spool,
+        dead_letters,
+        prune,
+        settings_command,
+    ):
         module.add_commands(commands)
     return root
 

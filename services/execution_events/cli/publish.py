@@ -4,7 +4,8 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import msgspec
 from execution_events import wire
 from execution_events.cli.numbers import seconds
 from execution_events.cli.progress import Progress
-from execution_events.errors import ExecutionEventsError, RecordRefusedError
+from execution_events.errors import ExecutionEventsError, RecordRefusedError, RetryableError
 from execution_events.events import Occurrence
-from execution_events.publisher import Acknowledged, Publisher
+from execution_events.publisher.direct import DirectDelivery
+from execution_events.publisher.record import NewRecord
 from execution_events.settings import Settings
 
 _WINDOW = 10_000
@@ -94,26 +96,27 @@ def _items(content: bytes) -> Iterator[tuple[str, bytes]]:
 async def _send(
     settings: Settings, occurrences: list[Occurrence], timeout: float, *, as_json: bool
 ) -> int:
-    acknowledged = 0
+    acknowledged = sent = 0
     progress = Progress(len(occurrences))
+    settings = replace(settings, publish_timeout=timeout, close_timeout=1)
     try:
-        async with asyncio.timeout(timeout) as deadline, Publisher(settings) as publisher:
+        async with DirectDelivery(settings) as delivery:
             for begin in range(0, len(occurrences), _WINDOW):
-                window: list[tuple[Occurrence, Awaitable[Acknowledged]]] = [
-                    (occurrence, await publisher.send(occurrence))
+                window = [
+                    (occurrence, await delivery.send(NewRecord.of(occurrence)))
                     for occurrence in occurrences[begin : begin + _WINDOW]
                 ]
+                sent += len(window)
                 for occurrence, acknowledgement in window:
                     partition, offset = await acknowledgement
                     acknowledged += 1
                     if as_json:
                         print(_line(occurrence, partition, offset))
-                progress.show(acknowledged, "acknowledged")
-                deadline.reschedule(asyncio.get_running_loop().time() + timeout)
-    except TimeoutError as error:
+                    progress.show(acknowledged, "acknowledged")
+    except RetryableError as error:
         raise ExecutionEventsError(
-            f"Kafka at {settings.kafka_bootstrap_servers} has acknowledged {acknowledged} of "
-            f"{len(occurrences)} events, and nothing for {timeout:g} s; the others may still arrive"
+            f"{error}; {acknowledged} of {len(occurrences)} events were acknowledged"
+            + (f", and {sent - acknowledged} others may still arrive" if sent else "")
         ) from error
     finally:
         progress.end()

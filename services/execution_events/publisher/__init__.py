@@ -1,8 +1,14 @@
 """Publishing, for workers.
 
-- `Publisher`: sends occurrences to the topic, acknowledged by Kafka.
+- `Publisher`: what a worker publishes with; `Element` and `Action`: the scopes of its work.
+- `Event`: what a worker says. `Names`: names and dates it. `reasons`: the life cycle's catalogue.
+- `sender`, `direct`, `spooling`: to Kafka in order; without a spool and through one.
+- `spool`, `spool_directory`: the files of a spool.
 """
 
-from execution_events.publisher.publisher import Acknowledged, Publisher
+from execution_events.publisher.element import Action, Element
+from execution_events.publisher.event import Event
+from execution_events.publisher.naming import Names
+from execution_events.publisher.publisher import Publisher
 
-__all__ = ["Acknowledged", "Publisher"]
+__all__ = ["Action", "Element", "Event", "Names", "Publisher"]

@@ -1,56 +1,65 @@
-"""Sends occurrences to the topic."""
+"""What a worker publishes with."""
 
 import asyncio
-from collections.abc import Awaitable
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
-from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
-
-from execution_events import wire
+from execution_events import settings as settings_module
 from execution_events.errors import RetryableError
-from execution_events.events import Occurrence
+from execution_events.observability import Logger
+from execution_events.publisher.direct import DirectDelivery
+from execution_events.publisher.element import Element
+from execution_events.publisher.event import Event
+from execution_events.publisher.naming import Names
+from execution_events.publisher.record import NewRecord
+from execution_events.publisher.spool_directory import open_spool
+from execution_events.publisher.spooling import SpooledDelivery
+from execution_events.publisher.tracing import current_traceparent
 from execution_events.settings import Settings
-from execution_events.wire import Origin
 
-_STOP_TIMEOUT = 10
-"""Seconds to stop; aiokafka's own stop waits for ever while Kafka is away."""
-
-
-class Acknowledged(NamedTuple):
-    """Where Kafka has stored a record."""
-
-    partition: int
-    offset: int
+_logger = Logger(__name__)
 
 
 class Publisher:
-    """An idempotent producer of one topic; an asynchronous context manager.
+    """Publishes the events of a worker; an asynchronous context manager.
 
-    An acknowledged occurrence is on all in-sync replicas. One whose acknowledgement did not come
-    may be or may not be in the topic.
+    With a spool (the setting SPOOL_DIR) an event is durable on this machine's disk when `publish`
+    returns: Kafka may be away, the process may be killed, and the event is counted exactly once,
+    when this or any later publisher on the directory, or `execution-events spool drain`, reaches
+    Kafka. Without one it is on all in-sync replicas of Kafka when `publish` returns; one whose
+    `publish` has raised may be or may not be in the log.
+
+    Of one execution, an event whose `publish` was called after that of another had returned comes
+    after it in the log. A publisher belongs to the event loop and the process that opened it: after
+    a fork, open another one.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._producer: AIOKafkaProducer | None = None
+        self._names = Names()
+        self._delivery: DirectDelivery | SpooledDelivery | None = None
+        self._process = 0
+
+    @classmethod
+    def from_settings(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """One with the settings of `environ`, of `os.environ` without it.
+
+        Raises `SettingsError`, which names the wrong variable.
+        """
+        return cls(settings_module.load(os.environ if environ is None else environ))
 
     async def __aenter__(self) -> Self:
-        producer = AIOKafkaProducer(
-            **self._settings.kafka_client(),
-            acks="all",
-            enable_idempotence=True,
-            compression_type="zstd",
-        )
-        try:
-            await producer.start()
-        except KafkaError as error:
-            await producer.stop()
-            raise RetryableError(
-                f"Kafka at {self._settings.kafka_bootstrap_servers}: {error}"
-            ) from error
-        self._producer = producer
+        if self._delivery is not None:
+            raise RuntimeError("the publisher is open already")
+        settings = self._settings
+        if settings.spool_dir is None:
+            self._delivery = await DirectDelivery(settings).__aenter__()
+        else:
+            self._delivery = await _spooled(settings, Path(settings.spool_dir))
+        self._process = os.getpid()
         return self
 
     async def __aexit__(
@@ -59,51 +68,89 @@ class Publisher:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            try:
-                await asyncio.wait_for(producer.stop(), _STOP_TIMEOUT)
-            except TimeoutError as error:
-                # What went wrong before says more.
-                if exc is None:
-                    raise RetryableError("Kafka is away: the publisher could not stop") from error
+        # In a fork it is the parent's to close.
+        if self._process == os.getpid():
+            await self.close()
 
-    async def publish(
-        self, occurrence: Occurrence, origin: Origin | None = None, *, timeout: float = 30
-    ) -> Acknowledged:
-        """Send `occurrence` and wait until Kafka acknowledges it, at most `timeout` seconds.
+    def element(
+        self,
+        *,
+        execution_id: str,
+        namespace: str,
+        object_name: str,
+        elem_type: str,
+        elem_id: str,
+        object_namespace: str | None = None,
+    ) -> Element:
+        """An element of an execution, whose actions and events are published with this one."""
+        return Element(
+            self,
+            execution_id=execution_id,
+            namespace=namespace,
+            object_name=object_name,
+            elem_type=elem_type,
+            elem_id=elem_id,
+            object_namespace=object_namespace,
+        )
 
-        Raises `RetryableError` when it does not; the record may still arrive.
+    async def publish(self, event: Event) -> None:
+        """Return when `event` is durable.
+
+        Raises `EventError` for an event that no consumer would take, and `RetryableError` where it
+        could not be made durable: Kafka or the spool is away, or the spool is full. When the caller
+        is cancelled meanwhile, the event may still be published.
         """
+        delivery = self._open()
+        occurrence = self._names.occurrence(event)
+        await delivery.keep(NewRecord.of(occurrence, current_traceparent()))
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """Return when Kafka has acknowledged everything that was published before.
+
+        Raises `RetryableError` after `timeout` seconds; nothing is lost by that.
+        """
+        delivery = self._open()
         try:
             async with asyncio.timeout(timeout):
-                return await (await self.send(occurrence, origin))
-        except TimeoutError as error:
-            raise RetryableError(f"Kafka has acknowledged nothing for {timeout} s") from error
+                await delivery.flush()
+        except TimeoutError:
+            raise RetryableError(f"Kafka has not acknowledged all within {timeout} s") from None
 
-    async def send(
-        self, occurrence: Occurrence, origin: Origin | None = None
-    ) -> Awaitable[Acknowledged]:
-        """Put `occurrence` in line and give its acknowledgement to wait for.
+    async def close(self) -> int:
+        """Deliver what is left, for at most the setting CLOSE_TIMEOUT, and stop, within 5 s more.
 
-        What is sent one after the other keeps its order within an execution. Waits while the
-        line is full.
+        Gives how many events were not delivered: with a spool they stay in it, without one their
+        `publish` raises `RetryableError`. Closing again does nothing.
         """
-        if self._producer is None:
-            raise RuntimeError("the publisher is not open")
-        key, value = wire.encode(occurrence)
-        headers = [] if origin is None else wire.encode_origin(origin)
-        try:
-            sent = await self._producer.send(
-                self._settings.topic, key=key, value=value, headers=headers
-            )
-        except KafkaError as error:
-            raise RetryableError(f"Kafka: {error}") from error
-        return self._acknowledgement(sent)
+        if self._delivery is None:
+            return 0
+        delivery, self._delivery = self._open(), None
+        left = await delivery.close()
+        if left:
+            _logger.warning("publisher closed with events left", events=left)
+        return left
 
-    async def _acknowledgement(self, sent: asyncio.Future[Acknowledged]) -> Acknowledged:
-        try:
-            metadata = await asyncio.shield(sent)
-        except KafkaError as error:
-            raise RetryableError(f"Kafka: {error}") from error
-        return Acknowledged(metadata.partition, metadata.offset)
+    def _open(self) -> DirectDelivery | SpooledDelivery:
+        if self._delivery is None:
+            raise RuntimeError("the publisher is not open")
+        if self._process != os.getpid():
+            raise RuntimeError("the publisher was opened before a fork: open one in this process")
+        return self._delivery
+
+
+async def _spooled(settings: Settings, directory: Path) -> SpooledDelivery:
+    # In a thread, because checking a large file takes a while.
+    opening = asyncio.create_task(
+        asyncio.to_thread(open_spool, directory, settings.spool_max_bytes)
+    )
+    try:
+        spool = await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        # The thread opens it all the same.
+        (await opening).close()
+        raise
+    try:
+        return await SpooledDelivery(settings, spool).__aenter__()
+    except BaseException:
+        spool.close()
+        raise

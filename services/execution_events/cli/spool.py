@@ -1,0 +1,183 @@
+"""`spool`: what workers keep until Kafka has it, and what they left behind."""
+
+import argparse
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import msgspec
+
+from execution_events.cli.numbers import seconds
+from execution_events.cli.progress import Progress
+from execution_events.errors import ExecutionEventsError, SettingsError
+from execution_events.publisher.spool import Spool
+from execution_events.publisher.spool_directory import SpoolInfo, adopt, list_spools, spools
+from execution_events.publisher.spooling import drain
+from execution_events.settings import Settings, variable_of
+
+_ACCEPT = "execution-events spool drain --accept-duplicates"
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands to the command line."""
+    spool = commands.add_parser("spool", help="events that workers have not delivered yet")
+    subcommands = spool.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    listing = subcommands.add_parser(
+        "list",
+        help="list the spools of a directory",
+        description="List the spools of a directory: how many events each has left to send, holds "
+        "back because they were attempted more than 30 days ago, and has kept because Kafka "
+        "refused them. A spool in use belongs to a process that runs.",
+    )
+    listing.add_argument("--json", action="store_true", help="one JSON object a line")
+    listing.set_defaults(run=_list)
+    draining = subcommands.add_parser(
+        "drain",
+        help="send what processes that have gone left behind",
+        description="Send the events of every spool that no process uses, each counted once. "
+        "Ctrl-C stops it; what was not sent stays in the spools. Exits with 1 where something is "
+        "left in a spool that no process uses.",
+    )
+    draining.add_argument(
+        "--accept-duplicates",
+        action="store_true",
+        help="also send events that are held or were refused; those that were counted already, "
+        "so long ago that it may be forgotten, count again",
+    )
+    draining.add_argument(
+        "--timeout",
+        type=seconds,
+        default=60,
+        help="seconds to wait for Kafka to take anything (default: 60)",
+    )
+    draining.set_defaults(run=_drain)
+    for command in (listing, draining):
+        command.add_argument(
+            "directory",
+            nargs="?",
+            type=Path,
+            metavar="DIRECTORY",
+            help=f"the directory of the spools (default: {variable_of('spool_dir')})",
+        )
+
+
+def _directory(arguments: argparse.Namespace, settings: Settings) -> Path:
+    directory: Path | None = arguments.directory
+    if directory is None:
+        if settings.spool_dir is None:
+            raise SettingsError(f"{variable_of('spool_dir')} is not set: set it or give DIRECTORY")
+        directory = Path(settings.spool_dir)
+    if not directory.is_dir():
+        raise ExecutionEventsError(f"{directory}: no such directory")
+    return directory
+
+
+def _list(arguments: argparse.Namespace, settings: Settings) -> int:
+    listed = list_spools(_directory(arguments, settings))
+    for info in listed:
+        print(_json_line(info) if arguments.json else _line(info))
+    if not listed and not arguments.json:
+        print("no spools")
+    return 0
+
+
+def _state(info: SpoolInfo) -> str:
+    if info.set_aside:
+        return "set_aside"
+    return "in_use" if info.owned else "left_behind"
+
+
+def _json_line(info: SpoolInfo) -> str:
+    found = info.summary
+    return msgspec.json.encode(
+        {
+            "path": str(info.path),
+            "state": _state(info),
+            "problem": info.problem,
+            "source": found and found.source,
+            "left": found and found.left,
+            "held": found and found.held,
+            "refused": found and found.refused,
+            "bytes": found and found.bytes,
+            "oldest": found and _moment(found.oldest),
+        }
+    ).decode()
+
+
+def _line(info: SpoolInfo) -> str:
+    place = f"{info.path}  {_state(info).replace('_', ' ')}"
+    if info.summary is None:
+        return f"{place}  {info.problem}"
+    source, left, held, refused, size, oldest = info.summary
+    since = "" if oldest is None else f"  oldest {_moment(oldest)}"
+    return f"{place}  left {left}  held {held}  refused {refused}  bytes {size}{since}  {source}"
+
+
+def _moment(milliseconds: int | None) -> str | None:
+    if milliseconds is None:
+        return None
+    return f"{datetime.fromtimestamp(milliseconds // 1000, UTC):%FT%TZ}"
+
+
+def _drain(arguments: argparse.Namespace, settings: Settings) -> int:
+    directory = _directory(arguments, settings)
+    return asyncio.run(
+        _drain_all(
+            settings, directory, arguments.timeout, accept_duplicates=arguments.accept_duplicates
+        )
+    )
+
+
+async def _drain_all(
+    settings: Settings, directory: Path, timeout: float, *, accept_duplicates: bool
+) -> int:
+    code = 0
+    aside = 0
+    for path in spools(directory):
+        try:
+            spool = adopt(path, settings.spool_max_bytes)
+            if spool is None:
+                print(f"{path}: skipped: in use by a process, which sends it")
+                continue
+            with spool:
+                if accept_duplicates:
+                    spool.accept_duplicates()
+                print(f"{path}: {await _send(settings, spool, timeout)}")
+        except SettingsError:
+            raise
+        except ExecutionEventsError as error:
+            # The others may be sound.
+            print(f"{path}: {str(error).removeprefix(f'{path}: ')}")
+            code = 1
+            continue
+        if spool.left or spool.held or spool.refused:
+            code = 1
+        aside += spool.held + spool.refused
+    if aside:
+        command = f"{_ACCEPT} {quote(str(directory))}"
+        print(f"to send held and refused events too, which may count again: {command}")
+    return code
+
+
+async def _send(settings: Settings, spool: Spool, timeout: float) -> str:
+    """Send what is left and say what became of it."""
+    total, refused = spool.left, spool.refused
+    if total:
+        progress = Progress(total)
+        try:
+            await drain(
+                settings,
+                spool,
+                timeout=timeout,
+                progress=lambda sent: progress.show(sent, "sent"),
+            )
+        finally:
+            progress.end()
+    # A damaged spool is replaced while it is drained, and keeps what it had left.
+    counts = {"left": spool.left, "held": spool.held, "refused": spool.refused}
+    sent = total - spool.left - (spool.refused - refused)
+    return ", ".join(
+        [f"sent {sent}", *(f"{what} {number}" for what, number in counts.items() if number)]
+    )

@@ -1,0 +1,153 @@
+"""The event as a worker says it, and its bounds."""
+
+from datetime import UTC, datetime
+
+import msgspec
+
+from execution_events import events
+from execution_events.errors import EventError
+from execution_events.events import NORMAL, Occurrence
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """`count` new occurrences of what an action on an element of an execution reports.
+
+    What is None is filled in: `name` so that recurrences have the same one, `object_namespace`
+    with the namespace, `last_timestamp` with the time of publishing, and `first_timestamp` with
+    the last. Timestamps are aware. Reasons are written `<zh>##<CamelCase>`, messages
+    `<zh> ## <en>`. The bounds are checked when the event is published.
+    """
+
+    execution_id: str
+    namespace: str
+    object_name: str
+    reason: str
+    message: str = ""
+    elem_type: str
+    elem_id: str
+    action_name: str
+    name: str | None = None
+    object_namespace: str | None = None
+    type: str = NORMAL
+    first_timestamp: datetime | None = None
+    last_timestamp: datetime | None = None
+    count: int = 1
+
+
+def timestamps_of(event: Event) -> tuple[datetime, datetime]:
+    """The first and the last timestamp of `event`, in UTC; what is None is now.
+
+    A first timestamp in the future is the last as well, where that is not given: a clock that was
+    set back costs no event. Raises `EventError` for what is outside the bounds of a record.
+    """
+    if event.last_timestamp is None:
+        last = datetime.now(UTC)
+        if event.first_timestamp is None:
+            return last, last
+        first = _utc("first_timestamp", event.first_timestamp)
+        return first, max(first, last)
+    last = _utc("last_timestamp", event.last_timestamp)
+    if event.first_timestamp is None:
+        return last, last
+    first = _utc("first_timestamp", event.first_timestamp)
+    if first > last:
+        raise EventError("first_timestamp: after last_timestamp")
+    return first, last
+
+
+def count_of(event: Event) -> int:
+    """The occurrences that `event` carries; raises `EventError` outside a record's bounds."""
+    count = event.count
+    # JSON writes a bool, which is an int, in its own way.
+    if type(count) is not int or not 1 <= count <= events.RECORD_COUNT_MAX:
+        raise EventError("count: not a whole number from 1 to 2^31-1")
+    return count
+
+
+def texts_of(event: Event, name: str) -> Occurrence:
+    """The occurrence with the texts of `event` and, for all else, what never leaves this process.
+
+    Raises `EventError` for texts outside the bounds of a record.
+    """
+    namespace = _name("namespace", event.namespace)
+    object_namespace = event.object_namespace
+    return Occurrence(
+        execution_id=_execution_id(event.execution_id),
+        namespace=namespace,
+        name=_name("name", name),
+        object_name=_name("object_name", event.object_name),
+        object_namespace=(
+            namespace if object_namespace is None else _name("object_namespace", object_namespace)
+        ),
+        reason=_text("reason", event.reason),
+        first_timestamp=events.TIMESTAMP_MIN,
+        last_timestamp=events.TIMESTAMP_MIN,
+        count=1,
+        type=_text("type", event.type),
+        elem_type=_text("elem_type", event.elem_type),
+        elem_id=_text("elem_id", event.elem_id),
+        action_name=_text("action_name", event.action_name),
+        # The catalogue's message holds others of these texts, which are to be named first.
+        message=_message(event.message),
+    )
+
+
+def _utc(field: str, moment: datetime) -> datetime:
+    if not isinstance(moment, datetime) or moment.utcoffset() is None:
+        raise EventError(f"{field}: not a datetime with a time zone")
+    try:
+        utc = moment.astimezone(UTC)
+    except OverflowError:
+        utc = None
+    if utc is None or utc.year < events.TIMESTAMP_MIN.year:
+        raise EventError(f"{field}: not from 1970 to 9999 in UTC")
+    return utc
+
+
+def _execution_id(value: str) -> str:
+    text = _clean("execution_id", value)
+    if not events.EXECUTION_ID.fullmatch(text):
+        raise EventError("execution_id: not 1 to 128 characters of A-Z a-z 0-9 . _ : -")
+    return text
+
+
+def _name(field: str, value: str) -> str:
+    text = _clean(field, value)
+    if not text or _bytes(text) > events.NAME_MAX_BYTES:
+        raise EventError(f"{field}: not 1 to {events.NAME_MAX_BYTES} bytes")
+    return text
+
+
+def _text(field: str, value: str) -> str:
+    text = _clean(field, value)
+    if not text or len(text) > events.TEXT_MAX_CHARACTERS:
+        raise EventError(f"{field}: not 1 to {events.TEXT_MAX_CHARACTERS} characters")
+    return text
+
+
+def _message(value: str) -> str:
+    text = _clean("message", value)
+    if _bytes(text) > events.MESSAGE_MAX_BYTES:
+        raise EventError(f"message: more than {events.MESSAGE_MAX_BYTES} bytes")
+    return text
+
+
+def _clean(field: str, value: str) -> str:
+    """`value` as a plain string, which UTF-8 can write and PostgreSQL can store."""
+    if type(value) is not str:
+        if not isinstance(value, str):
+            raise EventError(f"{field}: not a string")
+        # The codec knows no other subclasses than enumerations.
+        value = str.__str__(value)
+    if "\0" in value:
+        raise EventError(f"{field}: holds a NUL character")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise EventError(f"{field}: holds half of a surrogate pair") from None
+    return value
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())

@@ -1,0 +1,106 @@
+"""The catalogue of an action's life cycle: its reasons and messages, in Chinese and English.
+
+`ops.elements_v1` derives the state of an element from the codes of these reasons.
+"""
+
+import re
+from typing import NamedTuple
+
+from execution_events.events import MESSAGE_MAX_BYTES, NORMAL, WARNING
+
+SEPARATOR = "##"
+"""What divides the halves of a bilingual text."""
+
+_CONTROLS = re.compile(r"[\s\0-\x1f\x7f-\x9f\ud800-\udfff]+")
+
+
+class Reason(NamedTuple):
+    """A reason of the catalogue, as the record carries it, and its message in both languages."""
+
+    text: str
+    zh: str
+    en: str
+    type: str
+
+    def message(self, element: str, action: str, error: BaseException | None = None) -> str:
+        """The message `<zh> ## <en>`; both halves end with the error, if there is one.
+
+        With an error it is never more than a message may be: the error's text is cut.
+        """
+        element, action = _undivided(str(element)), _undivided(str(action))
+        zh = self.zh.format(element=element, action=action)
+        en = self.en.format(element=element, action=action)
+        if error is None:
+            return f"{zh}. {SEPARATOR} {en}"
+        halves = f"{zh}:  {SEPARATOR} {en}: "
+        room = max(0, MESSAGE_MAX_BYTES - len(halves.encode(errors="replace"))) // 2
+        text = describe(error).encode()[:room].decode(errors="ignore")
+        return f"{zh}: {text} {SEPARATOR} {en}: {text}"
+
+
+ACTION_START = Reason(
+    "启动##ActionStart",
+    "元素({element})开始执行({action})流程",
+    "Element({element}) start to Action({action}).",
+    NORMAL,
+)
+SUCCESSFUL_FINISH = Reason(
+    "执行成功##SuccessfulFinish",
+    "元素({element})执行{action}成功",
+    "Element({element}) execute Action: {action} successfully",
+    NORMAL,
+)
+ACTION_RETRY = Reason(
+    "重试##ActionRetry",
+    "元素({element})重试{action}",
+    "Element({element}) retry Action: {action}",
+    WARNING,
+)
+ACTION_FAILED = Reason(
+    "执行失败##ActionFailed",
+    "元素({element})执行{action}失败",
+    "Element({element}) execute Action: {action} failed",
+    WARNING,
+)
+ACTION_TIMEOUT = Reason(
+    "执行超时##ActionTimeout",
+    "元素({element})执行{action}超时",
+    "Element({element}) execute Action: {action} timed out",
+    WARNING,
+)
+# Somebody wanted it, so it is no warning.
+ACTION_CANCELLED = Reason(
+    "取消##ActionCancelled",
+    "元素({element})取消执行{action}",
+    "Element({element}) execute Action: {action} cancelled",
+    NORMAL,
+)
+CATALOGUE = (
+    ACTION_START,
+    SUCCESSFUL_FINISH,
+    ACTION_RETRY,
+    ACTION_FAILED,
+    ACTION_TIMEOUT,
+    ACTION_CANCELLED,
+)
+
+
+def describe(error: BaseException) -> str:
+    """The type and the text of `error`, of a group its members' too, on one line of clean text.
+
+    At most as many characters as a message has bytes. Never raises.
+    """
+    try:
+        text = str(error)
+        if isinstance(error, BaseExceptionGroup):
+            text += ": " + "; ".join(map(describe, error.exceptions))
+    except Exception:  # errors of others: even their texts can fail
+        text = ""
+    line = f"{type(error).__name__}: {text[:MESSAGE_MAX_BYTES]}"
+    line = _undivided(_CONTROLS.sub(" ", line))
+    return line.strip().removesuffix(":")[:MESSAGE_MAX_BYTES]
+
+
+def _undivided(text: str) -> str:
+    """`text` without what would be taken for the end of the first half."""
+    return re.sub("##+", "#", text)

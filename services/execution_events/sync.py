@@ -1,0 +1,343 @@
+"""The publisher for threads: names and guarantees of the asynchronous one, without a loop of yours.
+
+with Publisher.from_settings() as publisher:
+    element = publisher.element(execution_id=…, …)
+    with element.action("create"):
+        element.event("镜像拉取##PullImage", "拉取镜像. ## Pulling image.")
+"""
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar, Unpack
+
+from execution_events import publisher as asynchronous
+from execution_events import settings as settings_module
+from execution_events.errors import RetryableError
+from execution_events.events import NORMAL
+from execution_events.observability import Logger
+from execution_events.publisher.element import Identity, Scope, Subject, note_unpublished
+from execution_events.publisher.event import Event
+from execution_events.settings import Settings
+
+_T = TypeVar("_T")
+
+_logger = Logger(__name__)
+
+_PUBLISHING_TIMEOUT = 10
+"""Seconds that closing waits for what calls have begun to publish, interrupted ones too."""
+_STOP_TIMEOUT = 10
+"""Seconds that the thread may take to end when all is closed; it is a daemon."""
+
+
+class Publisher:
+    """Publishes the events of a worker; a context manager. Safe to call from many threads.
+
+    It runs an asynchronous publisher in a thread of its own and gives the same guarantees. A
+    KeyboardInterrupt, or what a signal handler raises, ends a call but not what the call has
+    begun: the event is still published, and `close` waits for it.
+
+    Belongs to the process that opened it, which the process id tells: after a fork, open another
+    one. In the child every call raises a RuntimeError that says so, and leaving the `with` block
+    does nothing.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._publisher = self._asynchronous(settings)
+        # Reentrant: a signal handler may publish in the middle of a call.
+        self._lock = threading.RLock()
+        self._thread: _LoopThread | None = None
+        self._closing: _Call[int] | None = None
+        self._publishing: set[asyncio.Task[None] | None] = set()
+        self._process = os.getpid()
+
+    @classmethod
+    def from_settings(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """One with the settings of `environ`, of `os.environ` without it.
+
+        Raises `SettingsError`, which names the wrong variable.
+        """
+        return cls(settings_module.load(os.environ if environ is None else environ))
+
+    def __enter__(self) -> Self:
+        thread = _LoopThread()
+        try:
+            opening = _Call(self._publisher.__aenter__)
+            thread.submit(opening)
+            opening.wait()
+            opening.result()
+        except BaseException:
+            thread.stop()
+            raise
+        self._process = os.getpid()
+        self._thread, self._closing = thread, None
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._process == os.getpid():
+            self.close()
+
+    def element(
+        self,
+        *,
+        execution_id: str,
+        namespace: str,
+        object_name: str,
+        elem_type: str,
+        elem_id: str,
+        object_namespace: str | None = None,
+    ) -> "Element":
+        """An element of an execution, whose actions and events are published with this one."""
+        return Element(
+            self,
+            execution_id=execution_id,
+            namespace=namespace,
+            object_name=object_name,
+            elem_type=elem_type,
+            elem_id=elem_id,
+            object_namespace=object_namespace,
+        )
+
+    def publish(self, event: Event) -> None:
+        """Return when `event` is durable.
+
+        Raises `EventError` for an event that no consumer would take, and `RetryableError` where it
+        could not be made durable.
+        """
+        self._run(_Call(lambda: self._publish(event)))
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Return when Kafka has acknowledged everything that was published before.
+
+        Raises `RetryableError` after `timeout` seconds; nothing is lost by that.
+        """
+        self._run(_Call(lambda: self._publisher.flush(timeout)))
+
+    def close(self) -> int:
+        """Deliver what is left, for a bounded time, and stop.
+
+        Gives how many events were not delivered. Calls of other threads that are still publishing
+        after a while get a `RetryableError`. Closing again does nothing.
+        """
+        self._check_process()
+        with self._lock:
+            thread = self._thread
+            if thread is None:
+                return 0
+            closing = self._closing
+            if closing is None:
+                closing = _Call(self._close)
+                # In this order: whoever finds it may wait for it.
+                thread.submit(closing)
+                self._closing = closing
+        closing.wait()
+        thread.stop()
+        self._thread = None
+        return closing.result()
+
+    # These two run in the loop, where no interrupt comes between one step and the next.
+
+    async def _publish(self, event: Event) -> None:
+        task = asyncio.current_task()
+        self._publishing.add(task)
+        try:
+            await self._publisher.publish(event)
+        finally:
+            self._publishing.discard(task)
+
+    async def _close(self) -> int:
+        publishing = [task for task in self._publishing if task is not None]
+        if publishing:
+            await asyncio.wait(publishing, timeout=_PUBLISHING_TIMEOUT)
+        return await self._publisher.close()
+
+    def _run(self, call: "_Call[None]") -> None:
+        self._check_process()
+        try:
+            with self._lock:
+                if self._thread is None or self._closing is not None:
+                    raise RuntimeError("the publisher is not open")
+                self._thread.submit(call)
+            call.wait()
+        except BaseException:
+            call.abandon()
+            raise
+        call.result()
+
+    def _check_process(self) -> None:
+        # Before the lock, which another thread of the parent may have held for ever.
+        if self._process != os.getpid():
+            raise RuntimeError("the publisher was opened before a fork: open one in this process")
+
+    def _asynchronous(self, settings: Settings) -> asynchronous.Publisher:
+        return asynchronous.Publisher(settings)
+
+
+class Element:
+    """An element of an execution, whose actions and events are published."""
+
+    def __init__(self, publisher: Publisher, **identity: Unpack[Identity]) -> None:
+        self._publisher = publisher
+        self._subject = Subject(identity)
+
+    def action(self, name: str) -> "Action":
+        """The scope of an action, to be entered with `with`."""
+        return Action(self._publisher, Scope(self._subject, name))
+
+    def event(
+        self,
+        reason: str,
+        message: str = "",
+        *,
+        type: str = NORMAL,  # noqa: A002
+        action_name: str | None = None,
+    ) -> None:
+        """Publish an event of your own: reason `<zh>##<CamelCase>`, message `<zh> ## <en>`.
+
+        Its action is `action_name`, or else the innermost scope of this element that this thread
+        has entered; a thread does not see the scopes of the one that has started it. Raises
+        `EventError` where there is none, and what `publish` raises.
+        """
+        self._publisher.publish(self._subject.event(reason, message, type, action_name))
+
+
+class Action:
+    """The scope of an action: a context manager.
+
+    ActionStart is durable before the body runs. When the scope is left, the event of its end is
+    durable: SuccessfulFinish; ActionTimeout for a TimeoutError; ActionCancelled for
+    KeyboardInterrupt, SystemExit, GeneratorExit and asyncio's cancellation; ActionFailed for all
+    other exceptions. The exception goes on in any case. Where the end's event cannot be published,
+    the exception has a note and the log an error; without an exception, the publisher's error is
+    raised. An interrupt while ActionStart is published ends the action with ActionCancelled.
+    """
+
+    def __init__(self, publisher: Publisher, scope: Scope) -> None:
+        self._publisher = publisher
+        self._scope = scope
+
+    def __enter__(self) -> Self:
+        try:
+            self._publisher.publish(self._scope.start())
+            self._scope.enter()
+        except Exception:
+            raise
+        except BaseException as interrupt:
+            self.__exit__(type(interrupt), interrupt, interrupt.__traceback__)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._scope.leave()
+        event = self._scope.end(error)
+        try:
+            self._publisher.publish(event)
+        except Exception as failure:
+            if error is None:
+                raise
+            note_unpublished(event, failure, error)
+
+    def event(self, reason: str, message: str = "", *, type: str = NORMAL) -> None:  # noqa: A002
+        """Publish an event of your own in this action, like `Element.event`."""
+        self._publisher.publish(
+            self._scope.subject.event(reason, message, type, self._scope.action_name)
+        )
+
+    def retry(self, error: BaseException | None = None) -> None:
+        """Publish ActionRetry, a Warning, with the error that made it necessary."""
+        self._publisher.publish(self._scope.retry(error))
+
+
+class _Call(Generic[_T]):
+    """A call that the loop's thread runs and others wait for.
+
+    Not a `concurrent.futures.Future`: an interrupt at the wrong moment leaves its lock held for
+    ever, and then the loop waits for that. Here each who waits has a plain lock of its own.
+    """
+
+    def __init__(self, function: Callable[[], Coroutine[Any, Any, _T]]) -> None:
+        self._function = function
+        self._task: asyncio.Task[_T] | None = None
+        self._waiting: list[threading.Lock] = []
+        self._ended = self._abandoned = False
+
+    def start(self) -> None:
+        """In the loop."""
+        self._task = asyncio.ensure_future(self._function())
+        self._task.add_done_callback(self._end)
+
+    def wait(self) -> None:
+        """Return when it has ended."""
+        ended = threading.Lock()
+        ended.acquire()
+        self._waiting.append(ended)
+        if not self._ended:
+            ended.acquire()
+
+    def result(self) -> _T:
+        """What it has returned or raised, when it has ended."""
+        assert self._task is not None  # noqa: S101
+        try:
+            return self._task.result()
+        except asyncio.CancelledError:
+            raise RetryableError("the publisher was closed before the call had ended") from None
+
+    def abandon(self) -> None:
+        """Nobody will ask for the result: log a failure."""
+        self._abandoned = True
+        if self._ended:
+            self._log_failure()
+
+    def _end(self, task: asyncio.Task[_T]) -> None:
+        self._ended = True
+        for waiting in self._waiting:
+            waiting.release()
+        if self._abandoned:
+            self._log_failure()
+
+    def _log_failure(self) -> None:
+        try:
+            self.result()
+        except Exception as error:
+            _logger.error("interrupted call failed", error=repr(error))
+
+
+class _LoopThread:
+    """An event loop in a daemon thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._thread = threading.Thread(
+            target=self._run, name="execution-events-publisher", daemon=True
+        )
+        self._thread.start()
+
+    def submit(self, call: _Call[Any]) -> None:
+        """Start `call` in the loop, after all before, with the context variables of this thread."""
+        self._loop.call_soon_threadsafe(call.start)
+
+    def stop(self) -> None:
+        """Cancel what still runs and wait for the thread, for a bounded time; again is harmless."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(_STOP_TIMEOUT)
+        if self._thread.is_alive():
+            _logger.error("publisher's thread does not end", timeout=_STOP_TIMEOUT)
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._stop.wait())

@@ -1,0 +1,70 @@
+"""Publishers for the tests of workers: they keep what is published, and need no Kafka.
+
+Pass one where the worker takes its publisher. The events are in `events`, named, dated and checked
+exactly as the real publishers do it:
+
+    async with RecordingPublisher() as publisher:
+        await work(publisher)
+    assert [event.reason for event in publisher.events] == ["启动##ActionStart", …]
+"""
+
+from types import TracebackType
+from typing import Self
+
+from execution_events import publisher, sync
+from execution_events.events import Occurrence
+from execution_events.publisher.event import Event
+from execution_events.publisher.naming import Names
+from execution_events.settings import Settings
+
+
+class RecordingPublisher(publisher.Publisher):
+    """A `Publisher` that keeps in memory what is published, in order, in `events`."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        super().__init__(settings or Settings())
+        self.events: list[Occurrence] = []
+        self._names = Names()
+        self._is_open = False
+
+    async def __aenter__(self) -> Self:
+        self._is_open = True
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def publish(self, event: Event) -> None:
+        self._check_open()
+        self.events.append(self._names.occurrence(event))
+
+    async def flush(self, timeout: float | None = None) -> None:
+        self._check_open()
+
+    async def close(self) -> int:
+        self._is_open = False
+        return 0
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise RuntimeError("the publisher is not open")
+
+
+class SyncRecordingPublisher(sync.Publisher):
+    """A `sync.Publisher` that keeps in memory what is published, in order, in `events`."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        super().__init__(settings or Settings())
+
+    @property
+    def events(self) -> list[Occurrence]:
+        return self._recording.events
+
+    def _asynchronous(self, settings: Settings) -> publisher.Publisher:
+        self._recording = RecordingPublisher(settings)
+        return self._recording

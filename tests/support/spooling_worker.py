@@ -1,0 +1,71 @@
+"""A worker that publishes through a spool until it is killed, and keeps a journal of its own.
+
+    python -m tests.support.spooling_worker JOURNAL
+
+Settings are in the environment. The journal has a line for each event before its `publish` is
+called, and one after it has returned. Every event has a name of its own and a random count, so that
+one that is lost cannot hide one that is counted twice.
+"""
+
+import asyncio
+import random
+import secrets
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from execution_events import Event, Publisher
+from execution_events.events import RECORD_COUNT_MAX
+
+_TASKS = 8
+_EXECUTIONS = 20
+
+
+class Journal(NamedTuple):
+    """Counts by name: of the events whose publishing was begun, and of those that are durable."""
+
+    begun: dict[str, int]
+    durable: dict[str, int]
+
+    @classmethod
+    def read(cls, path: Path) -> "Journal":
+        """All lines but a last one that is not complete: the worker was killed in it."""
+        journal = cls({}, {})
+        for line in path.read_text().split("\n")[:-1] if path.exists() else ():
+            state, name, count = line.split()
+            (journal.begun if state == "begun" else journal.durable)[name] = int(count)
+        return journal
+
+
+async def _work(publisher: Publisher, journal: Path) -> None:
+    with journal.open("a", buffering=1) as file:
+        while True:
+            name = f"job.{secrets.token_hex(8)}"
+            event = Event(
+                execution_id=f"execution-{random.randrange(_EXECUTIONS)}",
+                namespace="tenant",
+                object_name="job",
+                name=name,
+                reason="启动##ActionStart",
+                elem_type="KubeDAG.init",
+                elem_id="job-a",
+                action_name="create",
+                count=random.randint(1, RECORD_COUNT_MAX),
+            )
+            print("begun", name, event.count, file=file)
+            await publisher.publish(event)
+            print("durable", name, event.count, file=file)
+
+
+async def _main(journal: Path) -> None:
+    if journal.exists():
+        # The next line must not be joined to half of one.
+        text = journal.read_text()
+        journal.write_text(text[: text.rfind("\n") + 1])
+    async with Publisher.from_settings() as publisher, asyncio.TaskGroup() as group:
+        for _ in range(_TASKS):
+            group.create_task(_work(publisher, journal))
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(Path(sys.argv[1])))

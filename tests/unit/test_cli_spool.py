@@ -1,0 +1,279 @@
+"""`spool`: what it says and how it exits; no Kafka but one that is away."""
+
+import json
+import logging
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from execution_events.cli import spool as command
+from execution_events.cli.main import main
+from execution_events.publisher.record import NewRecord
+from execution_events.publisher.spool import HOLD_MS, Spool
+from execution_events.publisher.spool_directory import open_spool
+from execution_events.settings import Settings, variable_of
+
+MAX_BYTES = 2**26
+
+
+@pytest.fixture(autouse=True)
+def _process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Without the settings of whoever runs the tests; logging is put back as it was."""
+    for variable in [name for name in os.environ if name.startswith("EXECUTION_EVENTS_")]:
+        monkeypatch.delenv(variable)
+    package = logging.getLogger("execution_events")
+    before = logging.root.handlers, logging.root.level, package.level
+    yield
+    logging.root.handlers, level, package_level = before
+    logging.root.setLevel(level)
+    package.setLevel(package_level)
+
+
+@pytest.fixture(autouse=True)
+def directory(_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(variable_of("spool_dir"), str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def kafka(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Have Kafka acknowledge so many records in all and then no more."""
+    budget = [0]
+
+    async def drain(
+        settings: Settings, spool: Spool, *, timeout: float, progress: Callable[[int], None]
+    ) -> int:
+        given = spool.exchange([], [], room=budget[0], partition_of=lambda _: 0)
+        budget[0] -= len(given)
+        spool.exchange([], [record.sequence for record in given], room=0, partition_of=None)
+        progress(len(given))
+        spool.close()
+        return spool.left
+
+    monkeypatch.setattr(command, "drain", drain)
+
+    def acknowledge(number: int) -> None:
+        budget[0] = number
+
+    return acknowledge
+
+
+@pytest.fixture
+def make(directory: Path) -> Callable[..., Path]:
+    """Make a spool file that nobody owns."""
+
+    def make(*, left: int = 0, held: int = 0, refused: int = 0) -> Path:
+        with ExitStack() as others:
+            while (spool := others.enter_context(open_spool(directory, MAX_BYTES))).last:
+                pass
+            new = [NewRecord(b"key", b"value", None, 1_700_000_000_000)] * (left + held + refused)
+            spool.exchange(new, [], room=held + refused, partition_of=lambda _: 0)
+            for sequence in range(1, refused + 1):
+                spool.refuse(sequence, "too large")
+            # So that another call makes another file.
+            if not new:
+                [given] = spool.exchange(
+                    [NewRecord(b"", b"", None, 0)], [], room=1, partition_of=lambda _: 0
+                )
+                spool.exchange([], [given.sequence], room=0, partition_of=None)
+        with sqlite3.connect(spool.path) as connection:
+            connection.execute("UPDATE record SET attempted_at = attempted_at - ?", [HOLD_MS])
+        connection.close()
+        return spool.path
+
+    return make
+
+
+@pytest.fixture
+def owned(directory: Path, make: Callable[..., Path]) -> Iterator[Path]:
+    """A spool that a process, this one, uses."""
+    path = make(left=1)
+    with open_spool(directory, MAX_BYTES) as spool:
+        assert spool.path == path
+        yield path
+
+
+def damaged(path: Path) -> Path:
+    path.write_bytes(b"\xa5" * 4096)
+    return path
+
+
+# Usage.
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["spool"],
+        ["spool", "nothing"],
+        ["spool", "list", "a", "b"],
+        ["spool", "drain", "--timeout", "0"],
+        ["spool", "drain", "--json"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_2_and_shows_the_right_one(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("usage: execution-events ")
+    assert output.out == ""
+
+
+@pytest.mark.parametrize("verb", ["list", "drain"])
+def test_a_directory_is_needed(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(variable_of("spool_dir"))
+    assert main(["spool", verb]) == 2
+    assert capsys.readouterr().err == (
+        f"execution-events: {variable_of('spool_dir')} is not set: set it or give DIRECTORY\n"
+    )
+    assert main(["spool", verb, str(tmp_path / "absent")]) == 1
+    assert capsys.readouterr().err == (
+        f"execution-events: {tmp_path / 'absent'}: no such directory\n"
+    )
+    assert not (tmp_path / "absent").exists()
+
+
+# list.
+
+
+def test_a_list_has_a_line_for_each(
+    owned: Path, make: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    behind, empty, broken = make(left=2, held=3, refused=1), make(), damaged(make(left=1))
+    assert main(["spool", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    said = {line.split("  ")[0]: line.split("  ")[1:-1] for line in lines}
+    assert said[str(owned)][:4] == ["in use", "left 1", "held 0", "refused 0"]
+    assert said[str(behind)] == [
+        *("left behind", "left 2", "held 3", "refused 1", "bytes 240"),
+        "oldest 2023-11-14T22:13:20Z",
+    ]
+    assert said[str(empty)] == ["left behind", "left 0", "held 0", "refused 0", "bytes 0"]
+    assert any(line.startswith(f"{broken}  left behind  damaged: ") for line in lines)
+
+
+def test_a_list_as_json_is_one_object_a_line(
+    owned: Path, make: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    behind, broken = make(left=2, held=3, refused=1), damaged(make(left=1))
+    assert main(["spool", "list", "--json"]) == 0
+    spools = {s["path"]: s for s in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert spools.keys() == {str(owned), str(behind), str(broken)}
+    assert spools[str(owned)]["state"] == "in_use"
+    found = spools[str(behind)]
+    assert found.pop("source").startswith("urn:uuid:")
+    assert found == {
+        "path": str(behind),
+        "state": "left_behind",
+        "problem": None,
+        "left": 2,
+        "held": 3,
+        "refused": 1,
+        "bytes": 240,
+        "oldest": "2023-11-14T22:13:20Z",
+    }
+    unreadable = spools[str(broken)]
+    assert unreadable.pop("problem").startswith("damaged: ")
+    assert unreadable.keys() == {*found, "source"} - {"problem"}
+    assert {name for name, value in unreadable.items() if value is not None} == {"path", "state"}
+
+
+def test_an_empty_directory_has_an_empty_list(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["spool", "list", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "no spools\n"
+    assert main(["spool", "list", str(tmp_path), "--json"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+# drain.
+
+
+def test_all_that_nobody_uses_is_sent(
+    owned: Path,
+    make: Callable[..., Path],
+    kafka: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first, second, empty = make(left=2), make(left=3), make()
+    kafka(100)
+    assert main(["spool", "drain"]) == 0
+    assert sorted(capsys.readouterr().out.splitlines()) == sorted(
+        [
+            f"{owned}: skipped: in use by a process, which sends it",
+            f"{first}: sent 2",
+            f"{second}: sent 3",
+            f"{empty}: sent 0",
+        ]
+    )
+
+
+def test_what_is_left_is_told_and_exits_1(
+    make: Callable[..., Path], kafka: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make(left=3)
+    kafka(2)
+    assert main(["spool", "drain"]) == 1
+    assert capsys.readouterr().out == f"{path}: sent 2, left 1\n"
+
+
+def test_what_is_held_or_refused_is_told_with_the_command_that_sends_it(
+    directory: Path,
+    make: Callable[..., Path],
+    kafka: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = make(left=1, held=2, refused=3)
+    kafka(100)
+    assert main(["spool", "drain"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{path}: sent 1, held 2, refused 3"
+    command = f"execution-events spool drain --accept-duplicates {directory}"
+    assert lines[1].endswith(f": {command}")
+    assert main(command.split()[1:]) == 0
+    assert capsys.readouterr().out == f"{path}: sent 5\n"
+
+
+def test_a_damaged_spool_does_not_hold_up_the_others(
+    directory: Path,
+    make: Callable[..., Path],
+    kafka: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    paths = sorted([make(left=2), make(left=2)])
+    damaged(paths[0])
+    kafka(100)
+    assert main(["spool", "drain"]) == 1
+    output = capsys.readouterr()
+    lines = output.out.splitlines()
+    assert lines[0].startswith(f"{paths[0]}: damaged: ")
+    assert lines[1] == f"{paths[1]}: sent 2"
+    assert "damaged spool set aside" in output.err
+    assert len(list(directory.glob("*.corrupt-*"))) == 1
+
+
+def test_without_kafka_everything_stays(
+    make: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    unused_port: int,
+) -> None:
+    monkeypatch.setenv(variable_of("kafka_bootstrap_servers"), f"127.0.0.1:{unused_port}")
+    monkeypatch.setenv(variable_of("close_timeout"), "1")
+    path = make(left=3)
+    assert main(["spool", "drain", "--timeout", "0.2"]) == 1
+    assert capsys.readouterr().out == f"{path}: sent 0, left 3\n"
+    with Spool(path, MAX_BYTES) as spool:
+        assert spool.left == 3

@@ -1,0 +1,169 @@
+"""Names: one for all recurrences, never one for two events, whatever clocks and processes do."""
+
+import itertools
+import re
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+
+from execution_events import wire
+from execution_events.errors import EventError
+from execution_events.events import object_of
+from execution_events.publisher.event import Event
+from execution_events.publisher.naming import Names
+from tests.support.forks import in_child
+
+EVENT = Event(
+    execution_id="exec-1",
+    namespace="n",
+    object_name="gcs-exec-3",
+    reason="镜像拉取##PullImage",
+    elem_type="KubeDAG.init",
+    elem_id="job-a-init",
+    action_name="create",
+)
+IDENTITY = [
+    *("execution_id", "namespace", "object_namespace", "object_name", "reason", "message"),
+    *("type", "elem_type", "elem_id", "action_name"),
+]
+
+
+def changed(**fields: Any) -> Event:
+    return msgspec.structs.replace(EVENT, **fields)
+
+
+def name_of(names: Names, **fields: Any) -> str:
+    return names.occurrence(changed(**fields)).name
+
+
+def test_a_name_says_the_object_and_the_nanoseconds_of_the_first_report() -> None:
+    before = time.time_ns()
+    name = name_of(Names())
+    found = re.fullmatch(r"gcs-exec-3\.([0-9a-f]{16})-[0-9a-f]{8}", name)
+    assert found is not None
+    assert before <= int(found[1], 16) <= time.time_ns()
+
+
+def test_a_recurrence_has_the_same_name_and_its_own_times_and_count() -> None:
+    names = Names()
+    moment = datetime(2018, 8, 20, 6, 41, 44, tzinfo=UTC)
+    first = names.occurrence(EVENT)
+    second = names.occurrence(changed(count=3, first_timestamp=moment))
+    assert second.name == first.name
+    assert (second.count, second.first_timestamp) == (3, moment)
+    assert second.last_timestamp >= first.last_timestamp
+    assert name_of(names, object_namespace="n") == first.name  # which is what None means
+
+
+@pytest.mark.parametrize("field", IDENTITY)
+def test_an_event_that_differs_in_any_text_has_another_name(field: str) -> None:
+    names = Names()
+    assert name_of(names) != name_of(names, **{field: "other"})
+
+
+def test_the_table_is_bounded_and_forgets_what_has_not_recurred_for_longest() -> None:
+    names = Names(size=2)
+    a, b = name_of(names, elem_id="a"), name_of(names, elem_id="b")
+    assert name_of(names, elem_id="a") == a
+    c = name_of(names, elem_id="c")
+    assert len(names._known) == 2
+    assert name_of(names, elem_id="a") == a
+    assert name_of(names, elem_id="c") == c
+    assert name_of(names, elem_id="b") != b
+
+
+def test_a_name_of_the_callers_is_kept_and_not_given_to_recurrences() -> None:
+    names = Names()
+    assert name_of(names, name="mine.1") == "mine.1"
+    given = name_of(names)
+    assert given != "mine.1"
+    assert name_of(names, name="mine.1") == "mine.1"
+    assert name_of(names) == given
+
+
+def test_an_event_that_is_refused_is_not_known() -> None:
+    names = Names()
+    for _ in range(2):
+        with pytest.raises(EventError, match="elem_id"):
+            names.occurrence(changed(elem_id="\0"))
+    assert not names._known
+    name_of(names)
+    with pytest.raises(EventError, match="count"):
+        names.occurrence(changed(count=0))
+
+
+@pytest.mark.parametrize(
+    "object_name", ["x" * 253, "元" * 84, "a" + "😀" * 63, "a.b." * 60, "x" * 57]
+)
+def test_a_long_object_is_cut_in_the_name_at_a_character(object_name: str) -> None:
+    occurrence = Names().occurrence(changed(object_name=object_name))
+    assert wire.decode(*wire.encode(occurrence), -1) == occurrence
+    kept = object_of(occurrence.name)
+    assert object_name.startswith(kept)
+    assert len(occurrence.name.encode()) <= 253
+    assert kept == object_name or len(occurrence.name.encode()) > 253 - 4
+    assert occurrence.object_name == object_name
+
+
+def moments(names: Names, reports: Iterable[int]) -> list[str]:
+    return [name_of(names, elem_id=str(report)).rpartition(".")[2] for report in reports]
+
+
+@pytest.mark.parametrize("step", [0, -1, -3_600_000_000_000])
+def test_nanoseconds_increase_when_the_clock_does_not(
+    monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    clock = itertools.count(time.time_ns(), step)
+    monkeypatch.setattr(time, "time_ns", lambda: next(clock))
+    # Two publishers of one process, too.
+    given = moments(Names(), range(100)) + moments(Names(), range(100))
+    assert given == sorted(set(given))
+
+
+def test_threads_agree_on_the_name_of_one_event_and_share_no_other() -> None:
+    names, threads, events = Names(), 8, 200
+    barrier = threading.Barrier(threads)
+
+    def report() -> list[str]:
+        barrier.wait()
+        return [name_of(names, elem_id=str(number)) for number in range(events)]
+
+    with ThreadPoolExecutor(threads) as pool:
+        given = [future.result() for future in [pool.submit(report) for _ in range(threads)]]
+    assert all(names_given == given[0] for names_given in given)
+    assert len(set(given[0])) == events
+
+
+def test_a_forked_child_has_a_number_of_its_own() -> None:
+    names = Names()
+    parent = name_of(names, elem_id="parent")
+    child = in_child(lambda: name_of(names, elem_id="child"))
+    assert child.startswith("gcs-exec-3.")
+    assert child[-8:] != parent[-8:]
+
+
+def test_a_fork_while_a_thread_is_naming_leaves_no_lock_behind() -> None:
+    names = Names()
+    held, forked = threading.Event(), threading.Event()
+
+    class Slow(str):
+        """Takes its time to be hashed, under the lock."""
+
+        def __hash__(self) -> int:
+            held.set()
+            assert forked.wait(20)
+            return super().__hash__()
+
+    with ThreadPoolExecutor(1) as pool:
+        naming = pool.submit(name_of, names, elem_id=Slow("slow"))
+        assert held.wait(20)
+        child = in_child(lambda: name_of(names))
+        forked.set()
+        naming.result()
+    assert child.startswith("gcs-exec-3.")
