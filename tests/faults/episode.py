@@ -25,6 +25,7 @@ from tests.faults.source import Source
 from tests.faults.topic import Topic
 from tests.faults.transactions import TransactionalWorker
 from tests.faults.watch import Watch
+from tests.support.spooling_worker import Journal
 
 PARTITIONS = 6
 RECOVERY_LIMIT = 60
@@ -116,7 +117,9 @@ class Episode:
     seen: dict[Place, LogRecord] = field(default_factory=dict)
     """Records that were read before the log lost them."""
     acknowledged: list[Acknowledged] = field(default_factory=list)
-    """Of workers that are processes of their own."""
+    """Of workers that the fault itself has run."""
+    published: Journal = field(default_factory=lambda: Journal({}, {}))
+    """Of a worker with a spool."""
     disk: Path | None = None
     healed_at: float = 0.0
     load: Load = field(init=False)
@@ -133,7 +136,7 @@ class Episode:
     def new_consumer(self) -> Consumer:
         """A further consumer, not started yet."""
         name = f"consumer-{len(self.consumers) + 1}"
-        consumer = Consumer(name, self._environment(), self.directory / f"{name}.log")
+        consumer = Consumer(name, self.environment(), self.directory / f"{name}.log")
         self.consumers.append(consumer)
         return consumer
 
@@ -201,7 +204,7 @@ class Episode:
         """The exit code and output of `execution-events` with the consumers' settings."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "execution_events.cli", *arguments),
-            env=self._environment(),
+            env=self.environment(),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
@@ -213,7 +216,8 @@ class Episode:
         """Whether the consumer's session and poll limits can be set."""
         return source.mentions("max_poll_interval:")
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """The variables of a process of the product."""
         kafka, port = self.brokers.bootstrap_servers, self.cluster.postgres.port
         if self.row.proxied is Server.KAFKA:
             kafka = self.brokers.proxied_servers
@@ -383,4 +387,11 @@ async def _run(episode: Episode) -> tuple[float, Verdict]:
         episode.violations.append("nobody looked at the counts")
     episode.violations += [f"seen by a reader: {fall}" for fall in watch.falls[:20]]
     episode.evidence["looks"] = watch.looks
-    return recovery, judge(records, stored, ends, acknowledged, audited=episode.audited)
+    return recovery, judge(
+        records,
+        stored,
+        ends,
+        acknowledged,
+        published=episode.published,
+        audited=episode.audited,
+    )

@@ -23,6 +23,13 @@ class Acknowledged(NamedTuple):
     sequence: int | None = None
 
 
+class Published(NamedTuple):
+    """Counts by name of a worker's events: those it has begun to publish, and the durable ones."""
+
+    begun: Mapping[str, int]
+    durable: Mapping[str, int]
+
+
 class Verdict(NamedTuple):
     """What differs. `lost` and `doubled` are numbers of events whose counts are wrong."""
 
@@ -41,9 +48,10 @@ def judge(
     ends: Mapping[int, int],
     acknowledged: Iterable[Acknowledged],
     *,
+    published: tuple[Mapping[str, int], Mapping[str, int]] = Published({}, {}),
     audited: bool = True,
 ) -> Verdict:
-    """Compare everything stored with the log.
+    """Compare everything stored with the log, and the log with what was promised.
 
     `records` are all that the log has held and the product could store, in order; `ends` is where
     each partition's stored offset must be. Without `audited`, transactions are not looked at.
@@ -58,6 +66,7 @@ def judge(
         *_limited("stored offset", _mapping("partition", ends, stored.progress)),
         *_limited("watermark", _mapping("source", model.watermarks, stored.watermarks)),
         *_limited("acknowledged", _acknowledged(records, model, acknowledged)),
+        *_limited("published", _published(expected, Published(*published))),
         *_limited("audit", _audit(model, stored, ends) if audited else ()),
     ]
     return Verdict(
@@ -164,6 +173,19 @@ def _acknowledged(
             partition, _ = promise.place
             if (promise.source, partition, promise.sequence) not in model.origins:
                 yield f"{promise} and no copy of it counts: the worker broke its order"
+
+
+def _published(events: Mapping[Identity, Event], published: Published) -> Iterable[str]:
+    """Each name is that of one occurrence record."""
+    counts: dict[str, int] = defaultdict(int)
+    for (_, _, name), event in events.items():
+        counts[name] += event.count
+    for name, count in published.durable.items():
+        if counts[name] != count:
+            yield f"{name}: the log counts {counts[name]}, not {count}"
+    for name, count in published.begun.items() - published.durable.items():
+        if counts[name] not in (0, count):
+            yield f"{name}: the log counts {counts[name]}, not {count} or nothing"
 
 
 def _audit(model: Model, stored: Stored, ends: Mapping[int, int]) -> Iterable[str]:

@@ -71,40 +71,34 @@ async def _down(brokers: list[Broker], seconds: float) -> None:
 
 
 async def _kill_worker(episode: Episode) -> None:
-    worker = WorkerProcess(
-        episode.seed,
-        episode.brokers.bootstrap_servers,
-        episode.topic.name,
-        episode.directory / "worker.journal",
-    )
-    killed = 0
-    while killed < 2 or (worker.in_flight() == 0 and killed < _WORKER_LIVES):
+    worker = WorkerProcess(episode.environment(), episode.directory)
+    left = killed = 0
+    while killed < 2 or (left == 0 and killed < _WORKER_LIVES):
         async with worker.running() as process:
-            await _until_it_writes(episode, worker)
+            await _until_it_publishes(episode, worker)
             await asyncio.sleep(episode.rng.uniform(0, 0.2))
             process.kill(signal.SIGKILL)
             await process.wait()
         killed += 1
-    episode.evidence["sent again"] = worker.in_flight()
-    if not worker.in_flight():
+        left = worker.left()
+    episode.evidence["left in the spool"] = left
+    if not left:
         raise NoFaultError("nothing was in flight")
-    async with worker.running() as process:
-        episode.healed()
-        await _until_it_writes(episode, worker)
-        process.kill(signal.SIGTERM)
-        if code := await process.wait():
-            raise NoFaultError(f"the worker ended with {code}:\n{process.last_lines}")
-    episode.acknowledged = worker.acknowledged()
+    episode.healed()
+    code, output = await episode.command("spool", "drain", str(worker.spools))
+    if code != 0:
+        episode.violations.append(f"the spool was not drained: {output}")
+    episode.published = worker.journal()
 
 
-async def _until_it_writes(episode: Episode, worker: WorkerProcess) -> None:
-    """Return once this life of the worker has sent something of its own."""
-    before = worker.written()
+async def _until_it_publishes(episode: Episode, worker: WorkerProcess) -> None:
+    """Return once this life of the worker has published something of its own."""
+    before = len(worker.journal().durable)
 
-    async def writes() -> bool:
-        return worker.written() > before
+    async def publishes() -> bool:
+        return len(worker.journal().durable) > before
 
-    await episode.until(writes, 30, "the worker sends")
+    await episode.until(publishes, 30, "the worker publishes")
 
 
 async def _nothing(episode: Episode) -> None:
@@ -117,7 +111,7 @@ ROWS = (
     Row("kafka-black-hole", "Black hole 30 s to Kafka", 5, _black_hole, proxied=Server.KAFKA),
     Row("broker-kill", "Broker SIGKILL", 20, kill_broker, alone=True),
     Row("broker-stop", "Broker SIGSTOP 20 s", 10, _stop_broker, alone=True),
-    Row("worker-kill", "Worker SIGKILL with a batch in flight", 15, _kill_worker),
+    Row("worker-kill", "Worker SIGKILL with a batch in flight; spool replay", 15, _kill_worker),
     Row("poison", "1 % poison", 10, _nothing, poison=0.01),
 )
 ROWS_OF_THREE = (

@@ -8,7 +8,7 @@ import pytest
 from tests.faults.author import Author
 from tests.faults.database import EventRow, ExecutionRow, LetterRow, Step, Stored
 from tests.faults.model import fold
-from tests.faults.oracle import Acknowledged, Verdict, judge
+from tests.faults.oracle import Acknowledged, Published, Verdict, judge
 from tests.faults.record import LogRecord
 
 SECOND = 1_767_225_600_000_000  # 2026-01-01T00:00:00Z
@@ -196,6 +196,24 @@ def test_finds_a_counted_record_that_was_aborted(batch: str) -> None:
 def test_finds_an_acknowledged_record_that_the_log_has_lost() -> None:
     found = judge(LOG, stored(), ENDS, [Acknowledged((0, 9))])
     assert found.differences == ["acknowledged: (0, 9) is not in the log"]
+
+
+@pytest.mark.parametrize(
+    ("begun", "durable", "wrong"),
+    [
+        ({}, {}, []),
+        ({"pod.1": 17}, {"pod.1": 17}, []),
+        ({"pod.1": 17, "other": 7}, {"pod.1": 17}, []),
+        ({"other": 7}, {"other": 7}, ["other: the log counts 0, not 7"]),
+        ({"pod.1": 34}, {"pod.1": 34}, ["pod.1: the log counts 17, not 34"]),
+        ({"pod.1": 5}, {}, ["pod.1: the log counts 17, not 5 or nothing"]),
+    ],
+)
+def test_finds_what_a_worker_has_published_and_the_log_counts_otherwise(
+    begun: dict[str, int], durable: dict[str, int], wrong: list[str]
+) -> None:
+    found = judge(LOG, stored(), ENDS, [], published=Published(begun, durable))
+    assert found.differences == [f"published: {each}" for each in wrong]
 
 
 def test_an_event_of_two_partitions_may_end_as_either() -> None:
