@@ -30,7 +30,7 @@ test: install ## All tests; ARGS="tests/unit -k fold"
 faults: install ## Each fault of the matrix once, against the real servers; ARGS="--row scale --seed 5"
 	@exec $(BIN)/python -m tests.faults run --short $(ARGS)
 
-faults-full: install ## The whole matrix: about 75 minutes, and goes on where it was stopped; then the report
+faults-full: install ## The whole matrix: about 80 minutes, and goes on where it was stopped; then the report
 	$(BIN)/python -m tests.faults run --full
 	$(BIN)/python -m tests.faults report
 

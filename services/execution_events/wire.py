@@ -111,14 +111,16 @@ def encode(occurrence: Occurrence) -> tuple[bytes, bytes]:
     `decode` of the result gives an equal occurrence when `occurrence` is within its bounds and
     its first timestamp is not after its last.
     """
+    first, last = occurrence.first_timestamp, occurrence.last_timestamp
+    last_text = _format_timestamp(last)
     value = _Value(
         execution_id=occurrence.execution_id,
         metadata=_Ref(occurrence.name, occurrence.namespace),
         involved_object=_Ref(occurrence.object_name, occurrence.object_namespace),
         reason=occurrence.reason,
         message=occurrence.message,
-        first_timestamp=_format_timestamp(occurrence.first_timestamp),
-        last_timestamp=_format_timestamp(occurrence.last_timestamp),
+        first_timestamp=last_text if first is last else _format_timestamp(first),
+        last_timestamp=last_text,
         count=occurrence.count,
         type=occurrence.type,
         elem_type=occurrence.elem_type,
@@ -299,7 +301,9 @@ def _record_timestamp(milliseconds: int) -> datetime:
 
 
 def _format_timestamp(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if moment.tzinfo is not UTC:
+        moment = moment.astimezone(UTC)
+    return f"{moment.isoformat()[:-6]}Z"
 
 
 def _check_bytes(field: str, text: str, most: int) -> None:

@@ -112,9 +112,9 @@ def test_the_publish_report() -> None:
     assert report.rows[0] == (
         *("aiokafka send, 5000 in flight", "10,000", "10,000", "10,000", "", "20.0"),
     )
-    assert report.rows[2][4] == "1.00"
+    assert report.rows[4][4] == "1.00"
     assert [verdict.met for verdict in report.verdicts] == [True, True, True]
-    delivered = report.rows[5]
+    delivered = report.rows[7]
     assert delivered == ("… until Kafka has them", "1,000", "1,000", "1,000", "0.10", "")
 
 

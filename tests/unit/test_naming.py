@@ -70,12 +70,19 @@ def test_an_event_that_differs_in_any_text_has_another_name(field: str) -> None:
 def test_the_table_is_bounded_and_forgets_what_has_not_recurred_for_longest() -> None:
     names = Names(size=2)
     a, b = name_of(names, elem_id="a"), name_of(names, elem_id="b")
-    assert name_of(names, elem_id="a") == a
     c = name_of(names, elem_id="c")
-    assert len(names._known) == 2
+    assert name_of(names, elem_id="a") == a
+    name_of(names, elem_id="d")
     assert name_of(names, elem_id="a") == a
     assert name_of(names, elem_id="c") == c
     assert name_of(names, elem_id="b") != b
+    for element in range(100):
+        name_of(names, elem_id=str(element))
+        assert _known(names) <= 4
+
+
+def _known(names: Names) -> int:
+    return len(names._lately) + len(names._before)
 
 
 def test_a_name_of_the_callers_is_kept_and_not_given_to_recurrences() -> None:
@@ -92,7 +99,7 @@ def test_an_event_that_is_refused_is_not_known() -> None:
     for _ in range(2):
         with pytest.raises(EventError, match="elem_id"):
             names.occurrence(changed(elem_id="\0"))
-    assert not names._known
+    assert _known(names) == 0
     name_of(names)
     with pytest.raises(EventError, match="count"):
         names.occurrence(changed(count=0))

@@ -10,13 +10,12 @@ execution at the same nanosecond and have drawn the same of 2^32 numbers.
 import os
 import threading
 import time
-from collections import OrderedDict
 
 import msgspec
 
 from execution_events import events
 from execution_events.events import Occurrence, event_name
-from execution_events.publisher.event import Event, count_of, texts_of, timestamps_of
+from execution_events.publisher.event import Event, count_of, occurrence_of, timestamps_of
 
 _Identity = tuple[str, ...]
 
@@ -48,13 +47,16 @@ os.register_at_fork(after_in_child=_process.renew)
 class Names:
     """Makes occurrences of events: checks, names and dates them. Safe to use from many threads.
 
-    An event recurs when nothing but its times and its count differs. The last `size` events are
-    known; one that was forgotten gets a new name when it recurs.
+    An event recurs when nothing but its times and its count differs. At least the last `size`
+    events are known, and twice as many at most; one that was forgotten gets a new name when it
+    recurs.
     """
 
     def __init__(self, size: int = 10_000) -> None:
         self._size = size
-        self._known: OrderedDict[_Identity, Occurrence] = OrderedDict()
+        # What was used lately, and what was not since `_lately` was full the last time.
+        self._lately: dict[_Identity, Occurrence] = {}
+        self._before: dict[_Identity, Occurrence] = {}
 
     def occurrence(self, event: Event) -> Occurrence:
         """`event` as a record carries it: `wire.decode` takes what `wire.encode` makes of it.
@@ -62,14 +64,8 @@ class Names:
         Raises `EventError` for an event outside the bounds, which is then not known either.
         """
         first, last = timestamps_of(event)
-        count = count_of(event)
-        # Texts that are known have been checked.
-        known = self._recurrence(event) if event.name is None else texts_of(event, event.name)
-        return msgspec.structs.replace(
-            known, first_timestamp=first, last_timestamp=last, count=count
-        )
-
-    def _recurrence(self, event: Event) -> Occurrence:
+        if event.name is not None:
+            return occurrence_of(event, event.name, first, last)
         namespace = event.namespace
         identity = (
             event.execution_id,
@@ -85,23 +81,32 @@ class Names:
         )
         with _process.lock:
             try:
-                known = self._known.get(identity)
+                known = self._lately.get(identity)
+                if known is None and (known := self._before.get(identity)) is not None:
+                    self._remember(identity, known)
             except TypeError:  # not a string, which the check below says
                 known = None
             if known is None:
-                known = self._named(event, identity)
-            else:
-                self._known.move_to_end(identity)
-        return known
+                made = occurrence_of(event, _name_of(event), first, last)
+                self._remember(identity, made)
+                return made
+        # Texts that are known have been checked.
+        return msgspec.structs.replace(
+            known, first_timestamp=first, last_timestamp=last, count=count_of(event)
+        )
 
-    def _named(self, event: Event, identity: _Identity) -> Occurrence:
-        unnamed = texts_of(event, name=".")
-        name = event_name(_cut(unnamed.object_name), _process.next_nanoseconds())
-        named = msgspec.structs.replace(unnamed, name=f"{name}-{_process.token}")
-        self._known[identity] = named
-        if len(self._known) > self._size:
-            self._known.popitem(last=False)
-        return named
+    def _remember(self, identity: _Identity, known: Occurrence) -> None:
+        if len(self._lately) >= self._size:
+            self._before, self._lately = self._lately, {}
+        self._lately[identity] = known
+
+
+def _name_of(event: Event) -> str:
+    object_name = event.object_name
+    if not isinstance(object_name, str) or not object_name:
+        return "."  # The check of the object's name will say it.
+    nanoseconds = _process.next_nanoseconds()
+    return f"{event_name(_cut(object_name), nanoseconds)}-{_process.token}"
 
 
 def _cut(object_name: str) -> str:
@@ -109,4 +114,5 @@ def _cut(object_name: str) -> str:
     most = events.NAME_MAX_BYTES - _SUFFIX_BYTES
     if len(object_name) <= most // 4:
         return object_name
-    return object_name.encode()[:most].decode(errors="ignore")
+    # What UTF-8 cannot write is refused with the object's name.
+    return object_name.encode(errors="replace")[:most].decode(errors="ignore")

@@ -1,0 +1,52 @@
+"""A broker of a benchmark's own, with the product's topic."""
+
+import os
+import signal
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from execution_events.consumer.topic import DAY_MS, create_topic
+from execution_events.embedded import DataDirectory, EmbeddedKafka, cache_directory
+from execution_events.settings import Settings
+from tests.support.consumers import end_offsets
+
+PARTITIONS = 6
+
+
+@dataclass(frozen=True)
+class Broker:
+    """An embedded Kafka; `place` is a directory on the same disk, for other files."""
+
+    kafka: EmbeddedKafka
+    settings: Settings
+    place: Path
+
+    async def records(self) -> int:
+        """How many records the topic has had."""
+        return sum((await end_offsets(self.settings)).values())
+
+    async def kill(self) -> None:
+        """SIGKILL it; `kafka.start` starts it again."""
+        self.kafka.process.kill(signal.SIGKILL)
+        await self.kafka.process.wait()
+
+
+@asynccontextmanager
+async def broker() -> AsyncIterator[Broker]:
+    """One broker with default flushing, and an empty topic of `PARTITIONS` partitions."""
+    with tempfile.TemporaryDirectory(prefix="execution-events-benchmarks-") as place:
+        async with DataDirectory(Path(place) / "data") as directory:
+            kafka = EmbeddedKafka(directory, cache_directory(os.environ))
+            async with kafka:
+                settings = Settings(kafka_bootstrap_servers=kafka.bootstrap_servers)
+                await create_topic(
+                    settings,
+                    partitions=PARTITIONS,
+                    replication=1,
+                    min_insync_replicas=1,
+                    retention_ms=DAY_MS,
+                )
+                yield Broker(kafka, settings, Path(place))

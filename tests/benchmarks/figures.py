@@ -1,0 +1,65 @@
+"""Figures of several runs, and what they are held to. All functions here are pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Self
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of some figures, and the least and the greatest of them."""
+
+    median: float
+    least: float
+    greatest: float
+
+    @classmethod
+    def of(cls, figures: Sequence[float]) -> Self:
+        """The spread of at least one figure."""
+        return cls(median(figures), min(figures), max(figures))
+
+
+def ratio(figures: Sequence[float], references: Sequence[float]) -> Spread:
+    """The medians' ratio; least and greatest are the ratios of figures of one round.
+
+    The machine's speed drifts, so only figures of one round can be divided by each other.
+    """
+    rounds = [figure / reference for figure, reference in zip(figures, references, strict=True)]
+    return Spread(median(figures) / median(references), min(rounds), max(rounds))
+
+
+def percentile(figures: Sequence[float], percent: float) -> float:
+    """The least of `figures` that at least `percent` of them do not exceed."""
+    ordered = sorted(figures)
+    return ordered[max(0, -int(-len(ordered) * percent // 100) - 1)]
+
+
+def short(figure: float) -> str:
+    """`figure` with at least three digits and no more than it needs."""
+    if figure == int(figure) or abs(figure) >= 1000:
+        return f"{figure:,.0f}"
+    return f"{figure:.1f}" if abs(figure) >= 100 else f"{figure:.3g}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A figure beside its bar: at least the bar, or at most it where `at_most`."""
+
+    what: str
+    figure: float
+    bar: float
+    unit: str = ""
+    at_most: bool = False
+
+    @property
+    def met(self) -> bool:
+        return self.figure <= self.bar if self.at_most else self.figure >= self.bar
+
+    def __str__(self) -> str:
+        relation = "at most" if self.at_most else "at least"
+        unit = f" {self.unit}" if self.unit else ""
+        return (
+            f"{'met   ' if self.met else 'MISSED'}  {self.what}: {short(self.figure)}{unit}"
+            f" ({relation} {short(self.bar)})"
+        )

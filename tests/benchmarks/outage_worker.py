@@ -1,0 +1,140 @@
+"""A worker with a spool that publishes at a steady rate, and goes on while its broker is away.
+
+    python -m tests.benchmarks.outage_worker RATE
+
+Settings are in the environment. A line on standard input is a command, which is answered by a line
+of JSON: `mark` begins to note the seconds of each `publish`, `flush` waits until Kafka has all that
+was published before, `stop` closes the publisher. The rate goes on until then.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import time
+from typing import Any
+
+from execution_events import settings as settings_module
+from execution_events.errors import RetryableError
+from execution_events.publisher import Publisher, reasons
+from tests.benchmarks.figures import percentile
+from tests.benchmarks.workload import EVENTS_OF_AN_EXECUTION, OBJECT_NAME, event
+
+ELEMENTS = 200
+"""Tasks that publish, each at its share of the rate, one event after the other."""
+FLUSH_TIMEOUT = 300
+"""Seconds."""
+
+
+class Load:
+    """What is published. Seconds of calls are noted since the last `mark`."""
+
+    def __init__(self, publisher: Publisher, rate: int) -> None:
+        self._publisher = publisher
+        self._elements = min(ELEMENTS, rate)
+        self._pause = self._elements / rate
+        self._stopping = asyncio.Event()
+        self._begun = time.monotonic()
+        self.published: list[int] = [0] * self._elements
+        self.failures: list[str] = []
+        self.seconds: list[float] = []
+        self.late = 0.0
+        """The most seconds that a call began after its time."""
+
+    async def run(self) -> None:
+        """Publish until `stop`."""
+        async with asyncio.TaskGroup() as group:
+            for element in range(self._elements):
+                group.create_task(self._publish(element))
+
+    def stop(self) -> None:
+        """Have every task end after its next event."""
+        self._stopping.set()
+
+    def mark(self) -> None:
+        """Forget the seconds and the lateness noted so far."""
+        self.seconds, self.late = [], 0.0
+
+    async def _publish(self, element: int) -> None:
+        due = self._begun + self._pause * element / self._elements
+        while not self._stopping.is_set():
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            started = time.monotonic()
+            self.late = max(self.late, started - due)
+            number = self.published[element]
+            execution = f"execution-{element}-{number // EVENTS_OF_AN_EXECUTION}"
+            try:
+                await self._publisher.publish(
+                    event(
+                        execution,
+                        f"job-{element}",
+                        "create",
+                        reasons.ACTION_START,
+                        name_of(element, number),
+                    )
+                )
+            except RetryableError as error:
+                self.failures.append(str(error))
+            self.seconds.append(time.monotonic() - started)
+            self.published[element] += 1
+            due += self._pause
+
+
+def name_of(element: int, number: int) -> str:
+    """The name of an element's event; it rises with `number`."""
+    return f"{OBJECT_NAME}.{element:04x}{number:012x}"
+
+
+async def main(rate: int) -> None:
+    """Publish, and obey."""
+    # It says at length that the broker is away.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    commands = await _stdin()
+    async with Publisher(settings_module.load(os.environ)) as publisher:
+        load = Load(publisher, rate)
+        running = asyncio.create_task(load.run())
+        _answer()
+        while command := (await commands.readline()).decode().strip():
+            match command:
+                case "mark":
+                    _answer(**_calls(load))
+                    load.mark()
+                case "flush":
+                    await publisher.flush(FLUSH_TIMEOUT)
+                    _answer()
+                case "stop":
+                    break
+        load.stop()
+        await running
+        left = await publisher.close()
+        _answer(published=load.published, failures=load.failures, left=left)
+
+
+def _calls(load: Load) -> dict[str, Any]:
+    """The calls since the last mark, in milliseconds."""
+    if not load.seconds:
+        return {"calls": 0}
+    return {
+        "calls": len(load.seconds),
+        "p50": percentile(load.seconds, 50) * 1000,
+        "p99": percentile(load.seconds, 99) * 1000,
+        "max": max(load.seconds) * 1000,
+        "late": load.late * 1000,
+    }
+
+
+def _answer(**content: Any) -> None:
+    print(json.dumps(content), flush=True)
+
+
+async def _stdin() -> asyncio.StreamReader:
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
+    return reader
+
+
+if __name__ == "__main__":
+    asyncio.run(main(int(sys.argv[1])))

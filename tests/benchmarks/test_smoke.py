@@ -1,0 +1,48 @@
+"""The benchmarks run to their end and count right, with sizes at which times mean nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.benchmarks.publish import VARIANTS
+from tests.benchmarks.worker import ROOT
+
+
+def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    file = tmp_path / "report.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks", *arguments, "--json", file],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report: dict[str, Any] = json.loads(file.read_text())
+    assert all(row[0] in done.stdout for row in report["rows"])
+    assert report["machine"]["versions"]["kafka"]
+    return report
+
+
+@pytest.mark.timeout(300)
+def test_publish(tmp_path: Path) -> None:
+    report = run(tmp_path, "publish", "--events", "200", "--runs", "1")
+    assert set(report["figures"]) == {variant.way for variant in VARIANTS}
+    assert len(report["rows"]) == len(VARIANTS) + 1
+    assert len(report["verdicts"]) == 3
+
+
+@pytest.mark.timeout(300)
+def test_outage(tmp_path: Path) -> None:
+    report = run(tmp_path, "outage", "--seconds", "2", "--rate", "50")
+    figures = report["figures"]
+    assert figures["audit"]["names"] == sum(figures["published"]) > 100
+    assert figures["peak_spool"] > 0
+
+
+def test_import(tmp_path: Path) -> None:
+    report = run(tmp_path, "import", "--runs", "1")
+    assert [len(found) for found in report["figures"]["seconds"].values()] == [1, 1]

@@ -1,0 +1,58 @@
+"""The events that the benchmarks publish: of the shape and size of the demo's fixed execution."""
+
+import uuid
+from collections.abc import Iterator
+from itertools import cycle, islice
+
+from execution_events.publisher import Event, reasons
+from execution_events.publisher.reasons import Reason
+
+NAMESPACE = "c51567523b744d098a8a81ede51894ac"
+OBJECT_NAME = "gcs-exec-3-08-20-144951"
+ELEMENT_TYPE = "KubeDAG.init"
+EVENTS_OF_AN_EXECUTION = 140
+SIDE_BY_SIDE = 64
+"""Executions that a worker runs at the same time, so that their events come in turn."""
+
+_ACTIONS = ("create", "delete")
+_REASONS = (reasons.ACTION_START, reasons.SUCCESSFUL_FINISH)
+
+
+def seed_shaped(number: int) -> Iterator[Event]:
+    """`number` events of which none recurs: the dearest case, as each gets a name of its own.
+
+    Executions have new ids in each call.
+    """
+    return islice(_endless(), number)
+
+
+def _endless() -> Iterator[Event]:
+    while True:
+        executions = [_execution(str(uuid.uuid4())) for _ in range(SIDE_BY_SIDE)]
+        for execution in islice(cycle(executions), SIDE_BY_SIDE * EVENTS_OF_AN_EXECUTION):
+            yield next(execution)
+
+
+def _execution(execution_id: str) -> Iterator[Event]:
+    elements = EVENTS_OF_AN_EXECUTION // (len(_ACTIONS) * len(_REASONS))
+    for action in _ACTIONS:
+        for element in range(elements):
+            for reason in _REASONS:
+                yield event(execution_id, f"job-{element}-init", action, reason)
+
+
+def event(
+    execution_id: str, element: str, action: str, reason: Reason, name: str | None = None
+) -> Event:
+    """One event of an execution."""
+    return Event(
+        execution_id=execution_id,
+        namespace=NAMESPACE,
+        name=name,
+        object_name=OBJECT_NAME,
+        reason=reason.text,
+        message=reason.message(element, action),
+        elem_type=ELEMENT_TYPE,
+        elem_id=element,
+        action_name=action,
+    )
