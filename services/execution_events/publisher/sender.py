@@ -187,7 +187,8 @@ class Sender:
                     self._producer = await self._connect()
                 except Exception as error:
                     failures += 1
-                    _logger.warning("kafka is away", error=str(error), attempt=failures)
+                    why = str(error) if isinstance(error, RetryableError) else repr(error)
+                    _logger.warning("kafka is away", error=why, attempt=failures)
                     await asyncio.sleep(_pause(failures))
             return self._producer
 

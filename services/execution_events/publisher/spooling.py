@@ -144,11 +144,11 @@ class SpooledDelivery:
             for sender in (*self._retired, self._sender):
                 await sender.close()
         finally:
-            for kept in self._new:
-                _fail(kept, _closed_error())
-            self._note_move()
             left = await self._in_thread(self._close_spool)
             self._thread.shutdown()
+            for kept in (*self._storing, *self._new):
+                _fail(kept, _closed_error())
+            self._note_move()
         if lost := sum(sender.pending for sender in self._retired):
             _logger.error("events of a damaged spool not delivered", events=lost)
         return left + lost
@@ -247,7 +247,6 @@ class SpooledDelivery:
         if self._damaged:
             self._storing = self._storing or self._next_new()
             await self._replace()
-            self._store_later()
         for sender in [sender for sender in self._retired if not sender.pending]:
             await sender.close()
             self._retired.remove(sender)
@@ -316,16 +315,20 @@ class SpooledDelivery:
         self._new = deque(kept for kept in (*again, *self._new) if not kept.durable.cancelled())
 
     async def _replace(self) -> None:
-        """Go on with another spool. What was in memory of the damaged one is still sent."""
+        """Go on with another spool, and what this turn was to store.
+
+        What was in memory of the damaged one is still sent.
+        """
         spool = await self._in_thread(
             partial(spool_directory.replace, self._spool, self._settings.spool_max_bytes)
         )
-        damaged = self._sender
+        damaged, connecting = self._sender, self._connecting
         self._use(spool)
         self._retired.append(damaged)
-        if self._connecting is not None:
-            await self._connecting.stop()
+        self._store_later()
         self._connecting = Background(self._connect)
+        if connecting is not None:
+            await connecting.stop()
 
     def _note_acknowledged(
         self, spool: Spool, records: Sequence[Outgoing], partition: int, base: int
@@ -371,7 +374,7 @@ class SpooledDelivery:
 
 
 def _closed_error() -> RetryableError:
-    return RetryableError("the publisher was closed before")
+    return RetryableError("the publisher was closed")
 
 
 def _fail(kept: _Kept, error: Exception) -> None:

@@ -1,0 +1,409 @@
+"""A publisher without a spool, and what holds for one with a spool too."""
+
+import asyncio
+import os
+import random
+import threading
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from execution_events.embedded import EmbeddedKafka
+from execution_events.errors import RetryableError, SettingsError
+from execution_events.publisher import Publisher, direct, sender
+from execution_events.publisher.direct import DirectDelivery
+from execution_events.publisher.sender import Outgoing
+from execution_events.publisher.spool_directory import list_spools
+from execution_events.settings import Settings
+from tests.support.consumers import DEADLINE, consuming, until_stored
+from tests.support.occurrences import Fetch
+from tests.support.published import (
+    counted,
+    events,
+    log,
+    nothing_left,
+    records,
+    silent,
+    topic_on,
+)
+
+
+@pytest.fixture(params=["direct", "spooled"])
+def either(settings: Settings, request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    """The settings of a publisher without a spool, and of one with a spool."""
+    if request.param == "direct":
+        return settings
+    return replace(settings, spool_dir=str(tmp_path / "spool"))
+
+
+@asynccontextmanager
+async def bounded(seconds: float) -> AsyncIterator[None]:
+    """Demand that the block ends in time."""
+    loop = asyncio.get_running_loop()
+    begin = loop.time()
+    async with asyncio.timeout(DEADLINE):
+        yield
+    assert loop.time() - begin < seconds
+
+
+def delivery_of(publisher: Publisher) -> DirectDelivery:
+    assert isinstance(publisher._delivery, DirectDelivery)
+    return publisher._delivery
+
+
+async def test_every_event_counts_once(either: Settings, fetch: Fetch) -> None:
+    published = events(2000)
+    async with consuming(either):
+        async with Publisher(either) as publisher:
+            await asyncio.gather(*map(publisher.publish, published))
+            await publisher.flush(DEADLINE)
+        await until_stored(either)
+    rows = await fetch("SELECT name, count FROM event")
+    assert {row["name"]: row["count"] for row in rows} == {e.name: e.count for e in published}
+    [source] = {record.source for record in counted(await log(either))}
+    assert source.startswith("urn:uuid:")
+
+
+async def test_one_execution_is_in_the_order_of_its_publishing(either: Settings) -> None:
+    async def work(execution: int, publisher: Publisher) -> None:
+        for event in events(50, executions=1, prefix=f"execution-{execution}"):
+            await publisher.publish(event)
+
+    async with Publisher(either) as publisher:
+        await asyncio.gather(*(work(number, publisher) for number in range(20)))
+    found = counted(await log(either))
+    for execution in range(20):
+        mine = [r.name for r in found if r.name.startswith(f"execution-{execution}.")]
+        assert mine == [f"execution-{execution}.{number}" for number in range(50)]
+
+
+@pytest.mark.parametrize("loop_factory", [uvloop.new_event_loop, asyncio.new_event_loop])
+async def test_it_works_on_any_event_loop(
+    either: Settings, loop_factory: object, own_kafka: EmbeddedKafka
+) -> None:
+    either = replace(await topic_on(own_kafka, either), close_timeout=1)
+
+    async def main() -> int:
+        async with nothing_left(), Publisher(either) as publisher:
+            await asyncio.gather(*map(publisher.publish, events(300)))
+            await publisher.flush(DEADLINE)
+            with silent(own_kafka):
+                late = asyncio.gather(
+                    *map(publisher.publish, events(10, prefix="late")), return_exceptions=True
+                )
+                await asyncio.sleep(0)
+                left = await publisher.close()
+                await late
+            return left
+
+    def run() -> int:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:  # type: ignore[arg-type]
+            return runner.run(main())
+
+    assert await asyncio.to_thread(run) == 10
+
+
+async def test_kafka_away_at_opening_is_said(settings: Settings, unused_port: int) -> None:
+    away = replace(settings, kafka_bootstrap_servers=f"127.0.0.1:{unused_port}")
+    async with nothing_left(), bounded(1):
+        with pytest.raises(RetryableError, match=rf"Kafka at 127.0.0.1:{unused_port}: "):
+            await Publisher(away).__aenter__()
+
+
+async def test_kafka_silent_at_opening_is_said_in_time(
+    own_kafka: EmbeddedKafka, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = await topic_on(own_kafka, settings)
+    monkeypatch.setattr(sender, "_CONNECT_TIMEOUT", 0.5)
+    with silent(own_kafka):
+        async with nothing_left(), bounded(1):
+            with pytest.raises(RetryableError, match="no answer"):
+                await Publisher(settings).__aenter__()
+
+
+async def test_a_topic_that_is_not_there_is_said(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "_CONNECT_TIMEOUT", 0.5)
+    async with nothing_left():
+        with pytest.raises(RetryableError):
+            await Publisher(replace(settings, topic="not-there")).__aenter__()
+
+
+async def test_publishing_gives_up_after_its_time_and_goes_on_later(
+    own_kafka: EmbeddedKafka, settings: Settings
+) -> None:
+    settings = replace(await topic_on(own_kafka, settings), publish_timeout=1)
+    published = events(200)
+    async with Publisher(settings) as publisher:
+        with silent(own_kafka):
+            async with bounded(2):
+                results = await asyncio.gather(
+                    *map(publisher.publish, published[:100]), return_exceptions=True
+                )
+            assert {type(result) for result in results} == {RetryableError}
+            with pytest.raises(RetryableError, match=r"not acknowledged all within 0\.1 s"):
+                await publisher.flush(0.1)
+        await asyncio.gather(*map(publisher.publish, published[100:]))
+        await publisher.flush(DEADLINE)
+    assert len(counted(await log(settings))) == 200
+
+
+@pytest.mark.parametrize("kafka", ["up", "silent", "silent at opening"])
+async def test_closing_is_bounded_and_leaves_nothing(
+    own_kafka: EmbeddedKafka, either: Settings, kafka: str
+) -> None:
+    if kafka == "silent at opening" and either.spool_dir is None:
+        return
+    settings = replace(await topic_on(own_kafka, either), close_timeout=1)
+    threads = threading.active_count()
+    async with nothing_left():
+        publisher = Publisher(settings)
+        if kafka == "up":
+            await publisher.__aenter__()
+            await publisher.publish(events(1)[0])
+            async with bounded(0.5):
+                assert await publisher.close() == 0
+        else:
+            if kafka == "silent":
+                await publisher.__aenter__()
+            with silent(own_kafka):
+                if kafka != "silent":
+                    await publisher.__aenter__()
+                publishing = asyncio.gather(
+                    *map(publisher.publish, events(100)), return_exceptions=True
+                )
+                flushing = asyncio.create_task(publisher.flush())
+                await asyncio.sleep(0.1)
+                async with bounded(2):
+                    assert await publisher.close() == 100
+                results = await publishing
+                with pytest.raises(RetryableError, match="closed"):
+                    await flushing
+            if either.spool_dir is None:
+                assert {str(result) for result in results} == {
+                    "the publisher was closed before Kafka acknowledged the event"
+                }
+            else:
+                assert set(results) == {None}
+                [spool] = list_spools(Path(either.spool_dir))
+                assert spool.summary is not None
+                assert (spool.owned, spool.summary.left) == (False, 100)
+        assert await publisher.close() == 0
+        for call in (publisher.publish(events(1)[0]), publisher.flush()):
+            with pytest.raises(RuntimeError, match="not open"):
+                await call
+    assert threading.active_count() <= threads
+
+
+async def test_a_close_that_is_cancelled_closes_at_once(
+    own_kafka: EmbeddedKafka, either: Settings
+) -> None:
+    settings = replace(await topic_on(own_kafka, either), close_timeout=30)
+    async with nothing_left():
+        publisher = await Publisher(settings).__aenter__()
+        with silent(own_kafka):
+            publishing = asyncio.gather(*map(publisher.publish, events(9)), return_exceptions=True)
+            await asyncio.sleep(0)
+            async with bounded(2):
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.2):
+                        await publisher.close()
+            await publishing
+    if either.spool_dir is not None:
+        assert [spool.owned for spool in list_spools(Path(either.spool_dir))] == [False]
+
+
+async def test_it_is_opened_once_at_a_time(either: Settings) -> None:
+    publisher = Publisher(either)
+    for event in events(2):
+        async with publisher:
+            with pytest.raises(RuntimeError, match="open already"):
+                await publisher.__aenter__()
+            await publisher.publish(event)
+    assert len(await log(either)) == 2
+
+
+async def test_an_opening_that_fails_or_is_cancelled_gives_up_the_spool(
+    settings: Settings, tmp_path: Path
+) -> None:
+    settings = replace(settings, spool_dir=str(tmp_path))
+    opening = asyncio.create_task(Publisher(settings).__aenter__())
+    await asyncio.sleep(0)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    wrong = replace(
+        settings, kafka_security_protocol="SSL", kafka_ssl_ca_file=str(tmp_path / "none")
+    )
+    with pytest.raises(SettingsError):
+        await Publisher(wrong).__aenter__()
+    assert [spool.owned for spool in list_spools(tmp_path)] == [False]
+
+
+async def test_a_cancelled_publish_breaks_no_other(either: Settings) -> None:
+    rng = random.Random(2)
+    async with Publisher(either) as publisher:
+        tasks = [asyncio.create_task(publisher.publish(event)) for event in events(1000)]
+        cancelled = set(rng.sample(range(1000), 300))
+        for step, number in enumerate(sorted(cancelled)):
+            tasks[number].cancel()
+            if step % 50 == 0:
+                await asyncio.sleep(0)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        await publisher.flush(DEADLINE)
+    kept = {f"event.{number}" for number, result in enumerate(results) if result is None}
+    names = [record.name for record in counted(await log(either))]
+    assert len(kept) >= 700
+    assert kept <= set(names)
+    assert len(names) == len(set(names))
+
+
+async def test_memory_is_bounded_while_kafka_is_away(
+    own_kafka: EmbeddedKafka, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "_PENDING_MAX", 100_000)
+    settings = await topic_on(own_kafka, settings)
+    async with Publisher(settings) as publisher:
+        delivery = delivery_of(publisher)
+        with silent(own_kafka):
+            tasks = [asyncio.create_task(publisher.publish(event)) for event in events(2000)]
+            await asyncio.sleep(0.1)
+            assert 100_000 < delivery._bytes < 102_000
+            assert delivery._sender.pending < 200
+        await asyncio.gather(*tasks)
+        assert delivery._bytes == 0
+    assert len(counted(await log(settings))) == 2000
+
+
+async def test_who_waits_for_room_is_told_of_the_time_out_and_of_closing(
+    own_kafka: EmbeddedKafka, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "_PENDING_MAX", 0)
+    settings = await topic_on(own_kafka, settings)
+    first, second, third = events(3)
+    publisher = await Publisher(replace(settings, publish_timeout=1, close_timeout=1)).__aenter__()
+    with silent(own_kafka):
+        in_line = asyncio.create_task(publisher.publish(first))
+        await asyncio.sleep(0)
+        async with bounded(1.5):
+            with pytest.raises(RetryableError, match="acknowledged nothing for 1 s"):
+                await publisher.publish(second)
+        delivery_of(publisher)._timeout = 30
+        waits = asyncio.create_task(publisher.publish(third))
+        await asyncio.sleep(0)
+        assert await publisher.close() == 1
+        for task, why in (
+            (in_line, "acknowledged nothing"),
+            (waits, "closed before the event was"),
+        ):
+            with pytest.raises(RetryableError, match=why):
+                await task
+
+
+async def test_one_record_that_waits_keeps_no_others_in_memory(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "_SWEEP", 0.01)
+    async with Publisher(settings) as publisher:
+        delivery = delivery_of(publisher)
+        never: asyncio.Future[sender.Acknowledged] = asyncio.get_running_loop().create_future()
+        delivery._deadlines.append((asyncio.get_running_loop().time() + 60, never))
+        await asyncio.gather(*map(publisher.publish, events(500)))
+        async with asyncio.timeout(DEADLINE):
+            while len(delivery._deadlines) > 1:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_flush_ends_while_others_publish(either: Settings) -> None:
+    names = count()
+    async with Publisher(either) as publisher:
+
+        async def work() -> None:
+            while True:
+                await publisher.publish(events(1, prefix=f"endless-{next(names)}")[0])
+
+        workers = [asyncio.create_task(work()) for _ in range(20)]
+        for _ in range(20):
+            mine = events(1, prefix=f"mine-{next(names)}")[0]
+            await publisher.publish(mine)
+            await publisher.flush(5)
+            lanes = publisher._delivery._sender._lanes.values()  # type: ignore[union-attr]
+            pending = b"".join(record.value for lane in lanes for record in lane._waiting)
+            assert f'"{mine.name}"'.encode() not in pending
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+
+
+async def test_a_flush_does_not_wait_for_what_came_after_it(either: Settings) -> None:
+    before, after = records(events(2))
+    async with Publisher(replace(either, close_timeout=1)) as publisher:
+        delivery = publisher._delivery
+        assert delivery is not None
+        keeping = asyncio.create_task(delivery.keep(before))
+        await asyncio.sleep(0)
+        flushing = asyncio.create_task(publisher.flush())
+        await asyncio.sleep(0)
+        # The topic has no such partition.
+        delivery._sender.submit(9, Outgoing(1_000_000, *after))
+        async with bounded(5):
+            await keeping
+            await flushing
+        assert delivery._sender.pending == 1
+
+
+def complaint(call: Awaitable[object]) -> str:
+    """What a coroutine raises at once, of a process that has no event loop."""
+    try:
+        call.__await__().send(None)
+    except RuntimeError as error:
+        return str(error)
+    except StopIteration:
+        return ""
+    return "it waits"
+
+
+async def test_a_fork_can_neither_use_nor_close_it(either: Settings) -> None:
+    published = events(20)
+    async with Publisher(either) as publisher:
+        await asyncio.gather(*map(publisher.publish, published[:10]))
+        process = os.fork()
+        if process == 0:
+            code = 1
+            try:
+                said = [
+                    complaint(publisher.publish(published[0])),
+                    complaint(publisher.flush()),
+                    complaint(publisher.close()),
+                ]
+                left = complaint(publisher.__aexit__(None, None, None))
+                code = 0 if all("before a fork" in text for text in said) and left == "" else 2
+            finally:
+                os._exit(code)
+        _, status = await asyncio.to_thread(os.waitpid, process, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        if either.spool_dir is not None:
+            assert [spool.owned for spool in list_spools(Path(either.spool_dir))] == [True]
+        async with bounded(5):
+            await asyncio.gather(*map(publisher.publish, published[10:]))
+            await publisher.flush()
+    assert len(await log(either)) == 20
+
+
+async def test_a_program_that_cancels_all_tasks_can_still_publish(either: Settings) -> None:
+    before = asyncio.all_tasks()
+    published = events(200)
+    async with Publisher(either) as publisher:
+        await asyncio.gather(*map(publisher.publish, published[:100]))
+        for task in asyncio.all_tasks() - before:
+            task.cancel()
+        async with bounded(5):
+            await asyncio.gather(*map(publisher.publish, published[100:]))
+            await publisher.flush()
+    assert len(counted(await log(either))) == 200

@@ -1,0 +1,310 @@
+"""Records on their way to Kafka: their order, what renews a producer, what Kafka refuses."""
+
+import asyncio
+import random
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.admin import NewTopic
+from aiokafka.errors import CorruptRecordException
+
+from execution_events.embedded import EmbeddedKafka
+from execution_events.errors import EventError, RetryableError
+from execution_events.publisher import Publisher, sender
+from execution_events.publisher.producer import Producer
+from execution_events.publisher.sender import Outgoing, Sender
+from execution_events.settings import Settings
+from tests.support.consumers import DEADLINE, consuming, until_stored
+from tests.support.occurrences import Fetch
+from tests.support.published import (
+    administrator,
+    counted,
+    events,
+    grow,
+    log,
+    nothing_left,
+    records,
+    silent,
+    topic_on,
+)
+
+SOURCE = "urn:test"
+
+
+class Sent(Sender):
+    """A sender whose records' fates are known: all acknowledged, all refused, each once."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(
+            settings, SOURCE, acknowledged=self._note_acknowledged, refused=self._note_refused
+        )
+        self.last = 0
+        self.settled: list[int] = []
+        self.refusals: list[int] = []
+        self._moved = asyncio.Event()
+
+    def put(self, count: int, partitions: Sequence[int] = (0, 1, 2)) -> None:
+        for number, record in enumerate(records(events(count)), self.last + 1):
+            self.submit(partitions[number % len(partitions)], Outgoing(number, *record))
+        self.last += count
+
+    async def until_settled(self) -> None:
+        async with asyncio.timeout(DEADLINE):
+            while self.pending:
+                await self._moved.wait()
+                self._moved.clear()
+
+    def _note_acknowledged(self, records: Sequence[Outgoing], partition: int, base: int) -> None:
+        self.settled += [record.sequence for record in records]
+        self._moved.set()
+
+    def _note_refused(self, record: Outgoing, detail: str) -> None:
+        self.refusals.append(record.sequence)
+        self._moved.set()
+
+
+@asynccontextmanager
+async def sending(settings: Settings) -> AsyncIterator[Sent]:
+    opened = Sent(settings)
+    async with nothing_left():
+        try:
+            yield opened
+        finally:
+            await opened.close()
+
+
+@pytest.fixture
+def one_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails a batch that is sent to a partition while another is in flight."""
+    send = Sender.send
+    flying: set[tuple[int, int]] = set()
+
+    async def checked(self: Sender, waiting: Any, partition: int, most: int) -> Any:
+        place = (id(self), partition)
+        assert place not in flying
+        flying.add(place)
+        try:
+            return await send(self, waiting, partition, most)
+        finally:
+            flying.remove(place)
+
+    monkeypatch.setattr(Sender, "send", checked)
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of records of each batch that was sent."""
+    sizes = []
+    send_batch = Producer.send_batch
+
+    async def counting(self: Producer, batch: Any, *arguments: Any, **options: Any) -> Any:
+        sizes.append(batch.record_count())
+        return await send_batch(self, batch, *arguments, **options)
+
+    monkeypatch.setattr(Producer, "send_batch", counting)
+    return sizes
+
+
+@pytest.mark.usefixtures("one_in_flight")
+async def test_order_is_kept_whenever_the_producer_is_replaced(settings: Settings) -> None:
+    rng = random.Random(1)
+    async with sending(settings) as sent:
+        for _ in range(30):
+            sent.put(100)
+            await asyncio.sleep(rng.uniform(0, 0.01))
+            if (producer := sent._producer) is not None:
+                await sent._drop(producer, RuntimeError("dropped by the test"))
+        await sent.until_settled()
+    assert sorted(sent.settled) == list(range(1, 3001))
+    found = counted(await log(settings))
+    assert sorted(record.sequence for record in found) == list(range(1, 3001))
+
+
+@pytest.mark.usefixtures("one_in_flight")
+async def test_a_batch_without_an_answer_is_sent_again_before_later_ones(
+    own_kafka: EmbeddedKafka, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "_DELIVERY_TIMEOUT", 0.5)
+    settings = await topic_on(own_kafka, settings)
+    async with sending(settings) as sent:
+        sent.put(300)
+        await sent.until_settled()
+        first = sent._producer
+        with silent(own_kafka):
+            sent.put(300)
+            async with asyncio.timeout(DEADLINE):
+                while sent._producer is first:
+                    await asyncio.sleep(0.01)
+            sent.put(300)
+        await sent.until_settled()
+    assert sorted(sent.settled) == list(range(1, 901))
+    assert len(counted(await log(settings))) == 900
+
+
+async def test_a_fatal_idempotence_error_loses_and_doubles_nothing(
+    settings: Settings, fetch: Fetch, caplog: pytest.LogCaptureFixture
+) -> None:
+    published = events(600)
+    async with consuming(settings):
+        async with Publisher(settings) as publisher:
+            await asyncio.gather(*map(publisher.publish, published[:300]))
+            producer = publisher._delivery._sender._producer  # type: ignore[union-attr]
+            assert producer is not None
+            for partition in range(3):
+                # The broker really refuses what comes next.
+                producer._txn_manager.increment_sequence_number(
+                    TopicPartition(settings.topic, partition), 1000
+                )
+            await asyncio.gather(*map(publisher.publish, published[300:]))
+            assert publisher._delivery._sender._producer is not producer  # type: ignore[union-attr]
+        await until_stored(settings)
+    [replaced] = [r for r in caplog.records if r.message == "kafka producer replaced"]
+    assert "OutOfOrderSequence" in replaced.fields["error"]  # type: ignore[attr-defined]
+    rows = await fetch("SELECT name, count FROM event")
+    assert {row["name"]: row["count"] for row in rows} == {e.name: e.count for e in published}
+    assert len(counted(await log(settings))) == 600
+
+
+@pytest.fixture
+async def narrow(settings: Settings) -> Settings:
+    """The settings for a topic that takes no batch above 11,000 bytes."""
+    settings = replace(settings, topic=f"{settings.topic}-narrow")
+    async with administrator(settings) as client:
+        await client.create_topics(
+            [NewTopic(settings.topic, 1, 1, topic_configs={"max.message.bytes": "11000"})]
+        )
+    return settings
+
+
+def incompressible() -> str:
+    return "".join(
+        random.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz+-", k=16000)
+    )
+
+
+@pytest.mark.parametrize("place", [0, 1, 63, 100, 127])
+async def test_a_record_that_kafka_refuses_holds_up_nothing(
+    narrow: Settings, batches: list[int], place: int
+) -> None:
+    published = events(128)
+    published[place] = msgspec.structs.replace(published[place], message=incompressible())
+    async with Publisher(narrow) as publisher:
+        results = await asyncio.gather(*map(publisher.publish, published), return_exceptions=True)
+    [refused] = [result for result in results if result is not None]
+    assert refused is results[place]
+    assert isinstance(refused, EventError)
+    assert str(refused) == "Kafka refuses the record: MessageSizeTooLargeError"
+    found = counted(await log(narrow))
+    assert {r.name for r in found} == {e.name for e in published} - {published[place].name}
+    # All, seven halvings of 128 records, the one that is alone once more, and what was behind it.
+    assert len(batches) <= 1 + 7 + 1 + 1
+
+
+async def test_one_refusal_is_not_believed(settings: Settings) -> None:
+    async with sending(settings) as sent:
+        send, errors = sent.send, [CorruptRecordException()]
+
+        async def damaged_once(*arguments: Any) -> Any:
+            return (1, -1, errors.pop()) if errors else await send(*arguments)
+
+        sent.send = damaged_once  # type: ignore[method-assign, assignment]
+        sent.put(1)
+        await sent.until_settled()
+    assert (sent.settled, sent.refusals) == ([1], [])
+
+
+async def test_a_partition_that_is_not_there_is_waited_for(settings: Settings) -> None:
+    async with sending(settings) as sent:
+        sent.put(10, partitions=[4])
+        sent.put(10, partitions=[0])
+        async with asyncio.timeout(DEADLINE):
+            while sent.pending > 10:
+                await asyncio.sleep(0.01)
+        assert sorted(sent.settled) == list(range(11, 21))
+        await grow(settings, 5)
+        await sent.until_settled()
+        assert sent.partitions == 5
+    assert Counter(record.partition for record in await log(settings)) == {0: 10, 4: 10}
+
+
+def failing(times: int, error: Exception, function: Callable[..., Any]) -> Callable[..., Any]:
+    left = [error] * times
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        if left:
+            raise left.pop()
+        return function(*arguments, **options)
+
+    return call
+
+
+@pytest.mark.parametrize("broken", [(Producer, "create_batch"), (Producer, "start")])
+async def test_a_fault_of_the_library_ends_nothing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, broken: tuple[Any, str]
+) -> None:
+    owner, name = broken
+    monkeypatch.setattr(owner, name, failing(2, ValueError(name), getattr(owner, name)))
+    async with sending(settings) as sent:
+        sent.put(100)
+        await sent.until_settled()
+    assert sorted(sent.settled) == list(range(1, 101))
+
+
+async def test_a_fault_of_our_own_ends_no_partition(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Sender, "send", failing(1, ValueError("ours"), Sender.send))
+    async with sending(settings) as sent:
+        sent.put(100)
+        await sent.until_settled()
+    assert sorted(sent.settled) == list(range(1, 101))
+    assert "publisher's task ended" in caplog.messages
+
+
+async def test_a_program_that_cancels_all_tasks_loses_nothing(settings: Settings) -> None:
+    before = asyncio.all_tasks()
+    async with sending(settings) as sent:
+        sent.put(3)
+        await sent.until_settled()
+        sent.put(297)
+        await asyncio.sleep(0)
+        for task in asyncio.all_tasks() - before:
+            task.cancel()
+        sent.put(300)
+        await sent.until_settled()
+    assert sorted(sent.settled) == list(range(1, 601))
+    assert len(counted(await log(settings))) == 600
+
+
+@pytest.mark.parametrize("in_flight", [True, False])
+async def test_closing_does_not_wait_for_kafka(
+    own_kafka: EmbeddedKafka, settings: Settings, in_flight: bool
+) -> None:
+    settings = await topic_on(own_kafka, settings)
+    loop = asyncio.get_running_loop()
+    with nullcontext() if in_flight else silent(own_kafka):
+        async with sending(settings) as sent:
+            if in_flight:
+                await sent.connect()
+                own_kafka.process.kill(signal.SIGSTOP)
+            sent.put(1000)
+            await asyncio.sleep(0.1)
+            begin = loop.time()
+        assert loop.time() - begin < 1
+        own_kafka.process.kill(signal.SIGCONT)
+
+
+async def test_kafka_that_is_away_is_said_once_and_leaves_nothing(
+    settings: Settings, unused_port: int
+) -> None:
+    settings = replace(settings, kafka_bootstrap_servers=f"127.0.0.1:{unused_port}")
+    async with sending(settings) as sent:
+        with pytest.raises(RetryableError, match=rf"Kafka at 127.0.0.1:{unused_port}: "):
+            await sent.connect()
