@@ -130,24 +130,21 @@ def encode(occurrence: Occurrence) -> tuple[bytes, bytes]:
     return occurrence.execution_id.encode(), _encoder.encode(value)
 
 
-def encode_origin(origin: Origin) -> list[tuple[str, bytes]]:
-    """The headers that make a re-sent record harmless."""
-    return [("ce_source", origin.source.encode()), ("ce_sequence", b"%d" % origin.sequence)]
-
-
-def encode_headers(origin: Origin, traceparent: str | None = None) -> list[tuple[str, bytes]]:
+def encode_headers(
+    source: str, sequence: int, traceparent: str | None = None
+) -> list[tuple[str, bytes]]:
     """All headers of a record of ours; the list is the caller's own.
 
     The sequence is also the CloudEvents id, so one source's sequence must not come twice, in
-    whatever partitions. `decode_origin` of the result gives `origin` when it is within its bounds.
+    whatever partitions. `decode_origin` of the result gives both when they are within their bounds.
     """
-    sequence = b"%d" % origin.sequence
+    number = b"%d" % sequence
     headers = [
         _SPECVERSION,
         _TYPE,
-        ("ce_source", origin.source.encode()),
-        ("ce_id", sequence),
-        ("ce_sequence", sequence),
+        ("ce_source", source.encode()),
+        ("ce_id", number),
+        ("ce_sequence", number),
         _CONTENT_TYPE,
     ]
     if traceparent is not None:

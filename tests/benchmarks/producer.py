@@ -30,7 +30,6 @@ from execution_events.publisher import Event, Names, Publisher
 from execution_events.publisher.record import NewRecord
 from execution_events.publisher.tracing import current_traceparent
 from execution_events.settings import Settings
-from execution_events.wire import Origin
 from tests.benchmarks.workload import seed_shaped
 
 WINDOW = 1000
@@ -87,9 +86,7 @@ def encoded(number: int) -> list[Encoded]:
     names = Names()
     source = f"urn:uuid:{uuid.uuid4()}"
     return [
-        Encoded(
-            *wire.encode(names.occurrence(event)), wire.encode_headers(Origin(source, sequence))
-        )
+        Encoded(*wire.encode(names.occurrence(event)), wire.encode_headers(source, sequence))
         for sequence, event in enumerate(seed_shaped(number), 1)
     ]
 

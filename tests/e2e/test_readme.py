@@ -5,11 +5,15 @@ import json
 import re
 import signal
 import subprocess
+import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
+from execution_events.settings import Settings
 from tests.support.consumers import DEADLINE, until
-from tests.support.processes import COMMAND, Service, processes_of
+from tests.support.processes import COMMAND, Service, environment, processes_of
+from tests.support.published import occurrences
 from tests.support.seed import SEED_BODY
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +48,22 @@ async def test_it_runs_in_two_commands() -> None:
             # make passes it on and waits.
             await running.stop(signal.SIGTERM)
         assert processes_of(data) == []
+
+
+async def test_the_worker_publishes(settings: Settings, tmp_path: Path) -> None:
+    [example] = re.findall(r"```python\n(.*?)\n```", README, re.DOTALL)
+    assert len([line for line in example.splitlines() if line.strip()]) <= 15
+    for variables in ({}, {"EXECUTION_EVENTS_SPOOL_DIR": str(tmp_path / "spool")}):
+        worker = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-W", "error", "-c", example),
+            env=environment(replace(settings, database_url=None), **variables),
+            stderr=subprocess.PIPE,
+        )
+        async with asyncio.timeout(DEADLINE):
+            _, errors = await worker.communicate()
+        assert (worker.returncode, errors.decode()) == (0, "")
+    published = [each.reason.partition("##")[2] for each in await occurrences(settings)]
+    assert published == ["ActionStart", "PullImage", "SuccessfulFinish"] * 2
 
 
 def test_the_map_names_what_there_is() -> None:

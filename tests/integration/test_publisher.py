@@ -306,20 +306,6 @@ async def test_who_waits_for_room_is_told_of_the_time_out_and_of_closing(
                 await task
 
 
-async def test_one_record_that_waits_keeps_no_others_in_memory(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(direct, "_SWEEP", 0.01)
-    async with Publisher(settings) as publisher:
-        delivery = delivery_of(publisher)
-        never: asyncio.Future[sender.Acknowledged] = asyncio.get_running_loop().create_future()
-        delivery._deadlines.append((asyncio.get_running_loop().time() + 60, never))
-        await asyncio.gather(*map(publisher.publish, events(500)))
-        async with asyncio.timeout(DEADLINE):
-            while len(delivery._deadlines) > 1:
-                await asyncio.sleep(0.01)
-
-
 async def test_a_flush_ends_while_others_publish(either: Settings) -> None:
     names = count()
     async with Publisher(either) as publisher:
@@ -333,8 +319,8 @@ async def test_a_flush_ends_while_others_publish(either: Settings) -> None:
             mine = events(1, prefix=f"mine-{next(names)}")[0]
             await publisher.publish(mine)
             await publisher.flush(5)
-            lanes = publisher._delivery._sender._lanes.values()  # type: ignore[union-attr]
-            pending = b"".join(record.value for lane in lanes for record in lane._waiting)
+            lines = publisher._delivery._sender.lines  # type: ignore[union-attr]
+            pending = b"".join(record.value for line in lines for record in line)
             assert f'"{mine.name}"'.encode() not in pending
         for worker in workers:
             worker.cancel()

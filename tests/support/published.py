@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
@@ -14,6 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from execution_events import wire
 from execution_events.consumer.topic import DAY_MS, create_topic
 from execution_events.embedded import EmbeddedKafka
+from execution_events.events import Occurrence
 from execution_events.publisher import Event, Names
 from execution_events.publisher.record import NewRecord
 from execution_events.settings import Settings
@@ -55,8 +56,17 @@ def records(of: Iterable[Event]) -> list[NewRecord]:
 
 
 async def log(settings: Settings) -> list[Published]:
-    """All records of the topic, in the order of each partition."""
-    found = []
+    """All records of the topic that publishers have sent, in the order of each partition."""
+    return [_published(record) for record in await _records(settings)]
+
+
+async def occurrences(settings: Settings) -> list[Occurrence]:
+    """What all records of the topic carry, in the order of each partition."""
+    return [wire.decode(each.key, each.value, 0) for each in await _records(settings)]
+
+
+async def _records(settings: Settings) -> list[Any]:
+    found: list[Any] = []
     consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap_servers)
     await consumer.start()
     try:
@@ -72,24 +82,17 @@ async def log(settings: Settings) -> list[Published]:
             for partition, end in ends.items():
                 while await consumer.position(partition) < end:
                     got = await consumer.getmany(partition, timeout_ms=200)
-                    found += [_published(record) for record in got.get(partition, ())]
+                    found += got.get(partition, ())
     finally:
         await consumer.stop()
     return found
 
 
-def _published(record: object) -> Published:
-    origin = wire.decode_origin(record.headers)  # type: ignore[attr-defined]
+def _published(record: Any) -> Published:
+    origin = wire.decode_origin(record.headers)
     assert origin is not None
-    name = wire.decode(record.key, record.value, 0).name  # type: ignore[attr-defined]
-    return Published(
-        record.partition,  # type: ignore[attr-defined]
-        record.offset,  # type: ignore[attr-defined]
-        record.key,  # type: ignore[attr-defined]
-        name,
-        origin.source,
-        origin.sequence,
-    )
+    name = wire.decode(record.key, record.value, 0).name
+    return Published(record.partition, record.offset, record.key, name, *origin)
 
 
 def counted(found: Iterable[Published]) -> list[Published]:

@@ -8,7 +8,7 @@ from execution_events import wire
 from execution_events.events import Occurrence
 from execution_events.projection.batch import read
 from execution_events.store.batches import Batch, Move
-from execution_events.wire import Headers, Origin
+from execution_events.wire import Headers
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -51,7 +51,7 @@ def log(
     records = []
     for offset, content in enumerate(occurrences, begin):
         key, value = (b"k", content) if isinstance(content, bytes) else wire.encode(content)
-        headers = () if source is None else wire.encode_origin(Origin(source, offset))
+        headers = () if source is None else wire.encode_headers(source, offset)
         records.append(LogRecord(partition, offset, 0, key, value, headers))
     return records
 

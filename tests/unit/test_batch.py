@@ -11,7 +11,7 @@ from execution_events.events import Occurrence
 from execution_events.projection import batch
 from execution_events.projection.batch import DeadLetter, Projection, SourceKey, project
 from execution_events.projection.fold import FoldedEvent, Identity, merge
-from execution_events.wire import Origin, Record
+from execution_events.wire import Record
 from tests.support import golden, strategies
 from tests.support.golden import KafkaRecord
 
@@ -22,7 +22,7 @@ SETTINGS = settings(max_examples=150, deadline=None)
 
 
 def sent(record: KafkaRecord, sequence: int, source: str = "s", partition: int = 0) -> KafkaRecord:
-    headers = tuple(wire.encode_origin(Origin(source, sequence)))
+    headers = tuple(wire.encode_headers(source, sequence))
     return record._replace(headers=headers, partition=partition)
 
 
@@ -132,7 +132,8 @@ def model(log: list[KafkaRecord]) -> tuple[list[KafkaRecord], dict[SourceKey, in
     seen: dict[SourceKey, list[int]] = {}
     for record in log:
         if record.headers:
-            (_, source), (_, sequence) = record.headers
+            headers = dict(record.headers)
+            source, sequence = headers["ce_source"], headers["ce_sequence"]
             assert source
             assert sequence
             before = seen.setdefault((record.partition, source.decode()), [])

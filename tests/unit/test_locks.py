@@ -89,3 +89,16 @@ def test_workers_install_little() -> None:
         "packaging",
         "typing-extensions",
     }
+
+
+def test_workers_install_few_distributions() -> None:
+    """With the project itself at most 8; what a lock holds for one platform only counts, too."""
+    assert set(versions("base")) == {
+        "aiokafka",
+        "async-timeout",
+        "cramjam",
+        "msgspec",
+        "packaging",
+        "typing-extensions",
+    }
+    assert len(versions("base")) + 1 <= 8

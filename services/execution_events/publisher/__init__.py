@@ -2,7 +2,8 @@
 
 - `Publisher`: what a worker publishes with; `Element` and `Action`: the scopes of its work.
 - `Event`: what a worker says. `Names`: names and dates it. `reasons`: the life cycle's catalogue.
-- `sender`, `direct`, `spooling`: to Kafka in order; without a spool and through one.
+- `direct`, `spooling`: delivery without a spool and through one; `sender`: to Kafka, in order.
+- `producer`, `background`: aiokafka's producer, and tasks, that end and begin as we need it.
 - `spool`, `spool_directory`: the files of a spool.
 """
 

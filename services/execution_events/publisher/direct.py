@@ -2,7 +2,6 @@
 
 import asyncio
 import uuid
-from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -42,7 +41,6 @@ class DirectDelivery:
         )
         self._bytes = 0
         self._moved = asyncio.Event()
-        self._deadlines: deque[tuple[float, asyncio.Future[Acknowledged]]] = deque()
         self._sweeper: Background | None = None
         self._closed = False
 
@@ -68,7 +66,9 @@ class DirectDelivery:
 
         Raises `RetryableError` after the setting `publish_timeout`; the record may still arrive.
         """
-        await (await self.send(record))
+        if self._bytes > _PENDING_MAX:
+            await self._room()
+        await self._submit(record)
 
     async def send(self, record: NewRecord) -> asyncio.Future[Acknowledged]:
         """Put `record` in line and give its acknowledgement to wait for.
@@ -76,22 +76,38 @@ class DirectDelivery:
         Waits while too much is in line, at most `publish_timeout`.
         """
         if self._bytes > _PENDING_MAX:
-            try:
-                async with asyncio.timeout(self._timeout):
-                    while self._bytes > _PENDING_MAX and not self._closed:
-                        await self._moved.wait()
-            except TimeoutError:
-                raise self._late() from None
-        # From here to the line nothing is awaited: sequences are in the order of the line.
+            await self._room()
+        return self._submit(record)
+
+    async def _room(self) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                while self._bytes > _PENDING_MAX and not self._closed:
+                    await self._moved.wait()
+        except TimeoutError:
+            raise self._late() from None
+
+    def _submit(self, record: NewRecord) -> asyncio.Future[Acknowledged]:
+        # Nothing is awaited here: sequences are in the order of the line.
         if self._closed:
             raise RetryableError("the publisher was closed before the event was sent")
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Acknowledged] = loop.create_future()
         self._sequence += 1
-        outgoing = Outgoing(self._sequence, *record, waiter)
-        self._bytes += _size(outgoing)
-        self._deadlines.append((loop.time() + self._timeout, waiter))
-        self._sender.submit(self._sender.partition_of(record.key), outgoing)
+        key, value, traceparent, timestamp = record
+        self._bytes += len(key) + len(value) + _RECORD_BYTES
+        self._sender.submit(
+            self._sender.partition_of(key),
+            Outgoing(
+                self._sequence,
+                key,
+                value,
+                traceparent,
+                timestamp,
+                waiter,
+                loop.time() + self._timeout,
+            ),
+        )
         return waiter
 
     async def flush(self) -> None:
@@ -126,27 +142,28 @@ class DirectDelivery:
         if self._sweeper is not None:
             await self._sweeper.stop()
         await self._sender.close()
-        for _, waiter in self._deadlines:
-            _fail(
-                waiter,
-                RetryableError("the publisher was closed before Kafka acknowledged the event"),
-            )
-        self._deadlines.clear()
+        for line in self._sender.lines:
+            for record in line:
+                _fail(
+                    record,
+                    RetryableError("the publisher was closed before Kafka acknowledged the event"),
+                )
         self._note_move()
         return left
 
     def _acknowledged(self, records: Sequence[Outgoing], partition: int, base: int) -> None:
-        for number, record in enumerate(records):
+        offset, step = (base, 1) if base >= 0 else (-1, 0)
+        for record in records:
             self._bytes -= _size(record)
             waiter = record.waiter
             if waiter is not None and not waiter.done():
-                waiter.set_result(Acknowledged(partition, base + number if base >= 0 else -1))
+                waiter.set_result(Acknowledged(partition, offset))
+            offset += step
         self._note_move()
 
     def _refused(self, record: Outgoing, detail: str) -> None:
         self._bytes -= _size(record)
-        if record.waiter is not None:
-            _fail(record.waiter, EventError(detail))
+        _fail(record, EventError(detail))
         self._note_move()
 
     def _note_move(self) -> None:
@@ -158,16 +175,13 @@ class DirectDelivery:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_SWEEP)
-            while self._deadlines:
-                deadline, waiter = self._deadlines[0]
-                if not waiter.done():
-                    if deadline > loop.time():
+            now = loop.time()
+            for line in self._sender.lines:
+                # All have the same time to wait, so the oldest come first.
+                for record in line:
+                    if record.deadline > now:
                         break
-                    _fail(waiter, self._late())
-                self._deadlines.popleft()
-            # One that waits must not keep all that were acknowledged after it in memory.
-            if len(self._deadlines) > 2 * self._sender.pending:
-                self._deadlines = deque(entry for entry in self._deadlines if not entry[1].done())
+                    _fail(record, self._late())
 
     def _late(self) -> RetryableError:
         return RetryableError(f"Kafka has acknowledged nothing for {self._timeout} s")
@@ -177,7 +191,8 @@ def _size(record: Outgoing) -> int:
     return len(record.key) + len(record.value) + _RECORD_BYTES
 
 
-def _fail(waiter: asyncio.Future[Acknowledged], error: Exception) -> None:
-    if not waiter.done():
+def _fail(record: Outgoing, error: Exception) -> None:
+    waiter = record.waiter
+    if waiter is not None and not waiter.done():
         waiter.set_exception(error)
         waiter.exception()  # Else asyncio complains where nobody waits any more.

@@ -4,9 +4,11 @@ The one place that knows aiokafka from the inside: 0.14, which the dependency's 
 """
 
 import asyncio
+import traceback
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import ProducerClosed
 
 _STOP_TIMEOUT = 2
@@ -36,6 +38,18 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
         reading = [connection._read_task for connection in self.client._conns.values()]
         tasks = (self._sender.sender_task, self.client._sync_task, *reading)
         return not any(task is not None and task.cancelled() for task in tasks)
+
+    async def start(self) -> None:
+        """Reach Kafka; a cancellation leaves no connection open."""
+        try:
+            await super().start()
+        except BaseException as error:
+            # aiokafka's first connection is in a local variable until a broker has answered.
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                for value in frame.f_locals.values():
+                    if isinstance(value, AIOKafkaConnection):
+                        value.close()
+            raise
 
     async def end(self) -> None:
         """Fail what is not acknowledged and give up all tasks and connections, within 2 s.

@@ -3,10 +3,12 @@
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import NamedTuple
 
+import msgspec
 from aiokafka.errors import (
     CorruptRecordException,
     InvalidTimestampError,
@@ -22,7 +24,6 @@ from execution_events.observability import Logger
 from execution_events.publisher.background import Background
 from execution_events.publisher.producer import Producer
 from execution_events.settings import Settings
-from execution_events.wire import Origin
 
 _logger = Logger(__name__)
 
@@ -54,10 +55,11 @@ class Acknowledged(NamedTuple):
     offset: int
 
 
-class Outgoing(NamedTuple):
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """A record on its way. `timestamp` is in milliseconds since the Unix epoch.
 
-    `sequence` rises strictly from one submitted record of a partition to the next.
+    `sequence` rises strictly from one submitted record of a partition to the next. `waiter` and
+    `deadline`, in seconds of the event loop's clock, are the submitter's own.
     """
 
     sequence: int
@@ -66,6 +68,7 @@ class Outgoing(NamedTuple):
     traceparent: str | None
     timestamp: int
     waiter: asyncio.Future[Acknowledged] | None = None
+    deadline: float = 0
 
 
 class Sender:
@@ -104,6 +107,11 @@ class Sender:
     def oldest(self) -> int | None:
         """The least sequence that is pending, None if there is none."""
         return min((lane.oldest for lane in self._lanes.values() if lane.pending), default=None)
+
+    @property
+    def lines(self) -> Iterator[Iterable[Outgoing]]:
+        """What is pending for each partition, in order."""
+        return (lane.waiting for lane in self._lanes.values())
 
     def partition_of(self, key: bytes) -> int:
         """The partition of `key` by Java's murmur2; only once `partitions` is known."""
@@ -158,11 +166,10 @@ class Sender:
         count = 0
         try:
             batch = producer.create_batch()
-            for record in waiting:
-                headers = wire.encode_headers(
-                    Origin(self._source, record.sequence), record.traceparent
-                )
-                if count == most or not batch.append(
+            append, encode_headers = batch.append, wire.encode_headers
+            for record in islice(waiting, most):
+                headers = encode_headers(self._source, record.sequence, record.traceparent)
+                if not append(
                     timestamp=record.timestamp, key=record.key, value=record.value, headers=headers
                 ):
                     break
@@ -228,20 +235,20 @@ class _Lane:
     def __init__(self, sender: Sender, partition: int) -> None:
         self._sender = sender
         self._partition = partition
-        self._waiting: deque[Outgoing] = deque()
+        self.waiting: deque[Outgoing] = deque()
         self._wake = asyncio.Event()
         self._task = Background(self._run)
 
     @property
     def pending(self) -> int:
-        return len(self._waiting)
+        return len(self.waiting)
 
     @property
     def oldest(self) -> int:
-        return self._waiting[0].sequence
+        return self.waiting[0].sequence
 
     def submit(self, record: Outgoing) -> None:
-        self._waiting.append(record)
+        self.waiting.append(record)
         self._wake.set()
 
     async def stop(self) -> None:
@@ -252,23 +259,23 @@ class _Lane:
         # So many at the head of the line were refused as a batch: halves of them find out which.
         suspects = 0
         while True:
-            while not self._waiting:
+            while not self.waiting:
                 self._wake.clear()
                 await self._wake.wait()
             # What is in flight stays at the head of the line until its fate is known.
             most = (suspects + 1) // 2 or _BATCH_RECORDS
-            count, base, error = await self._sender.send(self._waiting, self._partition, most)
+            count, base, error = await self._sender.send(self.waiting, self._partition, most)
             if error is None:
                 failures = 0
                 suspects = max(0, suspects - count)
-                records = [self._waiting.popleft() for _ in range(count)]
+                records = [self.waiting.popleft() for _ in range(count)]
                 self._sender.settle_acknowledged(records, self._partition, base)
             elif not isinstance(error, _REFUSALS):
                 failures += 1
                 await asyncio.sleep(_pause(failures))
             elif suspects == 1:
                 suspects = 0
-                self._sender.settle_refused(self._waiting.popleft(), error)
+                self._sender.settle_refused(self.waiting.popleft(), error)
             else:
                 # One that is alone, too, is sent once more, by another producer.
                 suspects = count

@@ -1,0 +1,42 @@
+"""The real publishers do what the recording ones do: the same suite, through a real Kafka."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from execution_events import sync
+from execution_events.publisher import Publisher
+from execution_events.settings import Settings
+from tests.support.published import occurrences
+from tests.support.publisher_contract import Case, PublisherContract, Threaded
+
+
+@pytest.fixture
+def spooled(settings: Settings, tmp_path: Path) -> Settings:
+    return replace(settings, spool_dir=str(tmp_path / "spool"))
+
+
+class TestPublisher(PublisherContract):
+    @pytest.fixture
+    def case(self, settings: Settings) -> Case:
+        return Case(Publisher(settings), partial(occurrences, settings))
+
+
+class TestPublisherWithSpool(PublisherContract):
+    @pytest.fixture
+    def case(self, spooled: Settings) -> Case:
+        return Case(Publisher(spooled), partial(occurrences, spooled))
+
+
+class TestSyncPublisher(PublisherContract):
+    @pytest.fixture
+    def case(self, settings: Settings) -> Case:
+        return Case(Threaded(sync.Publisher(settings)), partial(occurrences, settings))
+
+
+class TestSyncPublisherWithSpool(PublisherContract):
+    @pytest.fixture
+    def case(self, spooled: Settings) -> Case:
+        return Case(Threaded(sync.Publisher(spooled)), partial(occurrences, spooled))
