@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import uvloop
+from msgspec.structs import astuple
 
 from execution_events.embedded import EmbeddedKafka
 from execution_events.errors import RetryableError, SettingsError
@@ -337,7 +338,7 @@ async def test_a_flush_does_not_wait_for_what_came_after_it(either: Settings) ->
         flushing = asyncio.create_task(publisher.flush())
         await asyncio.sleep(0)
         # The topic has no such partition.
-        delivery._sender.submit(9, Outgoing(1_000_000, *after))
+        delivery._sender.submit(9, Outgoing(1_000_000, *astuple(after)))
         async with bounded(5):
             await keeping
             await flushing

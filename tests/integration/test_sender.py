@@ -14,6 +14,7 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import NewTopic
 from aiokafka.errors import CorruptRecordException
+from msgspec.structs import astuple
 
 from execution_events.embedded import EmbeddedKafka
 from execution_events.errors import EventError, RetryableError
@@ -52,7 +53,7 @@ class Sent(Sender):
 
     def put(self, count: int, partitions: Sequence[int] = (0, 1, 2)) -> None:
         for number, record in enumerate(records(events(count)), self.last + 1):
-            self.submit(partitions[number % len(partitions)], Outgoing(number, *record))
+            self.submit(partitions[number % len(partitions)], Outgoing(number, *astuple(record)))
         self.last += count
 
     async def until_settled(self) -> None:

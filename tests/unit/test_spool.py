@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from msgspec.structs import astuple, replace
 
 from execution_events.errors import (
     HaltError,
@@ -76,7 +77,7 @@ def spool(path: Path) -> Iterator[Spool]:
 def test_a_record_is_given_as_it_was_kept(spool: Spool) -> None:
     new = NewRecord(b"\x00\xff", "价值".encode(), TRACEPARENT, 1_700_000_000_123)
     assert spool.exchange([new], [], room=1, partition_of=lambda _: 5) == [
-        SpooledRecord(1, 5, *new)
+        SpooledRecord(1, 5, *astuple(new))
     ]
 
 
@@ -87,7 +88,7 @@ def test_a_record_is_given_as_it_was_kept_by_another_opening(path: Path) -> None
         source = spool.source
     with Spool(path, MAX_BYTES) as spool:
         assert spool.exchange([], [], room=9, partition_of=lambda _: 5) == [
-            SpooledRecord(1, 5, *new)
+            SpooledRecord(1, 5, *astuple(new))
         ]
         assert spool.source == source
 
@@ -167,7 +168,7 @@ def test_a_partitioner_that_fails_changes_nothing(spool: Spool) -> None:
 
 
 def test_a_failure_between_two_records_keeps_neither(spool: Spool) -> None:
-    unwritable = record(2)._replace(traceparent="\ud800")
+    unwritable = replace(record(2), traceparent="\ud800")
     with pytest.raises(UnicodeEncodeError):
         spool.exchange([record(1), unwritable], [], room=9, partition_of=partition_of)
     assert (spool.left, spool.last, spool.given) == (0, 0, 0)
@@ -633,7 +634,7 @@ class Model(RuleBasedStateMachine):
         new = []
         for size in sizes:
             self.count += 1
-            new.append(record(self.count, size)._replace(traceparent="t" * (size % 3) or None))
+            new.append(replace(record(self.count, size), traceparent="t" * (size % 3) or None))
         flying = self.in_state("in flight")
         done = [flying[i] for i in acknowledged if i < len(flying)]
         call = (new, [kept.sequence for kept in done])
@@ -653,7 +654,8 @@ class Model(RuleBasedStateMachine):
             kept.partition = self.opened if kept.partition is None else kept.partition
         given = self.spool.exchange(*call, room=room, partition_of=partitioner)
         assert given == [
-            SpooledRecord(kept.sequence, kept.partition or 0, *kept.new) for kept in expected
+            SpooledRecord(kept.sequence, kept.partition or 0, *astuple(kept.new))
+            for kept in expected
         ]
 
     @rule(which=st.integers(0, 3))

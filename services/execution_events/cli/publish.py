@@ -18,6 +18,7 @@ from execution_events.errors import ExecutionEventsError, RecordRefusedError, Re
 from execution_events.events import Occurrence
 from execution_events.publisher.direct import DirectDelivery
 from execution_events.publisher.record import NewRecord
+from execution_events.publisher.sender import Acknowledged
 from execution_events.settings import Settings
 
 _WINDOW = 10_000
@@ -108,10 +109,10 @@ async def _send(
                 ]
                 sent += len(window)
                 for occurrence, acknowledgement in window:
-                    partition, offset = await acknowledgement
+                    place = await acknowledgement
                     acknowledged += 1
                     if as_json:
-                        print(_line(occurrence, partition, offset))
+                        print(_line(occurrence, place))
                     progress.show(acknowledged, "acknowledged")
     except RetryableError as error:
         raise ExecutionEventsError(
@@ -125,12 +126,12 @@ async def _send(
     return 0
 
 
-def _line(occurrence: Occurrence, partition: int, offset: int) -> str:
+def _line(occurrence: Occurrence, place: Acknowledged) -> str:
     return msgspec.json.encode(
         {
             "executionId": occurrence.execution_id,
             "name": occurrence.name,
-            "partition": partition,
-            "offset": offset,
+            "partition": place.partition,
+            "offset": place.offset,
         }
     ).decode()

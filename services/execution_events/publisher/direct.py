@@ -94,16 +94,16 @@ class DirectDelivery:
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Acknowledged] = loop.create_future()
         self._sequence += 1
-        key, value, traceparent, timestamp = record
-        self._bytes += len(key) + len(value) + _RECORD_BYTES
+        key = record.key
+        self._bytes += len(key) + len(record.value) + _RECORD_BYTES
         self._sender.submit(
             self._sender.partition_of(key),
             Outgoing(
                 self._sequence,
                 key,
-                value,
-                traceparent,
-                timestamp,
+                record.value,
+                record.traceparent,
+                record.timestamp,
                 waiter,
                 loop.time() + self._timeout,
             ),

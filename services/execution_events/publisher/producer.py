@@ -5,6 +5,7 @@ The one place that knows aiokafka from the inside: 0.14, which the dependency's 
 
 import asyncio
 import traceback
+from itertools import chain
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
@@ -65,10 +66,10 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
         self._closed = True
         batches = self._message_accumulator
         batches.fail_all(ProducerClosed())
-        for waiting in batches._batches.values():
-            for batch in waiting:
-                if batch._drain_waiter.done():
-                    batch._drain_waiter.exception()  # Else asyncio complains: nobody waits for it.
+        for batch in (*batches._pending_batches, *chain.from_iterable(batches._batches.values())):
+            for future in (batch.future, batch._drain_waiter):
+                if future.done():
+                    future.exception()  # Else asyncio complains where nobody waits any more.
         tasks = [*self._requests, self._sender.sender_task, self.client._sync_task]
         tasks = [task for task in tasks if task is not None and not task.done()]
         for task in tasks:

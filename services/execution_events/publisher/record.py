@@ -1,13 +1,15 @@
 """A record as the publisher makes it, before it has an origin."""
 
 import time
-from typing import NamedTuple, Self
+from typing import Self
+
+import msgspec
 
 from execution_events import wire
 from execution_events.events import Occurrence
 
 
-class NewRecord(NamedTuple):
+class NewRecord(msgspec.Struct, frozen=True, gc=False):
     """One occurrence, encoded. `timestamp` is in milliseconds since the Unix epoch."""
 
     key: bytes
@@ -18,4 +20,5 @@ class NewRecord(NamedTuple):
     @classmethod
     def of(cls, occurrence: Occurrence, traceparent: str | None = None) -> Self:
         """The record that carries `occurrence`, made now."""
-        return cls(*wire.encode(occurrence), traceparent, time.time_ns() // 1_000_000)
+        key, value = wire.encode(occurrence)
+        return cls(key, value, traceparent, time.time_ns() // 1_000_000)

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
-from typing import NamedTuple
 
 import msgspec
 from aiokafka.errors import (
@@ -48,7 +47,7 @@ _REFUSALS = (
 _murmur2 = lru_cache(maxsize=4096)(murmur2)
 
 
-class Acknowledged(NamedTuple):
+class Acknowledged(msgspec.Struct, frozen=True, gc=False):
     """Where Kafka has stored a record; the offset is -1 where the broker did not say it."""
 
     partition: int

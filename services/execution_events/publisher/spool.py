@@ -229,14 +229,15 @@ class Spool:
                 give.append(SpooledRecord(sequence, partition, *content))
         last = self.last
         for record in new:
+            fields = record.key, record.value, record.traceparent, record.timestamp
             last += 1
             # What waits has all been taken where there is still room.
             if partition_of is not None and len(give) < room:
                 partition = partition_of(record.key)
-                give.append(SpooledRecord(last, partition, *record))
-                rows.append((last, partition, now, _checksum(record), *record))
+                give.append(SpooledRecord(last, partition, *fields))
+                rows.append((last, partition, now, _checksum(record), *fields))
             else:
-                rows.append((last, None, None, _checksum(record), *record))
+                rows.append((last, None, None, _checksum(record), *fields))
         if self._acknowledged or claims or rows:
             with self._transaction() as connection:
                 connection.executemany(_DELETE, [(done,) for done in self._acknowledged])
