@@ -69,6 +69,25 @@ class ReaderMetrics:
         self.request_seconds = Histogram(
             "execution_events_request_seconds", "Time to answer.", registry=registry
         )
+        # Callers: no_token, bad_token, issuer_away. Bounds: caller_requests, process_requests,
+        # caller_streams, process_streams. Connections: connections (no room), evicted (made room),
+        # head_time, malformed, head_size, body, slow_reader.
+        self.refused = Counter(
+            "execution_events_refused", "Refused by reason.", ["reason"], registry=registry
+        )
+        self.open_requests = Gauge(
+            "execution_events_open_requests", "Requests being answered.", registry=registry
+        )
+        self.open_streams = Gauge(
+            "execution_events_open_streams", "Streams that are open.", registry=registry
+        )
+        # Seconds since the epoch; it falls behind while the token file is broken or the issuer
+        # away, and what was read before stays in force.
+        self.credentials_read = Gauge(
+            "execution_events_credentials_read_timestamp_seconds",
+            "When tokens or keys were last found right.",
+            registry=registry,
+        )
 
 
 @asynccontextmanager

@@ -24,6 +24,9 @@ _DATABASE_URL = re.compile(
     rf"{_HOST}(?:,{_HOST})*(?:/[^@?#\s]*)?(?:\?[^@#\s]*)?"
 )
 
+_URL = re.compile(r"[a-z]+://[A-Za-z0-9._:\[\]-]+(?:/[!$-;=?-Z_a-z~]*)?(?:\?[!$-;=?-Z_a-z~]*)?")
+"""Without user, password and fragment."""
+
 
 def _text(value: str) -> str:
     if not value or not value.isprintable():
@@ -54,6 +57,23 @@ def _database_url(value: str) -> str:
         raise ValueError(
             "expected postgresql://user:password@host:port/database, "
             "with / ? # @ [ ] and all beyond ASCII percent-encoded in user and password"
+        )
+    return value
+
+
+def _jwks_url(value: str) -> str:
+    try:
+        url = urlsplit(value)
+        port = url.port
+    except ValueError:
+        url, port = urlsplit(""), None
+    safe = url.scheme == "https" or (
+        url.scheme == "http" and url.hostname in ("127.0.0.1", "::1", "localhost")
+    )
+    if not (safe and url.hostname and _URL.fullmatch(value)) or port == 0:
+        raise ValueError(
+            "expected https://host/path, or http:// on this machine's own 127.0.0.1, ::1 or "
+            "localhost: whoever can change the keys on their way can sign any token"
         )
     return value
 
@@ -146,6 +166,45 @@ class Settings:
     )
     reader_host: str = _setting("the address that the reader serves", "127.0.0.1")
     reader_port: int = _setting("its port; 0 for any", 8080, _port)
+    reader_max_connections: int = _setting(
+        "the most connections to the reader; a further one takes the place of the longest idle",
+        4096,
+        _number(1, 1_000_000),
+    )
+    reader_head_timeout: int = _setting(
+        "seconds in which a client must have sent the head of its request", 10, _number(1, 3600)
+    )
+    reader_idle_timeout: int = _setting(
+        "seconds that a connection is kept for the next request; more than the proxy's",
+        75,
+        _number(1, 3600),
+    )
+    reader_write_timeout: int = _setting(
+        "seconds until a client that does not read its answer is cut off", 30, _number(1, 3600)
+    )
+    reader_max_requests: int = _setting(
+        "the most requests that are answered at a time", 256, _number(1, 1_000_000)
+    )
+    reader_max_requests_per_token: int = _setting(
+        "the most of one token, or of one subject of a JWT", 64, _number(1, 1_000_000)
+    )
+    reader_max_streams: int = _setting(
+        "the most streams that are open at a time", 2000, _number(1, 1_000_000)
+    )
+    reader_max_streams_per_token: int = _setting(
+        "the most of one token, or of one subject of a JWT", 200, _number(1, 1_000_000)
+    )
+    tokens_file: str | None = _setting(
+        "the reader's tokens: a JSON object of each token's SHA-256 in hex and its namespaces; "
+        "read again when it changes",
+        None,
+    )
+    jwks_url: str | None = _setting(
+        "the public keys of the JWTs that the reader accepts, https://…", None, _jwks_url
+    )
+    jwt_audience: str | None = _setting("the audience that a JWT must have", None)
+    jwt_issuer: str | None = _setting("the issuer that a JWT must have", None)
+    jwt_namespaces_claim: str = _setting("the claim with a JWT's namespaces", "namespaces")
     management_host: str = _setting("the address of /livez, /readyz and /metrics", "127.0.0.1")
     management_port: int = _setting("its port; 0 for any", 8081, _port)
     cache_dir: str | None = _setting(
@@ -223,6 +282,13 @@ def load(environ: Mapping[str, str]) -> Settings:
         raise SettingsError(
             f"{PREFIX}KAFKA_SECURITY_PROTOCOL: {settings.kafka_security_protocol} needs "
             f"{PREFIX}KAFKA_SASL_USERNAME and {PREFIX}KAFKA_SASL_PASSWORD"
+        )
+    if settings.tokens_file is not None and settings.jwks_url is not None:
+        raise SettingsError(f"{PREFIX}JWKS_URL: {PREFIX}TOKENS_FILE is set too; set one of them")
+    if settings.jwks_url is not None and None in (settings.jwt_audience, settings.jwt_issuer):
+        raise SettingsError(
+            f"{PREFIX}JWKS_URL needs {PREFIX}JWT_AUDIENCE and {PREFIX}JWT_ISSUER: "
+            "without them tokens for others would be accepted"
         )
     return settings
 

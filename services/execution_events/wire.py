@@ -91,6 +91,8 @@ class _Value(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 _decoder = msgspec.json.Decoder(_Value)
 _encoder = msgspec.json.Encoder()
 
+A_TIMESTAMP = "a time from 1970 to 9999 like 2026-01-31T23:59:59Z"
+"""What `parse_timestamp` takes, for messages."""
 _TIMESTAMP = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?"
     r"(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
@@ -102,7 +104,6 @@ _SPECVERSION = ("ce_specversion", b"1.0")
 _TYPE = ("ce_type", b"execution-events.occurrence.v1")
 _CONTENT_TYPE = ("content-type", b"application/json")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_BEFORE_ALL = datetime.min.replace(tzinfo=UTC)
 
 
 def encode(occurrence: Occurrence) -> tuple[bytes, bytes]:
@@ -229,6 +230,20 @@ def _header(name: str, value: bytes | None, before: str | None) -> str:
         raise RecordRefusedError(INVALID_HEADERS, f"{name} is not UTF-8") from error
 
 
+def parse_timestamp(text: str) -> datetime | None:
+    """The time that `text` states, in UTC, cut to the microsecond; None unless it is a timestamp of
+    the contract, from 1970 to 9999 in UTC."""
+    if _TIMESTAMP.fullmatch(text):
+        try:
+            # It cuts what is beyond the microsecond, as the contract asks.
+            moment = datetime.fromisoformat(text).astimezone(UTC)
+        except (ValueError, OverflowError):
+            return None
+        if moment >= events.TIMESTAMP_MIN:
+            return moment
+    return None
+
+
 def _decode_value(value: bytes | None) -> _Value:
     if value is None:
         raise RecordRefusedError(NO_VALUE, "the record has no value")
@@ -272,17 +287,10 @@ def _timestamps(body: _Value, record_timestamp: int) -> tuple[datetime, datetime
 
 
 def _parse_timestamp(field: str, text: str) -> datetime:
-    if _TIMESTAMP.fullmatch(text):
-        try:
-            # It cuts what is beyond the microsecond, as the contract asks.
-            moment = datetime.fromisoformat(text).astimezone(UTC)
-        except (ValueError, OverflowError):
-            moment = _BEFORE_ALL
-        if moment >= events.TIMESTAMP_MIN:
-            return moment
-    raise RecordRefusedError(
-        INVALID_EVENT, f"not a time from 1970 to 9999 like 2026-01-31T23:59:59Z - at `$.{field}`"
-    )
+    moment = parse_timestamp(text)
+    if moment is None:
+        raise RecordRefusedError(INVALID_EVENT, f"not {A_TIMESTAMP} - at `$.{field}`")
+    return moment
 
 
 def _record_timestamp(milliseconds: int) -> datetime:

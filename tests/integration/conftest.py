@@ -1,13 +1,19 @@
-"""A broker that tests may stop and silence, shared by those that do."""
+"""A broker that tests may stop and silence; a reader, and who writes what it reads."""
 
 import os
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from execution_events.embedded import DataDirectory, EmbeddedKafka, cache_directory
+from execution_events.store.batches import BatchWriter
+from tests.support import databases
+from tests.support.backends import Servers
+from tests.support.databases import Database, administrator
+from tests.support.readers import Reader, reading
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +24,32 @@ async def own_kafka() -> AsyncIterator[EmbeddedKafka]:
             kafka = EmbeddedKafka(directory, cache_directory(os.environ))
             async with kafka:
                 yield kafka
+
+
+@pytest.fixture
+async def writer(database: Database) -> AsyncIterator[BatchWriter]:
+    async with BatchWriter(database.writer, "events") as writer:
+        await writer.begin_partition(0, 0, "cluster")
+        yield writer
+
+
+@pytest.fixture
+async def owner(database: Database) -> AsyncIterator[asyncpg.Connection]:
+    async with administrator(database.owner) as connection:
+        yield connection
+
+
+@pytest.fixture
+async def reader(database: Database) -> AsyncIterator[Reader]:
+    async with reading(database.reader) as reader:
+        yield reader
+
+
+@pytest.fixture(scope="module")
+async def idle(servers: Servers, template_database: str) -> AsyncIterator[Reader]:
+    """A reader of an empty database that no test changes."""
+    async with (
+        databases.cloned(servers.administrator_url, template_database) as database,
+        reading(database.reader) as reader,
+    ):
+        yield reader

@@ -7,7 +7,7 @@ from itertools import product
 import asyncpg
 import pytest
 
-from execution_events.store.listing import EventLists
+from execution_events.store.listing import EventLists, Selection
 from tests.support.backends import Servers
 from tests.support.databases import PASSWORD, Database, administrator
 
@@ -50,6 +50,8 @@ GRANTED = {
         "table execution_events.event": {"SELECT"},
         "table execution_events.execution": {"SELECT"},
         "table execution_events.schema_version": {"SELECT"},
+        "function execution_events.first_half(text)": {"EXECUTE"},
+        "function execution_events.second_half(text)": {"EXECUTE"},
     },
     "execution_events_ops": {
         "database": {"CONNECT"},
@@ -209,7 +211,10 @@ async def test_a_statement_of_ops_may_take_30_seconds(database: Database) -> Non
 async def test_the_reader_reads_and_writes_nothing(database: Database) -> None:
     async with EventLists.open(database.reader) as lists:
         await lists.check()
-        assert await lists.of_execution("execution-1") == []
+        for only in ((), (("reason", ("ActionStart",)),)):
+            selection = Selection(only=only, text="a")
+            page = await lists.page("execution-1", selection, frozenset({"tenant"}), 1)
+            assert page == ("", [], False)
     async with administrator(database.reader) as reader:
         statements = [
             verb.format(f"execution_events.{table}")

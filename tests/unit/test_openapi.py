@@ -3,12 +3,15 @@
 import json
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
 from execution_events import events, wire
+from execution_events.reader import query
+from execution_events.reader.rendering import half
 from tests.support import golden
 from tests.support.golden import SCHEMAS
 
@@ -136,21 +139,76 @@ def test_the_event_admits_the_bounds(time: str) -> None:
 
 
 def test_answers_and_their_headers() -> None:
-    assert {"200", "400", "404", "405", "500"} <= PATH["get"]["responses"].keys()
+    assert {"200", "304", "400", "404", "405", "500", "503"} <= PATH["get"]["responses"].keys()
     for operation in (PATH["get"], PATH["head"]):
         for status, response in operation["responses"].items():
             headers = {
                 name: resolve(header) for name, header in resolve(response)["headers"].items()
             }
             assert headers["X-Request-Id"]["required"] is True
-            if status == "200":
+            if status in ("200", "304"):
                 assert headers["Cache-Control"]["schema"] == {"const": "private, no-cache"}
+                assert headers["ETag"]["required"] is True
+                assert headers["Vary"]["required"] is True
     assert all("content" not in response for response in PATH["head"]["responses"].values())
 
 
-@pytest.mark.parametrize("status", ["400", "404", "405", "500"])
+@pytest.mark.parametrize(
+    "status", ["400", "401", "404", "405", "413", "414", "429", "431", "500", "503"]
+)
 def test_errors_have_the_code_of_their_status(status: str) -> None:
     body = resolve(PATH["get"]["responses"][status])["content"]["application/json"]
     assert body["schema"] == {"$ref": "#/components/schemas/Error"}
-    assert list(body["example"]) == ["error_code", "error_msg"]
-    assert body["example"]["error_code"] == f"EE.0{status}"
+    for example in body["examples"].values():
+        assert list(example["value"]) == ["error_code", "error_msg"]
+        assert example["value"]["error_code"] == f"EE.0{status}"
+
+
+PARAMETERS = {
+    parameter["name"]: parameter
+    for parameter in map(resolve, PATH["parameters"])
+    if parameter["in"] == "query"
+}
+
+
+def values(parameter: dict[str, Any], value: object) -> list[tuple[str, str]]:
+    """`value` as the parameter's style writes it."""
+    return [
+        (parameter["name"], str(one)) for one in (value if isinstance(value, list) else [value])
+    ]
+
+
+def test_the_parameters_are_those_that_are_parsed() -> None:
+    assert set(PARAMETERS) == {*query._ONCE, *query._COLUMNS, *query._EXCLUDED}
+
+
+@pytest.mark.parametrize("name", [name for name in PARAMETERS if name != "marker"])
+def test_a_parameter_is_as_its_schema_says(name: str) -> None:
+    parameter = PARAMETERS[name]
+    validate = validator(parameter["schema"])
+    repeated = parameter["schema"].get("type") == "array"
+    accepted, candidates = [], [
+        *("1", "1000", "0", "1001", "-1", "1.5", "", "asc", "desc", "ASC", "zh", "en", "both"),
+        *("a" * 256, "a" * 257, "a\0", "2018-08-20T06:41:44Z", "2018-08-20T06:41:44.5+08:00"),
+        *("2018-08-20", "2018-08-20t06:41:44z", "2018-08-20T06:41:60Z", "元", "😀" * 256),
+    ]  # fmt: skip
+    if "example" in parameter:
+        candidates += [value for _, value in values(parameter, parameter["example"])]
+    for value in candidates:
+        typed: object = int(value) if name == "limit" and value.lstrip("-").isdigit() else value
+        try:
+            query.parse_query("e", urlencode({name: value}).encode())
+            accepted.append(value)
+        except query.QueryError:
+            pass
+        assert validate.is_valid([typed] if repeated else typed) == (value in accepted), value
+    assert accepted
+    for number in (query.VALUES_MAX, query.VALUES_MAX + 1) if repeated else ():
+        assert validate.is_valid(["a"] * number) == (number <= query.VALUES_MAX)
+
+
+def test_the_example_of_lang_is_what_is_rendered() -> None:
+    examples = OK["content"]["application/json"]["examples"]
+    [shown] = examples["english"]["value"]
+    for member in ("reason", "message"):
+        assert shown[member] == half(EXAMPLE[0][member], "en")

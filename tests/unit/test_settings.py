@@ -138,6 +138,46 @@ def test_a_certificate_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         settings.kafka_client()
 
 
+JWKS = {
+    variable_of("jwks_url"): "https://issuer.example/jwks",
+    variable_of("jwt_audience"): "a",
+    variable_of("jwt_issuer"): "i",
+}
+
+
+def test_tokens_are_known_by_a_file_or_by_their_issuer() -> None:
+    message = refusal({**JWKS, variable_of("tokens_file"): "/tokens"})
+    assert message.startswith(f"{variable_of('jwks_url')}: {variable_of('tokens_file')} is set")
+
+
+@pytest.mark.parametrize("missing", ["jwt_audience", "jwt_issuer"])
+def test_tokens_for_others_are_not_taken(missing: str) -> None:
+    environ = {name: value for name, value in JWKS.items() if name != variable_of(missing)}
+    message = refusal(environ)
+    assert message.startswith(f"{variable_of('jwks_url')} needs ")
+    assert variable_of(missing) in message
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://h/k", "https://h", "https://h:8443/a/b.json?c=d&e=%20", "https://[2001:db8::1]/k",
+     "http://127.0.0.1:8000/k", "http://[::1]/k", "http://localhost/k"],
+)  # fmt: skip
+def test_keys_are_fetched_from_a_safe_address(url: str) -> None:
+    assert load({**JWKS, variable_of("jwks_url"): url}).jwks_url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://h/k", "http://127.0.0.1.example/k", "http://127.0.0.1@h/k", "https://", "https:///k",
+     "h/k", "file:///k", "https://u:p@h/k", "https://h/k#f", "https://h/a b", "https://h/\r\nX: y",
+     "https://h:0/k", "https://h:99999/k", "https://[::1/k", "https://h/é", "HTTPS://h/k"],
+)  # fmt: skip
+def test_keys_are_fetched_from_no_other(url: str) -> None:
+    message = refusal({**JWKS, variable_of("jwks_url"): url})
+    assert message.startswith(f"{variable_of('jwks_url')}: expected https://")
+
+
 # Secrets.
 
 

@@ -2,5 +2,11 @@
 
 - `service`: the process: settings in, exit out.
 - `app`: the API: decode a request, ask the store, write bytes.
-- `rendering`: an event as the API writes it.
+- `access`: who is asking, by the tokens of `token_file` or the JWTs of `issuer`.
+- `limits`: how much is done at a time.
+- `query`: a request's parameters as one value; markers.
+- `negotiation`: a request's headers: format, encoding, entity tags.
+- `rendering`: events as the API writes them.
+- `compression`: bodies, piece by piece.
+- `streaming`: a list that is sent while it is read.
 """

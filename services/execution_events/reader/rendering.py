@@ -2,10 +2,16 @@
 
 from collections.abc import Iterable
 from datetime import datetime
+from typing import Literal
 
 import msgspec
 
 from execution_events.store.listing import ListedEvent
+
+Format = Literal["json", "lines"]
+"""One array, or one event a line."""
+Lang = Literal["both", "zh", "en"]
+"""The half of reason and message to show."""
 
 _encoder = msgspec.json.Encoder()
 
@@ -29,17 +35,49 @@ class _Event(msgspec.Struct, gc=False, rename="camel"):
     action_name: str
 
 
-def render_events(events: Iterable[ListedEvent]) -> bytes:
-    """The array of design section 5, byte for byte."""
-    return _encoder.encode([_body(event) for event in events])
+class Rendering:
+    """A list piece by piece: what `add` and then `end` return, joined, is design section 5's body.
+
+    It is no valid JSON before the end.
+    """
+
+    def __init__(self, format_: Format, lang: Lang) -> None:
+        self._format = format_
+        self._lang = lang
+        self._separator = b"["
+
+    def add(self, events: Iterable[ListedEvent]) -> bytes:
+        bodies = [_body(event, self._lang) for event in events]
+        if self._format == "lines":
+            return _encoder.encode_lines(bodies)
+        if not bodies:
+            return b""
+        separator, self._separator = self._separator, b","
+        return separator + _encoder.encode(bodies)[1:-1]
+
+    def end(self) -> bytes:
+        if self._format == "lines":
+            return b""
+        return b"[]" if self._separator == b"[" else b"]"
 
 
-def _body(event: ListedEvent) -> _Event:
+def half(bilingual: str, lang: Lang) -> str:
+    """`lang`'s part of `<zh>##<en>`, spaces trimmed, the whole where there is no `##`.
+
+    As `first_half` and `second_half` in the database.
+    """
+    if lang == "both":
+        return bilingual
+    first, found, second = bilingual.partition("##")
+    return (second if found and lang == "en" else first).strip(" ")
+
+
+def _body(event: ListedEvent, lang: Lang) -> _Event:
     return _Event(
         metadata=_Ref(event.name, event.namespace),
         involved_object=_Ref(event.object_name, event.object_namespace),
-        reason=event.reason,
-        message=event.message,
+        reason=half(event.reason, lang),
+        message=half(event.message, lang),
         first_timestamp=_seconds(event.first_timestamp),
         last_timestamp=_seconds(event.last_timestamp),
         count=event.count,

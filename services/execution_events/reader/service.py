@@ -2,19 +2,30 @@
 
 import asyncio
 import ipaddress
+import resource
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
 from execution_events.errors import ExecutionEventsError, RetryableError, SettingsError
 from execution_events.management import ReaderMetrics, serve_management
 from execution_events.observability import Logger
+from execution_events.reader.access import Access
 from execution_events.reader.app import create_app
-from execution_events.serving import serve
+from execution_events.reader.issuer import Issuer
+from execution_events.reader.limits import Limits
+from execution_events.reader.token_file import TokenFile
+from execution_events.serving import Bounds, serve
 from execution_events.settings import Settings, variable_of
 from execution_events.store.listing import EventLists
 
 _log = Logger(__name__)
+
+_OTHER_FILES = 256
+"""Open files beside the connections of clients: those to the database, the log, libraries."""
 
 
 async def run_reader(settings: Settings, stop: asyncio.Event) -> None:
@@ -22,11 +33,17 @@ async def run_reader(settings: Settings, stop: asyncio.Event) -> None:
 
     It starts without the database, answers 503 while that is away, and is not ready. Raises
     `HaltError` for a schema that it does not know, and `SettingsError` for an address that others
-    can reach, as nothing tells callers apart yet.
+    can reach where nothing tells callers apart, or a token file that cannot be read.
     """
-    _require_loopback(settings.reader_host)
+    if settings.tokens_file is None and settings.jwks_url is None:
+        _require_loopback(settings.reader_host)
+    _allow_open_files(settings.reader_max_connections + _OTHER_FILES)
     registry = CollectorRegistry()
-    async with EventLists.open(settings.require_database_url()) as lists:
+    metrics = ReaderMetrics(registry)
+    async with (
+        EventLists.open(settings.require_database_url()) as lists,
+        _access(settings, metrics) as access,
+    ):
         try:
             await lists.check()
         except RetryableError as error:
@@ -36,19 +53,61 @@ async def run_reader(settings: Settings, stop: asyncio.Event) -> None:
             try:
                 await lists.check()
             except ExecutionEventsError as error:
-                return [str(error)]
-            return []
+                return [str(error), *access.problems()]
+            return access.problems()
 
-        app = create_app(lists, ReaderMetrics(registry))
+        app = create_app(lists, metrics, access, Limits(settings, metrics))
+        bounds = Bounds(
+            connections=settings.reader_max_connections,
+            head=settings.reader_head_timeout,
+            idle=settings.reader_idle_timeout,
+            write=settings.reader_write_timeout,
+        )
         async with (
             serve_management(
                 settings.management_host, settings.management_port, registry, readiness
             ) as management,
-            serve(app, settings.reader_host, settings.reader_port) as address,
+            serve(
+                app,
+                settings.reader_host,
+                settings.reader_port,
+                bounds,
+                lambda reason: metrics.refused.labels(reason).inc(),
+            ) as address,
         ):
             _log.info("reader started", address=address, management=management)
             await stop.wait()
     _log.info("reader stopped")
+
+
+@asynccontextmanager
+async def _access(settings: Settings, metrics: ReaderMetrics) -> AsyncIterator[Access]:
+    """What tells callers apart."""
+    if settings.tokens_file is not None:
+        async with TokenFile.open(Path(settings.tokens_file), metrics) as tokens:
+            yield Access(tokens, metrics)
+    elif settings.jwks_url is not None:
+        async with Issuer.open(
+            settings.jwks_url,
+            settings.jwt_audience or "",
+            settings.jwt_issuer or "",
+            settings.jwt_namespaces_claim,
+            metrics,
+        ) as issuer:
+            yield Access(issuer, metrics)
+    else:
+        _log.warning("there are no tokens: everybody on this machine may read all")
+        yield Access(None, metrics)
+
+
+def _allow_open_files(number: int) -> None:
+    """Raise the process's own limit; what the system allows beyond is its administrator's."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < number:
+        allowed = number if hard == resource.RLIM_INFINITY else min(number, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        if allowed < number:
+            _log.warning("too few open files for all connections", allowed=allowed, wanted=number)
 
 
 def _require_loopback(host: str) -> None:

@@ -1,8 +1,10 @@
-"""The events of one execution, as the reader lists them."""
+"""The events of one execution, as the reader lists them: pages, streams and revisions."""
 
+import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
+from typing import Literal, NamedTuple
 
 import asyncpg
 import msgspec
@@ -13,10 +15,61 @@ from execution_events.store.sql import load_queries
 
 _SQL = load_queries("listing")
 
+_SERVER_SETTINGS = {
+    "default_transaction_read_only": "on",
+    "statement_timeout": "10s",
+    # A list is read in the order of its index, always: statistics of small executions would have a
+    # large one sorted for each of its pages.
+    "enable_sort": "off",
+    "plan_cache_mode": "force_generic_plan",
+    "max_parallel_workers_per_gather": "0",
+    # A statement takes less time than compiling it.
+    "jit": "off",
+}
+_STREAM_BATCH = 128
+"""Rows that a stream fetches at a time: 64 KiB where they have the usual size."""
+_ARGUMENT = re.compile(r"\$([a-z_]+)")
+
+Column = Literal["type", "reason", "elem_type", "elem_id", "action_name"]
+"""What events are selected by."""
+
+Namespaces = frozenset[str] | None
+"""What a caller may read; None is all."""
+
+
+class Position(NamedTuple):
+    """Where an event stands in the order of creation."""
+
+    place: datetime
+    name: str
+    namespace: str
+
+
+class Selection(msgspec.Struct, frozen=True, kw_only=True):
+    """Which events of an execution, and in which order; all conditions hold at once.
+
+    Times are aware. Equal selections are encoded alike.
+    """
+
+    descending: bool = False
+    only: tuple[tuple[Column, tuple[str, ...]], ...] = ()
+    """Events whose column has one of the values, of `reason` either half too."""
+    exclude: tuple[tuple[Column, tuple[str, ...]], ...] = ()
+    """Not those that `only` would give."""
+    since: datetime | None = None
+    """Events that occurred then or later."""
+    until: datetime | None = None
+    """Events that occurred before."""
+    text: str | None = None
+    """Part of message or reason under Unicode's full case folding."""
+    after: Position | None = None
+    """Events that come after it in this order, whether or not it is there."""
+
 
 class ListedEvent(msgspec.Struct, frozen=True, gc=False):
     """One event; timestamps are aware, in UTC, to the microsecond."""
 
+    place: datetime
     name: str
     namespace: str
     object_name: str
@@ -31,32 +84,175 @@ class ListedEvent(msgspec.Struct, frozen=True, gc=False):
     elem_id: str
     action_name: str
 
+    @property
+    def position(self) -> Position:
+        return Position(self.place, self.name, self.namespace)
+
+
+class Page(NamedTuple):
+    """Events and revisions of one snapshot; `more` where other events follow."""
+
+    revisions: str
+    events: list[ListedEvent]
+    more: bool
+
+
+class Stream(NamedTuple):
+    """Events, batch by batch, and revisions of one snapshot."""
+
+    revisions: str
+    batches: AsyncIterator[list[ListedEvent]]
+
 
 class EventLists:
-    """Lists of events over a pool of connections; safe for concurrent use."""
+    """Lists of events over pools of connections; safe for concurrent use.
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
+    The executions' revisions change with every change of their events; a caller who may read
+    nothing of an execution gets what it would get were it not there. All raise `RetryableError`
+    where PostgreSQL is away or too slow.
+    """
+
+    def __init__(self, pool: asyncpg.Pool, streams: asyncpg.Pool) -> None:
         self._pool = pool
+        self._streams = streams
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, database_url: str, size: int = 8) -> AsyncIterator["EventLists"]:
-        """Lists over at most `size` connections, which are opened when they are needed."""
-        async with open_pool(database_url, "execution-events reader", size) as pool:
-            yield cls(pool)
+    async def open(
+        cls, database_url: str, size: int = 8, streams: int = 4
+    ) -> AsyncIterator["EventLists"]:
+        """Lists over at most `size` connections, which are opened when they are needed.
 
-    async def of_execution(self, execution_id: str) -> list[ListedEvent]:
-        """All events of an execution, in order of creation, as of one moment.
-
-        An execution that is not known has none.
+        Streams have `streams` connections of their own, so that slow ones keep nobody from a page.
         """
+        name = "execution-events reader"
+        async with (
+            open_pool(database_url, name, size, _SERVER_SETTINGS) as pool,
+            open_pool(database_url, name, streams, _SERVER_SETTINGS) as stream_pool,
+        ):
+            yield cls(pool, stream_pool)
+
+    async def page(
+        self, execution_id: str, selection: Selection, namespaces: Namespaces, limit: int
+    ) -> Page:
+        """The first `limit` events of a selection."""
+        statement = _Statement(execution_id, namespaces)
+        statement.select(selection)
+        # One more tells whether others follow.
+        text, arguments = statement.page(limit + 1)
         with translated_errors():
             async with self._pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
-                rows = await connection.fetch(_SQL["events_of_execution"], execution_id)
-        return [ListedEvent(*row) for row in rows]
+                rows = await connection.fetch(text, *arguments)
+        revisions = rows[0][-1]
+        if rows[0][0] is None:
+            return Page(revisions, [], more=False)
+        events = [ListedEvent(*row[:-1]) for row in rows[:limit]]
+        return Page(revisions, events, more=len(rows) > limit)
+
+    @asynccontextmanager
+    async def stream(
+        self, execution_id: str, selection: Selection, namespaces: Namespaces
+    ) -> AsyncIterator[Stream]:
+        """All events of a selection. It holds a snapshot and a connection: bound its time."""
+        statement = _Statement(execution_id, namespaces)
+        revisions_text, revisions_arguments = statement.revisions()
+        statement.select(selection)
+        text, arguments = statement.events()
+        async with AsyncExitStack() as stack:
+            with translated_errors():
+                connection = await stack.enter_async_context(
+                    self._streams.acquire(timeout=CONNECT_TIMEOUT)
+                )
+                await stack.enter_async_context(
+                    connection.transaction(isolation="repeatable_read", readonly=True)
+                )
+                revisions = await connection.fetchval(revisions_text, *revisions_arguments)
+                cursor = await connection.cursor(text, *arguments)
+
+            async def batches() -> AsyncIterator[list[ListedEvent]]:
+                while True:
+                    with translated_errors():
+                        rows = await cursor.fetch(_STREAM_BATCH)
+                    if not rows:
+                        return
+                    yield [ListedEvent(*row) for row in rows]
+
+            yield Stream(revisions, batches())
+
+    async def revisions(self, execution_id: str, namespaces: Namespaces) -> str:
+        """The revisions alone, without reading events."""
+        text, arguments = _Statement(execution_id, namespaces).revisions()
+        with translated_errors():
+            async with self._pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
+                revisions: str = await connection.fetchval(text, *arguments)
+                return revisions
 
     async def check(self) -> None:
         """Raise `RetryableError` or `HaltError` unless lists can be read."""
         with translated_errors():
             async with self._pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
                 await require_current(connection)
+
+
+class _Statement:
+    """Joins the parts of `listing.sql`; whatever a caller sent becomes an argument."""
+
+    def __init__(self, execution_id: str, namespaces: Namespaces) -> None:
+        self._values: dict[str, object] = {"execution_id": execution_id}
+        self._conditions = [_SQL["execution"]]
+        self._order = _SQL["ascending"]
+        if namespaces is not None:
+            self._values["namespaces"] = sorted(namespaces)
+            self._conditions.append(_SQL["namespaces"])
+        self._tenancy = "\n    AND ".join(self._conditions)
+
+    def select(self, selection: Selection) -> None:
+        direction = "descending" if selection.descending else "ascending"
+        self._order = _SQL[direction]
+        if selection.after is not None:
+            place, name, namespace = selection.after
+            # Times go as text: asyncpg stores the last microsecond of the year 9999 as infinity.
+            self._add(_SQL[f"after_{direction}"], place=place.isoformat())
+            self._values |= {"name": name, "namespace": namespace}
+        for kind, filters in (("only", selection.only), ("except", selection.exclude)):
+            for column, values in filters:
+                part = f"{kind}_reason" if column == "reason" else kind
+                self._add(_SQL[part].format(column=column), **{f"{kind}_{column}": values})
+        if selection.since is not None:
+            self._add(_SQL["since"], since=selection.since.isoformat())
+        if selection.until is not None:
+            self._add(_SQL["until"], until=selection.until.isoformat())
+        if selection.text is not None:
+            self._add(_SQL["text"], text=selection.text)
+
+    def revisions(self) -> tuple[str, list[object]]:
+        return self._numbered(self._revisions())
+
+    def events(self) -> tuple[str, list[object]]:
+        return self._numbered(self._events())
+
+    def page(self, limit: int) -> tuple[str, list[object]]:
+        self._values["limit"] = limit
+        return self._numbered(
+            _SQL["page"].format(
+                revisions=self._revisions(), events=self._events(), order=self._order
+            )
+        )
+
+    def _add(self, condition: str, **values: object) -> None:
+        self._conditions.append(condition)
+        self._values |= values
+
+    def _revisions(self) -> str:
+        return _SQL["revisions"].format(tenancy=self._tenancy)
+
+    def _events(self) -> str:
+        conditions = "\n    AND ".join(self._conditions)
+        return _SQL["events"].format(
+            tenancy=self._tenancy, conditions=conditions, order=self._order
+        )
+
+    def _numbered(self, text: str) -> tuple[str, list[object]]:
+        """`text` with $1, $2, … for its arguments, and these."""
+        numbers = {name: f"${number}" for number, name in enumerate(self._values, 1)}
+        return _ARGUMENT.sub(lambda match: numbers[match[1]], text), list(self._values.values())

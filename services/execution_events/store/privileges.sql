@@ -48,6 +48,9 @@ GRANT SELECT, INSERT ON execution_events.dead_letter TO execution_events_writer;
 GRANT UPDATE (attempts, last_attempt_at, last_reason, last_detail, retried_at, discarded_at)
     ON execution_events.dead_letter TO execution_events_writer;
 GRANT SELECT ON execution_events.event, execution_events.execution TO execution_events_reader;
+-- What `reason` matches.
+GRANT EXECUTE ON FUNCTION execution_events.first_half(text), execution_events.second_half(text)
+    TO execution_events_reader;
 
 GRANT USAGE ON SCHEMA ops TO execution_events_ops;
 GRANT SELECT ON ALL TABLES IN SCHEMA ops TO execution_events_ops;

@@ -1,8 +1,75 @@
--- name: events_of_execution
--- In order of creation, which never changes: see `place`.
+-- Parts of statements. `store/listing.py` joins them: {…} is another part or a column's name, $name
+-- an argument. Nothing that a caller sent stands in a text.
+
+-- name: revisions
+-- Of every execution row that the caller may read, in a fixed order; empty where there is none.
+SELECT coalesce(string_agg(revision || '/' || namespace, ',' ORDER BY namespace), '') AS revisions
+FROM execution
+WHERE {tenancy}
+
+-- name: events
+-- In order of creation, which never changes: see `place`. The index event_order has this order.
+-- EXISTS comes first: what is foreign costs no more time than what is absent.
 SELECT
-    name, namespace, object_name, object_namespace, reason, message,
+    place, name, namespace, object_name, object_namespace, reason, message,
     first_timestamp, last_timestamp, count, type, elem_type, elem_id, action_name
 FROM event
-WHERE execution_id = $1
-ORDER BY place, name, namespace
+WHERE EXISTS (SELECT FROM execution WHERE {tenancy})
+    AND {conditions}
+ORDER BY {order}
+
+-- name: page
+-- One statement, so that revisions and events are of one snapshot; one row without an event where
+-- there is none. The outer ORDER BY finds the rows in order.
+SELECT event.*, execution.revisions
+FROM (
+{revisions}
+) AS execution
+LEFT JOIN (
+{events}
+LIMIT $limit
+) AS event ON true
+ORDER BY {order}
+
+-- name: execution
+execution_id = $execution_id
+
+-- name: namespaces
+namespace = ANY ($namespaces)
+
+-- name: ascending
+place, name, namespace
+
+-- name: descending
+place DESC, name DESC, namespace DESC
+
+-- name: after_ascending
+(place, name, namespace) > ($place::text::timestamptz, $name, $namespace)
+
+-- name: after_descending
+(place, name, namespace) < ($place::text::timestamptz, $name, $namespace)
+
+-- name: only
+{column} = ANY ($only_{column})
+
+-- name: except
+{column} <> ALL ($except_{column})
+
+-- name: only_reason
+ARRAY[reason, first_half(reason), second_half(reason)] && $only_reason
+
+-- name: except_reason
+NOT ARRAY[reason, first_half(reason), second_half(reason)] && $except_reason
+
+-- name: since
+last_timestamp >= $since::text::timestamptz
+
+-- name: until
+first_timestamp < $until::text::timestamptz
+
+-- name: text
+-- Unicode's full case folding, whatever the collation of the columns or the database.
+(
+    strpos(casefold(message COLLATE pg_unicode_fast), casefold($text::text COLLATE pg_unicode_fast)) > 0
+    OR strpos(casefold(reason COLLATE pg_unicode_fast), casefold($text::text COLLATE pg_unicode_fast)) > 0
+)

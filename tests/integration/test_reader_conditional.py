@@ -1,0 +1,227 @@
+"""Entity tags, formats and encodings of an answer."""
+
+import json
+
+import asyncpg
+import pytest
+
+from execution_events.store.batches import BatchWriter
+from execution_events.store.listing import EventLists, Selection
+from tests.support.databases import Database
+from tests.support.readers import EVENTS, Reader, decoded, named
+from tests.support.records import batch, log, occurrence
+
+
+async def test_a_list_that_did_not_change_is_not_sent_again(
+    reader: Reader, writer: BatchWriter
+) -> None:
+    await writer.store(batch(log([named("a", count=2)])))
+    for method in ("GET", "HEAD"):
+        tag = (await reader.request(method, EVENTS)).headers["ETag"]
+        again = await reader.request(method, EVENTS, headers={"If-None-Match": tag})
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["ETag"] == tag
+
+    await writer.store(batch(log([named("a", count=3)], begin=1)))
+    changed = await reader.get(EVENTS, headers={"If-None-Match": tag})
+
+    assert changed.status_code == 200
+    assert changed.json()[0]["count"] == 5
+    assert changed.headers["ETag"] != tag
+
+
+async def test_the_tag_of_an_empty_list_changes_with_the_execution(
+    reader: Reader, writer: BatchWriter
+) -> None:
+    """Also where the filter finds nothing before and after."""
+    tags = []
+    for begin in range(3):
+        response = await reader.get(EVENTS, params={"type": "nothing"})
+        assert response.json() == []
+        tags.append(response.headers["ETag"])
+        await writer.store(batch(log([occurrence()], begin=begin)))
+    assert len(set(tags)) == 3
+
+
+async def test_304_reads_no_events(
+    reader: Reader, writer: BatchWriter, owner: asyncpg.Connection
+) -> None:
+    await writer.store(batch(log([occurrence()])))
+    tag = (await reader.get(EVENTS)).headers["ETag"]
+    await owner.execute("ALTER TABLE execution_events.event RENAME TO moved")
+    assert (await reader.get(EVENTS, headers={"If-None-Match": tag})).status_code == 304
+
+
+@pytest.mark.parametrize(
+    ("condition", "status"),
+    [
+        ("{}", 304),
+        ("*", 304),
+        ('"other", {}', 304),
+        ('W/"other",{},"more"', 304),
+        ('"with, comma", {}', 304),
+        ('"other"', 200),
+        ('"*"', 200),
+        ("", 200),
+        (",", 200),
+        ('W/"', 200),
+        ("x" * 8000, 200),
+        ('"' * 8000, 200),
+    ],
+    ids=lambda condition: str(condition)[:20],
+)
+async def test_conditions(idle: Reader, condition: str, status: int) -> None:
+    tag = (await idle.get(EVENTS)).headers["ETag"]
+    for form in (tag, tag.removeprefix("W/")):
+        headers = {"If-None-Match": condition.replace("{}", form)}
+        assert (await idle.get(EVENTS, headers=headers)).status_code == status
+
+
+async def test_a_condition_may_be_several_headers(idle: Reader) -> None:
+    tag = (await idle.get(EVENTS)).headers["ETag"]
+    headers = [("If-None-Match", '"other"'), ("If-None-Match", tag)]
+    assert (await idle.get(EVENTS, headers=headers)).status_code == 304
+
+
+async def test_tags_differ_by_query_and_format(idle: Reader) -> None:
+    variants: list[tuple[dict[str, str], dict[str, str]]] = [
+        ({}, {}),
+        ({"limit": "1"}, {}),
+        ({"lang": "en"}, {}),
+        ({"type": "a"}, {}),
+        ({"order": "desc"}, {}),
+        ({}, {"Accept": "application/x-ndjson"}),
+    ]
+    tags = [(await idle.get(EVENTS, params=p, headers=h)).headers["ETag"] for p, h in variants]
+    assert len(set(tags)) == len(variants)
+    encoded = await idle.get(EVENTS, headers={"Accept-Encoding": "zstd"})
+    assert encoded.headers["ETag"] == tags[0]
+
+
+async def test_absent_and_foreign_are_alike(database: Database, writer: BatchWriter) -> None:
+    foreign = named("b", execution_id="foreign", namespace="other")
+    await writer.store(batch(log([named("a"), foreign])))
+    tenant = frozenset({"tenant"})
+    async with EventLists.open(database.reader) as lists:
+        for selection in (Selection(), Selection(text="a", descending=True)):
+            for execution_id in ("foreign", "absent"):
+                assert await lists.page(execution_id, selection, tenant, 10) == ("", [], False)
+                assert await lists.revisions(execution_id, tenant) == ""
+                async with lists.stream(execution_id, selection, tenant) as stream:
+                    assert stream.revisions == ""
+                    assert [events async for events in stream.batches] == []
+        # Of an execution in two namespaces each caller sees its own, and its own revisions.
+        shared = named("b", namespace="other")
+        await writer.store(batch(log([shared], begin=2)))
+        before = await lists.page("execution-1", Selection(), tenant, 10)
+        assert [event.name for event in before.events] == ["a"]
+        await writer.store(batch(log([shared], begin=3)))
+        assert await lists.page("execution-1", Selection(), tenant, 10) == before
+        everything = await lists.page("execution-1", Selection(), None, 10)
+        assert [event.name for event in everything.events] == ["a", "b"]
+        assert everything.revisions != before.revisions
+        assert (await lists.page("execution-1", Selection(), frozenset(), 10)).events == []
+
+
+async def test_a_page_and_its_revisions_are_of_one_snapshot(
+    database: Database, writer: BatchWriter
+) -> None:
+    """The count is the number of the transaction that the revision is of."""
+    seen: dict[str, int] = {}
+    async with EventLists.open(database.reader) as lists:
+        for number in range(20):
+            await writer.store(batch(log([named("a")], begin=2 * number)))
+            page = await lists.page("execution-1", Selection(), None, 10)
+            async with lists.stream("execution-1", Selection(), None) as stream:
+                await writer.store(batch(log([named("b", execution_id="x")], begin=2 * number + 1)))
+                [events] = [events async for events in stream.batches]
+            assert (stream.revisions, events) == (page.revisions, page.events)
+            seen[page.revisions] = page.events[0].count
+    assert list(seen.values()) == list(range(1, 21))
+
+
+# Formats.
+
+
+@pytest.mark.parametrize(
+    ("accept", "lines"),
+    [
+        ("application/x-ndjson", True),
+        ("Application/X-NDJSON", True),
+        ("application/x-ndjson, */*", True),
+        ("application/x-ndjson, application/json;q=0.5", True),
+        ("application/x-ndjson;q=0.5, text/html", True),
+        ("application/json, application/x-ndjson", False),
+        ("application/x-ndjson;q=0", False),
+        ("application/x-ndjson;q=0.5, application/json", False),
+        ("application/x-ndjson;q=0.5, */*;q=0.8", False),
+        ("application/x-ndjson;q=2", False),
+        ("application/x-ndjson;q=nan", False),
+        ("*/*", False),
+        ("", False),
+        ("text/html", False),
+        ("text/event-stream", False),
+        (";,;q=,=;;", False),
+    ],
+)
+async def test_formats(reader: Reader, writer: BatchWriter, accept: str, lines: bool) -> None:
+    await writer.store(batch(log([named("a", message="line\nbreak\u2028"), named("b", 1)])))
+    array = await reader.events()
+    response = await reader.get(EVENTS, headers={"Accept": accept})
+    assert response.headers["Content-Type"] == (
+        "application/x-ndjson" if lines else "application/json"
+    )
+    if lines:
+        shown = [json.loads(line) for line in response.content.split(b"\n")[:-1]]
+        assert response.content.endswith(b"\n")
+    else:
+        shown = response.json()
+    assert shown == array
+
+
+async def test_no_lines_where_there_are_no_events(idle: Reader) -> None:
+    response = await idle.get(EVENTS, headers={"Accept": "application/x-ndjson"})
+    assert (response.status_code, response.content) == (200, b"")
+
+
+# Encodings.
+
+
+@pytest.mark.parametrize(
+    ("accept", "encoding"),
+    [
+        ("", None),
+        ("gzip", "gzip"),
+        ("zstd", "zstd"),
+        ("gzip, zstd", "zstd"),
+        ("gzip, deflate, br, zstd", "zstd"),
+        ("zstd;q=0.5, gzip", "gzip"),
+        ("zstd;q=0, gzip", "gzip"),
+        ("*", "zstd"),
+        ("*;q=0", None),
+        ("zstd;q=0, *", "gzip"),
+        ("GZIP", "gzip"),
+        ("gzip;q=0", None),
+        ("gzip;q=0.5, identity", None),
+        ("identity;q=0.5, gzip", "gzip"),
+        ("br, deflate", None),
+        ("identity;q=0", None),
+        ("gzip;q=x", None),
+    ],
+)
+async def test_encodings(
+    reader: Reader, writer: BatchWriter, accept: str, encoding: str | None
+) -> None:
+    await writer.store(batch(log([named(f"a.{number}") for number in range(20)])))
+    plain = await reader.get(EVENTS, headers={"Accept-Encoding": "identity"})
+    response = await reader.get(EVENTS, headers={"Accept-Encoding": accept})
+    assert response.headers.get("Content-Encoding") == encoding
+    assert decoded(response) == plain.content
+    if encoding:
+        assert int(response.headers["Content-Length"]) < len(plain.content) / 4
+
+
+async def test_short_answers_are_not_encoded(idle: Reader) -> None:
+    response = await idle.get(EVENTS, headers={"Accept-Encoding": "gzip, zstd"})
+    assert "Content-Encoding" not in response.headers
+    assert response.headers["Vary"] == "Accept, Accept-Encoding, Authorization, X-Auth-Token"

@@ -1,0 +1,147 @@
+"""Filters and languages, against the real database."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from execution_events.store.batches import BatchWriter
+from tests.support.readers import EVENTS, Reader, at, named
+from tests.support.records import batch, log
+
+EVENTS_OF = [
+    named(
+        "start",
+        1,
+        reason="启动##ActionStart",
+        message="元素(Job-A)开始. ## Element(Job-A) starts.",
+        elem_id="Job-A",
+    ),
+    named(
+        "finish",
+        2,
+        reason="执行成功 ## SuccessfulFinish",
+        message="100% done ## 100% fertig_straße",
+        action_name="delete",
+        elem_type="KubeDAG.end",
+        last_timestamp=at(20),
+    ),
+    named("warn", 3, type="Warning", reason="ActionFailed", message="## only the end", elem_id="b"),
+    named("odd", 4.25, type="it's", reason="##", message="a ## b ## c", elem_id="c\\"),
+]
+
+
+@pytest.fixture
+async def filled(reader: Reader, writer: BatchWriter) -> Reader:
+    await writer.store(batch(log(EVENTS_OF)))
+    return reader
+
+
+@pytest.mark.parametrize(
+    ("parameters", "found"),
+    [
+        ({}, "start finish warn odd"),
+        ({"order": "desc"}, "odd warn finish start"),
+        ({"type": "Warning"}, "warn"),
+        ({"type": "warning"}, ""),
+        ({"type": ["Warning", "it's"]}, "warn odd"),
+        ({"type": "Normal", "elemId": "Job-A"}, "start"),
+        ({"type": "Normal", "elemId": "b"}, ""),
+        ({"elemId": "c\\"}, "odd"),
+        ({"elemType": "KubeDAG.end"}, "finish"),
+        ({"actionName": "delete"}, "finish"),
+        ({"actionName": ["delete", "create"]}, "start finish warn odd"),
+        # The whole, or either half without its spaces.
+        ({"reason": "启动##ActionStart"}, "start"),
+        ({"reason": "启动"}, "start"),
+        ({"reason": "ActionStart"}, "start"),
+        ({"reason": "执行成功 ## SuccessfulFinish"}, "finish"),
+        ({"reason": "执行成功"}, "finish"),
+        ({"reason": "SuccessfulFinish"}, "finish"),
+        ({"reason": "执行成功##SuccessfulFinish"}, ""),
+        ({"reason": "ActionFailed"}, "warn"),
+        ({"reason": "##"}, "odd"),
+        ({"reason": "Action"}, ""),
+        ({"reason": ["ActionFailed", "启动"]}, "start warn"),
+        ({"excludeType": "Normal"}, "warn odd"),
+        ({"excludeType": ["Normal", "Warning"]}, "odd"),
+        ({"excludeReason": "ActionStart"}, "finish warn odd"),
+        ({"excludeReason": ["启动", "ActionFailed"]}, "finish odd"),
+        ({"excludeElemType": "KubeDAG.end"}, "start warn odd"),
+        ({"excludeElemId": "Job-A"}, "finish warn odd"),
+        ({"excludeActionName": "create"}, "finish"),
+        ({"type": "Normal", "excludeType": "Normal"}, ""),
+        # lastTimestamp ≥ since, firstTimestamp < until, to the microsecond.
+        ({"since": "2026-01-01T00:00:04Z"}, "finish odd"),
+        ({"since": "2026-01-01T00:00:20Z"}, "finish"),
+        ({"since": "2026-01-01T00:00:20.000001Z"}, ""),
+        ({"since": "2026-01-01T08:00:20+08:00"}, "finish"),
+        ({"until": "2026-01-01T00:00:02Z"}, "start"),
+        ({"until": "2026-01-01T00:00:02.000001Z"}, "start finish"),
+        ({"until": "2026-01-01T00:00:04.25Z"}, "start finish warn"),
+        ({"since": "2026-01-01T00:00:03Z", "until": "2026-01-01T00:00:04Z"}, "finish warn"),
+        ({"until": "9999-12-31T23:59:59.999999Z"}, "start finish warn odd"),
+        ({"since": "9999-12-31T23:59:59.999999Z"}, ""),
+        # A substring of message or reason; only case is folded.
+        ({"q": "job-a"}, "start"),
+        ({"q": "ELEMENT(JOB-A) STARTS."}, "start"),
+        ({"q": "元素"}, "start"),
+        ({"q": "actionf"}, "warn"),
+        ({"q": "ACTION"}, "start warn"),
+        ({"q": "%"}, "finish"),
+        ({"q": "100% FERTIG_"}, "finish"),
+        ({"q": "_"}, "finish"),
+        ({"q": "STRASSE"}, "finish"),
+        ({"q": "\\"}, ""),
+        ({"q": "endActionFailed"}, ""),
+        ({"q": "a ## b"}, "odd"),
+        ({"q": "action", "type": "Warning", "order": "desc"}, "warn"),
+    ],
+    ids=str,
+)
+async def test_what_is_found(filled: Reader, parameters: Mapping[str, object], found: str) -> None:
+    assert await filled.names(**parameters) == found.split()
+    pages, marker = [], None
+    while True:
+        page = await filled.get(EVENTS, params={**parameters, "limit": 1, **(marker or {})})
+        pages += [event["metadata"]["name"] for event in page.json()]
+        if "X-Next-Marker" not in page.headers:
+            break
+        marker = {"marker": page.headers["X-Next-Marker"]}
+    assert pages == found.split()
+
+
+@pytest.mark.parametrize("text", ["É", "σΣς", "ǅ", "ﬀ", "İ", "ß", "Ꭰ", "𐐀", "K"])
+async def test_case_is_folded_as_unicode_says(
+    reader: Reader, writer: BatchWriter, text: str
+) -> None:
+    await writer.store(batch(log([named("a", message=f"x{text}y")])))
+    for form in {text, text.casefold(), text.upper(), text.lower()}:
+        matches = form.casefold() in f"x{text}y".casefold()
+        assert await reader.names(q=form) == (["a"] if matches else []), form
+
+
+@pytest.mark.parametrize(
+    ("lang", "reasons", "messages"),
+    [
+        (
+            "zh",
+            ["启动", "执行成功", "ActionFailed", ""],
+            ["元素(Job-A)开始.", "100% done", "", "a"],
+        ),
+        (
+            "en",
+            ["ActionStart", "SuccessfulFinish", "ActionFailed", ""],
+            ["Element(Job-A) starts.", "100% fertig_straße", "only the end", "b ## c"],
+        ),
+    ],
+)
+async def test_one_language(
+    filled: Reader, lang: str, reasons: list[str], messages: list[str]
+) -> None:
+    response = await filled.api.get(EVENTS, params={"lang": lang})
+    assert [event["reason"] for event in response.json()] == reasons
+    assert [event["message"] for event in response.json()] == messages
+
+
+async def test_a_language_changes_nothing_of_what_is_found(filled: Reader) -> None:
+    assert await filled.names(lang="en", q="启动", excludeType="it's") == ["start"]

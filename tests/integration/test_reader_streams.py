@@ -1,0 +1,352 @@
+"""Long lists: streamed from one snapshot in bounded memory and time, or cut so that it shows."""
+
+import asyncio
+import json
+import re
+import sys
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import asyncpg
+import cramjam
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+
+from execution_events.management import ReaderMetrics
+from execution_events.reader.access import Access
+from execution_events.reader.app import create_app
+from execution_events.reader.limits import Limits
+from execution_events.reader.streaming import StreamLimits
+from execution_events.serving import serve
+from execution_events.settings import Settings
+from execution_events.store import listing
+from execution_events.store.batches import BatchWriter
+from execution_events.store.listing import EventLists, Selection
+from tests.support.consumers import DEADLINE, until
+from tests.support.databases import Database, administrator
+from tests.support.processes import environment
+from tests.support.readers import EVENTS, Reader, named
+from tests.support.records import batch, log
+
+FILL = """
+INSERT INTO execution_events.event
+SELECT 'execution-1', 'tenant', 'object.' || lpad(number::text, 6, '0'), 'object', 'tenant',
+    '启动##ActionStart', repeat('元素(job)开始. ## Element(job) starts. ', 6),
+    now(), now(), now(), number, 'Normal', 'KubeDAG.init', 'job', 'create'
+FROM generate_series(1, $1::int) AS number
+"""
+FILL_EXECUTION = """
+INSERT INTO execution_events.execution
+VALUES ('execution-1', 'tenant', 1, $1, $1, now(), now(), now(), now())
+"""
+
+
+async def fill(owner: asyncpg.Connection, events: int) -> None:
+    await owner.execute(FILL, events)
+    await owner.execute(FILL_EXECUTION, events)
+
+
+class Answer(NamedTuple):
+    """An answer's bytes, and whether its last chunk was among them."""
+
+    head: bytes
+    body: bytes
+    whole: bool
+
+
+def answer(content: bytes) -> Answer:
+    """The answer of `Transfer-Encoding: chunked` that `content` is or begins."""
+    head, _, rest = content.partition(b"\r\n\r\n")
+    body = bytearray()
+    while match := re.match(rb"([0-9a-f]+)\r\n", rest):
+        size = int(match[1], 16)
+        if size == 0:
+            return Answer(head, bytes(body), whole=True)
+        body += rest[match.end() : match.end() + size]
+        rest = rest[match.end() + size + 2 :]
+    return Answer(head, bytes(body), whole=False)
+
+
+@asynccontextmanager
+async def asked(address: str, path: str = EVENTS, *headers: str) -> AsyncIterator[Any]:
+    """A connection on which a list was asked for, that takes no more than it reads."""
+    host, _, port = address.removeprefix("http://").rpartition(":")
+    source, sink = await asyncio.open_connection(host, int(port), limit=1024)
+    lines = [f"GET {path} HTTP/1.1", "Host: h", "Connection: close", *headers, "", ""]
+    sink.write("\r\n".join(lines).encode())
+    try:
+        yield source
+    finally:
+        sink.transport.abort()
+
+
+@asynccontextmanager
+async def limited(database: Database, limits: StreamLimits) -> AsyncIterator[str]:
+    """The address of an API whose streams have these limits, and one connection."""
+    async with EventLists.open(database.reader, streams=1) as lists:
+        metrics = ReaderMetrics(CollectorRegistry())
+        everybody = Access(None, metrics)
+        app = create_app(lists, metrics, everybody, Limits(Settings(), metrics), limits)
+        async with serve(app, "127.0.0.1", 0) as address:
+            yield address
+
+
+@pytest.fixture
+async def admin(database: Database) -> AsyncIterator[asyncpg.Connection]:
+    """Sees what others do, and ends it."""
+    async with administrator(database.administrator) as connection:
+        yield connection
+
+
+async def transactions(admin: asyncpg.Connection) -> int:
+    """How many of the reader's are open."""
+    count: int = await admin.fetchval(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND usename = 'execution_events_reader' AND state <> 'idle'"
+    )
+    return count
+
+
+def numbers(body: bytes) -> list[int]:
+    return [event["count"] for event in json.loads(body)]
+
+
+@pytest.mark.parametrize("events", [255, 256, 257, 384, 1000])
+async def test_lists_of_any_length_are_whole(
+    reader: Reader, owner: asyncpg.Connection, events: int
+) -> None:
+    await fill(owner, events)
+    response = await reader.get(EVENTS)
+    assert numbers(response.content) == list(range(1, events + 1))
+    assert ("Content-Length" in response.headers) == (events <= 256)
+    down = await reader.get(EVENTS, params={"order": "desc", "q": "ELEMENT"})
+    assert numbers(down.content) == list(range(events, 0, -1))
+    lines = await reader.get(EVENTS, headers={"Accept": "application/x-ndjson"})
+    assert [json.loads(line) for line in lines.content.splitlines()] == response.json()
+
+
+async def test_head_and_conditions_of_a_stream(reader: Reader, owner: asyncpg.Connection) -> None:
+    await fill(owner, 1000)
+    get, head = await reader.get(EVENTS), await reader.request("HEAD", EVENTS)
+    varying = {"x-request-id", "date"}
+    assert {n: v for n, v in head.headers.items() if n not in varying} == {
+        n: v for n, v in get.headers.items() if n not in varying
+    }
+    again = await reader.get(EVENTS, headers={"If-None-Match": get.headers["ETag"]})
+    assert again.status_code == 304
+
+
+async def test_the_rest_after_a_marker_is_streamed(
+    reader: Reader, owner: asyncpg.Connection
+) -> None:
+    await fill(owner, 1000)
+    first = await reader.get(EVENTS, params={"limit": 300})
+    rest = await reader.get(EVENTS, params={"marker": first.headers["X-Next-Marker"]})
+    assert numbers(first.content) + numbers(rest.content) == list(range(1, 1001))
+    assert "Link" not in rest.headers
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+async def test_streams_are_encoded(
+    reader: Reader, owner: asyncpg.Connection, encoding: str
+) -> None:
+    await fill(owner, 3000)
+    async with asked(str(reader.api.base_url), EVENTS, f"Accept-Encoding: {encoding}") as source:
+        content = answer(await source.read())
+    assert f"content-encoding: {encoding}".encode() in content.head
+    assert content.whole
+    decode = cramjam.zstd.decompress if encoding == "zstd" else gunzipped
+    assert numbers(bytes(decode(content.body))) == list(range(1, 3001))
+
+
+def gunzipped(content: bytes) -> bytes:
+    stream = zlib.decompressobj(wbits=31)
+    body = stream.decompress(content)
+    assert stream.eof
+    return body
+
+
+async def test_a_stream_is_one_snapshot_with_its_tag(
+    reader: Reader, owner: asyncpg.Connection, writer: BatchWriter
+) -> None:
+    await fill(owner, 20000)
+    before = (await reader.api.get(EVENTS, params={"limit": 1})).json()
+    async with asked(str(reader.api.base_url)) as source:
+        content = await source.readuntil(b"\r\n\r\n")
+        # What is not sent yet changes, and something comes before it.
+        await owner.execute("UPDATE execution_events.event SET count = 7, message = 'changed'")
+        await writer.store(batch(log([named("first", -1), named("last", 2**30)])))
+        content += await source.read()
+    assert answer(content).whole
+    assert numbers(answer(content).body) == list(range(1, 20001))
+    assert before[0] == json.loads(answer(content).body)[0]
+    tag = re.search(rb'etag: (W/"[^"]+")', content)
+    assert tag is not None
+    # The tag is of that snapshot: the list has changed since.
+    headers = {"If-None-Match": tag[1].decode()}
+    async with reader.api.stream("GET", EVENTS, headers=headers) as response:
+        assert response.status_code == 200
+
+
+async def test_a_streams_events_are_of_the_snapshot_of_its_revisions(
+    database: Database, writer: BatchWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the execution changes between the two statements."""
+    await writer.store(batch(log([named("a")])))
+    changes = [batch(log([named("a")], begin=1))]
+    fetchval = asyncpg.Connection.fetchval
+
+    async def fetchval_then_change(*arguments: Any, **options: Any) -> Any:
+        value = await fetchval(*arguments, **options)
+        if changes:
+            await writer.store(changes.pop())
+        return value
+
+    async with EventLists.open(database.reader) as lists:
+        before = await lists.page("execution-1", Selection(), None, 10)
+        monkeypatch.setattr(asyncpg.Connection, "fetchval", fetchval_then_change)
+        async with lists.stream("execution-1", Selection(), None) as stream:
+            assert not changes
+            assert stream.revisions == before.revisions
+            assert [events async for events in stream.batches] == [before.events]
+        after = await lists.page("execution-1", Selection(), None, 10)
+    assert after.events[0].count == 2
+
+
+async def test_a_caller_that_stops_reading_is_cut_off(
+    database: Database, owner: asyncpg.Connection, admin: asyncpg.Connection
+) -> None:
+    """Its snapshot and its connection are free again, and what it got is not valid."""
+    await fill(owner, 60000)
+    async with limited(database, StreamLimits(chunk_seconds=0.5)) as address:
+        async with asked(address) as stuck:
+            content = await stuck.readuntil(b"\r\n\r\n")
+            assert await transactions(admin) == 1
+
+            async def cut() -> bool:
+                return await transactions(admin) == 0
+
+            # Long before the server's own bound.
+            async with asyncio.timeout(10):
+                await until(cut, "the stuck stream is cut")
+            content += await stuck.read()
+        assert not answer(content).whole
+        with pytest.raises(ValueError, match=r"."):  # Cut within a character, or within JSON.
+            json.loads(answer(content).body)
+        async with asked(address) as source:
+            assert answer(await source.read()).whole
+
+
+async def test_a_caller_that_goes_away_ends_its_stream(
+    database: Database,
+    owner: asyncpg.Connection,
+    admin: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Else it might be at its end before anybody looks.
+    monkeypatch.setattr(listing, "_STREAM_BATCH", 1)
+    await fill(owner, 100_000)
+    async with limited(database, StreamLimits()) as address:
+        async with asked(address) as source:
+            await source.readuntil(b"\r\n\r\n")
+            assert await transactions(admin) == 1
+
+        async def ended() -> bool:
+            return await transactions(admin) == 0
+
+        async with asyncio.timeout(3):
+            await until(ended, "the stream has ended")
+        async with asked(address, f"{EVENTS}?q=nothing") as source:
+            assert (await source.read()).endswith(b"[]")
+
+
+async def test_a_stream_ends_when_its_time_is_up(
+    database: Database, owner: asyncpg.Connection
+) -> None:
+    await fill(owner, 60000)
+    async with limited(database, StreamLimits(total_seconds=1)) as address:
+        async with asked(address) as slow:
+            content = await slow.read(1024)
+            async with asyncio.timeout(DEADLINE):
+                while part := await slow.read(1024):
+                    content += part
+                    if len(content) < 500_000:
+                        await asyncio.sleep(0.01)
+        assert not answer(content).whole
+
+
+async def test_a_stream_is_cut_when_the_database_fails(
+    database: Database, owner: asyncpg.Connection, admin: asyncpg.Connection
+) -> None:
+    await fill(owner, 60000)
+    async with limited(database, StreamLimits()) as address:
+        async with asked(address) as source:
+            content = await source.readuntil(b"\r\n\r\n")
+            await admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE pid <> pg_backend_pid() AND datname = current_database()"
+            )
+            content += await source.read()
+        assert content.startswith(b"HTTP/1.1 200 OK")
+        assert not answer(content).whole
+        async with asked(address) as source:
+            assert answer(await source.read()).whole
+
+
+async def test_slow_streams_keep_nobody_from_a_page(
+    database: Database, owner: asyncpg.Connection
+) -> None:
+    await fill(owner, 60000)
+    async with limited(database, StreamLimits()) as address, asked(address) as stuck:
+        await stuck.readuntil(b"\r\n\r\n")
+        async with asked(address, f"{EVENTS}?limit=1") as source:
+            content = await source.read()
+        assert content.startswith(b"HTTP/1.1 200 OK")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+async def test_a_long_stream_adds_little_memory(
+    database: Database, owner: asyncpg.Connection, unused_port: int
+) -> None:
+    """In a process of its own, whose peak is the system's count."""
+    await fill(owner, 100_000)
+    settings = Settings(database_url=database.reader, reader_port=unused_port, management_port=0)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "execution_events.cli", "reader"), env=environment(settings)
+    )
+    try:
+        address = f"http://127.0.0.1:{unused_port}"
+        async with httpx.AsyncClient(base_url=address, timeout=DEADLINE) as client:
+
+            async def serves() -> bool:
+                try:
+                    return (await client.get(EVENTS, params={"limit": 1})).status_code == 200
+                except httpx.TransportError:
+                    return False
+
+            await until(serves, "the reader serves")
+            for path in (EVENTS, f"{EVENTS}?lang=zh"):
+                await client.get(path, params={"limit": 100})
+            before = peak_bytes(process.pid)
+            for encoding in ("identity", "gzip", "zstd"):
+                size = 0
+                headers = {"Accept-Encoding": encoding}
+                async with client.stream("GET", EVENTS, headers=headers) as response:
+                    async for part in response.aiter_raw():
+                        size += len(part)
+                assert encoding != "identity" or size > 50_000_000
+            assert peak_bytes(process.pid) - before < 20 * 2**20
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+def peak_bytes(process: int) -> int:
+    status = Path(f"/proc/{process}/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) * 1024

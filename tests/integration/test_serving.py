@@ -1,0 +1,560 @@
+"""What hostile and broken clients may do to a server, over real sockets."""
+
+import asyncio
+import contextlib
+import json
+import re
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import pytest
+import uvloop
+from starlette.types import Receive, Scope, Send
+
+from execution_events.serving import (
+    HEAD_MAX_BYTES,
+    HEADERS_MAX,
+    TARGET_MAX_BYTES,
+    Bounds,
+    serve,
+)
+from tests.support.consumers import DEADLINE
+
+GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
+CLOSING = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+BODY = b"the answer"
+GOOD_SECONDS = 2.0
+"""In which a good client is answered, whatever the others do."""
+
+
+@pytest.fixture(scope="module", params=["asyncio", "uvloop"])
+def loops(request: pytest.FixtureRequest) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Services run on uvloop where it is installed, whose transports are not asyncio's."""
+    if request.param == "uvloop":
+        return uvloop.new_event_loop
+    return asyncio.new_event_loop
+
+
+Run = Callable[[Callable[[], Awaitable[None]]], None]
+
+
+@pytest.fixture
+def run(loops: Callable[[], asyncio.AbstractEventLoop]) -> Run:
+    """Run a test to its end in a loop of its own."""
+
+    def run(test: Callable[[], Awaitable[None]]) -> None:
+        async def bounded() -> None:
+            async with asyncio.timeout(DEADLINE):
+                await test()
+
+        with asyncio.Runner(loop_factory=loops) as runner:
+            runner.run(bounded())
+
+    return run
+
+
+class Server(NamedTuple):
+    """A running server and what it refused."""
+
+    host: str
+    port: int
+    refused: list[str]
+    asked: list[str]
+    """The targets that came to the application."""
+
+    async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(self.host, self.port, limit=2**24)
+
+    async def raw(self, request: bytes) -> bytes:
+        """What is answered to these bytes until the server ends the connection."""
+        source, sink = await self.open()
+        try:
+            sink.write(request)
+            return await source.read()
+        finally:
+            sink.transport.abort()
+
+    async def good(self) -> float:
+        """Seconds for the answer to a good client."""
+        started = time.perf_counter()
+        answer = await self.raw(CLOSING)
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert answer.endswith(BODY)
+        return time.perf_counter() - started
+
+
+@asynccontextmanager
+async def running(bounds: Bounds, app: Any = None) -> AsyncIterator[Server]:
+    refused: list[str] = []
+    asked: list[str] = []
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        asked.append(scope["path"])
+        headers = [(b"content-length", b"%d" % len(BODY))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": BODY})
+
+    async with serve(app or answer, "127.0.0.1", 0, bounds, refused.append) as address:
+        host, _, port = address.removeprefix("http://").rpartition(":")
+        yield Server(host, int(port), refused, asked)
+
+
+def check_error(answer: bytes, status: int) -> None:
+    """One whole answer with an error of ours."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status), answer[:200]
+    fields = dict(line.lower().split(": ", 1) for line in head.decode().split("\r\n")[1:])
+    assert fields["content-type"] == "application/json"
+    assert fields["content-length"] == str(len(body))
+    assert fields["connection"] == "close"
+    assert re.fullmatch("[0-9a-f]{32}", fields["x-request-id"])
+    assert "server" not in fields
+    error = json.loads(body)
+    assert list(error) == ["error_code", "error_msg"]
+    assert error["error_code"] == f"EE.{status:04}"
+    assert error["error_msg"].isprintable()
+
+
+def head(*lines: bytes) -> bytes:
+    return b"\r\n".join([b"GET / HTTP/1.1", b"Host: h", *lines, b"", b""])
+
+
+MANY = [b"X-%d: y" % number for number in range(20_000)]
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "reason"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 tls\r\n\r\n", 400, "malformed"),
+        (b"GET\r\n\r\n", 400, "malformed"),
+        (b"GET /\r\n\r\n", 400, "malformed"),
+        (b"GET / HTTP/1.1\r\n\r\n", 400, "malformed"),
+        (b"GET / HTTP/2.0\r\nHost: h\r\n\r\n", 505, "malformed"),
+        (b"GET /\xff HTTP/1.1\r\nHost: h\r\n\r\n", 400, "malformed"),
+        (b"GET /\0 HTTP/1.1\r\nHost: h\r\n\r\n", 400, "malformed"),
+        (head(b"X : y"), 400, "malformed"),
+        (head(b"X: a\0b"), 400, "malformed"),
+        (head(b"Host: other"), 400, "malformed"),
+        (head(b"Content-Length: 1", b"Content-Length: 2"), 400, "malformed"),
+        (head(b"Content-Length: -1"), 400, "malformed"),
+        (head(b"Content-Length: 9" + b"9" * 30), 400, "malformed"),
+        (head(b"Transfer-Encoding: gzip, chunked"), 501, "malformed"),
+        (head(b"X: " + b"x" * 1_000_000), 431, "head_size"),
+        (b"GET /" + b"x" * 1_000_000, 431, "head_size"),
+        (b"x" * 1_000_000, 431, "head_size"),
+        (head(*MANY), 431, "head_size"),
+        (b"\r\n", 400, "malformed"),
+        (b"\r\n" * 500_000, 400, "malformed"),
+        (head(*MANY[: HEADERS_MAX]), 431, "head_size"),
+        (head(b"X: " + b"x" * (HEAD_MAX_BYTES - 60)), 200, None),
+        (head(b"X: " + b"x" * HEAD_MAX_BYTES), 431, "head_size"),
+        (head(*MANY[: HEADERS_MAX - 2], b"Connection: close"), 200, None),
+        (b"GET /%b HTTP/1.1\r\nHost: h\r\n\r\n" % (b"x" * TARGET_MAX_BYTES), 414, "head_size"),
+        (head(b"Content-Length: 1") + b"x", 413, "body"),
+        (head(b"Content-Length: 1000000000"), 413, "body"),
+        (head(b"Transfer-Encoding: chunked") + b"1\r\nx\r\n0\r\n\r\n", 413, "body"),
+        (head(b"Transfer-Encoding: chunked") + b"zz\r\n", 400, "malformed"),
+        (head(b"Content-Length: 5", b"Expect: 100-continue"), 413, "body"),
+        (head(b"Content-Length: 0", b"Connection: close"), 200, None),
+        (head(b"Connection: close, upgrade", b"Upgrade: websocket"), 200, None),
+        (b"OPTIONS * HTTP/1.0\r\n\r\n", 200, None),
+        (b"GET http://h/a HTTP/1.0\r\n\r\n", 200, None),
+    ],
+    ids=["tls", "method", "0.9", "no host", "2.0", "bytes", "nul", "space", "value nul",
+         "two hosts", "two lengths", "negative", "length", "coding", "1 MB header", "1 MB target",
+         "1 MB", "20,000 headers", "empty line", "empty lines", "101 headers", "largest",
+         "too large", "100 headers", "target", "body", "long body", "chunks", "wrong chunks",
+         "expect",
+         "no body", "upgrade", "options", "absolute"],
+)  # fmt: skip
+def test_each_request_has_its_answer(
+    run: Run, request_: bytes, status: int, reason: str | None
+) -> None:
+    async def test() -> None:
+        async with running(Bounds(head=0.5, idle=1)) as server:
+            answer = await server.raw(request_)
+            if status == 200:
+                assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+                assert server.refused == []
+            else:
+                check_error(answer, status)
+                # Wrong chunks are seen while the request is refused for having any.
+                assert server.refused[:1] in ([reason], ["body"])
+                assert server.asked == []
+            assert await server.good() < GOOD_SECONDS
+
+    run(test)
+
+
+def test_a_post_with_a_body_is_answered_and_its_connection_ends(run: Run) -> None:
+    async def test() -> None:
+        async with running(Bounds()) as server:
+            answer = await server.raw(
+                b"POST /p HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc" + GET
+            )
+            assert answer.count(b"HTTP/1.1 200 OK") == 1
+            assert b"\r\nconnection: close\r\n" in answer.lower()
+            assert server.asked == ["/p"]
+
+    run(test)
+
+
+def test_head_gets_no_body_with_its_error(run: Run) -> None:
+    async def test() -> None:
+        async with running(Bounds()) as server:
+            answer = await server.raw(b"HEAD / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx")
+            assert answer.startswith(b"HTTP/1.1 413 ")
+            assert answer.endswith(b"\r\n\r\n")
+
+    run(test)
+
+
+# Pipelining.
+
+
+def test_pipelined_requests_are_answered_in_order(run: Run) -> None:
+    async def test() -> None:
+        async with running(Bounds()) as server:
+            requests = b"".join(
+                b"GET /%d HTTP/1.1\r\nHost: h\r\nX: %b\r\n\r\n" % (number, b"x" * 300)
+                for number in range(500)
+            )
+            answer = await server.raw(requests + CLOSING)
+            assert answer.count(b"HTTP/1.1 200 OK\r\n") == 501
+            assert server.asked == [f"/{number}" for number in range(500)] + ["/"]
+
+    run(test)
+
+
+def test_a_large_head_is_refused_behind_another_request(run: Run) -> None:
+    async def test() -> None:
+        async with running(Bounds()) as server:
+            answer = await server.raw(GET + head(*MANY))
+            first, _, second = answer.partition(BODY)
+            assert first.startswith(b"HTTP/1.1 200 OK\r\n")
+            check_error(second, 431)
+            assert server.asked == ["/"]
+
+    run(test)
+
+
+def test_pipelining_is_no_way_to_fill_the_memory(run: Run) -> None:
+    async def test() -> None:
+        entered, release = asyncio.Event(), asyncio.Event()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await receive()
+            # As an answer does that wants to know when its client goes: it reads on.
+            gone = asyncio.ensure_future(receive())
+            entered.set()
+            await release.wait()
+            gone.cancel()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": BODY})
+
+        async with running(Bounds(), app) as server:
+            _, sink = await server.open()
+            sink.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+            sink.write(GET)
+            await entered.wait()
+            sink.transport.set_write_buffer_limits(high=0)
+            for _ in range(64):
+                sink.write(GET * 40_000)
+            # The server stops reading: what was written stays with its sender.
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(1):
+                    await sink.drain()
+            assert sink.transport.get_write_buffer_size() > 56 * 2**20
+            sink.transport.abort()
+            release.set()
+
+    run(test)
+
+
+# Time.
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", GET[:-2]])
+def test_a_head_that_does_not_come_is_not_waited_for(run: Run, sent: bytes) -> None:
+    async def test() -> None:
+        async with running(Bounds(head=0.5)) as server:
+            started = time.perf_counter()
+            answer = await reading_to_end(server, sent)
+            assert 0.4 < time.perf_counter() - started < 3
+            if sent:
+                check_error(answer, 408)
+            assert server.refused == ["head_time"]
+
+    run(test)
+
+
+async def reading_to_end(server: Server, *sent: bytes) -> bytes:
+    """What comes until the connection ends, in order or by a reset."""
+    source, sink = await server.open()
+    answer = b""
+    try:
+        for part in sent:
+            sink.write(part)
+        with contextlib.suppress(ConnectionError):
+            while received := await source.read(65536):
+                answer += received
+        return answer
+    finally:
+        sink.transport.abort()
+
+
+def test_a_head_that_drips_is_not_waited_for(run: Run) -> None:
+    async def test() -> None:
+        async with running(Bounds(head=0.5)) as server:
+            source, sink = await server.open()
+            started = time.perf_counter()
+            for byte in GET * 100:
+                sink.write(bytes([byte]) if byte != 10 else b"\r")
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.05):
+                        check_error(await source.read(), 408)
+                        break
+            assert time.perf_counter() - started < 3
+            sink.transport.abort()
+
+    run(test)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT"])
+def test_the_next_request_is_not_waited_for_for_ever(run: Run, sent: bytes) -> None:
+    async def test() -> None:
+        async with running(Bounds(head=0.5, idle=1)) as server:
+            started = time.perf_counter()
+            answer = await reading_to_end(server, GET + sent)
+            assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert time.perf_counter() - started < 4
+
+    run(test)
+
+
+def test_the_head_of_the_next_request_is_not_waited_for(run: Run) -> None:
+    async def test() -> None:
+        async with running(Bounds(head=0.5, idle=30)) as server:
+            source, sink = await server.open()
+            for _ in range(2):
+                sink.write(GET)
+                assert (await source.readuntil(BODY)).startswith(b"HTTP/1.1 200 OK\r\n")
+            started = time.perf_counter()
+            sink.write(GET[:-2])
+            check_error(await source.read(), 408)
+            assert 0.4 < time.perf_counter() - started < 3
+            sink.transport.abort()
+
+    run(test)
+
+
+def test_a_body_that_drips_does_not_hold_its_connection(run: Run) -> None:
+    async def test() -> None:
+        async with running(Bounds(head=0.5, idle=1)) as server:
+            for method in (b"GET", b"POST"):
+                source, sink = await server.open()
+                sink.write(method + b" / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n")
+                started = time.perf_counter()
+                while not source.at_eof() and not sink.transport.is_closing():
+                    sink.write(b"x")
+                    with contextlib.suppress(TimeoutError, ConnectionError):
+                        async with asyncio.timeout(0.05):
+                            await source.read(65536)
+                assert time.perf_counter() - started < 4
+                sink.transport.abort()
+
+    run(test)
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("size", [50_000, 20_000_000])
+def test_a_client_that_does_not_read_is_cut_off(run: Run, size: int, streamed: bool) -> None:
+    async def test() -> None:
+        gone = asyncio.Event()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            headers = [(b"content-length", b"%d" % size)]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            step = 10_000 if streamed else size
+            for _ in range(size // step):
+                await send({"type": "http.response.body", "body": b"x" * step, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            gone.set()
+
+        async with running(Bounds(write=1, idle=1, head=1), app) as server:
+            with silent_socket(server) as client:
+                client.sendall(GET)
+                await gone.wait()
+                while client_is_served(client):
+                    await asyncio.sleep(0.05)
+            if size > 10_000_000:
+                assert server.refused == ["slow_reader"]
+
+    run(test)
+
+
+def test_a_client_that_reads_slowly_is_served(run: Run) -> None:
+    """Slower than the time for one that does not read at all."""
+    size = 3_000_000
+
+    async def test() -> None:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            headers = [(b"content-length", b"%d" % size)]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b"x" * size})
+
+        async with running(Bounds(write=1), app) as server:
+            with silent_socket(server) as client:
+                loop = asyncio.get_running_loop()
+                client.setblocking(False)
+                await loop.sock_sendall(client, CLOSING)
+                received, started = 0, time.perf_counter()
+                while content := await loop.sock_recv(client, 40_000):
+                    received += len(content)
+                    await asyncio.sleep(0.005)
+                assert received > size
+                assert time.perf_counter() - started > 1.5
+            assert server.refused == []
+
+    run(test)
+
+
+def silent_socket(server: Server) -> socket.socket:
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect((server.host, server.port))
+    return client
+
+
+def client_is_served(client: socket.socket) -> bool:
+    """Whether the server's end of the connection is open: writing to a closed one is an error."""
+    try:
+        client.send(b"\r\n", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+# Numbers.
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", GET], ids=["silent", "half", "idle"])
+def test_a_thousand_idle_clients_leave_room_for_a_good_one(run: Run, sent: bytes) -> None:
+    async def test() -> None:
+        async with running(Bounds(connections=100, head=60)) as server:
+            clients = [await server.open() for _ in range(1000)]
+            for _, sink in clients:
+                with contextlib.suppress(ConnectionError):
+                    sink.write(sent)
+            assert await server.good() < GOOD_SECONDS
+            assert set(server.refused) == {"evicted"}
+            assert len(server.refused) >= 900
+            for _, sink in clients:
+                sink.transport.abort()
+
+    run(test)
+
+
+def test_a_thousand_clients_that_send_large_heads_do_not_hold_up_a_good_one(run: Run) -> None:
+    async def test() -> None:
+        async with running(Bounds()) as server:
+            large = head(*MANY)
+            attack = [asyncio.create_task(reading_to_end(server, large)) for _ in range(200)]
+            seconds = [await server.good() for _ in range(20)]
+            assert max(seconds) < GOOD_SECONDS
+            for answer in await asyncio.gather(*attack):
+                check_error(answer, 431)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"x\r\n\r\n", b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"],
+    ids=["head", "chunk"],
+)
+def test_refused_clients_that_do_not_leave_make_room(run: Run, sent: bytes) -> None:
+    async def test() -> None:
+        async with running(Bounds(connections=20, head=60)) as server:
+            clients = [await server.open() for _ in range(20)]
+            for source, sink in clients:
+                sink.write(sent)
+                check_error(await source.read(), 400)
+            assert await server.good() < GOOD_SECONDS
+            assert server.refused == ["malformed"] * 20 + ["evicted"]
+            for _, sink in clients:
+                sink.transport.abort()
+
+    run(test)
+
+
+def test_a_large_head_is_refused_before_it_is_parsed(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To parse 20,000 headers takes 24 ms, in which nobody is served."""
+    parsed = []
+
+    async def accept(self: object, scope: Scope, receive: Receive, send: Send) -> None:
+        parsed.append(len(scope["headers"]))
+
+    monkeypatch.setattr("execution_events.serving._Acceptable.__call__", accept)
+
+    async def test() -> None:
+        async with running(Bounds()) as server:
+            # Few enough to come in one piece.
+            check_error(await server.raw(head(*MANY[:4000])), 431)
+            assert parsed == []
+
+    run(test)
+
+
+def test_clients_that_are_served_are_not_closed_for_others(run: Run) -> None:
+    async def test() -> None:
+        entered, release = asyncio.Semaphore(0), asyncio.Event()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            entered.release()
+            await release.wait()
+            headers = [(b"content-length", b"10")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": BODY})
+
+        async with running(Bounds(connections=3), app) as server:
+            served = [asyncio.create_task(server.raw(CLOSING)) for _ in range(3)]
+            for _ in range(3):
+                await entered.acquire()
+            answer = await server.raw(CLOSING)
+            check_error(answer, 503)
+            assert b"\r\nretry-after: 1\r\n" in answer
+            assert server.refused == ["connections"]
+            release.set()
+            for answer in await asyncio.gather(*served):
+                assert answer.endswith(BODY)
+            assert await server.good() < GOOD_SECONDS
+
+    run(test)
+
+
+def test_a_server_stops_in_time_whatever_its_clients_do(run: Run) -> None:
+    async def test() -> None:
+        sinks = []
+        async with running(Bounds()) as server:
+            for sent in (b"", b"GET / HT", GET, head(*MANY), b"x" * 20_000):
+                _, sink = await server.open()
+                sink.write(sent)
+                sinks.append(sink)
+            assert await server.good() < GOOD_SECONDS
+            stopping = time.perf_counter()
+        assert time.perf_counter() - stopping < 8
+        for sink in sinks:
+            sink.transport.abort()
+        await asyncio.sleep(0)
+
+    run(test)

@@ -1,0 +1,158 @@
+"""A running reader, whose every answer is held to the OpenAPI document, and what it is asked."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+import cramjam
+import httpx
+from jsonschema import Draft202012Validator
+
+from execution_events.events import Occurrence
+from execution_events.reader.service import run_reader
+from execution_events.settings import Settings
+from tests.support.consumers import DEADLINE
+from tests.support.golden import SCHEMAS
+from tests.support.records import EPOCH, occurrence
+
+EVENTS = "/v1/executions/execution-1/events"
+
+OPENAPI = json.loads((SCHEMAS / "openapi.json").read_text(encoding="utf-8"))
+OPERATIONS = OPENAPI["paths"]["/v1/executions/{execution_id}/events"]
+
+
+class Reader(NamedTuple):
+    """A running reader, and clients of its two ports."""
+
+    api: httpx.AsyncClient
+    management: httpx.AsyncClient
+
+    async def get(self, path: str, **options: Any) -> httpx.Response:
+        """The answer, once it is found to be one of the OpenAPI document."""
+        return await self.request("GET", path, **options)
+
+    async def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        response = await self.api.request(method, path, **options)
+        check_contract(response)
+        return response
+
+    async def events(
+        self, path: str = EVENTS, params: Mapping[str, object] | None = None
+    ) -> list[dict[str, Any]]:
+        response = await self.get(path, params=params)
+        assert response.status_code == 200, response.text
+        events: list[dict[str, Any]] = response.json()
+        return events
+
+    async def names(self, **params: object) -> list[str]:
+        """The names of what is listed, in order."""
+        return [event["metadata"]["name"] for event in await self.events(params=params)]
+
+
+def check_contract(response: httpx.Response) -> None:
+    """Hold an answer to the OpenAPI document: its status, headers, type and body."""
+    method = response.request.method.lower()
+    documented = resolve(OPERATIONS.get(method, OPERATIONS["get"])["responses"])
+    assert str(response.status_code) in documented, response.text
+    answer = resolve(documented[str(response.status_code)])
+    for name, header in answer.get("headers", {}).items():
+        if resolve(header).get("required") or name in response.headers:
+            schema = resolve(resolve(header)["schema"])
+            value = response.headers[name]
+            validate(int(value) if schema.get("type") == "integer" else value, schema)
+    if method == "head" or response.status_code == 304:
+        assert response.content == b""
+    else:
+        content = answer["content"][response.headers["Content-Type"]]
+        body = decoded(response)
+        if response.headers["Content-Type"] == "application/json":
+            validate(json.loads(body), content["schema"])
+        else:
+            assert body == b"" or body.endswith(b"\n")
+            validate([json.loads(line) for line in body.splitlines()], EVENT_LIST)
+
+
+def decoded(response: httpx.Response) -> bytes:
+    """The body, whatever its encoding; httpx decodes gzip and no zstd."""
+    if response.headers.get("Content-Encoding") == "zstd":
+        return bytes(cramjam.zstd.decompress(response.content))
+    return response.content
+
+
+EVENT_LIST = {"$ref": "#/components/schemas/EventList"}
+
+
+def resolve(node: dict[str, Any]) -> dict[str, Any]:
+    if "$ref" not in node:
+        return node
+    target: dict[str, Any] = OPENAPI
+    for part in node["$ref"].removeprefix("#/").split("/"):
+        target = target[part]
+    return target
+
+
+def validate(instance: object, schema: dict[str, Any]) -> None:
+    Draft202012Validator({**schema, "components": OPENAPI["components"]}).validate(instance)
+
+
+class _Started(logging.Handler):
+    """Waits for the line of the log in which a reader gives its addresses."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.fields: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage() == "reader started":
+            self.fields.set_result(record.__dict__["fields"])
+
+
+@asynccontextmanager
+async def reading(database_url: str, **given: Any) -> AsyncIterator[Reader]:
+    """Run a reader with these settings; at the end it is stopped in order, its errors raised."""
+    settings = Settings(database_url=database_url, reader_port=0, management_port=0, **given)
+    stop = asyncio.Event()
+    service = asyncio.create_task(run_reader(settings, stop))
+    try:
+        fields = await addresses(service)
+        async with (
+            httpx.AsyncClient(base_url=fields["address"], timeout=DEADLINE) as api,
+            httpx.AsyncClient(base_url=fields["management"], timeout=DEADLINE) as management,
+        ):
+            yield Reader(api, management)
+    finally:
+        stop.set()
+        async with asyncio.timeout(DEADLINE):
+            await service
+
+
+async def addresses(service: asyncio.Task[None]) -> dict[str, str]:
+    """Where a reader that is starting serves; its error, if it does not."""
+    logger = logging.getLogger("execution_events.reader.service")
+    level, started = logger.level, _Started()
+    logger.addHandler(started)
+    logger.setLevel(logging.INFO)
+    try:
+        waiting: list[asyncio.Future[Any]] = [service, started.fields]
+        await asyncio.wait(waiting, timeout=DEADLINE, return_when=asyncio.FIRST_COMPLETED)
+        if service.done():
+            service.result()
+        return started.fields.result()
+    finally:
+        logger.removeHandler(started)
+        logger.setLevel(level)
+
+
+def at(seconds: float) -> datetime:
+    return EPOCH + timedelta(seconds=seconds)
+
+
+def named(name: str, seconds: float = 0, **fields: object) -> Occurrence:
+    moment = at(seconds)
+    return occurrence(
+        **{"name": name, "first_timestamp": moment, "last_timestamp": moment, **fields}
+    )

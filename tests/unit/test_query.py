@@ -1,0 +1,237 @@
+"""Parameters as one value, and markers: any damage is refused, and nothing else is raised."""
+
+import base64
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+import msgspec
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from execution_events.events import TIMESTAMP_MAX, TIMESTAMP_MIN
+from execution_events.reader import query as query_module
+from execution_events.reader.query import Query, QueryError, parse_query
+from execution_events.store.listing import ListedEvent, Position, Selection
+from tests.support.strategies import names, texts, timestamps
+
+MOMENT = datetime(2018, 8, 20, 6, 41, 44, tzinfo=UTC)
+
+
+def parsed(execution_id: str = "e", **parameters: Any) -> Query:
+    return parse_query(execution_id, urlencode(parameters, doseq=True).encode())
+
+
+def event(place: datetime = MOMENT, name: str = "n", namespace: str = "ns") -> ListedEvent:
+    return ListedEvent(
+        place, name, namespace, "o", "ns", "r", "m", place, place, 1, "t", "et", "ei", "a"
+    )
+
+
+def assert_query_or_refused(content: bytes) -> None:
+    refused = ""
+    try:
+        parse_query("e", content)
+    except QueryError as error:
+        refused = str(error)
+    assert refused.isprintable()
+    assert len(refused) < 300
+
+
+def test_nothing_asks_for_the_whole_list() -> None:
+    query = parsed()
+    assert (query.selection, query.limit, query.lang) == (Selection(), None, "both")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "selection"),
+    [
+        ({"order": "asc"}, Selection()),
+        ({"order": "desc"}, Selection(descending=True)),
+        ({"type": ["b", "a", "b"]}, Selection(only=(("type", ("a", "b")),))),
+        ({"reason": "执行成功"}, Selection(only=(("reason", ("执行成功",)),))),
+        ({"elemType": "a"}, Selection(only=(("elem_type", ("a",)),))),
+        ({"elemId": "a"}, Selection(only=(("elem_id", ("a",)),))),
+        ({"actionName": "a"}, Selection(only=(("action_name", ("a",)),))),
+        ({"excludeType": "a"}, Selection(exclude=(("type", ("a",)),))),
+        ({"excludeReason": "a"}, Selection(exclude=(("reason", ("a",)),))),
+        ({"excludeElemType": "a"}, Selection(exclude=(("elem_type", ("a",)),))),
+        ({"excludeElemId": "a"}, Selection(exclude=(("elem_id", ("a",)),))),
+        ({"excludeActionName": "a"}, Selection(exclude=(("action_name", ("a",)),))),
+        ({"q": "100%_\\"}, Selection(text="100%_\\")),
+        ({"since": "2018-08-20T06:41:44Z"}, Selection(since=MOMENT)),
+        ({"until": "2018-08-20T14:41:44+08:00"}, Selection(until=MOMENT)),
+        (
+            {"since": "2018-08-20T06:41:44.1234569Z"},
+            Selection(since=MOMENT.replace(microsecond=123456)),
+        ),
+    ],
+    ids=str,
+)
+def test_what_a_parameter_selects(parameters: dict[str, Any], selection: Selection) -> None:
+    assert parsed(**parameters).selection == selection
+
+
+@pytest.mark.parametrize("limit", [1, 10, 999, 1000])
+def test_the_limit(limit: int) -> None:
+    assert parsed(limit=limit).limit == limit
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_query_or_refused(content: bytes) -> None:
+    assert_query_or_refused(content)
+
+
+@given(st.sampled_from([b"limit", b"marker", b"since", b"q", b"type", b"lang"]), st.binary())
+def test_any_value_is_a_query_or_refused(name: bytes, content: bytes) -> None:
+    assert_query_or_refused(name + b"=" + content)
+
+
+def test_equal_queries_have_one_digest_and_others_another() -> None:
+    assert parsed(type=["a", "b"]).digest == parsed(type=["b", "a", "a"]).digest
+    assert parsed("e", q="a").digest == parsed("another", q="a").digest
+    others: list[dict[str, Any]] = [
+        {},
+        {"limit": 1},
+        {"limit": 2},
+        {"order": "desc"},
+        {"type": "a"},
+        {"excludeType": "a"},
+        {"elemType": "a"},
+        {"type": ["a", "b"]},
+        {"type": "a,b"},
+        {"lang": "zh"},
+        {"lang": "en"},
+        {"q": "a"},
+        {"since": "2018-08-20T06:41:44Z"},
+        {"until": "2018-08-20T06:41:44Z"},
+        {"marker": parsed().marker_after(event())},
+    ]
+    assert len({parsed(**other).digest for other in others}) == len(others)
+
+
+@given(timestamps, names, names)
+def test_a_marker_is_the_place_of_its_event(place: datetime, name: str, namespace: str) -> None:
+    marker = parsed(type="a").marker_after(event(place, name, namespace))
+    assert parsed(type="a", marker=marker).selection.after == Position(place, name, namespace)
+    assert len(marker) <= query_module._MARKER_MAX
+    assert base64.urlsafe_b64decode(marker + "==")
+
+
+@pytest.mark.parametrize("place", [TIMESTAMP_MIN, TIMESTAMP_MAX])
+def test_a_marker_at_the_bounds(place: datetime) -> None:
+    last = event(place, "é" * 126, "x" * 253)
+    marker = parsed().marker_after(last)
+    assert parsed(marker=marker).selection.after == last.position
+
+
+def test_markers_of_this_version_hold_for_ever() -> None:
+    marker = "Ac7CMlzNLmEg9LD7x5PPAAVz2DPf-gChbqJucw"
+    assert parsed(type="Warning", limit=10).marker_after(event()) == marker
+
+
+MARKER = parsed(type="a").marker_after(event(name="object.154c848add38e9f9"))
+
+
+@given(st.data())
+def test_a_marker_that_was_changed_is_refused(data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(MARKER)))
+    end = data.draw(st.integers(at, min(len(MARKER), at + 3)))
+    changed = MARKER[:at] + data.draw(st.text(max_size=3)) + MARKER[end:]
+    if changed != MARKER:
+        with pytest.raises(QueryError, match=r"^marker: "):
+            parsed(type="a", marker=changed)
+
+
+@pytest.mark.parametrize("last", "AEIMQUYcgkosw048")
+def test_a_marker_has_one_spelling(last: str) -> None:
+    """The last character of base64 can hold bits that no byte takes."""
+    for marker in (parsed().marker_after(event(name="n" * length)) for length in (1, 2, 3)):
+        if len(marker) % 4 and marker[-1] != last:
+            with pytest.raises(QueryError):
+                parsed(marker=marker[:-1] + last)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"execution_id": "another"},
+        {"order": "desc"},
+        {"type": "b"},
+        {"type": ["a", "b"]},
+        {"excludeType": "a"},
+        {"lang": "zh"},
+        {"q": "a"},
+        {"since": "2018-08-20T06:41:44Z"},
+    ],
+    ids=str,
+)
+def test_a_marker_of_another_query_is_refused(other: dict[str, Any]) -> None:
+    with pytest.raises(QueryError, match=r"^marker: "):
+        parsed(**({"type": "a", "marker": MARKER} | other))
+
+
+def test_the_limit_may_change_from_page_to_page() -> None:
+    for limit in (1, 1000):
+        assert parsed(type="a", marker=MARKER, limit=limit).selection.after is not None
+
+
+def test_a_marker_of_a_marker_is_of_the_same_query() -> None:
+    second = parsed(type="a", marker=MARKER).marker_after(event(name="object.2"))
+    after = parsed(type="a", marker=second).selection.after
+    assert after is not None
+    assert after.name == "object.2"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        (2**62, "n", "ns"),
+        (-(2**62), "n", "ns"),
+        (2**64 - 1, "n", "ns"),
+        (-1, "n", "ns"),
+        (0, "n\0", "ns"),
+        (0, "n", "\0"),
+        (0, "n"),
+        (0, "n", "ns", "more"),
+        ("0", "n", "ns"),
+        (0.5, "n", "ns"),
+        (0, b"\xff", "ns"),
+        (0, None, "ns"),
+        {},
+    ],
+    ids=str,
+)
+def test_a_forged_marker_is_a_position_or_refused(content: object) -> None:
+    """Whoever reads the source can make markers; they are values like any other."""
+    book = query_module._book("e", Selection(), "both")
+    with pytest.raises(QueryError, match=r"^marker: "):
+        parsed(marker=query_module._marker(book, msgspec.msgpack.encode(content)))
+
+
+@given(st.binary(max_size=64))
+def test_any_forged_content_is_a_position_or_refused(content: bytes) -> None:
+    marker = query_module._marker(query_module._book("e", Selection(), "both"), content)
+    assert_query_or_refused(b"marker=" + marker.encode())
+
+
+@given(st.lists(texts, min_size=1, max_size=2), st.text("a &=#<>;%é元\n", min_size=1, max_size=20))
+def test_the_link_keeps_every_other_parameter(types: list[str], q: str) -> None:
+    parameters: dict[str, Any] = {"type": types, "q": q, "limit": "5", "lang": "zh"}
+    assume(len(urlencode(parameters, doseq=True)) < 8000)
+    query = parsed(**parameters)
+    marker = query.marker_after(event())
+    link = query.link(marker)
+    assert link[0] == "?"
+    assert not set(link) & set('<>"\r\n ')
+    assert link.isascii()
+    assert parse_qsl(link[1:], keep_blank_values=True) == [
+        *(("type", type_) for type_ in types),
+        ("q", q),
+        ("limit", "5"),
+        ("lang", "zh"),
+        ("marker", marker),
+    ]
+    following = parse_query("e", link[1:].encode())
+    assert following.link(following.marker_after(event(name="z"))).count("marker=") == 1
