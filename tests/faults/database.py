@@ -1,10 +1,12 @@
 """PostgreSQL of the episodes: a migrated template, a copy for each episode, and what is read."""
 
 import asyncio
+import json
 import secrets
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
 from importlib import resources
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -201,8 +203,7 @@ async def _stored(connection: asyncpg.Connection) -> Stored:
         f"""
         SELECT execution_id, namespace, name, count, {_micros("place")},
             {_micros("first_timestamp")}, {_micros("last_timestamp")},
-            ARRAY[object_name, object_namespace, reason, message, type, elem_type, elem_id,
-                action_name] AS fields
+            ARRAY[object_name, reason, type, elem_type, elem_id, action_name] AS texts, body
         FROM execution_events.event
         """
     )
@@ -227,7 +228,7 @@ async def _stored(connection: asyncpg.Connection) -> Stored:
     return Stored(
         events={
             (row["execution_id"], row["namespace"], row["name"]): EventRow(
-                tuple(row["fields"]),
+                _fields(row),
                 row["place"],
                 row["first_timestamp"],
                 row["last_timestamp"],
@@ -248,6 +249,33 @@ async def _stored(connection: asyncpg.Connection) -> Stored:
         growth={row["transaction"]: row["amount"] for row in growth},
         touched={row["transaction"] for row in touched},
     )
+
+
+def _fields(row: Any) -> tuple[str, ...]:
+    """Those of the body, which is what the API lists; of another length where columns disagree."""
+    body = json.loads(row["body"])
+    object_name, reason, kind, elem_type, elem_id, action = row["texts"]
+    involved = body["involvedObject"]
+    fields = (object_name, involved["namespace"], reason, body["message"], kind, elem_type)
+    expected = {
+        "metadata": {"name": row["name"], "namespace": row["namespace"]},
+        "involvedObject": {"name": object_name, "namespace": involved["namespace"]},
+        "reason": reason,
+        "message": body["message"],
+        "firstTimestamp": _seconds(row["first_timestamp"]),
+        "lastTimestamp": _seconds(row["last_timestamp"]),
+        "count": row["count"],
+        "type": kind,
+        "elemType": elem_type,
+        "elemId": elem_id,
+        "actionName": action,
+    }
+    return (*fields, elem_id, action) if body == expected else (f"{body} is not {expected}",)
+
+
+def _seconds(micros: int) -> str:
+    moment = datetime(1970, 1, 1) + timedelta(microseconds=micros)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _letter(row: Any) -> LetterRow:

@@ -2,23 +2,31 @@
 
 import asyncio
 import hashlib
+from contextlib import suppress
+from datetime import UTC, datetime
 from importlib.resources import files
+from itertools import product
 
 import asyncpg
 import pytest
 
 from execution_events import store
 from execution_events.errors import HaltError
+from execution_events.events import TIMESTAMP_MAX, TIMESTAMP_MIN
+from execution_events.projection.body import body_of
+from execution_events.projection.fold import fold
 from execution_events.settings import Settings
 from execution_events.store import migrate
 from execution_events.store.batches import BatchWriter
 from execution_events.store.database import connect
+from execution_events.store.events import prepare
 from execution_events.store.listing import EventLists
 from execution_events.store.migrate import Migration, migrations, pending, require_current
 from tests.support import databases
 from tests.support.backends import Servers
 from tests.support.databases import Database, migrate_as_owner
 from tests.support.processes import environment, run_cli
+from tests.support.records import occurrence
 
 ALL = [migration.name for migration in migrations()]
 
@@ -184,3 +192,41 @@ async def test_the_command_says_what_is_missing_and_applies_it(servers: Servers)
         output = await run_cli("migrate", env=env)
         assert output.splitlines() == [*(f"applied: {name}" for name in numbered), "up to date"]
         assert await run_cli("migrate", "--check", env=env) == "up to date\n"
+
+
+async def test_events_that_were_stored_get_the_body_that_a_writer_gives_them(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    awkward = '"\\/\b\f\n\r\t\x01\x1f\x7f\u2028 é 元 😀 \ufeff'
+    moments = TIMESTAMP_MIN, datetime(2018, 8, 20, 6, 41, 44, 999999, tzinfo=UTC)
+    events = fold(
+        occurrence(name=f"{text}{number}", object_name=text, message=text * 9, reason=text,
+                   elem_id=text, first_timestamp=moments[0], last_timestamp=last, count=number)
+        for number, (text, last) in enumerate(
+            product((awkward, "启动##ActionStart"), (moments[1], TIMESTAMP_MAX)), 1
+        )
+    ).values()  # fmt: skip
+    async with databases.empty(servers.administrator_url) as database:
+        known = migrations()
+        with monkeypatch.context() as patch:
+            patch.setattr(migrate, "migrations", lambda: known[:5])
+            # The privileges are of what all migrations have made.
+            with suppress(HaltError):
+                await migrate_as_owner(database)
+        async with databases.administrator(database.owner) as connection:
+            await prepare(connection)
+            await connection.execute("SET search_path = execution_events")
+            for event in events:
+                latest = event.latest
+                await connection.execute(
+                    "INSERT INTO event VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,"
+                    " $13, $14, $15)",
+                    *(*event.identity, latest.object_name, latest.object_namespace),
+                    *(latest.reason, latest.message, event.place, event.first_timestamp),
+                    *(latest.last_timestamp, event.count, latest.type, latest.elem_type),
+                    *(latest.elem_id, latest.action_name),
+                )
+        assert await migrate_as_owner(database) == ALL[5:]
+        async with databases.administrator(database.owner) as connection:
+            rows = await connection.fetch("SELECT body FROM execution_events.event")
+        assert {row["body"] for row in rows} == {body_of(event) for event in events}

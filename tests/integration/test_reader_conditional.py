@@ -5,8 +5,9 @@ import json
 import asyncpg
 import pytest
 
+from execution_events.projection.body import decode
 from execution_events.store.batches import BatchWriter
-from execution_events.store.listing import EventLists, Selection
+from execution_events.store.listing import EventLists, Page, Selection
 from tests.support.databases import Database
 from tests.support.readers import EVENTS, Reader, decoded, named
 from tests.support.records import batch, log, occurrence
@@ -105,7 +106,7 @@ async def test_absent_and_foreign_are_alike(database: Database, writer: BatchWri
     async with EventLists.open(database.reader) as lists:
         for selection in (Selection(), Selection(text="a", descending=True)):
             for execution_id in ("foreign", "absent"):
-                assert await lists.page(execution_id, selection, tenant, 10) == ("", [], False)
+                assert await lists.page(execution_id, selection, tenant, 10) == Page("", [], None)
                 assert await lists.revisions(execution_id, tenant) == ""
                 async with lists.stream(execution_id, selection, tenant) as stream:
                     assert stream.revisions == ""
@@ -114,13 +115,13 @@ async def test_absent_and_foreign_are_alike(database: Database, writer: BatchWri
         shared = named("b", namespace="other")
         await writer.store(batch(log([shared], begin=2)))
         before = await lists.page("execution-1", Selection(), tenant, 10)
-        assert [event.name for event in before.events] == ["a"]
+        assert [decode(body).metadata.name for body in before.bodies] == ["a"]
         await writer.store(batch(log([shared], begin=3)))
         assert await lists.page("execution-1", Selection(), tenant, 10) == before
         everything = await lists.page("execution-1", Selection(), None, 10)
-        assert [event.name for event in everything.events] == ["a", "b"]
+        assert [decode(body).metadata.name for body in everything.bodies] == ["a", "b"]
         assert everything.revisions != before.revisions
-        assert (await lists.page("execution-1", Selection(), frozenset(), 10)).events == []
+        assert (await lists.page("execution-1", Selection(), frozenset(), 10)).bodies == []
 
 
 async def test_a_page_and_its_revisions_are_of_one_snapshot(
@@ -134,9 +135,9 @@ async def test_a_page_and_its_revisions_are_of_one_snapshot(
             page = await lists.page("execution-1", Selection(), None, 10)
             async with lists.stream("execution-1", Selection(), None) as stream:
                 await writer.store(batch(log([named("b", execution_id="x")], begin=2 * number + 1)))
-                [events] = [events async for events in stream.batches]
-            assert (stream.revisions, events) == (page.revisions, page.events)
-            seen[page.revisions] = page.events[0].count
+                [bodies] = [bodies async for bodies in stream.batches]
+            assert (stream.revisions, bodies) == (page.revisions, page.bodies)
+            seen[page.revisions] = decode(page.bodies[0]).count
     assert list(seen.values()) == list(range(1, 21))
 
 

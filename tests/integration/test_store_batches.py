@@ -39,7 +39,8 @@ async def owner(database: Database) -> AsyncIterator[asyncpg.Connection]:
 
 async def stored_events(owner: asyncpg.Connection) -> list[tuple[Any, ...]]:
     rows = await owner.fetch(
-        "SELECT execution_id, namespace, name, object_name, object_namespace, reason, message,"
+        "SELECT execution_id, namespace, name, object_name,"
+        " body_text(body, 'involvedObject', 'namespace'), reason, body_text(body, 'message'),"
         " place, first_timestamp, last_timestamp, count, type, elem_type, elem_id, action_name"
         " FROM event ORDER BY execution_id, namespace, name"
     )
@@ -175,8 +176,8 @@ async def test_two_writers_store_a_batch_once(
 async def test_an_error_leaves_nothing_behind(
     writer: BatchWriter, owner: asyncpg.Connection
 ) -> None:
-    await owner.execute("ALTER TABLE event ADD CONSTRAINT no_bombs CHECK (message <> 'bomb')")
-    bomb = occurrence(name="object.2", message="bomb")
+    await owner.execute("ALTER TABLE event ADD CONSTRAINT no_bombs CHECK (reason <> 'bomb')")
+    bomb = occurrence(name="object.2", reason="bomb")
 
     with pytest.raises(BatchRefusedError, match="no_bombs"):
         await writer.store(batch(log([occurrence(), bomb, b"not json"], source="worker")))

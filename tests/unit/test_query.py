@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from execution_events.events import TIMESTAMP_MAX, TIMESTAMP_MIN
 from execution_events.reader import query as query_module
 from execution_events.reader.query import Query, QueryError, parse_query
-from execution_events.store.listing import ListedEvent, Position, Selection
+from execution_events.store.listing import Position, Selection
 from tests.support.strategies import names, texts, timestamps
 
 MOMENT = datetime(2018, 8, 20, 6, 41, 44, tzinfo=UTC)
@@ -23,10 +23,8 @@ def parsed(execution_id: str = "e", **parameters: Any) -> Query:
     return parse_query(execution_id, urlencode(parameters, doseq=True).encode())
 
 
-def event(place: datetime = MOMENT, name: str = "n", namespace: str = "ns") -> ListedEvent:
-    return ListedEvent(
-        place, name, namespace, "o", "ns", "r", "m", place, place, 1, "t", "et", "ei", "a"
-    )
+def position(place: datetime = MOMENT, name: str = "n", namespace: str = "ns") -> Position:
+    return Position(place, name, namespace)
 
 
 def assert_query_or_refused(content: bytes) -> None:
@@ -106,14 +104,14 @@ def test_equal_queries_have_one_digest_and_others_another() -> None:
         {"q": "a"},
         {"since": "2018-08-20T06:41:44Z"},
         {"until": "2018-08-20T06:41:44Z"},
-        {"marker": parsed().marker_after(event())},
+        {"marker": parsed().marker_after(position())},
     ]
     assert len({parsed(**other).digest for other in others}) == len(others)
 
 
 @given(timestamps, names, names)
 def test_a_marker_is_the_place_of_its_event(place: datetime, name: str, namespace: str) -> None:
-    marker = parsed(type="a").marker_after(event(place, name, namespace))
+    marker = parsed(type="a").marker_after(position(place, name, namespace))
     assert parsed(type="a", marker=marker).selection.after == Position(place, name, namespace)
     assert len(marker) <= query_module._MARKER_MAX
     assert base64.urlsafe_b64decode(marker + "==")
@@ -121,17 +119,17 @@ def test_a_marker_is_the_place_of_its_event(place: datetime, name: str, namespac
 
 @pytest.mark.parametrize("place", [TIMESTAMP_MIN, TIMESTAMP_MAX])
 def test_a_marker_at_the_bounds(place: datetime) -> None:
-    last = event(place, "é" * 126, "x" * 253)
+    last = position(place, "é" * 126, "x" * 253)
     marker = parsed().marker_after(last)
-    assert parsed(marker=marker).selection.after == last.position
+    assert parsed(marker=marker).selection.after == last
 
 
 def test_markers_of_this_version_hold_for_ever() -> None:
     marker = "Ac7CMlzNLmEg9LD7x5PPAAVz2DPf-gChbqJucw"
-    assert parsed(type="Warning", limit=10).marker_after(event()) == marker
+    assert parsed(type="Warning", limit=10).marker_after(position()) == marker
 
 
-MARKER = parsed(type="a").marker_after(event(name="object.154c848add38e9f9"))
+MARKER = parsed(type="a").marker_after(position(name="object.154c848add38e9f9"))
 
 
 @given(st.data())
@@ -147,7 +145,7 @@ def test_a_marker_that_was_changed_is_refused(data: st.DataObject) -> None:
 @pytest.mark.parametrize("last", "AEIMQUYcgkosw048")
 def test_a_marker_has_one_spelling(last: str) -> None:
     """The last character of base64 can hold bits that no byte takes."""
-    for marker in (parsed().marker_after(event(name="n" * length)) for length in (1, 2, 3)):
+    for marker in (parsed().marker_after(position(name="n" * length)) for length in (1, 2, 3)):
         if len(marker) % 4 and marker[-1] != last:
             with pytest.raises(QueryError):
                 parsed(marker=marker[:-1] + last)
@@ -178,7 +176,7 @@ def test_the_limit_may_change_from_page_to_page() -> None:
 
 
 def test_a_marker_of_a_marker_is_of_the_same_query() -> None:
-    second = parsed(type="a", marker=MARKER).marker_after(event(name="object.2"))
+    second = parsed(type="a", marker=MARKER).marker_after(position(name="object.2"))
     after = parsed(type="a", marker=second).selection.after
     assert after is not None
     assert after.name == "object.2"
@@ -221,7 +219,7 @@ def test_the_link_keeps_every_other_parameter(types: list[str], q: str) -> None:
     parameters: dict[str, Any] = {"type": types, "q": q, "limit": "5", "lang": "zh"}
     assume(len(urlencode(parameters, doseq=True)) < 8000)
     query = parsed(**parameters)
-    marker = query.marker_after(event())
+    marker = query.marker_after(position())
     link = query.link(marker)
     assert link[0] == "?"
     assert not set(link) & set('<>"\r\n ')
@@ -234,4 +232,4 @@ def test_the_link_keeps_every_other_parameter(types: list[str], q: str) -> None:
         ("marker", marker),
     ]
     following = parse_query("e", link[1:].encode())
-    assert following.link(following.marker_after(event(name="z"))).count("marker=") == 1
+    assert following.link(following.marker_after(position(name="z"))).count("marker=") == 1

@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
 from typing import NamedTuple
 
 import msgspec
@@ -34,6 +35,10 @@ _SEARCH_TIME = 60
 """Seconds for which a record that cannot be read is searched for."""
 _RECHECK_INTERVAL = 15
 """Seconds between looks at halted partitions."""
+_FORGET_INTERVAL = 10
+"""Seconds between looks for changes that nobody needs any more."""
+_CHANGES_KEPT = timedelta(minutes=10)
+"""For how long who watches an execution may be away and go on with the next change."""
 
 ReadLog = Callable[[Mapping[int, StoredPosition | None]], Awaitable[dict[int, LogState]]]
 """Gives the state of the log of each partition."""
@@ -103,6 +108,7 @@ class ConsumeLoop:
         self._stop = stop
         self._reach = reach
         self._recheck = time.monotonic() + _RECHECK_INTERVAL
+        self._forget = time.monotonic() + _FORGET_INTERVAL * random.uniform(0.5, 1)  # noqa: S311
         self._last_progress = time.monotonic()
 
     async def run(self) -> None:
@@ -117,6 +123,8 @@ class ConsumeLoop:
                 fetched = await self._fetch()
                 if fetched is not None:
                     await self._store(fetched)
+                if time.monotonic() >= self._forget:
+                    await self._forget_changes()
                 self._measure()
         finally:
             committing.cancel()
@@ -214,6 +222,16 @@ class ConsumeLoop:
             else:
                 left.pop()
                 self._stored(fetched.generation, batch, projection, time.monotonic() - started)
+
+    async def _forget_changes(self) -> None:
+        """A part of them between two batches, so that no batch waits for long."""
+        more = False
+        try:
+            more = await self._writer.forget_changes(_CHANGES_KEPT)
+        except RetryableError as error:
+            _log.warning("cannot forget old changes yet", error=str(error))
+        if not more:
+            self._forget = time.monotonic() + _FORGET_INTERVAL
 
     def _stored(
         self, generation: int, batch: Batch, projection: Projection, seconds: float

@@ -34,7 +34,8 @@ from execution_events.reader.query import Query, QueryError, parse_query
 from execution_events.reader.rendering import Format, Rendering
 from execution_events.reader.streaming import StreamedList, StreamLimits
 from execution_events.serving import error_body
-from execution_events.store.listing import Namespaces, Page, Selection, Stream
+from execution_events.store.listing import Page, Selection, Stream
+from execution_events.store.revisions import Namespaces
 
 _log = Logger(__name__)
 
@@ -131,10 +132,10 @@ class _Events:
         headers = _HEADERS | {"ETag": tag(page.revisions), "Content-Type": _MEDIA_TYPES[format_]}
         encoding = choose_encoding(_header(request, "accept-encoding"))
         rendering = Rendering(format_, query.lang)
-        if page.more and query.limit is None:
+        if page.last is not None and query.limit is None:
             stream = partial(self._lists.stream, query.execution_id, query.selection, namespaces)
             return StreamedList(stream, tag, headers, rendering, encoding, self._stream_limits)
-        body = rendering.add(page.events) + rendering.end()
+        body = rendering.add(page.bodies) + rendering.end()
         if encoding and len(body) >= WORTH_BYTES:
             compressed = compressor(encoding)
             body = compressed.add(body) + compressed.end()
@@ -159,9 +160,9 @@ def _header(request: Request, name: str) -> str:
 
 
 def _next(query: Query, page: Page) -> dict[str, str]:
-    if not page.more:
+    if page.last is None:
         return {}
-    marker = query.marker_after(page.events[-1])
+    marker = query.marker_after(page.last)
     return {"X-Next-Marker": marker, "Link": f'<{query.link(marker)}>; rel="next"'}
 
 

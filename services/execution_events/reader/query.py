@@ -13,7 +13,7 @@ import msgspec
 
 from execution_events import events
 from execution_events.reader.rendering import Lang
-from execution_events.store.listing import Column, ListedEvent, Position, Selection
+from execution_events.store.listing import Column, Position, Selection
 from execution_events.wire import A_TIMESTAMP, parse_timestamp
 
 LIMIT_MAX = 1000
@@ -64,11 +64,10 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
         """The same for queries of one meaning, on any execution, in any process."""
         return msgspec.json.encode((self.selection, self.limit, self.lang))
 
-    def marker_after(self, event: ListedEvent) -> str:
-        """The marker of the page that follows `event`."""
-        content = msgspec.msgpack.encode(
-            ((event.place - _EPOCH) // _MICROSECOND, event.name, event.namespace)
-        )
+    def marker_after(self, position: Position) -> str:
+        """The marker of the page that follows what stands at `position`."""
+        place, name, namespace = position
+        content = msgspec.msgpack.encode(((place - _EPOCH) // _MICROSECOND, name, namespace))
         return _marker(_book(self.execution_id, self.selection, self.lang), content)
 
     def link(self, marker: str) -> str:

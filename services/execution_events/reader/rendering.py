@@ -1,38 +1,16 @@
-"""Events as the API writes them: compact JSON, keys in a fixed order, whole seconds."""
+"""Lists of events as the API writes them, from the bodies that are stored."""
 
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
-from execution_events.store.listing import ListedEvent
+from execution_events.projection.body import decode, encode
 
 Format = Literal["json", "lines"]
 """One array, or one event a line."""
 Lang = Literal["both", "zh", "en"]
 """The half of reason and message to show."""
-
-_encoder = msgspec.json.Encoder()
-
-
-class _Ref(msgspec.Struct, gc=False):
-    name: str
-    namespace: str
-
-
-class _Event(msgspec.Struct, gc=False, rename="camel"):
-    metadata: _Ref
-    involved_object: _Ref
-    reason: str
-    message: str
-    first_timestamp: str
-    last_timestamp: str
-    count: int
-    type: str
-    elem_type: str
-    elem_id: str
-    action_name: str
 
 
 class Rendering:
@@ -46,19 +24,30 @@ class Rendering:
         self._lang = lang
         self._separator = b"["
 
-    def add(self, events: Iterable[ListedEvent]) -> bytes:
-        bodies = [_body(event, self._lang) for event in events]
-        if self._format == "lines":
-            return _encoder.encode_lines(bodies)
+    def add(self, bodies: Sequence[bytes]) -> bytes:
         if not bodies:
             return b""
+        if self._lang != "both":
+            bodies = [in_language(body, self._lang) for body in bodies]
+        if self._format == "lines":
+            return b"\n".join((*bodies, b""))
         separator, self._separator = self._separator, b","
-        return separator + _encoder.encode(bodies)[1:-1]
+        return separator + b",".join(bodies)
 
     def end(self) -> bytes:
         if self._format == "lines":
             return b""
         return b"[]" if self._separator == b"[" else b"]"
+
+
+def in_language(body: bytes, lang: Lang) -> bytes:
+    """`body` with that half of its reason and message."""
+    event = decode(body)
+    return encode(
+        msgspec.structs.replace(
+            event, reason=half(event.reason, lang), message=half(event.message, lang)
+        )
+    )
 
 
 def half(bilingual: str, lang: Lang) -> str:
@@ -70,23 +59,3 @@ def half(bilingual: str, lang: Lang) -> str:
         return bilingual
     first, found, second = bilingual.partition("##")
     return (second if found and lang == "en" else first).strip(" ")
-
-
-def _body(event: ListedEvent, lang: Lang) -> _Event:
-    return _Event(
-        metadata=_Ref(event.name, event.namespace),
-        involved_object=_Ref(event.object_name, event.object_namespace),
-        reason=half(event.reason, lang),
-        message=half(event.message, lang),
-        first_timestamp=_seconds(event.first_timestamp),
-        last_timestamp=_seconds(event.last_timestamp),
-        count=event.count,
-        type=event.type,
-        elem_type=event.elem_type,
-        elem_id=event.elem_id,
-        action_name=event.action_name,
-    )
-
-
-def _seconds(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

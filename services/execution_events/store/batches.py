@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -18,6 +19,17 @@ from execution_events.store.migrate import require_current
 from execution_events.store.sql import load_queries
 
 _SQL = load_queries("batches")
+
+_SERVER_SETTINGS = {
+    # Rows are found by their keys, whatever the statistics of a table say that has just grown.
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+}
+_CHANGES_BATCH = 10_000
+"""Rows that one statement forgets: some 50 ms."""
 
 Reach = Callable[[str], None]
 """Told of each point that the writer has reached, so that a test can end it there."""
@@ -150,11 +162,21 @@ class BatchWriter:
         self._reach("committed")
         return projection
 
+    async def forget_changes(self, kept: timedelta) -> bool:
+        """Forget some of the changes that are older than `kept`; whether others are left.
+
+        Who watches an execution goes on by them, and begins anew where they are gone.
+        """
+        connection = await self._connected()
+        with translated_errors():
+            forgotten = await connection.fetchval(_SQL["forget_changes"], kept, _CHANGES_BATCH)
+        return bool(forgotten == _CHANGES_BATCH)
+
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
             await self._disconnect()
             connection = await self._stack.enter_async_context(
-                connect(self._database_url, "execution-events consumer")
+                connect(self._database_url, "execution-events consumer", _SERVER_SETTINGS)
             )
             await require_current(connection)
             with translated_errors():

@@ -23,6 +23,8 @@ _SERVER_SETTINGS = {
 }
 _RETRYABLE_CLASSES = ("08", "40", "53", "57")
 _REFUSED_CLASSES = ("22", "23", "54")
+_UNIQUE_VIOLATION = "23505"
+"""No record's fault: rows are only added where none was seen under the lock of their execution."""
 _STATEMENT_TIMEOUT = "57014"
 _RETRYABLE_STATES = ("55P03", "25006")
 
@@ -34,7 +36,7 @@ def refused_rows() -> Iterator[None]:
         yield
     except asyncpg.PostgresError as error:
         state = error.sqlstate or ""
-        if state.startswith(_REFUSED_CLASSES):
+        if state.startswith(_REFUSED_CLASSES) and state != _UNIQUE_VIOLATION:
             # The message can hold what the record holds.
             check = f" {error.constraint_name}" if error.constraint_name else ""
             raise BatchRefusedError(f"{type(error).__name__}{check} ({state})") from error
@@ -76,13 +78,19 @@ def _options(application: str) -> dict[str, Any]:
 
 @asynccontextmanager
 async def connect(
-    database_url: str, application: str, *, unlimited: bool = False
+    database_url: str,
+    application: str,
+    settings: Mapping[str, str] | None = None,
+    *,
+    unlimited: bool = False,
 ) -> AsyncIterator[asyncpg.Connection]:
     """One connection, closed at the end; `application` is its name in `pg_stat_activity`.
 
-    With `unlimited`, for migrations, a statement may take any time.
+    `settings` of the server come on top of those that every connection has. With `unlimited`, for
+    migrations, a statement may take any time.
     """
     options = _options(application)
+    options["server_settings"] |= settings or {}
     if unlimited:
         options["command_timeout"] = None
         options["server_settings"] |= {"statement_timeout": "0", "lock_timeout": "60s"}

@@ -1,11 +1,14 @@
-"""Folded events into the tables `event` and `execution`: the fold in SQL."""
+"""Folded events into the tables `event`, `execution` and `execution_change`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
+import msgspec
 
-from execution_events.projection.fold import FoldedEvent
+from execution_events.events import COUNT_MAX, Occurrence
+from execution_events.projection.body import body_of, decode
+from execution_events.projection.fold import FoldedEvent, merge
 from execution_events.store.sql import load_queries
 
 _SQL = load_queries("events")
@@ -17,24 +20,40 @@ _EVENT_COLUMNS = (
     "execution_id",
     "namespace",
     "name",
-    "object_name",
-    "object_namespace",
-    "reason",
-    "message",
-    "place",
     "first_timestamp",
     "last_timestamp",
     "count",
+    "object_name",
+    "reason",
     "type",
     "elem_type",
     "elem_id",
     "action_name",
+    "body",
+    # It never changes, so it comes after those that `change_events` takes.
+    "place",
 )
+_CHANGE_COLUMNS = ("execution_id", "namespace", "revision", "previous", "names", "rewritten")
+
+
+class _Execution(msgspec.Struct):
+    """What a transaction adds to the events of one execution and namespace."""
+
+    execution_id: str
+    namespace: str
+    occurrences: int
+    first_timestamp: datetime
+    last_timestamp: datetime
+    names: list[str]
+    rewritten: list[str]
+    revision: int = 0
+    previous: int | None = None
+    changed: int = 0
+    """How many of `names` were there before."""
 
 
 async def prepare(connection: asyncpg.Connection) -> None:
     """What `write_events` needs, once for each connection."""
-    await connection.execute(_SQL["create_batch_event"])
     # asyncpg's own codec stores the last microsecond of the year 9999 as infinity.
     await connection.set_type_codec(
         "timestamptz",
@@ -46,14 +65,139 @@ async def prepare(connection: asyncpg.Connection) -> None:
 
 
 async def write_events(connection: asyncpg.Connection, events: Sequence[FoldedEvent]) -> None:
-    """Apply `events`, sorted by identity and each once, within the caller's transaction."""
+    """Apply `events`, sorted by identity and each once, within the caller's transaction.
+
+    Each execution is locked first; then what is stored of its events is read, merged with what
+    comes, and written. An event that is new costs a row of a COPY, which is much cheaper than an
+    INSERT that may meet a conflict.
+    """
     if not events:
         return
+    executions = _by_execution(events)
+    await _raise_executions(connection, executions)
+    # An execution that was not there had no events.
+    known = [e for e in events if executions[e.identity[:2]].previous is not None]
+    changed = {}
+    for number, stored in await _stored(connection, known):
+        event = known[number]
+        merged = merge(stored, event)
+        changed[event.identity] = merged
+        execution = executions[event.identity[:2]]
+        execution.changed += 1
+        if _texts(merged.latest) != _texts(stored.latest):
+            execution.rewritten.append(event.latest.name)
     await connection.copy_records_to_table(
-        "batch_event", columns=_EVENT_COLUMNS, records=[_row(event) for event in events]
+        "event",
+        columns=_EVENT_COLUMNS,
+        records=[_row(event) for event in events if event.identity not in changed],
     )
-    await connection.execute(_SQL["upsert_executions"])
-    await connection.execute(_SQL["upsert_events"])
+    if changed:
+        *columns, _ = zip(*map(_row, changed.values()), strict=True)
+        await connection.execute(_SQL["change_events"], *columns)
+    await _record_changes(connection, executions.values())
+
+
+def _by_execution(events: Iterable[FoldedEvent]) -> dict[tuple[str, str], _Execution]:
+    executions: dict[tuple[str, str], _Execution] = {}
+    for event in events:
+        latest = event.latest
+        key = (latest.execution_id, latest.namespace)
+        first, last = event.first_timestamp, latest.last_timestamp
+        execution = executions.get(key)
+        if execution is None:
+            executions[key] = _Execution(*key, event.count, first, last, [latest.name], [])
+            continue
+        execution.occurrences += event.count
+        execution.first_timestamp = min(execution.first_timestamp, first)
+        execution.last_timestamp = max(execution.last_timestamp, last)
+        execution.names.append(latest.name)
+    return executions
+
+
+async def _raise_executions(
+    connection: asyncpg.Connection, executions: dict[tuple[str, str], _Execution]
+) -> None:
+    """Lock the rows, with a new revision."""
+    raised = executions.values()
+    rows = await connection.fetch(
+        _SQL["raise_executions"],
+        [execution.execution_id for execution in raised],
+        [execution.namespace for execution in raised],
+        [min(execution.occurrences, COUNT_MAX) for execution in raised],
+        [execution.first_timestamp for execution in raised],
+        [execution.last_timestamp for execution in raised],
+    )
+    for execution_id, namespace, revision, previous in rows:
+        execution = executions[execution_id, namespace]
+        execution.revision, execution.previous = revision, previous
+
+
+async def _stored(
+    connection: asyncpg.Connection, events: Sequence[FoldedEvent]
+) -> list[tuple[int, FoldedEvent]]:
+    """What is stored of those of `events` that are, each with its number among them."""
+    if not events:
+        return []
+    identities = zip(*(event.identity for event in events), strict=True)
+    rows = await connection.fetch(_SQL["stored_events"], *identities)
+    return [
+        (number - 1, _event(events[number - 1].latest.execution_id, *columns))
+        for number, *columns in rows
+    ]
+
+
+def _event(
+    execution_id: str, place: datetime, first: datetime, last: datetime, count: int, body: bytes
+) -> FoldedEvent:
+    content = decode(body)
+    latest = Occurrence(
+        execution_id=execution_id,
+        namespace=content.metadata.namespace,
+        name=content.metadata.name,
+        object_name=content.involved_object.name,
+        object_namespace=content.involved_object.namespace,
+        reason=content.reason,
+        message=content.message,
+        first_timestamp=first,
+        last_timestamp=last,
+        count=count,
+        type=content.type,
+        elem_type=content.elem_type,
+        elem_id=content.elem_id,
+        action_name=content.action_name,
+    )
+    return FoldedEvent(latest, count, first, place)
+
+
+def _texts(occurrence: Occurrence) -> tuple[str, ...]:
+    """What a filter can select by, times aside."""
+    return (
+        occurrence.reason,
+        occurrence.message,
+        occurrence.type,
+        occurrence.elem_type,
+        occurrence.elem_id,
+        occurrence.action_name,
+    )
+
+
+async def _record_changes(connection: asyncpg.Connection, executions: Iterable[_Execution]) -> None:
+    await connection.copy_records_to_table(
+        "execution_change",
+        columns=_CHANGE_COLUMNS,
+        records=[
+            (e.execution_id, e.namespace, e.revision, e.previous, e.names, e.rewritten)
+            for e in executions
+        ],
+    )
+    grown = [execution for execution in executions if len(execution.names) > execution.changed]
+    if grown:
+        await connection.execute(
+            _SQL["count_events"],
+            [execution.execution_id for execution in grown],
+            [execution.namespace for execution in grown],
+            [len(execution.names) - execution.changed for execution in grown],
+        )
 
 
 def _row(event: FoldedEvent) -> tuple[object, ...]:
@@ -62,16 +206,15 @@ def _row(event: FoldedEvent) -> tuple[object, ...]:
         latest.execution_id,
         latest.namespace,
         latest.name,
-        latest.object_name,
-        latest.object_namespace,
-        latest.reason,
-        latest.message,
-        event.place,
         event.first_timestamp,
         latest.last_timestamp,
         event.count,
+        latest.object_name,
+        latest.reason,
         latest.type,
         latest.elem_type,
         latest.elem_id,
         latest.action_name,
+        body_of(event),
+        event.place,
     )

@@ -9,8 +9,10 @@ from typing import Literal, NamedTuple
 import asyncpg
 import msgspec
 
+from execution_events.projection.body import decode
 from execution_events.store.database import CONNECT_TIMEOUT, open_pool, translated_errors
 from execution_events.store.migrate import require_current
+from execution_events.store.revisions import Namespaces, Revisions
 from execution_events.store.sql import load_queries
 
 _SQL = load_queries("listing")
@@ -32,9 +34,6 @@ _ARGUMENT = re.compile(r"\$([a-z_]+)")
 
 Column = Literal["type", "reason", "elem_type", "elem_id", "action_name"]
 """What events are selected by."""
-
-Namespaces = frozenset[str] | None
-"""What a caller may read; None is all."""
 
 
 class Position(NamedTuple):
@@ -66,42 +65,22 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     """Events that come after it in this order, whether or not it is there."""
 
 
-class ListedEvent(msgspec.Struct, frozen=True, gc=False):
-    """One event; timestamps are aware, in UTC, to the microsecond."""
-
-    place: datetime
-    name: str
-    namespace: str
-    object_name: str
-    object_namespace: str
-    reason: str
-    message: str
-    first_timestamp: datetime
-    last_timestamp: datetime
-    count: int
-    type: str
-    elem_type: str
-    elem_id: str
-    action_name: str
-
-    @property
-    def position(self) -> Position:
-        return Position(self.place, self.name, self.namespace)
-
-
 class Page(NamedTuple):
-    """Events and revisions of one snapshot; `more` where other events follow."""
+    """The bodies of events (`projection.body`) and the revisions of one snapshot.
+
+    `last` is where the last of them stands; None where there are none, or no others follow.
+    """
 
     revisions: str
-    events: list[ListedEvent]
-    more: bool
+    bodies: list[bytes]
+    last: Position | None
 
 
 class Stream(NamedTuple):
-    """Events, batch by batch, and revisions of one snapshot."""
+    """The bodies of events, batch by batch, and the revisions of one snapshot."""
 
     revisions: str
-    batches: AsyncIterator[list[ListedEvent]]
+    batches: AsyncIterator[list[bytes]]
 
 
 class EventLists:
@@ -115,6 +94,7 @@ class EventLists:
     def __init__(self, pool: asyncpg.Pool, streams: asyncpg.Pool) -> None:
         self._pool = pool
         self._streams = streams
+        self._revisions = Revisions(pool)
 
     @classmethod
     @asynccontextmanager
@@ -138,16 +118,17 @@ class EventLists:
         """The first `limit` events of a selection."""
         statement = _Statement(execution_id, namespaces)
         statement.select(selection)
-        # One more tells whether others follow.
-        text, arguments = statement.page(limit + 1)
+        text, arguments = statement.page(limit)
         with translated_errors():
             async with self._pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
-                rows = await connection.fetch(text, *arguments)
-        revisions = rows[0][-1]
-        if rows[0][0] is None:
-            return Page(revisions, [], more=False)
-        events = [ListedEvent(*row[:-1]) for row in rows[:limit]]
-        return Page(revisions, events, more=len(rows) > limit)
+                revisions, bodies, place = await connection.fetchrow(text, *arguments)
+        if bodies is None:
+            return Page(revisions, [], None)
+        if len(bodies) <= limit:
+            return Page(revisions, bodies, None)
+        bodies.pop()
+        event = decode(bodies[-1]).metadata
+        return Page(revisions, bodies, Position(place, event.name, event.namespace))
 
     @asynccontextmanager
     async def stream(
@@ -169,23 +150,19 @@ class EventLists:
                 revisions = await connection.fetchval(revisions_text, *revisions_arguments)
                 cursor = await connection.cursor(text, *arguments)
 
-            async def batches() -> AsyncIterator[list[ListedEvent]]:
+            async def batches() -> AsyncIterator[list[bytes]]:
                 while True:
                     with translated_errors():
                         rows = await cursor.fetch(_STREAM_BATCH)
                     if not rows:
                         return
-                    yield [ListedEvent(*row) for row in rows]
+                    yield [row[0] for row in rows]
 
             yield Stream(revisions, batches())
 
     async def revisions(self, execution_id: str, namespaces: Namespaces) -> str:
-        """The revisions alone, without reading events."""
-        text, arguments = _Statement(execution_id, namespaces).revisions()
-        with translated_errors():
-            async with self._pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
-                revisions: str = await connection.fetchval(text, *arguments)
-                return revisions
+        """The revisions alone, without reading events; shared by all who ask at the same time."""
+        return await self._revisions.now(execution_id, namespaces)
 
     async def check(self) -> None:
         """Raise `RetryableError` or `HaltError` unless lists can be read."""
@@ -232,11 +209,10 @@ class _Statement:
         return self._numbered(self._events())
 
     def page(self, limit: int) -> tuple[str, list[object]]:
-        self._values["limit"] = limit
+        # One more tells whether others follow.
+        self._values |= {"last": limit, "limit": limit + 1}
         return self._numbered(
-            _SQL["page"].format(
-                revisions=self._revisions(), events=self._events(), order=self._order
-            )
+            _SQL["page"].format(revisions=self._revisions(), events=self._events())
         )
 
     def _add(self, condition: str, **values: object) -> None:

@@ -18,13 +18,13 @@ BEGIN
             NULL; -- Another database's migration made it at the same moment.
         END;
     END LOOP;
-    EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());
+    EXECUTE format(
+        'REVOKE ALL ON DATABASE %I FROM PUBLIC, execution_events_writer', current_database()
+    );
     EXECUTE format(
         'GRANT CONNECT ON DATABASE %I TO execution_events_writer, execution_events_reader, execution_events_ops',
         current_database()
     );
-    -- A batch is copied into a temporary table first.
-    EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO execution_events_writer', current_database());
 END
 $$;
 
@@ -43,17 +43,28 @@ GRANT SELECT, INSERT, UPDATE ON
     execution_events.partition_progress,
     execution_events.producer_progress
     TO execution_events_writer;
+GRANT SELECT, INSERT, DELETE ON execution_events.execution_change TO execution_events_writer;
 GRANT SELECT, INSERT ON execution_events.dead_letter TO execution_events_writer;
 -- What a retry or a discard records; the record itself and why it was refused stay as they were.
 GRANT UPDATE (attempts, last_attempt_at, last_reason, last_detail, retried_at, discarded_at)
     ON execution_events.dead_letter TO execution_events_writer;
-GRANT SELECT ON execution_events.event, execution_events.execution TO execution_events_reader;
--- What `reason` matches.
-GRANT EXECUTE ON FUNCTION execution_events.first_half(text), execution_events.second_half(text)
+GRANT SELECT ON
+    execution_events.event,
+    execution_events.execution,
+    execution_events.execution_change
+    TO execution_events_reader;
+-- What `reason` and `q` match.
+GRANT EXECUTE ON FUNCTION
+    execution_events.first_half(text),
+    execution_events.second_half(text),
+    execution_events.body_text(bytea, text[])
     TO execution_events_reader;
 
 GRANT USAGE ON SCHEMA ops TO execution_events_ops;
 GRANT SELECT ON ALL TABLES IN SCHEMA ops TO execution_events_ops;
 -- The views call them with the rights of whoever reads.
-GRANT EXECUTE ON FUNCTION execution_events.first_half(text), execution_events.second_half(text)
+GRANT EXECUTE ON FUNCTION
+    execution_events.first_half(text),
+    execution_events.second_half(text),
+    execution_events.body_text(bytea, text[])
     TO execution_events_ops;

@@ -116,6 +116,7 @@ async def _remove(
             )
             keys = [[row[column] for row in locked] for column in ("execution_id", "namespace")]
             events = await connection.fetchval(_SQL["delete_events"], *keys)
+            await connection.execute(_SQL["delete_changes"], *keys)
             await connection.execute(_SQL["delete_executions"], *keys)
     return Step(len(batch), len(locked), events)
 

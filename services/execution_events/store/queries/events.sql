@@ -1,12 +1,7 @@
--- name: create_batch_event
--- Filled by COPY, which is much faster than parameters. Lives as long as the connection.
-CREATE TEMPORARY TABLE IF NOT EXISTS batch_event (
-    LIKE execution_events.event
-) ON COMMIT DELETE ROWS
-
--- name: upsert_executions
--- Before the events: every writer locks progress, then executions, then events. The revision
--- never repeats, not even after a prune or a restore, because it is at least the time.
+-- name: raise_executions
+-- Before the events: every writer locks progress, then executions, then events; so what is read of
+-- an execution's events after this stays as it is until the transaction ends. The revision never
+-- repeats, not even after a prune or a restore, because it is at least the time.
 INSERT INTO execution (
     execution_id, namespace, revision, events, occurrences,
     first_timestamp, last_timestamp, created_at, changed_at
@@ -16,62 +11,57 @@ SELECT
     namespace,
     (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,
     0,
-    least(sum(count), 9007199254740991),
-    min(first_timestamp),
-    max(last_timestamp),
+    occurrences,
+    first_timestamp,
+    last_timestamp,
     now(),
     now()
-FROM batch_event
-GROUP BY execution_id, namespace
-ORDER BY execution_id, namespace
+FROM unnest($1::text[], $2::text[], $3::bigint[], $4::timestamptz[], $5::timestamptz[])
+    AS raised (execution_id, namespace, occurrences, first_timestamp, last_timestamp)
+ORDER BY execution_id COLLATE "C", namespace COLLATE "C"
 ON CONFLICT (execution_id, namespace) DO UPDATE SET
     revision = greatest(execution.revision + 1, excluded.revision),
     occurrences = least(execution.occurrences + excluded.occurrences, 9007199254740991),
     first_timestamp = least(execution.first_timestamp, excluded.first_timestamp),
     last_timestamp = greatest(execution.last_timestamp, excluded.last_timestamp),
     changed_at = excluded.changed_at
+RETURNING
+    execution.execution_id, execution.namespace,
+    new.revision AS revision, old.revision AS previous
 
--- name: upsert_events
--- The fold of design section 3 in SQL. `place` is the first record's, so it is not updated.
-WITH folded AS (
-    INSERT INTO event (
-        execution_id, namespace, name, object_name, object_namespace, reason, message, place,
-        first_timestamp, last_timestamp, count, type, elem_type, elem_id, action_name
-    )
-    SELECT
-        execution_id, namespace, name, object_name, object_namespace, reason, message, place,
-        first_timestamp, last_timestamp, count, type, elem_type, elem_id, action_name
-    FROM batch_event
-    ORDER BY execution_id, namespace, name
-    ON CONFLICT (execution_id, namespace, name) DO UPDATE SET
-        object_name = CASE WHEN excluded.last_timestamp >= event.last_timestamp
-            THEN excluded.object_name ELSE event.object_name END,
-        object_namespace = CASE WHEN excluded.last_timestamp >= event.last_timestamp
-            THEN excluded.object_namespace ELSE event.object_namespace END,
-        reason = CASE WHEN excluded.last_timestamp >= event.last_timestamp
-            THEN excluded.reason ELSE event.reason END,
-        message = CASE WHEN excluded.last_timestamp >= event.last_timestamp
-            THEN excluded.message ELSE event.message END,
-        type = CASE WHEN excluded.last_timestamp >= event.last_timestamp
-            THEN excluded.type ELSE event.type END,
-        elem_type = CASE WHEN excluded.last_timestamp >= event.last_timestamp
-            THEN excluded.elem_type ELSE event.elem_type END,
-        elem_id = CASE WHEN excluded.last_timestamp >= event.last_timestamp
-            THEN excluded.elem_id ELSE event.elem_id END,
-        action_name = CASE WHEN excluded.last_timestamp >= event.last_timestamp
-            THEN excluded.action_name ELSE event.action_name END,
-        first_timestamp = least(event.first_timestamp, excluded.first_timestamp),
-        last_timestamp = greatest(event.last_timestamp, excluded.last_timestamp),
-        count = least(event.count + excluded.count, 9007199254740991)
-    RETURNING event.execution_id, event.namespace, old.name IS NULL AS is_new
-),
-growth AS (
-    SELECT execution_id, namespace, count(*) AS events
-    FROM folded
-    WHERE is_new
-    GROUP BY execution_id, namespace
+-- name: stored_events
+-- `number` is the place in the arrays, from 1.
+SELECT number, place, first_timestamp, last_timestamp, count, body
+FROM unnest($1::text[], $2::text[], $3::text[])
+    WITH ORDINALITY AS wanted (execution_id, namespace, name, number)
+JOIN event USING (execution_id, namespace, name)
+
+-- name: change_events
+-- All but the identity and the place, which never change.
+UPDATE event
+SET first_timestamp = changed.first_timestamp,
+    last_timestamp = changed.last_timestamp,
+    count = changed.count,
+    object_name = changed.object_name,
+    reason = changed.reason,
+    type = changed.type,
+    elem_type = changed.elem_type,
+    elem_id = changed.elem_id,
+    action_name = changed.action_name,
+    body = changed.body
+FROM unnest(
+    $1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::bigint[],
+    $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::bytea[]
+) AS changed (
+    execution_id, namespace, name, first_timestamp, last_timestamp, count,
+    object_name, reason, type, elem_type, elem_id, action_name, body
 )
+WHERE event.execution_id = changed.execution_id
+    AND event.namespace = changed.namespace
+    AND event.name = changed.name
+
+-- name: count_events
 UPDATE execution
-SET events = execution.events + growth.events
-FROM growth
-WHERE execution.execution_id = growth.execution_id AND execution.namespace = growth.namespace
+SET events = execution.events + added.events
+FROM unnest($1::text[], $2::text[], $3::bigint[]) AS added (execution_id, namespace, events)
+WHERE execution.execution_id = added.execution_id AND execution.namespace = added.namespace

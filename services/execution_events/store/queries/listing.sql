@@ -10,26 +10,25 @@ WHERE {tenancy}
 -- name: events
 -- In order of creation, which never changes: see `place`. The index event_order has this order.
 -- EXISTS comes first: what is foreign costs no more time than what is absent.
-SELECT
-    place, name, namespace, object_name, object_namespace, reason, message,
-    first_timestamp, last_timestamp, count, type, elem_type, elem_id, action_name
+SELECT body, place
 FROM event
 WHERE EXISTS (SELECT FROM execution WHERE {tenancy})
     AND {conditions}
 ORDER BY {order}
 
 -- name: page
--- One statement, so that revisions and events are of one snapshot; one row without an event where
--- there is none. The outer ORDER BY finds the rows in order.
-SELECT event.*, execution.revisions
+-- One statement, so that revisions and events are of one snapshot, and one row, as each costs the
+-- reader more than what is in it. Aggregates take the rows of a subquery in its order.
+SELECT revisions.revisions, page.bodies, page.place
 FROM (
 {revisions}
-) AS execution
-LEFT JOIN (
+) AS revisions, (
+SELECT array_agg(body) AS bodies, (array_agg(place))[$last::integer] AS place
+FROM (
 {events}
 LIMIT $limit
-) AS event ON true
-ORDER BY {order}
+) AS event
+) AS page
 
 -- name: execution
 execution_id = $execution_id
@@ -70,6 +69,22 @@ first_timestamp < $until::text::timestamptz
 -- name: text
 -- Unicode's full case folding, whatever the collation of the columns or the database.
 (
-    strpos(casefold(message COLLATE pg_unicode_fast), casefold($text::text COLLATE pg_unicode_fast)) > 0
+    strpos(
+        casefold(body_text(body, 'message') COLLATE pg_unicode_fast),
+        casefold($text::text COLLATE pg_unicode_fast)
+    ) > 0
     OR strpos(casefold(reason COLLATE pg_unicode_fast), casefold($text::text COLLATE pg_unicode_fast)) > 0
 )
+
+-- name: current_revisions
+-- As `revisions`, for many who ask at once; `number` is the place in the arrays, from 1, and who
+-- has no row there may read nothing. A scope is a set of namespaces that one of them may read, and
+-- null is all. Each is one search of the primary key.
+SELECT number, string_agg(revision || '/' || namespace, ',' ORDER BY namespace) AS revisions
+FROM unnest($1::text[], $2::integer[]) WITH ORDINALITY AS asked (execution_id, scope, number)
+JOIN execution USING (execution_id)
+WHERE scope IS NULL
+    OR (scope, namespace) IN (
+        SELECT scope, namespace FROM unnest($3::integer[], $4::text[]) AS scopes (scope, namespace)
+    )
+GROUP BY number

@@ -30,6 +30,12 @@ WITH gone AS (
 )
 SELECT count(*) FROM gone
 
+-- name: delete_changes
+DELETE FROM execution_change
+USING unnest($1::text[], $2::text[]) AS locked (execution_id, namespace)
+WHERE execution_change.execution_id = locked.execution_id
+    AND execution_change.namespace = locked.namespace
+
 -- name: delete_executions
 DELETE FROM execution
 USING unnest($1::text[], $2::text[]) AS locked (execution_id, namespace)

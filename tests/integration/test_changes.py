@@ -1,0 +1,88 @@
+"""What each revision changed is recorded, and forgotten after a while."""
+
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+from execution_events.store.batches import BatchWriter
+from tests.support.databases import Database
+from tests.support.filling import write
+from tests.support.readers import named
+from tests.support.records import batch, log
+
+
+@pytest.fixture
+async def changes(owner: asyncpg.Connection) -> Any:
+    async def read() -> list[tuple[Any, ...]]:
+        rows = await owner.fetch(
+            "SELECT execution_id, namespace, revision, previous, names, rewritten"
+            " FROM execution_events.execution_change ORDER BY execution_id, namespace, revision"
+        )
+        return [tuple(row) for row in rows]
+
+    return read
+
+
+async def test_each_revision_follows_the_one_before(
+    writer: BatchWriter, owner: asyncpg.Connection, changes: Any
+) -> None:
+    first, other = named("a"), named("a", namespace="other")
+    await writer.store(batch(log([first, other, named("b"), first])))
+    await writer.store(batch(log([named("a", 1), named("c")], begin=4)))
+    await writer.store(batch(log([b"not json"], begin=6)))
+    rows = await owner.fetch("SELECT namespace, revision FROM execution_events.execution")
+    current = dict(map(tuple, rows))
+    alone, begun, went_on = await changes()
+    assert alone == ("execution-1", "other", current["other"], None, ["a"], [])
+    assert begun == ("execution-1", "tenant", went_on[3], None, ["a", "b"], [])
+    assert went_on == ("execution-1", "tenant", current["tenant"], begun[2], ["a", "c"], [])
+
+
+@pytest.mark.parametrize(
+    "field", ["reason", "message", "type", "elem_type", "elem_id", "action_name"]
+)
+async def test_texts_that_a_recurrence_changes_are_told_apart(
+    writer: BatchWriter, changes: Any, field: str
+) -> None:
+    before = [named("a", 5), named("b", 5), named("c", 5)]
+    # What is older than what is stored does not show.
+    after = [named("a", 6, **{field: "x"}), named("b", 4, **{field: "x"}), named("c", 6)]
+    await writer.store(batch(log([*before, *after[:0]])))
+    await writer.store(batch(log(after, begin=3)))
+    _, (*_, names, rewritten) = await changes()
+    assert (names, rewritten) == (["a", "b", "c"], ["a"])
+
+
+async def test_old_changes_are_forgotten_in_parts(
+    writer: BatchWriter,
+    owner: asyncpg.Connection,
+    changes: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("execution_events.store.batches._CHANGES_BATCH", 2)
+    await write(owner, [named("a", execution_id=f"execution-{number}") for number in range(3)])
+    kept = timedelta(minutes=1)
+    assert not await writer.forget_changes(kept)
+    await owner.execute("UPDATE execution_events.execution_change SET revision = revision - 61e6")
+    await writer.store(batch(log([named("b")])))
+    assert await writer.forget_changes(kept)
+    assert not await writer.forget_changes(kept)
+    [(execution_id, _, _, previous, names, _)] = await changes()
+    assert (execution_id, names) == ("execution-1", ["b"])
+    assert previous is not None
+
+
+async def test_bodies_are_made_of_what_was_stored_before(
+    servers: Any, database: Database, owner: asyncpg.Connection
+) -> None:
+    """See test_migrate.py: this one holds that a merge goes on from a stored body alone."""
+    quoted = named("a", 5, message='"\\\n\x01\x7f \u2028 元 😀', object_namespace="o")
+    await write(owner, [quoted])
+    await write(owner, [named("a", 3, message="older", count=4)])
+    row = await owner.fetchrow(
+        "SELECT body_text(body, 'message') AS message, count,"
+        " body_text(body, 'involvedObject', 'namespace') AS object_namespace FROM event"
+    )
+    assert tuple(row) == (quoted.message, 5, "o")

@@ -1,0 +1,33 @@
+"""Executions of many events, written faster than through batches."""
+
+from collections.abc import Iterable
+
+import asyncpg
+
+from execution_events.events import Occurrence
+from execution_events.projection.fold import fold
+from execution_events.store.events import prepare, write_events
+from tests.support.records import occurrence
+
+_MESSAGE = "元素(job)开始. ## Element(job) starts. " * 6
+
+
+async def fill(owner: asyncpg.Connection, events: int) -> None:
+    """`execution-1`: in order of creation, each event's count is its place in the list, from 1."""
+    await write(
+        owner,
+        (
+            occurrence(name=f"object.{number:06}", message=_MESSAGE, count=number)
+            for number in range(1, events + 1)
+        ),
+    )
+
+
+async def write(owner: asyncpg.Connection, occurrences: Iterable[Occurrence]) -> None:
+    """Store them as one transaction."""
+    await owner.execute("SET search_path = execution_events")
+    await prepare(owner)
+    async with owner.transaction():
+        events = [event for _, event in sorted(fold(occurrences).items())]
+        await write_events(owner, events)
+    await owner.reset_type_codec("timestamptz", schema="pg_catalog")
