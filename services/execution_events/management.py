@@ -69,9 +69,14 @@ class ReaderMetrics:
         self.request_seconds = Histogram(
             "execution_events_request_seconds", "Time to answer.", registry=registry
         )
+        # cache: nothing had changed, also 304; page: read from the database; stream: sent while it
+        # is read; watch: and then its changes.
+        self.answers = Counter(
+            "execution_events_lists", "Lists by where they came from.", ["way"], registry=registry
+        )
         # Callers: no_token, bad_token, issuer_away. Bounds: caller_requests, process_requests,
         # caller_streams, process_streams. Connections: connections (no room), evicted (made room),
-        # head_time, malformed, head_size, body, slow_reader.
+        # head_time, malformed, head_size, body, slow_reader. Watches: slow_watcher.
         self.refused = Counter(
             "execution_events_refused", "Refused by reason.", ["reason"], registry=registry
         )

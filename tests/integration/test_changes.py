@@ -35,9 +35,16 @@ async def test_each_revision_follows_the_one_before(
     rows = await owner.fetch("SELECT namespace, revision FROM execution_events.execution")
     current = dict(map(tuple, rows))
     alone, begun, went_on = await changes()
-    assert alone == ("execution-1", "other", current["other"], None, ["a"], [])
-    assert begun == ("execution-1", "tenant", went_on[3], None, ["a", "b"], [])
-    assert went_on == ("execution-1", "tenant", current["tenant"], begun[2], ["a", "c"], [])
+    assert alone == ("execution-1", "other", current["other"], None, ["a"], [False])
+    assert begun == ("execution-1", "tenant", went_on[3], None, ["a", "b"], [False] * 2)
+    assert went_on == (
+        "execution-1",
+        "tenant",
+        current["tenant"],
+        begun[2],
+        ["a", "c"],
+        [False] * 2,
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,7 +59,7 @@ async def test_texts_that_a_recurrence_changes_are_told_apart(
     await writer.store(batch(log([*before, *after[:0]])))
     await writer.store(batch(log(after, begin=3)))
     _, (*_, names, rewritten) = await changes()
-    assert (names, rewritten) == (["a", "b", "c"], ["a"])
+    assert (names, rewritten) == (["a", "b", "c"], [True, False, False])
 
 
 async def test_old_changes_are_forgotten_in_parts(

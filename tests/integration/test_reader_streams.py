@@ -20,6 +20,7 @@ from execution_events.management import ReaderMetrics
 from execution_events.projection.body import decode
 from execution_events.reader.access import Access
 from execution_events.reader.app import create_app
+from execution_events.reader.feeds import Feeds
 from execution_events.reader.limits import Limits
 from execution_events.reader.streaming import StreamLimits
 from execution_events.serving import serve
@@ -75,7 +76,8 @@ async def limited(database: Database, limits: StreamLimits) -> AsyncIterator[str
     async with EventLists.open(database.reader, streams=1) as lists:
         metrics = ReaderMetrics(CollectorRegistry())
         everybody = Access(None, metrics)
-        app = create_app(lists, metrics, everybody, Limits(Settings(), metrics), limits)
+        feeds = Feeds(lists)
+        app = create_app(lists, feeds, metrics, everybody, Limits(Settings(), metrics), limits)
         async with serve(app, "127.0.0.1", 0) as address:
             yield address
 

@@ -30,6 +30,8 @@ class Reader(NamedTuple):
 
     api: httpx.AsyncClient
     management: httpx.AsyncClient
+    stop: asyncio.Event
+    """Ends it in order."""
 
     async def get(self, path: str, **options: Any) -> httpx.Response:
         """The answer, once it is found to be one of the OpenAPI document."""
@@ -123,7 +125,7 @@ async def reading(database_url: str, **given: Any) -> AsyncIterator[Reader]:
             httpx.AsyncClient(base_url=fields["address"], timeout=DEADLINE) as api,
             httpx.AsyncClient(base_url=fields["management"], timeout=DEADLINE) as management,
         ):
-            yield Reader(api, management)
+            yield Reader(api, management, stop)
     finally:
         stop.set()
         async with asyncio.timeout(DEADLINE):

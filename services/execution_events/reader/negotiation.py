@@ -20,16 +20,21 @@ _BODIES = "1"
 _ENTITY_TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 
 
-def choose_format(accept: str) -> Format:
-    """One event a line where NDJSON is preferred to JSON, or named and as good as `*/*`."""
+def choose_format(accept: str) -> Format | Literal["watch"]:
+    """Another format than JSON where it is preferred, or named and as good as `*/*`.
+
+    One event a line is `application/x-ndjson`, a watch `text/event-stream`.
+    """
     ranges = dict(_preferences(accept))
-    lines = ranges.get("application/x-ndjson", 0.0)
+    lines, watch = (ranges.get(n, 0.0) for n in ("application/x-ndjson", "text/event-stream"))
+    other = max(lines, watch)
     # The most specific range tells how good a type is (RFC 9110, 12.5.1).
-    for specificity, name in enumerate(("application/json", "application/*", "*/*")):
-        if name in ranges:
-            json, named = ranges[name], specificity == 0
-            return "lines" if lines > json or (lines == json > 0 and not named) else "json"
-    return "lines" if lines > 0 else "json"
+    names = ("application/json", "application/*", "*/*")
+    best = next((name for name in names if name in ranges), None)
+    json = ranges[best] if best is not None else 0.0
+    if other == 0 or other < json or (other == json and best == "application/json"):
+        return "json"
+    return "lines" if lines > watch else "watch"
 
 
 def choose_encoding(accept_encoding: str) -> Encoding | None:

@@ -15,6 +15,7 @@ from execution_events.management import ReaderMetrics, serve_management
 from execution_events.observability import Logger
 from execution_events.reader.access import Access
 from execution_events.reader.app import create_app
+from execution_events.reader.feeds import Feeds
 from execution_events.reader.issuer import Issuer
 from execution_events.reader.limits import Limits
 from execution_events.reader.token_file import TokenFile
@@ -43,6 +44,7 @@ async def run_reader(settings: Settings, stop: asyncio.Event) -> None:
     async with (
         EventLists.open(settings.require_database_url()) as lists,
         _access(settings, metrics) as access,
+        Feeds.open(lists) as feeds,
     ):
         try:
             await lists.check()
@@ -56,7 +58,7 @@ async def run_reader(settings: Settings, stop: asyncio.Event) -> None:
                 return [str(error), *access.problems()]
             return access.problems()
 
-        app = create_app(lists, metrics, access, Limits(settings, metrics))
+        app = create_app(lists, feeds, metrics, access, Limits(settings, metrics))
         bounds = Bounds(
             connections=settings.reader_max_connections,
             head=settings.reader_head_timeout,
@@ -77,6 +79,7 @@ async def run_reader(settings: Settings, stop: asyncio.Event) -> None:
         ):
             _log.info("reader started", address=address, management=management)
             await stop.wait()
+            feeds.close()
     _log.info("reader stopped")
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
 
@@ -55,7 +55,7 @@ class StreamedList(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # The server says that a caller has gone here alone; it takes what is sent all the same.
-        gone = asyncio.create_task(_gone(receive))
+        gone = asyncio.create_task(until_gone(receive))
         started = False
 
         async def send_started(message: Message) -> None:
@@ -68,7 +68,7 @@ class StreamedList(Response):
             async with asyncio.timeout(self._limits.total_seconds), self._stream() as stream:
                 await send_started(self._head(stream.revisions))
                 if scope["method"] == "HEAD" or await self._body(stream, gone, send_started):
-                    await send_started(_body(b"", more=False))
+                    await send_started(body_message(b"", more=False))
         except (RetryableError, TimeoutError) as error:
             if not started:
                 raise
@@ -87,22 +87,28 @@ class StreamedList(Response):
             if gone.done():
                 return False
             if len(chunk) >= _CHUNK_BYTES:
-                await send(_body(bytes(chunk), more=True))
+                await send(body_message(bytes(chunk), more=True))
                 chunk.clear()
         chunk += self._compressor.add(self._rendering.end()) + self._compressor.end()
-        await send(_body(bytes(chunk), more=True))
+        await send(body_message(bytes(chunk), more=True))
         return True
 
     def _head(self, revisions: str) -> Message:
-        fields = self._fields | {"ETag": self._tag(revisions)}
-        headers = [(name.lower().encode(), value.encode()) for name, value in fields.items()]
-        return {"type": "http.response.start", "status": 200, "headers": headers}
+        return head_message(self._fields | {"ETag": self._tag(revisions)})
 
 
-def _body(content: bytes, *, more: bool) -> Message:
+def head_message(fields: Mapping[str, str]) -> Message:
+    """The head of an answer that goes well, as ASGI has it."""
+    headers = [(name.lower().encode(), value.encode()) for name, value in fields.items()]
+    return {"type": "http.response.start", "status": 200, "headers": headers}
+
+
+def body_message(content: bytes, *, more: bool) -> Message:
+    """A piece of a body, as ASGI has it."""
     return {"type": "http.response.body", "body": content, "more_body": more}
 
 
-async def _gone(receive: Receive) -> None:
+async def until_gone(receive: Receive) -> None:
+    """Return once the caller has left."""
     while (await receive())["type"] != "http.disconnect":
         pass

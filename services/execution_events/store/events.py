@@ -45,7 +45,8 @@ class _Execution(msgspec.Struct):
     first_timestamp: datetime
     last_timestamp: datetime
     names: list[str]
-    rewritten: list[str]
+    rewritten: set[str]
+    """Those of `names` whose texts are others than before."""
     revision: int = 0
     previous: int | None = None
     changed: int = 0
@@ -85,7 +86,7 @@ async def write_events(connection: asyncpg.Connection, events: Sequence[FoldedEv
         execution = executions[event.identity[:2]]
         execution.changed += 1
         if _texts(merged.latest) != _texts(stored.latest):
-            execution.rewritten.append(event.latest.name)
+            execution.rewritten.add(event.latest.name)
     await connection.copy_records_to_table(
         "event",
         columns=_EVENT_COLUMNS,
@@ -105,7 +106,7 @@ def _by_execution(events: Iterable[FoldedEvent]) -> dict[tuple[str, str], _Execu
         first, last = event.first_timestamp, latest.last_timestamp
         execution = executions.get(key)
         if execution is None:
-            executions[key] = _Execution(*key, event.count, first, last, [latest.name], [])
+            executions[key] = _Execution(*key, event.count, first, last, [latest.name], set())
             continue
         execution.occurrences += event.count
         execution.first_timestamp = min(execution.first_timestamp, first)
@@ -186,8 +187,15 @@ async def _record_changes(connection: asyncpg.Connection, executions: Iterable[_
         "execution_change",
         columns=_CHANGE_COLUMNS,
         records=[
-            (e.execution_id, e.namespace, e.revision, e.previous, e.names, e.rewritten)
-            for e in executions
+            (
+                execution.execution_id,
+                execution.namespace,
+                execution.revision,
+                execution.previous,
+                execution.names,
+                [name in execution.rewritten for name in execution.names],
+            )
+            for execution in executions
         ],
     )
     grown = [execution for execution in executions if len(execution.names) > execution.changed]

@@ -1,7 +1,7 @@
 """The events of one execution, as the reader lists them: pages, streams and revisions."""
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from typing import Literal, NamedTuple
@@ -12,7 +12,14 @@ import msgspec
 from execution_events.projection.body import decode
 from execution_events.store.database import CONNECT_TIMEOUT, open_pool, translated_errors
 from execution_events.store.migrate import require_current
-from execution_events.store.revisions import Namespaces, Revisions
+from execution_events.store.revisions import (
+    Asked,
+    CurrentRevisions,
+    Namespaces,
+    Revisions,
+    Step,
+    steps,
+)
 from execution_events.store.sql import load_queries
 
 _SQL = load_queries("listing")
@@ -94,7 +101,7 @@ class EventLists:
     def __init__(self, pool: asyncpg.Pool, streams: asyncpg.Pool) -> None:
         self._pool = pool
         self._streams = streams
-        self._revisions = Revisions(pool)
+        self._current = CurrentRevisions(pool)
 
     @classmethod
     @asynccontextmanager
@@ -123,7 +130,7 @@ class EventLists:
             async with self._pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
                 revisions, bodies, place = await connection.fetchrow(text, *arguments)
         if bodies is None:
-            return Page(revisions, [], None)
+            return Page(revisions or "", [], None)
         if len(bodies) <= limit:
             return Page(revisions, bodies, None)
         bodies.pop()
@@ -147,7 +154,7 @@ class EventLists:
                 await stack.enter_async_context(
                     connection.transaction(isolation="repeatable_read", readonly=True)
                 )
-                revisions = await connection.fetchval(revisions_text, *revisions_arguments)
+                found = await connection.fetchval(revisions_text, *revisions_arguments)
                 cursor = await connection.cursor(text, *arguments)
 
             async def batches() -> AsyncIterator[list[bytes]]:
@@ -158,11 +165,15 @@ class EventLists:
                         return
                     yield [row[0] for row in rows]
 
-            yield Stream(revisions, batches())
+            yield Stream(found or "", batches())
 
     async def revisions(self, execution_id: str, namespaces: Namespaces) -> str:
         """The revisions alone, without reading events; shared by all who ask at the same time."""
-        return await self._revisions.now(execution_id, namespaces)
+        return await self._current.of(Asked(execution_id, namespaces))
+
+    async def steps(self, known: Sequence[tuple[Asked, Revisions]]) -> list[Step]:
+        """What changed since revisions that are known, for many at once."""
+        return await steps(self._pool, known)
 
     async def check(self) -> None:
         """Raise `RetryableError` or `HaltError` unless lists can be read."""

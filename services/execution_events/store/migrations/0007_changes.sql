@@ -8,8 +8,8 @@ CREATE TABLE execution_change (
     previous     bigint,
     -- The names of the events that it added or changed.
     names        text[] COLLATE "C" NOT NULL,
-    -- Those of them whose texts it changed, so that a filter may no longer give them.
-    rewritten    text[] COLLATE "C" NOT NULL,
+    -- Of each of them, whether it changed texts, so that a filter may no longer give it.
+    rewritten    boolean[] NOT NULL,
     PRIMARY KEY (execution_id, namespace, revision)
 ) WITH (autovacuum_vacuum_scale_factor = 0.02);
 

@@ -2,8 +2,9 @@
 -- an argument. Nothing that a caller sent stands in a text.
 
 -- name: revisions
--- Of every execution row that the caller may read, in a fixed order; empty where there is none.
-SELECT coalesce(string_agg(revision || '/' || namespace, ',' ORDER BY namespace), '') AS revisions
+-- Of every execution row that the caller may read, by namespace; null where there is none. The
+-- order of jsonb's members is fixed.
+SELECT jsonb_object_agg(namespace, revision)::text AS revisions
 FROM execution
 WHERE {tenancy}
 
@@ -75,16 +76,3 @@ first_timestamp < $until::text::timestamptz
     ) > 0
     OR strpos(casefold(reason COLLATE pg_unicode_fast), casefold($text::text COLLATE pg_unicode_fast)) > 0
 )
-
--- name: current_revisions
--- As `revisions`, for many who ask at once; `number` is the place in the arrays, from 1, and who
--- has no row there may read nothing. A scope is a set of namespaces that one of them may read, and
--- null is all. Each is one search of the primary key.
-SELECT number, string_agg(revision || '/' || namespace, ',' ORDER BY namespace) AS revisions
-FROM unnest($1::text[], $2::integer[]) WITH ORDINALITY AS asked (execution_id, scope, number)
-JOIN execution USING (execution_id)
-WHERE scope IS NULL
-    OR (scope, namespace) IN (
-        SELECT scope, namespace FROM unnest($3::integer[], $4::text[]) AS scopes (scope, namespace)
-    )
-GROUP BY number

@@ -1,0 +1,70 @@
+"""Answers that may be given again, as long as nothing has changed."""
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+from starlette.responses import Response
+
+from execution_events.store.revisions import Namespaces
+
+CACHE_BYTES = 64 * 2**20
+_SHARE = 16
+"""An answer with more than this part of the room is not kept: it would cost many others."""
+_OVERHEAD = 1024
+"""Bytes that an answer takes beside its body and what was asked."""
+
+
+class Asked(NamedTuple):
+    """All of a request that its answer depends on, as it was sent, and what the caller may read."""
+
+    execution_id: str
+    namespaces: Namespaces
+    query_string: bytes
+    accept: str
+    accept_encoding: str
+
+
+class Answer(NamedTuple):
+    """An answer, its entity tag, and the revisions that it is of."""
+
+    revisions: str
+    tag: str
+    response: Response
+
+
+class Cache:
+    """Answers by what was asked, in bounded memory; those used the longest ago leave first.
+
+    Whoever takes one has to ask whether its revisions are still the current ones.
+    """
+
+    def __init__(self, most_bytes: int = CACHE_BYTES) -> None:
+        self._room = self._most_bytes = most_bytes
+        self._answers: OrderedDict[Asked, Answer] = OrderedDict()
+
+    def get(self, asked: Asked) -> Answer | None:
+        answer = self._answers.get(asked)
+        if answer is not None:
+            self._answers.move_to_end(asked)
+        return answer
+
+    def put(self, asked: Asked, answer: Answer) -> None:
+        """Keep `answer` in place of an earlier one, where it is not too large."""
+        self._drop(asked)
+        size = _size(asked, answer)
+        if size > self._most_bytes // _SHARE:
+            return
+        self._answers[asked] = answer
+        self._room -= size
+        while self._room < 0:
+            self._drop(next(iter(self._answers)))
+
+    def _drop(self, asked: Asked) -> None:
+        answer = self._answers.pop(asked, None)
+        if answer is not None:
+            self._room += _size(asked, answer)
+
+
+def _size(asked: Asked, answer: Answer) -> int:
+    texts = (asked.query_string, asked.accept, asked.accept_encoding, answer.response.body)
+    return _OVERHEAD + sum(map(len, texts))

@@ -1,0 +1,51 @@
+-- name: current_revisions
+-- By namespace, for many who ask at once; `number` is the place in the arrays, from 1, and who has
+-- no row there may read nothing. A scope is a set of namespaces that one of them may read, and null
+-- is all. Each is one search of the primary key.
+SELECT number, jsonb_object_agg(namespace, revision)::text AS revisions
+FROM unnest($1::text[], $2::integer[]) WITH ORDINALITY AS asked (execution_id, scope, number)
+JOIN execution USING (execution_id)
+WHERE scope IS NULL
+    OR (scope, namespace) IN (
+        SELECT scope, namespace FROM unnest($3::integer[], $4::text[]) AS scopes (scope, namespace)
+    )
+GROUP BY number
+
+-- name: changes
+-- One statement, so that the events are as they were at the revision that it finds: of each
+-- execution (`number` is the place in the arrays, from 1), what changed after a revision, zero for
+-- one that was not there. Every revision names the one before it; `is_complete` tells that none is
+-- missing. Where nothing is found, nothing changed, or what did was forgotten.
+WITH since AS (
+    SELECT *
+    FROM unnest($1::text[], $2::text[], $3::bigint[])
+        WITH ORDINALITY AS since (execution_id, namespace, known, number)
+),
+change AS (
+    SELECT number, execution_id, namespace, known, change.revision, previous, names, rewritten
+    FROM since
+    JOIN execution_change AS change USING (execution_id, namespace)
+    WHERE change.revision > known
+),
+chain AS (
+    SELECT
+        number,
+        max(revision) AS latest,
+        coalesce((array_agg(previous ORDER BY revision))[1], 0) = min(known) AS is_complete
+    FROM change
+    GROUP BY number
+),
+changed AS (
+    SELECT
+        number, execution_id, namespace, name,
+        max(revision) AS revision,
+        bool_or(is_rewritten) AS is_rewritten
+    FROM change, unnest(names, rewritten) AS event (name, is_rewritten)
+    GROUP BY number, execution_id, namespace, name
+)
+SELECT
+    number, latest, is_complete, revision, is_rewritten, first_timestamp, last_timestamp, body
+FROM changed
+JOIN chain USING (number)
+JOIN event USING (execution_id, namespace, name)
+ORDER BY number, revision, place, name
