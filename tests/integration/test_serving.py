@@ -442,6 +442,22 @@ def client_is_served(client: socket.socket) -> bool:
     return True
 
 
+def test_a_body_does_not_wait_for_its_head_to_be_confirmed(run: Run) -> None:
+    """With Nagle's algorithm each answer on a kept connection would take 40 ms."""
+
+    async def test() -> None:
+        async with running(Bounds()) as server:
+            source, sink = await server.open()
+            started = time.perf_counter()
+            for _ in range(50):
+                sink.write(GET)
+                await source.readuntil(BODY)
+            assert time.perf_counter() - started < 1
+            sink.transport.abort()
+
+    run(test)
+
+
 # Numbers.
 
 
