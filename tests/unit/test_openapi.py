@@ -191,6 +191,7 @@ def test_a_parameter_is_as_its_schema_says(name: str) -> None:
         *("1", "1000", "0", "1001", "-1", "1.5", "", "asc", "desc", "ASC", "zh", "en", "both"),
         *("a" * 256, "a" * 257, "a\0", "2018-08-20T06:41:44Z", "2018-08-20T06:41:44.5+08:00"),
         *("2018-08-20", "2018-08-20t06:41:44z", "2018-08-20T06:41:60Z", "元", "😀" * 256),
+        *("1969-12-31T23:59:59Z", "1970-01-01T00:00:00Z", "9999-12-31T23:59:59Z"),
     ]  # fmt: skip
     if "example" in parameter:
         candidates += [value for _, value in values(parameter, parameter["example"])]
