@@ -1,0 +1,165 @@
+"""The OpenAPI document against a running reader, by schemathesis: what it makes of the document
+alone, valid and not, has an answer of the document, and is accepted or refused as that says.
+
+It asks for `*/*` unless told otherwise, so it never watches; each answer and each run has a bound
+of time all the same.
+"""
+
+import asyncio
+import copy
+import hashlib
+import json
+import sys
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+
+from execution_events.store.batches import BatchWriter
+from tests.support import schemathesis_hooks
+from tests.support.databases import Database
+from tests.support.processes import environment
+from tests.support.readers import OPENAPI, Reader, named, reading, resolve
+from tests.support.records import batch, log
+
+TOKEN = "t0ken-of-one"
+PATH = "/v1/executions/{execution_id}/events"
+OPERATIONS = OPENAPI["paths"][PATH]
+EXECUTION = OPENAPI["components"]["parameters"]["ExecutionId"]["example"]
+QUERY = {p["name"] for p in map(resolve, OPERATIONS["parameters"]) if p["in"] == "query"}
+RUN_SECONDS = 90
+ANSWER_SECONDS = 5
+
+
+class Sent(NamedTuple):
+    """A request of schemathesis, and the status of its answer."""
+
+    method: str
+    target: str
+    status: int
+
+
+@pytest.fixture
+async def stored(writer: BatchWriter) -> None:
+    """More events than are fetched whole, each of them found by the document's examples."""
+    events = [
+        named(
+            f"object.{number:03}",
+            execution_id=EXECUTION,
+            namespace="one",
+            reason="失败##ActionFailed",
+            message="元素失败. ## Element failed, not successfully.",
+            type="Warning",
+            elem_id="job-a-init",
+        )
+        for number in range(300)
+    ]
+    await writer.store(batch(log(events)))
+
+
+@pytest.fixture
+async def open_reader(database: Database, stored: None) -> AsyncIterator[Reader]:
+    async with reading(database.reader) as reader:
+        yield reader
+
+
+def without(*parameters: str) -> dict[str, Any]:
+    """The document without some parameters of lists."""
+    document: dict[str, Any] = copy.deepcopy(OPENAPI)
+    lists = document["paths"][PATH]
+    lists["parameters"] = [p for p in lists["parameters"] if resolve(p)["name"] not in parameters]
+    return document
+
+
+async def fuzz(
+    reader: Reader, document: dict[str, Any], directory: Path, *options: str
+) -> Sequence[Sent]:
+    """Run schemathesis to its end, demand that it found nothing, and return what it sent."""
+    (directory / "openapi.json").write_text(json.dumps(document))
+    command = [sys.executable, "-m", "schemathesis.cli", "run", "openapi.json", "--no-color"]
+    command += ["--url", str(reader.api.base_url), "--request-timeout", str(ANSWER_SECONDS)]
+    command += ["--generation-deterministic", "--no-shrink"]
+    command += ["--continue-on-failure", "--report", "json,har"]
+    command += ["--report-json-path", "report.json", "--report-har-path", "sent.har", *options]
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=directory,
+        env=environment(SCHEMATHESIS_HOOKS=schemathesis_hooks.__file__),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        async with asyncio.timeout(RUN_SECONDS):
+            output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, output.decode()
+    report = json.loads((directory / "report.json").read_text())
+    assert report["operations"]["tested"] == report["operations"]["total"]
+    assert report["errors"] == []
+    entries = json.loads((directory / "sent.har").read_text())["log"]["entries"]
+    assert len(entries) == report["test_cases"]["generated"]
+    return [
+        Sent(e["request"]["method"], e["request"]["url"], e["response"]["status"]) for e in entries
+    ]
+
+
+def statuses(sent: Sequence[Sent]) -> dict[str, set[int]]:
+    """Of each parameter, how requests that have it were answered."""
+    found: dict[str, set[int]] = defaultdict(set)
+    for request in sent:
+        for name, _ in parse_qsl(urlsplit(request.target).query, keep_blank_values=True):
+            found[name].add(request.status)
+    return found
+
+
+async def test_every_operation_and_parameter(open_reader: Reader, tmp_path: Path) -> None:
+    """But markers, which nobody can make from the document alone: they would spoil the rest."""
+    phases = ("--phases", "examples,coverage,fuzzing", "--max-examples", "100")
+    sent = await fuzz(open_reader, without("marker"), tmp_path, *phases)
+    found = statuses(sent)
+    for name in QUERY - {"marker"}:
+        assert {200, 400} <= found[name], name
+    assert {200, 304, 400, 405} <= {request.status for request in sent}
+
+
+async def test_pages(open_reader: Reader, tmp_path: Path) -> None:
+    """With markers as the reader gives them, and what schemathesis makes of them."""
+    path = PATH.replace("{execution_id}", EXECUTION)
+    markers, query = [], ""
+    for _ in range(2):
+        page = await open_reader.get(f"{path}{query}", params={"limit": 100} if not query else None)
+        markers.append(page.headers["X-Next-Marker"])
+        query = f"?limit=100&marker={markers[-1]}"
+    document = without(*QUERY - {"marker", "limit"}, "execution_id")
+    document["paths"] = {path: document["paths"][PATH]}
+    document["components"]["parameters"]["Marker"]["schema"] = {"enum": markers}
+    phases = ("--phases", "coverage,fuzzing", "--max-examples", "50")
+    sent = await fuzz(open_reader, document, tmp_path, *phases)
+    assert {200, 400} <= statuses(sent)["marker"]
+
+
+async def test_lines(open_reader: Reader, tmp_path: Path) -> None:
+    options = ("--phases", "examples,fuzzing", "--max-examples", "50")
+    accept = ("--header", "Accept: application/x-ndjson")
+    sent = await fuzz(open_reader, without("marker"), tmp_path, *options, *accept)
+    assert {200, 400} <= {request.status for request in sent}
+
+
+async def test_tokens(database: Database, stored: None, tmp_path: Path) -> None:
+    """With a token what is asked is answered; without, and with wrong ones, it is refused."""
+    tokens = tmp_path / "tokens.json"
+    tokens.write_text(json.dumps({hashlib.sha256(TOKEN.encode()).hexdigest(): ["one"]}))
+    document = without("marker")
+    # A reader without tokens answers without one; this has some.
+    document["security"] = [{"token": []}, {"bearer": []}]
+    options = ("--phases", "examples,coverage,fuzzing", "--max-examples", "50")
+    async with reading(database.reader, tokens_file=str(tokens)) as reader:
+        header = ("--header", f"X-Auth-Token: {TOKEN}")
+        sent = await fuzz(reader, document, tmp_path, *options, *header)
+    assert {200, 400, 401} <= {request.status for request in sent}
