@@ -13,7 +13,8 @@ from execution_events.store.batches import BatchWriter
 from tests.support import databases
 from tests.support.backends import Servers
 from tests.support.databases import Database, administrator
-from tests.support.readers import Reader, reading
+from tests.support.readers import Reader, named, reading
+from tests.support.records import batch, log
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +54,14 @@ async def idle(servers: Servers, template_database: str) -> AsyncIterator[Reader
         reading(database.reader) as reader,
     ):
         yield reader
+
+
+@pytest.fixture(scope="module")
+async def still(servers: Servers, template_database: str) -> AsyncIterator[Reader]:
+    """A reader of one execution of three events that no test changes, and of little patience."""
+    async with databases.cloned(servers.administrator_url, template_database) as database:
+        async with BatchWriter(database.writer, "events") as writer:
+            await writer.begin_partition(0, 0, "cluster")
+            await writer.store(batch(log([named(name, message="a message") for name in "abc"])))
+        async with reading(database.reader, reader_head_timeout=1) as reader:
+            yield reader

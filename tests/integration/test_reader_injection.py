@@ -1,0 +1,228 @@
+"""What a caller sends stays a value: it becomes no SQL, no position that was not given, and no
+line of the log."""
+
+import base64
+import io
+import json
+import re
+from collections.abc import Callable
+from urllib.parse import quote
+
+import asyncpg
+import httpx
+import pytest
+
+from tests.support.logs import logging_to
+from tests.support.readers import EVENTS, OPERATIONS, Reader, resolve
+from tests.support.wire_http import answers, asked, exchange
+
+QUERY = [p["name"] for p in map(resolve, OPERATIONS["parameters"]) if p["in"] == "query"]
+
+# SQL.
+
+SQL = [
+    "' OR '1'='1",
+    "a' OR 1=1 --",
+    "'; DROP SCHEMA execution_events CASCADE; --",
+    "'); SELECT pg_sleep(60); --",
+    "' UNION SELECT rolpassword FROM pg_authid --",
+    "' || current_user || '",
+    "\\'; SELECT 1; --",
+    "$1",
+    "$$ || 1 || $$",
+    "{column}",
+    "%s%(a)s",
+    "/*",
+    "\ufeff' OR ''='",
+    "＇ OR 1=1 --",
+]
+
+
+def unvarying(response: httpx.Response) -> tuple[int, dict[str, str], bytes]:
+    """An answer without what differs from query to query and from time to time."""
+    varying = {"etag", "date", "x-request-id"}
+    fields = {name: value for name, value in response.headers.items() if name not in varying}
+    return response.status_code, fields, response.content
+
+
+@pytest.mark.parametrize("name", QUERY)
+async def test_sql_in_a_parameter_is_a_value_like_any_other(still: Reader, name: str) -> None:
+    before = await still.events()
+    harmless = unvarying(await still.get(EVENTS, params={name: "nothing"}))
+    for value in SQL:
+        assert unvarying(await still.get(EVENTS, params={name: value})) == harmless
+    assert await still.events() == before
+
+
+async def test_sql_in_a_name_of_a_parameter_is_refused(still: Reader) -> None:
+    for name in SQL:
+        response = await still.get(EVENTS, params={name: "a"})
+        assert response.status_code == 400
+        assert response.json()["error_msg"].endswith(": there is no such parameter")
+
+
+async def test_sql_in_the_path_is_a_value_like_any_other(still: Reader) -> None:
+    harmless = unvarying(await still.get("/v1/executions/~/events"))
+    assert harmless[0] == 400
+    for value in SQL:
+        # A slash is one of the path.
+        escaped = quote(value.replace("/", ""), safe="")
+        assert unvarying(await still.get(f"/v1/executions/{escaped}/events")) == harmless
+
+
+# Markers.
+
+FIRST = {"limit": "1", "order": "desc", "type": "Normal"}
+"""The first page; its marker leads to the second."""
+
+
+def flipped(marker: str, bit: int) -> str:
+    content = bytearray(unpacked(marker))
+    content[bit // 8] ^= 1 << bit % 8
+    return packed(content)
+
+
+def packed(content: bytes | bytearray) -> str:
+    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+
+
+def unpacked(marker: str) -> bytes:
+    return base64.urlsafe_b64decode(marker + "=" * (-len(marker) % 4))
+
+
+@pytest.fixture
+async def marker(still: Reader) -> str:
+    page = await still.get(EVENTS, params=FIRST)
+    given: str = page.headers["X-Next-Marker"]
+    following = await still.events(params=FIRST | {"marker": given})
+    assert [event["metadata"]["name"] for event in following] == ["b"]
+    return given
+
+
+DAMAGED: dict[str, Callable[[str], str]] = {
+    "nothing": lambda _: "",
+    "one character less": lambda marker: marker[:-1],
+    "half": lambda marker: marker[: len(marker) // 2],
+    "its version alone": lambda marker: marker[:2],
+    "its first character twice": lambda marker: marker[0] + marker,
+    "one character more": lambda marker: marker + "A",
+    "twice": lambda marker: marker * 2,
+    "padded": lambda marker: marker + "=" * (-len(marker) % 4 or 4),
+    "a line break behind it": lambda marker: marker + "\n",
+    "a space before it": lambda marker: " " + marker,
+    "NUL behind it": lambda marker: marker + "\0",
+    "the other case": str.swapcase,
+    "version 0": lambda marker: packed(b"\0" + unpacked(marker)[1:]),
+    "version 2": lambda marker: packed(b"\2" + unpacked(marker)[1:]),
+    "another digest": lambda marker: packed(b"\1" + bytes(12) + unpacked(marker)[13:]),
+    "another end": lambda marker: packed(unpacked(marker)[:-1] + b"x"),
+    "a byte behind it": lambda marker: packed(unpacked(marker) + b"\0"),
+    "JSON": lambda _: packed(b'{"place":0,"name":"","namespace":""}'),
+    "SQL": lambda _: packed(b"' OR '1'='1"),
+    "pickled": lambda _: packed(b"cposix\nsystem\n(S'true'\ntR."),
+    "an offset": lambda _: "1",
+    "the largest": lambda marker: (marker * 100)[:1024],
+    "too large": lambda marker: (marker * 100)[:1025],
+    "huge": lambda marker: (marker * 1000)[:8000],
+    "not ASCII": lambda _: "Ａｃ",
+    "another alphabet": lambda _: "ab+/cd",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+async def test_a_damaged_marker_is_refused(still: Reader, marker: str, damage: str) -> None:
+    await refused(still, FIRST | {"marker": DAMAGED[damage](marker)})
+
+
+async def test_a_marker_with_any_bit_flipped_is_refused(still: Reader, marker: str) -> None:
+    for bit in range(8 * len(unpacked(marker))):
+        await refused(still, FIRST | {"marker": flipped(marker, bit)})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"order": "asc"},
+        {"type": "Warning"},
+        {"excludeType": "Warning"},
+        {"q": "a"},
+        {"lang": "en"},
+        {"since": "2020-01-01T00:00:00Z"},
+        {"until": "2030-01-01T00:00:00Z"},
+    ],
+    ids=str,
+)
+async def test_a_marker_of_another_query_is_refused(
+    still: Reader, marker: str, change: dict[str, str]
+) -> None:
+    await refused(still, FIRST | {"marker": marker} | change)
+
+
+async def test_a_marker_of_another_execution_is_refused(still: Reader, marker: str) -> None:
+    await refused(still, FIRST | {"marker": marker}, EVENTS.replace("execution-1", "execution-2"))
+
+
+async def refused(reader: Reader, params: dict[str, str], path: str = EVENTS) -> None:
+    response = await reader.get(path, params=params)
+    assert response.status_code == 400
+    assert response.json()["error_msg"].startswith("marker: expected one that came with this")
+
+
+# The log.
+
+FORGED = [
+    asked("/v1/executions/a%0d%0aforged/events"),
+    asked("/v1/executions/a%1b[31mforged/events"),
+    asked("/forged%0aforged"),
+    asked(f"{EVENTS}?a%0aforged=a"),
+    asked(f"{EVENTS}?q=a%0d%0aforged"),
+    asked(f"{EVENTS}?type=a%1b]0;forged%07"),
+    asked(f"{EVENTS}?reason=%e2%80%a8forged"),
+    asked(EVENTS, "X-Request-Id: forged line"),
+    asked(EVENTS, "X-Request-Id: a", " forged"),
+    asked(EVENTS, "X-Request-Id: a\r", "forged: a"),
+    asked(EVENTS, "X-Request-Id: a\x1b[31mforged"),
+    asked(EVENTS, "X-Request-Id: a\x85forged"),
+    asked(EVENTS, "X-Request-Id: a\xe2\x80\xa8forged"),
+    asked(EVENTS, 'X-Request-Id: forged","event":"forged'),
+    asked(EVENTS, "X-Request-Id: a%0aforged"),
+    asked(EVENTS, f"X-Request-Id: {'forged' * 22}"),
+    asked(EVENTS, "User-Agent: a\x1b[31mforged", "Referer: forged", "X-Forwarded-For: forged"),
+    asked(EVENTS, method="FORGED"),
+]
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+async def test_a_caller_cannot_write_into_the_log(
+    reader: Reader, owner: asyncpg.Connection, log_format: str
+) -> None:
+    # From here on each request that gets to the database is logged.
+    await owner.execute("REVOKE USAGE ON SCHEMA execution_events FROM execution_events_reader")
+    with logging_to(log_format) as stream:
+        statuses = []
+        for sent in [*FORGED, asked(EVENTS, "X-Request-Id: safe-1.a:b_c")]:
+            [answer] = answers(await exchange(reader.api.base_url, sent))
+            statuses.append(answer.status)
+            assert answer.fields["x-request-id"] == "safe-1.a:b_c" or re.fullmatch(
+                "[0-9a-f]{32}", answer.fields["x-request-id"]
+            )
+        check_log(stream, log_format, statuses.count(500))
+    assert set(statuses) == {400, 404, 405, 500}
+
+
+def check_log(stream: io.StringIO, log_format: str, failures: int) -> None:
+    """One failure for each request that failed, with its id, and nothing that a caller sent."""
+    content = stream.getvalue()
+    assert "forged" not in content.lower()
+    lines = content.splitlines()
+    assert all(line.isprintable() for line in lines)
+    if log_format == "text":
+        # What is no head of an entry is a traceback's, and indented.
+        lines = [line for line in lines if not line.startswith("  ")]
+        assert all(re.match(r"[0-9:]{8} ERROR   request failed  request_id=", x) for x in lines)
+        assert lines[-1].endswith(" request_id=safe-1.a:b_c")
+    else:
+        entries = [json.loads(line) for line in lines]
+        assert {entry["event"] for entry in entries} == {"request failed"}
+        assert entries[-1]["request_id"] == "safe-1.a:b_c"
+    assert len(lines) == failures

@@ -1,0 +1,88 @@
+"""HTTP as bytes: requests that no client would send, and every answer to them."""
+
+import asyncio
+import json
+from typing import NamedTuple
+
+import httpx
+
+from tests.support.consumers import DEADLINE
+
+
+class RawAnswer(NamedTuple):
+    status: int
+    fields: dict[str, str]
+    """By lower-case name; given twice, the values are joined by a comma."""
+    body: bytes
+
+    @property
+    def unvarying(self) -> "RawAnswer":
+        """All of it but what is another one for each answer."""
+        varying = {"x-request-id", "date"}
+        return self._replace(fields={k: v for k, v in self.fields.items() if k not in varying})
+
+
+def asked(
+    target: str,
+    *lines: str,
+    method: str = "GET",
+    version: str = "HTTP/1.1",
+    close: bool = True,
+) -> bytes:
+    """A request, after whose answer the connection ends unless `close` is false.
+
+    Every character is sent as one byte.
+    """
+    closing = ["Connection: close"] * close
+    head = [f"{method} {target} {version}", "Host: h", *closing, *lines, "", ""]
+    return "\r\n".join(head).encode("latin-1")
+
+
+async def exchange(address: httpx.URL | str, *parts: bytes) -> bytes:
+    """What is answered to these bytes until the server ends the connection."""
+    url = httpx.URL(address)
+    source, sink = await asyncio.open_connection(url.host, url.port, limit=2**24)
+    content = b""
+    try:
+        async with asyncio.timeout(DEADLINE):
+            for part in parts:
+                sink.write(part)
+            while received := await source.read(65536):
+                content += received
+    except ConnectionError:
+        # What is refused may still be on its way when the server closes.
+        pass
+    finally:
+        sink.transport.abort()
+    return content
+
+
+def answers(content: bytes, *, to_head: bool = False) -> list[RawAnswer]:
+    """The answers, one after the other, of which `content` consists to its last byte."""
+    found = []
+    while content:
+        head, _, content = content.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        fields: dict[str, str] = {}
+        for name, value in (line.split(": ", 1) for line in lines):
+            key = name.lower()
+            fields[key] = f"{fields[key]}, {value}" if key in fields else value
+        size = 0 if to_head else int(fields.get("content-length", 0))
+        version, status, *_ = first.split(" ")
+        assert version == "HTTP/1.1"
+        assert len(content) >= size
+        found.append(RawAnswer(int(status), fields, content[:size]))
+        content = content[size:]
+    return found
+
+
+def check_error(answer: RawAnswer, holds: str = "") -> None:
+    """An error has a request id, and the body of every error."""
+    assert 0 < len(answer.fields["x-request-id"]) <= 128
+    assert answer.fields["content-type"] == "application/json"
+    error = json.loads(answer.body)
+    assert list(error) == ["error_code", "error_msg"]
+    assert error["error_code"] == f"EE.{answer.status:04}"
+    assert error["error_msg"].isprintable()
+    assert len(error["error_msg"]) < 300
+    assert holds in error["error_msg"]
