@@ -1,15 +1,12 @@
-"""A whole reader tells its callers apart: 401, 429, and nothing of other tenants."""
+"""A whole reader tells its callers apart: 401, 429, and to each the namespaces of the token."""
 
 import asyncio
 import hashlib
-import json
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import asyncpg
-import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -22,20 +19,13 @@ from tests.support.databases import Database
 from tests.support.issuers import AUDIENCE, ISSUER, KeyServer, ec_key
 from tests.support.readers import EVENTS, Reader, named, reading
 from tests.support.records import batch, log
-
-TENANTS = {"t0ken-of-one": ["one"], "t0ken-of-two": ["two"], "t0ken-of-none": []}
-ONE, TWO, NONE = ({"X-Auth-Token": token} for token in TENANTS)
-ABSENT = "/v1/executions/execution-9/events"
-
-
-def content(tenants: dict[str, list[str]]) -> str:
-    return json.dumps({hashlib.sha256(k.encode()).hexdigest(): v for k, v in tenants.items()})
+from tests.support.tokens import NONE, ONE, TENANTS, TWO, token_file
 
 
 @pytest.fixture
 def tokens(tmp_path: Path) -> Path:
     path = tmp_path / "tokens.json"
-    path.write_text(content(TENANTS))
+    path.write_text(token_file())
     return path
 
 
@@ -51,13 +41,6 @@ async def names(reader: Reader, headers: dict[str, str]) -> list[str]:
     response = await reader.get(EVENTS, headers=headers)
     assert response.status_code == 200, response.text
     return [event["metadata"]["name"] for event in response.json()]
-
-
-def seen(response: httpx.Response) -> tuple[Any, ...]:
-    """All of an answer but what is another one for each."""
-    varying = {b"x-request-id", b"date"}
-    headers = [pair for pair in response.headers.raw if pair[0].lower() not in varying]
-    return response.status_code, headers, response.content
 
 
 @pytest.mark.parametrize(
@@ -95,37 +78,6 @@ async def test_a_caller_sees_the_namespaces_of_the_token(
     assert await names(guarded, NONE) == []
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD"])
-@pytest.mark.parametrize(
-    "query",
-    ["", "limit=1", "order=desc", "type=Normal", "excludeType=Warning", "q=e", "lang=en",
-     "since=2020-01-01T00:00:00Z", "limit=0", "nothing=1", "marker=x"],
-)  # fmt: skip
-async def test_what_others_have_looks_as_if_it_were_not_there(
-    guarded: Reader, writer: BatchWriter, method: str, query: str
-) -> None:
-    await writer.store(batch(log([named(name, namespace="two") for name in "abc"])))
-    for extra in ({}, {"Accept": "application/x-ndjson"}, {"If-None-Match": "*"}):
-        headers = {**ONE, **extra}
-        foreign, absent = [
-            seen(await guarded.request(method, f"{path}?{query}", headers=headers))
-            for path in (EVENTS, ABSENT)
-        ]
-        assert foreign == absent
-    if method == "GET" and not query:
-        # And it is there.
-        assert await names(guarded, TWO) == ["a", "b", "c"]
-
-
-async def test_a_change_of_others_is_not_seen_in_the_entity_tag(
-    guarded: Reader, writer: BatchWriter
-) -> None:
-    await writer.store(batch(log([named("a", namespace="one")])))
-    before = seen(await guarded.get(EVENTS, headers=ONE))
-    await writer.store(batch(log([named("b", namespace="two")], begin=1)))
-    assert seen(await guarded.get(EVENTS, headers=ONE)) == before
-
-
 async def test_tokens_are_reloaded_and_a_broken_file_is_told(
     guarded: Reader, tokens: Path, writer: BatchWriter
 ) -> None:
@@ -134,7 +86,7 @@ async def test_tokens_are_reloaded_and_a_broken_file_is_told(
     new = {"X-Auth-Token": "a-new-0ne"}
     assert (await guarded.get(EVENTS, headers=new)).status_code == 401
 
-    tokens.write_text(content({"a-new-0ne": ["one"]}))
+    tokens.write_text(token_file({"a-new-0ne": ["one"]}))
 
     async def in_force() -> bool:
         return (await guarded.get(EVENTS, headers=new)).status_code == 200

@@ -7,7 +7,6 @@ of time all the same.
 
 import asyncio
 import copy
-import hashlib
 import json
 import sys
 from collections import defaultdict
@@ -24,8 +23,8 @@ from tests.support.databases import Database
 from tests.support.processes import environment
 from tests.support.readers import OPENAPI, Reader, named, reading, resolve
 from tests.support.records import batch, log
+from tests.support.tokens import ONE, token_file
 
-TOKEN = "t0ken-of-one"
 PATH = "/v1/executions/{execution_id}/events"
 OPERATIONS = OPENAPI["paths"][PATH]
 EXECUTION = OPENAPI["components"]["parameters"]["ExecutionId"]["example"]
@@ -154,12 +153,12 @@ async def test_lines(open_reader: Reader, tmp_path: Path) -> None:
 async def test_tokens(database: Database, stored: None, tmp_path: Path) -> None:
     """With a token what is asked is answered; without, and with wrong ones, it is refused."""
     tokens = tmp_path / "tokens.json"
-    tokens.write_text(json.dumps({hashlib.sha256(TOKEN.encode()).hexdigest(): ["one"]}))
+    tokens.write_text(token_file())
     document = without("marker")
     # A reader without tokens answers without one; this has some.
     document["security"] = [{"token": []}, {"bearer": []}]
     options = ("--phases", "examples,coverage,fuzzing", "--max-examples", "50")
     async with reading(database.reader, tokens_file=str(tokens)) as reader:
-        header = ("--header", f"X-Auth-Token: {TOKEN}")
+        header = ("--header", f"X-Auth-Token: {ONE['X-Auth-Token']}")
         sent = await fuzz(reader, document, tmp_path, *options, *header)
     assert {200, 400, 401} <= {request.status for request in sent}

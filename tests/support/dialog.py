@@ -1,0 +1,151 @@
+"""What is said between a service and PostgreSQL, read on its way (the protocol's version 3)."""
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from tests.support.consumers import until
+
+
+class Said(NamedTuple):
+    """A statement that was executed, or a row, the end or the error that came back."""
+
+    kind: str
+    content: str | bytes
+
+
+class Dialog:
+    """What goes over all connections of one service to its database.
+
+    Statements are told by their text, without arguments, each time that one is executed: whether
+    it had been prepared before makes no difference.
+    """
+
+    def __init__(self) -> None:
+        self._said: list[Said] = []
+        self._connections: set[_Connection] = set()
+
+    async def take(self) -> list[Said]:
+        """What was said since the last time, once no statement and no transaction is open."""
+
+        async def idle() -> bool:
+            return all(connection.idle for connection in self._connections)
+
+        await until(idle, "no statement and no transaction is open")
+        said = self._said.copy()
+        self._said.clear()
+        return said
+
+    @asynccontextmanager
+    async def recording(self, database_url: str) -> AsyncIterator[str]:
+        """Record what goes over the address that this gives, which leads to the database."""
+        target = urlsplit(database_url)
+        pumps: set[asyncio.Task[None]] = set()
+
+        async def accept(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            other_source, other_sink = await asyncio.open_connection(
+                target.hostname, target.port or 5432
+            )
+            connection = _Connection(self._said)
+            self._connections.add(connection)
+            # The first message of a client has no type.
+            first = await source.readexactly(4)
+            first += await source.readexactly(_length(first) - 4)
+            other_sink.write(first)
+            for pump in (
+                _pump(source, other_sink, connection.asked),
+                _pump(other_source, sink, connection.answered),
+            ):
+                task = asyncio.create_task(pump)
+                pumps.add(task)
+                task.add_done_callback(lambda _: self._connections.discard(connection))
+
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        credentials = target.netloc.rpartition("@")[0]
+        try:
+            # What is encrypted cannot be read.
+            yield target._replace(
+                netloc=f"{credentials}@127.0.0.1:{port}", query="sslmode=disable"
+            ).geturl()
+        finally:
+            server.close()
+            for task in pumps:
+                task.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+            await server.wait_closed()
+
+
+class _Connection:
+    """One connection: its prepared statements, its portals, and whether it waits for nothing."""
+
+    def __init__(self, said: list[Said]) -> None:
+        self._said = said
+        self._statements: dict[bytes, str] = {}
+        self._portals: dict[bytes, str] = {}
+        # Of the start of a session there is one, too.
+        self._due = 1
+        self._in_transaction = False
+
+    @property
+    def idle(self) -> bool:
+        return self._due == 0 and not self._in_transaction
+
+    def asked(self, kind: bytes, content: bytes) -> None:
+        match kind:
+            case b"P":  # Parse: a statement's name and text.
+                name, text, _ = content.split(b"\0", 2)
+                self._statements[name] = text.decode()
+            case b"B":  # Bind: a portal's name and its statement's.
+                portal, name, _ = content.split(b"\0", 2)
+                self._portals[portal] = self._statements[name]
+            case b"E":  # Execute: a portal's name and the most rows to send.
+                portal, rows = content.split(b"\0", 1)
+                self._say("executed", f"{self._portals[portal]} -- {_length(rows)} rows")
+            case b"Q":  # A simple query.
+                self._say("executed", content.rstrip(b"\0").decode())
+                self._due += 1
+            case b"S":  # Sync.
+                self._due += 1
+
+    def answered(self, kind: bytes, content: bytes) -> None:
+        match kind:
+            case b"D":
+                self._say("row", content)
+            case b"C" | b"s":  # All rows, or as many as were asked for.
+                self._say("end", content)
+            case b"E":
+                self._say("error", content)
+            case b"Z":  # Ready for the next query.
+                self._due -= 1
+                self._in_transaction = content != b"I"
+
+    def _say(self, kind: str, content: str | bytes) -> None:
+        self._said.append(Said(kind, content))
+
+
+async def _pump(
+    source: asyncio.StreamReader,
+    sink: asyncio.StreamWriter,
+    heard: Callable[[bytes, bytes], None],
+) -> None:
+    """Pass messages on, each once it was heard."""
+    try:
+        while True:
+            head = await source.readexactly(5)
+            content = await source.readexactly(_length(head[1:]) - 4)
+            heard(head[:1], content)
+            sink.write(head + content)
+            await sink.drain()
+    except (asyncio.IncompleteReadError, ConnectionError):
+        pass
+    finally:
+        sink.close()
+
+
+def _length(content: bytes) -> int:
+    length: int = struct.unpack_from("!i", content)[0]
+    return length

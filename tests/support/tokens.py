@@ -1,0 +1,17 @@
+"""Tokens of three callers, and the file by which a reader knows them."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+TENANTS: Mapping[str, Sequence[str]] = {
+    "t0ken-of-one": ["one"],
+    "t0ken-of-two": ["two"],
+    "t0ken-of-none": [],
+}
+ONE, TWO, NONE = ({"X-Auth-Token": token} for token in TENANTS)
+
+
+def token_file(tenants: Mapping[str, Sequence[str]] = TENANTS) -> str:
+    """The content of the file: each token's hash and its namespaces."""
+    return json.dumps({hashlib.sha256(k.encode()).hexdigest(): v for k, v in tenants.items()})
