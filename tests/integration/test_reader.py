@@ -366,6 +366,40 @@ async def test_the_reader_waits_for_its_database(
         assert (await reader.management.get("/livez")).status_code == 200
 
 
+async def test_a_list_that_takes_too_long_is_given_up(
+    reader: Reader, writer: BatchWriter, owner: asyncpg.Connection
+) -> None:
+    """By PostgreSQL itself, so that nothing goes on there that nobody waits for: 10 seconds."""
+    await writer.store(batch(log([occurrence()])))
+    tag = (await reader.get(EVENTS)).headers["ETag"]
+    tables = await owner.fetchval(
+        "SELECT string_agg(format('%I.%I', schemaname, tablename), ', ') FROM pg_tables"
+        " WHERE schemaname = 'execution_events'"
+    )
+    async with owner.transaction():
+        await owner.execute(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")
+        with logging_to("json") as logged:
+            late = await asyncio.gather(
+                reader.get(EVENTS),
+                reader.get(EVENTS, params={"limit": 1}),
+                reader.request("HEAD", EVENTS),
+                reader.get(EVENTS, headers={"If-None-Match": tag}),
+            )
+    for response in late:
+        assert response.status_code == 503
+        assert response.headers["Retry-After"] == "1"
+        if response.request.method == "GET":
+            assert response.json() == {
+                "error_code": "EE.0503",
+                "error_msg": "the database took too long; try again, or ask for less",
+            }
+    entries = [json.loads(line) for line in logged.getvalue().splitlines()]
+    assert [entry["event"] for entry in entries] == ["a list took too long"] * len(late)
+    # Said by PostgreSQL, of a statement.
+    assert all("57014" in entry["error"] for entry in entries)
+    assert len(await reader.events()) == 1
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
