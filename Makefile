@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --custom-compile-command "make lock" $(ARGS)
 
-.PHONY: help install run test faults faults-full mutants check format lock build clean
+.PHONY: help install run test faults faults-full mutants bench check format lock build clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -36,6 +36,9 @@ faults-full: install ## The whole matrix: about 80 minutes, and goes on where it
 
 mutants: install ## Break each guarantee on purpose: the matrix must notice
 	@exec $(BIN)/python -m tests.faults mutants
+
+bench: install ## Figures against references, about ten minutes; ARGS="read --seconds 5" runs one of them
+	@exec $(BIN)/python -m tests.benchmarks $(or $(ARGS),all)
 
 check: install ## Format, lint, strict types, import rules
 	$(BIN)/ruff format --check

@@ -1,10 +1,14 @@
 """The benchmarks. Each is one run on one machine, with the references that it is compared with.
 
+    python -m tests.benchmarks all
     python -m tests.benchmarks publish [--events N] [--runs N] [--json FILE]
     python -m tests.benchmarks outage [--seconds S] [--rate N] [--json FILE]
     python -m tests.benchmarks import [--runs N] [--json FILE]
+    python -m tests.benchmarks read [--seconds S] [--runs N] [--json FILE]
+    python -m tests.benchmarks ingest [--events N] [--runs N] [--reference-tree PATH] [--json FILE]
 
-A bar that is missed is printed; the exit code is 1 only where an event was lost or misplaced.
+A bar that is missed is printed; the exit code is 1 only where something was
+wrong: an event lost or misplaced, a count, an answer.
 """
 
 import argparse
@@ -14,20 +18,32 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import imports, outage, publish, report
+from tests.benchmarks import imports, ingest, outage, publish, read, report
+from tests.benchmarks.dataset import Dataset
 from tests.benchmarks.report import Report
 
 _Run = Callable[[argparse.Namespace], Coroutine[Any, Any, Report]]
 
 
+ALL = ("publish --events 50000 --runs 3", "read --seconds 2", "ingest --runs 3")
+"""What `all` runs, one after the other: in about ten minutes on two cores."""
+
+
 def main() -> int:
     """Parse, run, print, and give the exit code."""
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments = parser.parse_args()
+    if arguments.run is None:
+        return max([_run(parser.parse_args(line.split())) for line in ALL])
+    return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     run: _Run = arguments.run
     # The load of the machine without the benchmark's own.
     machine = report.machine()
     done = asyncio.run(run(arguments))
-    print(report.heading(machine), done.text(), sep="\n\n")
+    print(report.heading(machine), done.text(), sep="\n\n", end="\n\n", flush=True)
     if arguments.json is not None:
         arguments.json.write_text(done.json(machine) + "\n")
     return 1 if done.broken else 0
@@ -37,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    every = commands.add_parser("all", help="several of these, in about ten minutes")
+    every.set_defaults(run=None)
 
     publishing = _add(commands, "publish", lambda a: publish.run(a.events, a.runs), publish)
     publishing.add_argument("--events", type=_positive, default=50_000, help="of one run")
@@ -48,6 +67,29 @@ def _parser() -> argparse.ArgumentParser:
 
     importing = _add(commands, "import", lambda a: imports.run(a.runs), imports)
     importing.add_argument("--runs", type=_positive, default=15, help="of each import")
+
+    reading = _add(
+        commands,
+        "read",
+        lambda a: read.run(Dataset(a.executions, a.long), a.seconds, a.runs),
+        read,
+    )
+    reading.add_argument("--seconds", type=_seconds, default=3, help="of one run")
+    reading.add_argument("--runs", type=_positive, default=3, help="of each variant")
+    reading.add_argument("--executions", type=_positive, default=2000, help="with 140 events")
+    reading.add_argument("--long", type=_positive, default=100_000, help="events of one more")
+
+    ingesting = _add(
+        commands, "ingest", lambda a: ingest.run(a.events, a.runs, a.reference_tree), ingest
+    )
+    ingesting.add_argument("--events", type=_positive, default=200_000, help="records to store")
+    ingesting.add_argument("--runs", type=_positive, default=5, help="of each variant")
+    ingesting.add_argument(
+        *("--reference-tree",),
+        type=_tree,
+        metavar="PATH",
+        help="another checkout with its own .venv, whose consumer is measured too",
+    )
     return parser
 
 
@@ -56,6 +98,23 @@ def _add(commands: Any, name: str, run: _Run, module: Any) -> argparse.ArgumentP
     command.set_defaults(run=run)
     command.add_argument("--json", type=Path, metavar="FILE", help="where to keep all figures")
     return command
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds < 3600:
+        raise argparse.ArgumentTypeError(f"not a number of seconds: {text!r}")
+    return seconds
+
+
+def _tree(text: str) -> Path:
+    path = Path(text).absolute()
+    if not (path / ".venv" / "bin" / "python").exists():
+        raise argparse.ArgumentTypeError(f"no checkout with a .venv: {text!r}")
+    return path
 
 
 def _positive(text: str) -> int:

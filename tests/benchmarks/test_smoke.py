@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.benchmarks import read
 from tests.benchmarks.publish import VARIANTS
 from tests.benchmarks.worker import ROOT
 
@@ -46,3 +47,26 @@ def test_outage(tmp_path: Path) -> None:
 def test_import(tmp_path: Path) -> None:
     report = run(tmp_path, "import", "--runs", "1")
     assert [len(found) for found in report["figures"]["seconds"].values()] == [1, 1]
+
+
+@pytest.mark.timeout(300)
+def test_read(tmp_path: Path) -> None:
+    report = run(
+        *(tmp_path, "read", "--seconds", "0.1", "--runs", "1"),
+        *("--executions", "12", "--long", "1000"),
+    )
+    samples = report["figures"]["samples"]
+    assert set(samples) == {case.key for case in read.CASES}
+    assert all(sample["answers"] for case in samples.values() for [sample] in case.values())
+    assert [each["same"] for each in report["figures"]["memory"]["streams"].values()] == [True] * 2
+    assert report["figures"]["contention"]["sample"]["wrong"] == 0
+
+
+@pytest.mark.timeout(300)
+def test_ingest(tmp_path: Path) -> None:
+    report = run(
+        *(tmp_path, "ingest", "--events", "5000", "--runs", "1"), "--reference-tree", str(ROOT)
+    )
+    assert set(report["figures"]) == {"postgresql", "one", "two", "other"}
+    assert all(sample["rate"] for [sample] in report["figures"].values())
+    assert len(report["verdicts"]) == 4

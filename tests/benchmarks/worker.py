@@ -11,18 +11,20 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 
 
-async def measured(*arguments: str, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+async def measured(
+    *arguments: str, env: Mapping[str, str] | None = None, stdin: bytes = b""
+) -> dict[str, Any]:
     """The JSON object that `python ARGUMENTS` prints; it never outlives this call."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *arguments,
         cwd=ROOT,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=env,
     )
     try:
-        out, _ = await process.communicate()
+        out, _ = await process.communicate(stdin)
     finally:
         if process.returncode is None:
             process.kill()

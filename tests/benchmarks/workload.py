@@ -1,9 +1,11 @@
-"""The events that the benchmarks publish: of the shape and size of the demo's fixed execution."""
+"""The events that the benchmarks are about: of the shape and size of the demo's fixed execution."""
 
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from itertools import cycle, islice
 
+from execution_events.events import Occurrence, event_name
 from execution_events.publisher import Event, reasons
 from execution_events.publisher.reasons import Reason
 
@@ -14,8 +16,15 @@ EVENTS_OF_AN_EXECUTION = 140
 SIDE_BY_SIDE = 64
 """Executions that a worker runs at the same time, so that their events come in turn."""
 
+BEGUN = datetime(2026, 1, 1, 0, 0, 0, 123456, UTC)
+"""When the executions begin whose times are not those of now."""
+APART = timedelta(milliseconds=37)
+"""Between two events of an execution, whose times are not those of now."""
+
 _ACTIONS = ("create", "delete")
 _REASONS = (reasons.ACTION_START, reasons.SUCCESSFUL_FINISH)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 def seed_shaped(number: int) -> Iterator[Event]:
@@ -52,6 +61,35 @@ def event(
         object_name=OBJECT_NAME,
         reason=reason.text,
         message=reason.message(element, action),
+        elem_type=ELEMENT_TYPE,
+        elem_id=element,
+        action_name=action,
+    )
+
+
+def occurrence(
+    execution_id: str, position: int, *, begun: datetime = BEGUN, type_: str = "Normal"
+) -> Occurrence:
+    """Event number `position` of an execution, the same in each call.
+
+    Positions are in the order of lists.
+    """
+    element = f"job-{position // (len(_ACTIONS) * len(_REASONS))}-init"
+    action = _ACTIONS[position // len(_REASONS) % len(_ACTIONS)]
+    reason = _REASONS[position % len(_REASONS)]
+    moment = begun + APART * position
+    return Occurrence(
+        execution_id=execution_id,
+        namespace=NAMESPACE,
+        name=event_name(OBJECT_NAME, (moment - _EPOCH) // _MICROSECOND * 1000),
+        object_name=OBJECT_NAME,
+        object_namespace=NAMESPACE,
+        reason=reason.text,
+        message=reason.message(element, action),
+        first_timestamp=moment,
+        last_timestamp=moment,
+        count=1,
+        type=type_,
         elem_type=ELEMENT_TYPE,
         elem_id=element,
         action_name=action,

@@ -1,21 +1,51 @@
 """The benchmarks' own arithmetic, and the events that they publish."""
 
+import gzip
 import json
+import os
 from collections import Counter
+from datetime import datetime
+from hashlib import sha256
 
+import msgspec
 import pytest
 
 from execution_events import wire
+from execution_events.events import Occurrence
 from execution_events.publisher import Names
-from tests.benchmarks import imports, outage, publish
+from tests.benchmarks import (
+    consuming,
+    dataset,
+    imports,
+    ingest,
+    load,
+    outage,
+    publish,
+    read,
+    recurring,
+    reference,
+    servers,
+    upsert,
+    usage,
+)
+from tests.benchmarks.consuming import Moment
+from tests.benchmarks.contention import Contention
+from tests.benchmarks.dataset import Dataset
 from tests.benchmarks.figures import Spread, Verdict, percentile, ratio, short
+from tests.benchmarks.load import Answer, Ask, Checks
 from tests.benchmarks.log import Audit, LogRecord
 from tests.benchmarks.outage import AWAY, THERE, Outage
 from tests.benchmarks.outage_worker import name_of
 from tests.benchmarks.producer import WAYS, Sample
 from tests.benchmarks.publish import VARIANTS
 from tests.benchmarks.report import Report, heading, machine, table
-from tests.benchmarks.workload import EVENTS_OF_AN_EXECUTION, SIDE_BY_SIDE, seed_shaped
+from tests.benchmarks.workload import (
+    EVENTS_OF_AN_EXECUTION,
+    SIDE_BY_SIDE,
+    occurrence,
+    seed_shaped,
+)
+from tests.support.seed import SEED_BODY
 
 
 def test_a_spread_is_a_median_between_extremes() -> None:
@@ -72,6 +102,8 @@ def test_a_report_is_text_and_json() -> None:
         "some", {"runs": 1}, ("Name", "n"), [("a", "1")], [Verdict("n", 1, 2)], ["A note."]
     )
     assert report.text().endswith("\n\n- A note.\n\nMISSED  n: 1 (at least 2)")
+    wrong = Report("some", {}, ("Name", "n"), [("a", "1")], broken=["One is missing."])
+    assert wrong.text().endswith("\n\nWRONG   One is missing.")
     content = json.loads(report.json({"cores": 2}))
     assert content["machine"] == {"cores": 2}
     assert content["verdicts"][0]["met"] is False
@@ -166,3 +198,179 @@ def test_the_outage_report_tells_what_is_missing() -> None:
     assert all(verdict.met for verdict in report.verdicts)
     there.remove(name_of(0, 0))
     assert outage.report(measured).broken == ["1 events missing"]
+
+
+def test_what_a_process_uses_is_seen() -> None:
+    assert 0 < usage.cpu(os.getpid()) <= usage.cpu_of_tree(os.getpid())
+    assert 1 < usage.memory(os.getpid()) <= usage.memory(os.getpid(), "VmHWM")
+
+
+def test_an_address_is_read_from_whole_lines_of_a_log() -> None:
+    text = 'no JSON\n{"event": "other"}\n{"address": "http://a:1"}\n{"address": "http://b'
+    assert servers.addresses(text) == ["http://a:1"]
+
+
+def answered(*pieces: bytes, keep: bool = True) -> Answer:
+    answer = Answer(keep)
+    assert [answer.add(piece) for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    return answer
+
+
+def test_an_answer_comes_in_any_pieces() -> None:
+    whole = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nETag: x\r\n\r\nbody"
+    for cut in range(1, len(whole)):
+        answer = answered(whole[:cut], whole[cut:])
+        assert (answer.begin, answer.whole, answer.length) == (b"body", b"body", 4)
+    assert answered(b"HTTP/1.1 304 Not Modified\r\ncontent-length: 9\r\n\r\n").length == 0
+    assert answered(whole, keep=False).whole is None
+    with pytest.raises(ValueError, match="more bytes"):
+        Answer(keep=False).add(whole + b"!")
+    with pytest.raises(ValueError, match="without Content-Length"):
+        Answer(keep=False).add(b"HTTP/1.1 200 OK\r\n\r\n")
+
+
+def test_answers_are_checked() -> None:
+    def response(body: bytes, status: int = 200, more: bytes = b"") -> Answer:
+        return answered(
+            b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n%s\r\n" % (status, len(body), more) + body
+        )
+
+    digest = sha256(b"body").hexdigest()
+    checks = Checks([Ask("/a", length=4, begin="bo", sha256=digest), Ask("/b", sha256=digest)])
+    assert checks.problem(0, response(b"body")) is None
+    assert checks.problem(0, response(b"bodies")) == "/a: 6 bytes, not 4"
+    assert checks.problem(0, response(b"nobo")) == "/a: another body"
+    assert checks.problem(0, response(b"bogy")) == "/a: another body, as a whole"
+    assert checks.problem(0, response(b"body", 503)) == "/a: status 503, not 200"
+    packed = gzip.compress(b"body")
+    encoding = b"Content-Encoding: gzip\r\n"
+    assert checks.problem(1, response(packed, more=encoding)) is None
+    assert checks.problem(1, response(packed + b"!", more=encoding)) is not None
+
+
+def test_a_request_has_its_host_first() -> None:
+    head = Ask("/a?b=c", headers={"Accept": "x"}).head("host:1")
+    assert head == b"GET /a?b=c HTTP/1.1\r\nHost: host:1\r\nAccept: x\r\n\r\n"
+
+
+def test_bodies_are_those_of_the_api() -> None:
+    events = [wire.decode(None, value, 0) for value in seed_values()]
+    assert dataset.body(events).decode() == SEED_BODY
+    assert reference.body(map(msgspec.structs.asdict, events)).decode() == SEED_BODY
+
+
+def seed_values() -> list[bytes]:
+    return [
+        json.dumps({"executionId": "e"} | event, ensure_ascii=False).encode()
+        for event in json.loads(SEED_BODY)
+    ]
+
+
+def test_a_dataset_is_in_the_order_of_lists() -> None:
+    data = Dataset(executions=65, long=200)
+    found: dict[str, list[Occurrence]] = {}
+    for each in data.occurrences():
+        found.setdefault(each.execution_id, []).append(each)
+    assert list(found.values()) == [data.listed(number) for number in range(66)]
+    assert sum(map(len, found.values())) == data.events
+    for events in found.values():
+        keys = [(each.first_timestamp, each.name) for each in events]
+        assert keys == sorted(set(keys))
+    assert len(found) == len({dataset.body(events) for events in found.values()})
+    assert 70_000 < len(dataset.body(data.listed(0))) < 75_000
+
+
+def test_records_recur() -> None:
+    records = list(recurring.records(64 * 300))
+    assert records == list(recurring.records(64 * 300))
+    counts = recurring.counts(iter(records))
+    assert 0.28 < 1 - len(counts) / len(records) < 0.32
+    sizes = Counter(execution_id for execution_id, _ in counts)
+    assert max(sizes.values()) == EVENTS_OF_AN_EXECUTION
+    times: dict[str, list[datetime]] = {}
+    for each in records:
+        times.setdefault(each.execution_id, []).append(each.last_timestamp)
+    assert all(each == sorted(each) for each in times.values())
+
+
+def test_counts_that_differ_are_told() -> None:
+    expected = Counter({("e", "a"): 2, ("e", "b"): 1})
+    assert recurring.difference(expected, Counter(expected)) == []
+    assert recurring.difference(expected, Counter({("e", "a"): 1, ("e", "c"): 3})) == [
+        "2 occurrences missing, of 2 events",
+        "3 occurrences too many, of 1 events",
+    ]
+
+
+def test_batches_are_folded_before_the_clock_starts() -> None:
+    first, second = occurrence("b", 0), occurrence("a", 1)
+    again = msgspec.structs.replace(first, last_timestamp=second.last_timestamp, message="new")
+    once, twice = upsert.folded([first, second, again])
+    assert once == second
+    assert (twice.count, twice.message, twice.first_timestamp, twice.last_timestamp) == (
+        *(2, "new", first.first_timestamp, second.last_timestamp),
+    )
+
+
+def test_the_binary_format_of_copy() -> None:
+    event = occurrence("execution", 0)
+    content = upsert.encoded([event])
+    assert content.startswith(b"PGCOPY\n\xff\r\n\0" + bytes(8) + b"\0\x0e" + b"\0\0\0\x09execution")
+    assert content.endswith(b"create" + b"\xff\xff")
+    assert b"\0\0\0\x08" + (1).to_bytes(8, "big") in content
+
+
+def test_the_rate_is_without_the_start() -> None:
+    assert consuming.rate([Moment(10, 100), Moment(11, 300), Moment(12, 500)]) == 200
+    assert consuming.rate([Moment(10, 100)]) == 5000
+
+
+def test_the_ingest_report() -> None:
+    def sample(rate: float, wrong: list[str]) -> consuming.Sample:
+        return consuming.Sample(rate, 1.5, 0.1, 0.2, 100 if rate < 1000 else 0, wrong)
+
+    variants = [ingest.ALONE, ingest.ONE, ingest.TWO, ingest.OTHER]
+    rates = {"postgresql": 1000, "one": 650, "two": 600, "other": 700}
+    samples = {key: [sample(rate, [])] * 2 for key, rate in rates.items()}
+    counts = Counter({("e", "a"): 7, ("e", "b"): 3})
+    report = ingest.report(variants, samples, counts, 2)
+    assert report.rows[1] == (
+        *("one consumer", "650", "650", "650", "0.65", "1.5", "10000.0", "20000.0", "100"),
+    )
+    assert [verdict.met for verdict in report.verdicts] == [True, False, True, True]
+    samples["two"] = [sample(600, []), sample(600, ["1 occurrences missing"])]
+    assert ingest.report(variants[:3], samples, counts, 2).broken == [
+        "two consumers: 1 occurrences missing"
+    ]
+
+
+def test_the_read_report() -> None:
+    def sample(rate: int, wrong: int = 0) -> load.Sample:
+        return load.Sample(rate, 1, 0.001, 0.002, 0.5, 0.25, 0.1, rate, wrong, ["x"] * wrong)
+
+    rates = {"static": 1000, "naive": 100, "uncached": 250, "hot": 400, "unchanged": 500}
+    samples = {
+        case.key: {read.FEW: [sample(rates.get(case.key, 200))], read.MANY: [sample(200)]}
+        for case in read.CASES
+    }
+    samples["hot"][read.MANY] = [sample(90)]
+    streams = {"at once": read.Streamed(1, 50, 21, True), "slowly": read.Streamed(1, 50, 0, False)}
+    report = read.report(
+        Dataset(10, 1000),
+        samples,
+        read.Memory(60, 70, streams),
+        Contention(sample(100, 1), 1000, False),
+        rounds=1,
+        seconds=1,
+    )
+    assert report.rows[4][:7] == (
+        *("lists, each another execution's", "8", "250", "250", "250", "2.50", "0.25"),
+    )
+    assert report.rows[4][7:] == ("1", "2", "2000", "1000")
+    assert [verdict.met for verdict in report.verdicts] == [
+        *(True, False, True, True, True, True, False, True, False),
+    ]
+    assert report.broken == [
+        "beside a consumer: 1 of 100 answers wrong, ['x']",
+        "the long list, read slowly, is another one",
+    ]

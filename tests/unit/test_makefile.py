@@ -16,6 +16,7 @@ TARGETS = [
     "faults",
     "faults-full",
     "mutants",
+    "bench",
     "check",
     "format",
     "lock",

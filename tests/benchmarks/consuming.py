@@ -1,0 +1,146 @@
+"""Consumers as processes, and how fast they store a topic."""
+
+import asyncio
+import subprocess
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+
+from execution_events.settings import Settings
+from tests.benchmarks import usage
+from tests.benchmarks.servers import Postgres
+from tests.support import databases
+from tests.support.databases import Database
+from tests.support.processes import COMMAND, Service, environment
+
+_LOOK = 0.02
+"""Seconds between two looks at the stored offsets."""
+_LIMIT = 600
+"""Seconds until all must be stored."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What consumers took to store a topic. Seconds, MiB; CPU is of all threads.
+
+    The clock of `rate` runs from the first offset that was stored to the last, without the records
+    before the first; `total` is from the start of the processes.
+    """
+
+    rate: float
+    """Records a second."""
+    total: float
+    cpu: float
+    """Of all consumers, in all."""
+    postgres_cpu: float
+    peak: float
+    """Of the greatest consumer."""
+    wrong: list[str]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """How many records are stored at a time of the monotonic clock."""
+
+    time: float
+    stored: int
+
+
+def command(tree: Path | None) -> tuple[str, ...]:
+    """The command line of this tree, or of another one with its own .venv."""
+    if tree is None:
+        return COMMAND
+    return (str(tree / ".venv" / "bin" / "python"), "-m", "execution_events.cli")
+
+
+async def migrate(database: Database, tree: Path | None) -> None:
+    """Give an empty database the schema of a tree."""
+    settings = Settings(
+        database_url=database.owner,
+        writer_password=databases.PASSWORD,
+        reader_password=databases.PASSWORD,
+        ops_password=databases.PASSWORD,
+    )
+    process = await asyncio.create_subprocess_exec(
+        *command(tree), "migrate", stdout=subprocess.DEVNULL, env=environment(settings)
+    )
+    if code := await process.wait():
+        raise RuntimeError(f"migrate ended with exit code {code}")
+
+
+async def stored(connection: asyncpg.Connection, topic: str) -> int:
+    """How many records of a topic are stored, where its log begins at 0 and has no gaps."""
+    number: int = await connection.fetchval(
+        'SELECT coalesce(sum("offset"), 0)::bigint FROM ops.pipeline_v1 WHERE topic = $1', topic
+    )
+    return number
+
+
+@asynccontextmanager
+async def consuming(
+    postgres: Postgres, settings: Settings, number: int, tree: Path | None = None
+) -> AsyncIterator[list[Service]]:
+    """`number` consumers of one group."""
+    env = environment(settings, EXECUTION_EVENTS_LOG_FORMAT="json")
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(
+                Service((*command(tree), "consumer"), postgres.log("consumer"), env)
+            )
+            for _ in range(number)
+        ]
+
+
+async def measure(
+    postgres: Postgres,
+    settings: Settings,
+    database: Database,
+    records: int,
+    consumers: int,
+    tree: Path | None = None,
+) -> Sample:
+    """Start consumers and wait until all is stored; `wrong` is left empty."""
+    connection = await asyncpg.connect(database.owner)
+    begun, postgres_before = time.monotonic(), postgres.cpu
+    try:
+        async with consuming(postgres, settings, consumers, tree) as services:
+            moments = await _until_stored(connection, settings.topic, records, services)
+            pids = [service.process.pid for service in services]
+            return Sample(
+                rate=rate(moments),
+                total=moments[-1].time - begun,
+                cpu=sum(map(usage.cpu, pids)),
+                postgres_cpu=postgres.cpu - postgres_before,
+                peak=max(usage.memory(pid, "VmHWM") for pid in pids),
+                wrong=[],
+            )
+    finally:
+        await connection.close()
+
+
+def rate(moments: Sequence[Moment]) -> float:
+    """Records a second from the first moment to the last; all in one step took one look."""
+    first, last = moments[0], moments[-1]
+    if first == last:
+        return last.stored / _LOOK
+    return (last.stored - first.stored) / (last.time - first.time)
+
+
+async def _until_stored(
+    connection: asyncpg.Connection, topic: str, records: int, services: Sequence[Service]
+) -> list[Moment]:
+    moments: list[Moment] = []
+    async with asyncio.timeout(_LIMIT):
+        while not moments or moments[-1].stored < records:
+            for service in services:
+                if service.process.returncode is not None:
+                    raise RuntimeError(f"a consumer has ended:\n{service.output}")
+            now = await stored(connection, topic)
+            if now and (not moments or now != moments[-1].stored):
+                moments.append(Moment(time.monotonic(), now))
+            await asyncio.sleep(_LOOK)
+    return moments

@@ -1,0 +1,49 @@
+"""Lists that are read while a consumer stores records at full speed."""
+
+import asyncio
+from dataclasses import dataclass, replace
+
+import asyncpg
+
+from tests.benchmarks import consuming, recurring
+from tests.benchmarks.broker import broker
+from tests.benchmarks.load import Plan, Sample, measure
+from tests.benchmarks.servers import Postgres
+from tests.support.consumers import until
+from tests.support.databases import Database
+
+RATE = 40_000
+"""Records that are produced for each second of reading: more than a consumer stores."""
+
+
+@dataclass(frozen=True)
+class Contention:
+    """Reading beside a consumer that stores `records` a second, `throughout` if all the time."""
+
+    sample: Sample
+    records: float
+    throughout: bool
+
+
+async def contend(server: Postgres, database: Database, plan: Plan) -> Contention:
+    """Read while one consumer stores what is in a topic of its own."""
+    connection = await asyncpg.connect(database.owner)
+    try:
+        async with broker() as kafka:
+            settings = replace(kafka.settings, database_url=database.writer, management_port=0)
+            records = list(recurring.records(int(RATE * (plan.warm + plan.seconds))))
+            await asyncio.to_thread(recurring.produce, settings, records)
+
+            async def begun() -> bool:
+                return await consuming.stored(connection, settings.topic) > 0
+
+            async with consuming.consuming(server, settings, 1):
+                await until(begun, "the consumer stores")
+                before = await consuming.stored(connection, settings.topic)
+                clock = asyncio.get_running_loop().time()
+                sample = await measure(plan)
+                seconds = asyncio.get_running_loop().time() - clock
+                after = await consuming.stored(connection, settings.topic)
+    finally:
+        await connection.close()
+    return Contention(sample, (after - before) / seconds, after < len(records))

@@ -1,0 +1,110 @@
+"""Executions to list, in the product's tables and in a plain one, and what their lists must be."""
+
+import json
+import uuid
+from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import islice
+
+from execution_events.events import Occurrence
+from execution_events.store.batches import BatchWriter
+from tests.benchmarks.reference import COLUMNS, create_table
+from tests.benchmarks.workload import BEGUN, EVENTS_OF_AN_EXECUTION, SIDE_BY_SIDE, occurrence
+from tests.support import records
+from tests.support.databases import Database, administrator
+
+TABLE = "plain_event"
+_TOPIC = "dataset"
+"""Of the records that are stored; there is no such topic in Kafka."""
+_BATCH = 10_000
+"""Records of a transaction, as many as the consumer's at most."""
+_STAGGER = timedelta(seconds=7)
+"""Between the beginnings of two executions, so that no two have the same events."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """`executions` of `EVENTS_OF_AN_EXECUTION` events each, and one more of `long` events."""
+
+    executions: int
+    long: int
+
+    @property
+    def events(self) -> int:
+        return self.executions * EVENTS_OF_AN_EXECUTION + self.long
+
+    def listed(self, number: int) -> list[Occurrence]:
+        """All events of an execution, in the order of lists; the long one has the last number."""
+        length = self.long if number == self.executions else EVENTS_OF_AN_EXECUTION
+        begun = BEGUN + _STAGGER * number
+        return [occurrence(execution_id(number), each, begun=begun) for each in range(length)]
+
+    def occurrences(self) -> Iterator[Occurrence]:
+        """All events, those of several executions in turn; the long one's come last."""
+        for first in range(0, self.executions, SIDE_BY_SIDE):
+            numbers = range(first, min(first + SIDE_BY_SIDE, self.executions))
+            for events in zip(*map(self.listed, numbers), strict=True):
+                yield from events
+        yield from self.listed(self.executions)
+
+
+def execution_id(number: int) -> str:
+    """The id of an execution; those of neighbours have nothing in common."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"dataset:{number}"))
+
+
+def path(number: int) -> str:
+    """The path of an execution's list."""
+    return f"/v1/executions/{execution_id(number)}/events"
+
+
+def body(events: Iterable[Occurrence]) -> bytes:
+    """Events as the API must write them; made without the product's code."""
+    content = [
+        {
+            "metadata": {"name": event.name, "namespace": event.namespace},
+            "involvedObject": {"name": event.object_name, "namespace": event.object_namespace},
+            "reason": event.reason,
+            "message": event.message,
+            "firstTimestamp": _seconds(event.first_timestamp),
+            "lastTimestamp": _seconds(event.last_timestamp),
+            "count": event.count,
+            "type": event.type,
+            "elemType": event.elem_type,
+            "elemId": event.elem_id,
+            "actionName": event.action_name,
+        }
+        for event in events
+    ]
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+async def store(dataset: Dataset, database: Database) -> AsyncIterator[int]:
+    """Store a dataset as a consumer does, then copy it into the plain table.
+
+    Yields the number of events that are stored, after each transaction.
+    """
+    occurrences = dataset.occurrences()
+    stored = 0
+    async with BatchWriter(database.writer, _TOPIC) as writer:
+        await writer.begin_partition(0, 0, "cluster")
+        while batch := list(islice(occurrences, _BATCH)):
+            await writer.store(records.batch(records.log(batch, begin=stored)))
+            stored += len(batch)
+            yield stored
+    columns = ", ".join(COLUMNS)
+    async with administrator(database.owner) as owner:
+        await owner.execute(create_table(TABLE))
+        await owner.execute(f"INSERT INTO {TABLE} ({columns}) SELECT {columns} FROM ops.events_v1")
+        copied = await owner.fetchval(f"SELECT count(*) FROM {TABLE}")
+        if copied != dataset.events:
+            raise RuntimeError(f"{copied} of {dataset.events} events are stored")
+    async with administrator(database.administrator) as connection:
+        # All tables of both: visibility and statistics as in a database that has been used.
+        await connection.execute("VACUUM ANALYZE")
+        await connection.execute("CHECKPOINT")
+
+
+def _seconds(moment: datetime) -> str:
+    return moment.isoformat()[:19] + "Z"

@@ -1,0 +1,200 @@
+"""How fast consumers store a topic, beside PostgreSQL alone fed with what is folded already."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import asyncpg
+
+from execution_events.cli.progress import Progress
+from execution_events.settings import Settings
+from tests.benchmarks import consuming, recurring, upsert
+from tests.benchmarks.broker import PARTITIONS, Broker, broker
+from tests.benchmarks.consuming import Sample
+from tests.benchmarks.figures import Spread, Verdict, ratio, short
+from tests.benchmarks.recurring import Counts
+from tests.benchmarks.report import Report
+from tests.benchmarks.servers import Postgres, postgres
+from tests.benchmarks.worker import measured
+from tests.support import databases
+from tests.support.consumers import end_offsets
+from tests.support.databases import Database, administrator
+from tests.support.processes import environment
+
+ONE_BAR, TWO_BAR = 0.6, 0.7
+"""Of the reference's rate."""
+MEMORY_BAR = 200
+"""MiB of a consumer, at most."""
+TREE_BAR = 0.85
+"""Of the rate of the other tree's consumer."""
+
+COLUMNS = (
+    *("Stored by", "records/s", "min", "max", "of PostgreSQL alone", "seconds in all"),
+    *("CPU µs/record", "PostgreSQL µs/record", "peak MiB"),
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table: consumers of this tree or of another, or none."""
+
+    key: str
+    title: str
+    consumers: int
+    other_tree: bool = False
+
+
+ALONE = Variant("postgresql", "PostgreSQL alone: COPY and upsert", 0)
+ONE = Variant("one", "one consumer", 1)
+TWO = Variant("two", "two consumers", 2)
+OTHER = Variant("other", "one consumer of the other tree", 1, other_tree=True)
+
+Samples = dict[str, list[Sample]]
+"""By variant, in the order of the rounds."""
+
+
+async def run(records: int, rounds: int, tree: Path | None) -> Report:
+    """Store one topic again and again, each time into a database of its own."""
+    variants = [ALONE, ONE, TWO, *([OTHER] if tree else [])]
+    samples: Samples = {variant.key: [] for variant in variants}
+    progress = Progress(rounds * len(variants))
+    expected = recurring.counts(recurring.records(records))
+    async with postgres() as server, broker() as kafka:
+        progress.show(0, "runs; records are produced")
+        recurring.produce(kafka.settings, list(recurring.records(records)))
+        ends = await end_offsets(kafka.settings)
+        if sum(ends.values()) != records:
+            raise RuntimeError(f"{sum(ends.values())} of {records} records are in the topic")
+        for number in range(rounds):
+            # Every other round backwards: what drifts does not favour one of a pair.
+            for variant in variants[:: -1 if number % 2 else 1]:
+                done = sum(map(len, samples.values()))
+                progress.show(done, f"runs; round {number + 1}, {variant.title}")
+                samples[variant.key].append(
+                    await _sample(
+                        server, kafka, variant, expected, tree if variant.other_tree else None
+                    )
+                )
+    progress.end()
+    return report(variants, samples, expected, rounds)
+
+
+async def _sample(
+    server: Postgres, kafka: Broker, variant: Variant, expected: Counts, tree: Path | None
+) -> Sample:
+    async with databases.empty(server.administrator_url) as database:
+        if variant.consumers:
+            await consuming.migrate(database, tree)
+        async with administrator(server.administrator_url) as connection:
+            # Or what the last run left to be written would be written in this one.
+            await connection.execute("CHECKPOINT")
+        if not variant.consumers:
+            return await _alone(server, database, expected.total())
+        settings = replace(
+            kafka.settings,
+            database_url=database.writer,
+            group=f"benchmark-{secrets.token_hex(4)}",
+            management_port=0,
+        )
+        sample = await consuming.measure(
+            server, settings, database, expected.total(), variant.consumers, tree
+        )
+        connection = await asyncpg.connect(database.owner)
+        try:
+            found = await recurring.stored(connection)
+        finally:
+            await connection.close()
+        return replace(sample, wrong=recurring.difference(expected, found))
+
+
+async def _alone(server: Postgres, database: Database, records: int) -> Sample:
+    found = upsert.Sample(
+        **await measured(
+            *("-m", "tests.benchmarks.upsert", str(records), str(server.pid)),
+            env=environment(Settings(database_url=database.owner)),
+        )
+    )
+    return Sample(
+        rate=records / found.seconds,
+        total=found.seconds,
+        cpu=found.cpu,
+        postgres_cpu=found.postgres_cpu,
+        peak=0,
+        wrong=found.wrong,
+    )
+
+
+def report(variants: Sequence[Variant], samples: Samples, expected: Counts, rounds: int) -> Report:
+    """The table of what was measured."""
+    records = expected.total()
+    rates = {key: [sample.rate for sample in found] for key, found in samples.items()}
+    peak = max(sample.peak for key in (ONE.key, TWO.key) for sample in samples[key])
+    verdicts = [
+        Verdict("one consumer, of PostgreSQL alone", _ratio(rates, ONE, ALONE), ONE_BAR),
+        Verdict("two consumers, of PostgreSQL alone", _ratio(rates, TWO, ALONE), TWO_BAR),
+        Verdict("memory of a consumer", peak, MEMORY_BAR, "MiB", at_most=True),
+    ]
+    if OTHER in variants:
+        verdicts.append(
+            Verdict("one consumer, of the other tree's", _ratio(rates, ONE, OTHER), TREE_BAR)
+        )
+    return Report(
+        "ingest",
+        {"records": records, "rounds": rounds, "partitions": PARTITIONS},
+        COLUMNS,
+        [_row(variant, samples[variant.key], rates, records) for variant in variants],
+        verdicts,
+        _notes(expected, rounds),
+        {key: [asdict(sample) for sample in found] for key, found in samples.items()},
+        [
+            f"{variant.title}: {wrong}"
+            for variant in variants
+            for sample in samples[variant.key]
+            for wrong in sample.wrong
+        ],
+    )
+
+
+def _ratio(rates: dict[str, list[float]], variant: Variant, reference: Variant) -> float:
+    return ratio(rates[variant.key], rates[reference.key]).median
+
+
+def _row(
+    variant: Variant, found: Sequence[Sample], rates: dict[str, list[float]], records: int
+) -> tuple[str, ...]:
+    spread = Spread.of(rates[variant.key])
+    peak = max(sample.peak for sample in found)
+    return (
+        variant.title,
+        short(round(spread.median)),
+        short(round(spread.least)),
+        short(round(spread.greatest)),
+        f"{_ratio(rates, variant, ALONE):.2f}",
+        short(round(median(sample.total for sample in found), 1)),
+        f"{median(sample.cpu for sample in found) / records * 1e6:.1f}",
+        f"{median(sample.postgres_cpu for sample in found) / records * 1e6:.1f}",
+        f"{peak:.0f}" if peak else "",
+    )
+
+
+def _notes(expected: Counts, rounds: int) -> list[str]:
+    records, events = expected.total(), len(expected)
+    executions = len({execution_id for execution_id, _ in expected})
+    return [
+        f"Medians of {rounds} rounds; each run stores the same {records:,} records of {events:,}"
+        f" events in {executions:,} executions, {1 - events / records:.0%} of them"
+        f" recurrences, from {PARTITIONS} partitions and {recurring.WORKERS} sources, into a"
+        " database of its own, after a checkpoint.",
+        "PostgreSQL with default durability (fsync, synchronous_commit), the broker and the"
+        " consumers share the cores; the broker's fetches cost the consumers' runs alone.",
+        f"PostgreSQL alone: batches of {upsert.BATCH:,} records, folded and encoded before the"
+        " clock starts, by COPY into a temporary table and one upsert into 14 columns with their"
+        " primary key, over one connection: no offsets, watermarks or executions.",
+        "A consumer's clock runs from the first stored offset to the last, so its start is left"
+        " out; `seconds in all` has it. Two consumers start together, and what the group takes to"
+        " share the partitions between them counts. CPU has the start, and the peak is of one"
+        " process.",
+        "Every count is compared with the generator's, event by event.",
+    ]

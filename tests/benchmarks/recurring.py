@@ -1,0 +1,112 @@
+"""Records of which some recur, in a topic, and what must be stored in the end."""
+
+import random
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import asyncpg
+import msgspec
+from confluent_kafka import KafkaError, Message, Producer
+
+from execution_events import wire
+from execution_events.events import Occurrence
+from execution_events.settings import Settings
+from tests.benchmarks.producer import BATCH_BYTES
+from tests.benchmarks.workload import APART, BEGUN, EVENTS_OF_AN_EXECUTION, SIDE_BY_SIDE, occurrence
+
+RECURRENCES = 0.3
+"""Of all records."""
+WORKERS = 16
+"""Sources; each runs several executions at the same time."""
+_FLUSH_TIMEOUT = 120
+"""Seconds."""
+_SEED = 20180820
+
+Counts = Counter[tuple[str, str]]
+"""Occurrences by execution and name."""
+
+
+def records(number: int) -> Iterator[Occurrence]:
+    """`number` records of executions side by side, the same in each call.
+
+    A record is the next event of its execution, or one more occurrence of an earlier one.
+    """
+    choice = random.Random(_SEED)
+    lanes = [_lane(lane, choice) for lane in range(SIDE_BY_SIDE)]
+    for position in range(number):
+        yield next(lanes[position % SIDE_BY_SIDE])
+
+
+def _lane(lane: int, choice: random.Random) -> Iterator[Occurrence]:
+    turn = 0
+    while True:
+        execution_id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"recurring:{lane}:{turn}"))
+        events = written = 0
+        while events < EVENTS_OF_AN_EXECUTION or choice.random() < RECURRENCES:
+            moment = BEGUN + APART * written
+            recurs = events == EVENTS_OF_AN_EXECUTION or (
+                events > 0 and choice.random() < RECURRENCES
+            )
+            position = choice.randrange(events) if recurs else events
+            events += not recurs
+            written += 1
+            yield msgspec.structs.replace(
+                occurrence(execution_id, position), first_timestamp=moment, last_timestamp=moment
+            )
+        turn += 1
+
+
+def counts(occurrences: Iterator[Occurrence]) -> Counts:
+    """What must be stored."""
+    return Counter((each.execution_id, each.name) for each in occurrences)
+
+
+async def stored(connection: asyncpg.Connection, table: str = "ops.events_v1") -> Counts:
+    """What is stored in a table or view."""
+    rows = await connection.fetch(f"SELECT execution_id, name, count FROM {table}")
+    return Counter({(execution_id, name): count for execution_id, name, count in rows})
+
+
+def difference(expected: Counts, found: Counts) -> list[str]:
+    """What is wrong with the counts that were found, if anything is."""
+    missing, surplus = expected - found, found - expected
+    return [
+        f"{wrong.total():,} occurrences {what}, of {len(wrong):,} events"
+        for what, wrong in (("missing", missing), ("too many", surplus))
+        if wrong
+    ]
+
+
+def produce(settings: Settings, occurrences: Sequence[Occurrence]) -> None:
+    """Put records into the topic as publishers would, and return when Kafka has them all."""
+    sources = [f"urn:uuid:{uuid.uuid4()}" for _ in range(WORKERS)]
+    producer = Producer(
+        {
+            "bootstrap.servers": settings.kafka_bootstrap_servers,
+            "acks": "all",
+            "enable.idempotence": True,
+            "compression.type": "zstd",
+            "batch.size": BATCH_BYTES,
+            "partitioner": "murmur2_random",
+            "linger.ms": 20,
+            # Or each start of a fresh broker's coordinator is a warning.
+            "log_level": 3,
+        }
+    )
+    errors: list[KafkaError] = []
+
+    def delivered(error: KafkaError | None, _: Message) -> None:
+        if error is not None:
+            errors.append(error)
+
+    for number, each in enumerate(occurrences):
+        key, value = wire.encode(each)
+        headers = wire.encode_headers(sources[number % WORKERS], number // WORKERS + 1)
+        while len(producer) > 50_000:
+            producer.poll(0.05)
+        producer.produce(settings.topic, value, key, headers=headers, on_delivery=delivered)
+        producer.poll(0)
+    producer.flush(_FLUSH_TIMEOUT)
+    if errors:
+        raise RuntimeError(f"{len(errors)} records not delivered: {errors[0]}")

@@ -1,0 +1,126 @@
+"""PostgreSQL of a benchmark's own, and the processes that serve or consume."""
+
+import json
+import secrets
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from execution_events.embedded import DataDirectory, EmbeddedPostgres
+from execution_events.settings import Settings
+from tests.benchmarks import usage
+from tests.benchmarks.worker import ROOT
+from tests.support import databases
+from tests.support.consumers import until
+from tests.support.databases import Database
+from tests.support.processes import COMMAND, Service, environment
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """An embedded PostgreSQL with the product's default settings: it syncs to the disk."""
+
+    server: EmbeddedPostgres
+    place: Path
+    """A directory on the same disk, for logs."""
+
+    @property
+    def pid(self) -> int:
+        return self.server.process.pid
+
+    @property
+    def cpu(self) -> float:
+        """Seconds that all its processes have used."""
+        return usage.cpu_of_tree(self.pid)
+
+    @property
+    def administrator_url(self) -> str:
+        return self.server.dsn()
+
+    @asynccontextmanager
+    async def database(self) -> AsyncIterator[Database]:
+        """A migrated, empty database."""
+        async with databases.empty(self.administrator_url) as database:
+            await databases.migrate_as_owner(database)
+            yield database
+
+    def log(self, name: str) -> Path:
+        """A file that is not there yet."""
+        return self.place / f"{name}-{secrets.token_hex(4)}.log"
+
+
+@asynccontextmanager
+async def postgres() -> AsyncIterator[Postgres]:
+    """A server with nothing in it."""
+    with tempfile.TemporaryDirectory(prefix="execution-events-benchmarks-") as place:
+        # An unprivileged account must reach PostgreSQL's data when root runs the benchmark.
+        Path(place).chmod(0o711)
+        async with DataDirectory(Path(place) / "data") as directory:
+            server = EmbeddedPostgres(directory)
+            async with server:
+                yield Postgres(server, Path(place))
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A process that serves HTTP at `address`, http://host:port."""
+
+    service: Service
+    address: str
+
+    @property
+    def pid(self) -> int:
+        return self.service.process.pid
+
+
+@asynccontextmanager
+async def serving(
+    command: Sequence[str], log: Path, env: Mapping[str, str]
+) -> AsyncIterator[Serving]:
+    """Run a command that logs its `address` as a field of a line of JSON once it serves."""
+    async with Service(command, log, {**env, "EXECUTION_EVENTS_LOG_FORMAT": "json"}) as service:
+        found: list[str] = []
+
+        async def started() -> bool:
+            if service.process.returncode is not None:
+                raise RuntimeError(f"{' '.join(command)} has ended:\n{service.output}")
+            found.extend(addresses(service.output))
+            return bool(found)
+
+        await until(started, f"{' '.join(command)} serves")
+        yield Serving(service, found[0])
+
+
+def addresses(log: str) -> list[str]:
+    """The addresses that the lines of a log state; what is no whole line of JSON states none."""
+    lines = [line for line in log.splitlines(keepends=True) if line.startswith("{")]
+    return [
+        entry["address"]
+        for entry in (json.loads(line) for line in lines if line.endswith("}\n"))
+        if "address" in entry
+    ]
+
+
+@asynccontextmanager
+async def reader(postgres: Postgres, database: Database, **given: Any) -> AsyncIterator[Serving]:
+    """`execution-events reader` on a database; `given` are further settings."""
+    settings = Settings(database_url=database.reader, reader_port=0, management_port=0, **given)
+    async with serving(
+        (*COMMAND, "reader"), postgres.log("reader"), environment(settings)
+    ) as found:
+        yield found
+
+
+@asynccontextmanager
+async def module(
+    name: str, *arguments: str, log: Path, database_url: str
+) -> AsyncIterator[Serving]:
+    """A module of the benchmarks that serves."""
+    env = environment(Settings(database_url=database_url), PYTHONPATH=str(ROOT))
+    command = (sys.executable, "-m", f"tests.benchmarks.{name}", *arguments)
+    async with serving(command, log, env) as found:
+        yield found
