@@ -5,10 +5,11 @@
     python -m tests.benchmarks outage [--seconds S] [--rate N] [--json FILE]
     python -m tests.benchmarks import [--runs N] [--json FILE]
     python -m tests.benchmarks read [--seconds S] [--runs N] [--json FILE]
+    python -m tests.benchmarks watch [--watchers N] [--rate N] [--seconds S] [--json FILE]
     python -m tests.benchmarks ingest [--events N] [--runs N] [--reference-tree PATH] [--json FILE]
 
-A bar that is missed is printed; the exit code is 1 only where something was
-wrong: an event lost or misplaced, a count, an answer.
+A bar that is missed is printed; the exit code is 1 only where something was wrong: an event lost or
+misplaced, a count, an answer.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import imports, ingest, outage, publish, read, report
+from tests.benchmarks import imports, ingest, outage, publish, read, report, watch
 from tests.benchmarks.dataset import Dataset
 from tests.benchmarks.report import Report
 
@@ -78,6 +79,14 @@ def _parser() -> argparse.ArgumentParser:
     reading.add_argument("--runs", type=_positive, default=3, help="of each variant")
     reading.add_argument("--executions", type=_positive, default=2000, help="with 140 events")
     reading.add_argument("--long", type=_positive, default=100_000, help="events of one more")
+
+    watching = _add(
+        commands, "watch", lambda a: watch.run(a.watchers, a.executions, a.rate, a.seconds), watch
+    )
+    watching.add_argument("--watchers", type=_positive, default=1000, help="in all")
+    watching.add_argument("--executions", type=_positive, default=100, help="that are watched")
+    watching.add_argument("--rate", type=_positive, default=100, help="changes a second")
+    watching.add_argument("--seconds", type=_seconds, default=30, help="with changes")
 
     ingesting = _add(
         commands, "ingest", lambda a: ingest.run(a.events, a.runs, a.reference_tree), ingest

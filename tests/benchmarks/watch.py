@@ -1,0 +1,318 @@
+"""How soon many watchers are told of changes, and whether each is told of all that it must be."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import httpx
+import msgspec
+
+from execution_events.cli.progress import Progress
+from execution_events.store.batches import BatchWriter
+from tests.benchmarks import changes as changes_module
+from tests.benchmarks import servers, usage
+from tests.benchmarks.changes import Change, Commit, Judgement, Watcher, judge
+from tests.benchmarks.figures import Verdict, percentile, short
+from tests.benchmarks.report import Report
+from tests.benchmarks.servers import Postgres, Serving
+from tests.benchmarks.watchers import READY_LIMIT, Plan, Seen, Watch
+from tests.benchmarks.worker import ROOT
+from tests.support import records
+
+LATENCY_BAR = 250
+"""Milliseconds from the commit to the watcher, for 99 of 100."""
+_SETTLE_LIMIT = 15
+"""Seconds after the last commit until what is not told is missed."""
+_LOOK = 0.2
+"""Seconds between two looks at how much has been told."""
+_IDLE = 5
+"""Seconds without changes in which CPU is measured, at most as many as with them."""
+_ROOM = 100
+"""Streams that the reader has room for beyond the watchers."""
+_TOPIC = "watch"
+"""Of the records that are stored; there is no such topic in Kafka."""
+
+COLUMNS = ("Watchers", "told", "p50 ms", "p99 ms", "max ms")
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """Seconds of CPU in a second: 1 is a whole core."""
+
+    reader: float
+    postgres: float
+    watchers: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured beside what each watcher saw. Seconds, MiB."""
+
+    ready: float
+    """Until all watchers had their first lists."""
+    idle: Cpu
+    """Without changes."""
+    busy: Cpu
+    """With them."""
+    rate: float
+    """Changes a second."""
+    latest: float
+    """The most that a commit began after its time."""
+    memory: float
+    """Of the reader at the end."""
+    peak: float
+
+
+class Process:
+    """The process of the watchers, while the context is open."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def ask(self, line: bytes) -> dict[str, Any]:
+        """Give it a line and return its answer."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(line + b"\n")
+        async with asyncio.timeout(READY_LIMIT + _SETTLE_LIMIT):
+            answer = await self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError("the watchers have ended")
+        content: dict[str, Any] = json.loads(answer)
+        return content
+
+
+class Clock:
+    """CPU since it was made."""
+
+    def __init__(self, server: Postgres, reader: Serving, process: Process) -> None:
+        self._server, self._reader, self._process = server, reader, process
+        self._before = self._used()
+
+    def cpu(self) -> Cpu:
+        seconds, *used = (
+            end - start for start, end in zip(self._before, self._used(), strict=True)
+        )
+        return Cpu(*(each / seconds for each in used))
+
+    def _used(self) -> tuple[float, ...]:
+        pids = self._reader.pid, self._process.pid
+        reader, watchers = map(usage.cpu, pids)
+        return time.monotonic(), reader, self._server.cpu, watchers
+
+
+async def run(watchers: int, executions: int, rate: int, seconds: float) -> Report:
+    """Watch, change at `rate` for so many seconds, and compare."""
+    watching = changes_module.watchers(watchers, executions)
+    changed = changes_module.changes(int(rate * seconds), executions)
+    progress = Progress(len(changed))
+    async with (
+        servers.postgres() as server,
+        server.database() as database,
+        BatchWriter(database.writer, _TOPIC) as writer,
+    ):
+        progress.show(0, "changes; watchers connect")
+        first = [event for each in range(executions) for event in changes_module.listed(each)]
+        await writer.begin_partition(0, 0, "cluster")
+        await writer.store(records.batch(records.log(first)))
+        room = watchers + _ROOM
+        async with (
+            servers.reader(
+                server, database, reader_max_streams=room, reader_max_streams_per_token=room
+            ) as reader,
+            _process() as process,
+        ):
+            ready = await _ready(process, reader, watching)
+            clock = Clock(server, reader, process)
+            await asyncio.sleep(min(_IDLE, seconds))
+            idle = clock.cpu()
+            clock, begun = Clock(server, reader, process), time.monotonic()
+            commits, latest = await _commit(writer, changed, len(first), rate, progress)
+            spent, busy = time.monotonic() - begun, clock.cpu()
+            await _settled(process, watching, changed)
+            file = server.log("seen")
+            await process.ask(f"stop {file}".encode())
+            seen = msgspec.json.decode(file.read_bytes(), type=list[Seen])
+            lists = await _lists(reader, watching)
+            measured = Measured(
+                ready=ready,
+                idle=idle,
+                busy=busy,
+                rate=len(commits) / spent,
+                latest=latest,
+                memory=usage.memory(reader.pid),
+                peak=usage.memory(reader.pid, "VmHWM"),
+            )
+    progress.end()
+    judgement = judge(watching, seen, changed, commits, lists)
+    return report(watching, judgement, measured, executions, rate, seconds)
+
+
+@asynccontextmanager
+async def _process() -> AsyncIterator[Process]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.benchmarks.watchers"),
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        yield Process(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def _ready(process: Process, reader: Serving, watching: Sequence[Watcher]) -> float:
+    watches = [
+        Watch(
+            watcher.path,
+            sum(map(watcher.filter.matches, changes_module.listed(watcher.execution))),
+        )
+        for watcher in watching
+    ]
+    answer = await process.ask(msgspec.json.encode(Plan(reader.address, watches)))
+    if problems := answer["problems"]:
+        raise RuntimeError(f"{len(problems)} watchers have no first list: {problems[0]}")
+    seconds: float = answer["seconds"]
+    return seconds
+
+
+async def _commit(
+    writer: BatchWriter, changed: Sequence[Change], offset: int, rate: int, progress: Progress
+) -> tuple[list[Commit], float]:
+    """Commit each change at its time, and give the most seconds that one began too late."""
+    commits: list[Commit] = []
+    latest, start = 0.0, time.monotonic()
+    for number, change in enumerate(changed):
+        progress.show(number, "changes")
+        batch = records.batch(records.log([change.record], begin=offset + number))
+        due = start + number / rate
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        begun = time.monotonic()
+        await writer.store(batch)
+        commits.append(Commit(begun, time.monotonic()))
+        latest = max(latest, begun - due)
+    return commits, latest
+
+
+async def _settled(
+    process: Process, watching: Sequence[Watcher], changed: Sequence[Change]
+) -> None:
+    """Return once as much is told as must be, or it is too late."""
+    by_execution: dict[int, list[Change]] = {}
+    for change in changed:
+        by_execution.setdefault(change.execution, []).append(change)
+    expected = sum(
+        changes_module.due(watcher, change)
+        for watcher in watching
+        for change in by_execution.get(watcher.execution, [])
+    )
+    deadline = time.monotonic() + _SETTLE_LIMIT
+    while time.monotonic() < deadline:
+        if (await process.ask(b"seen"))["messages"] >= expected:
+            break
+        await asyncio.sleep(_LOOK)
+    # For what is told though it need not be.
+    await asyncio.sleep(_LOOK)
+
+
+async def _lists(reader: Serving, watching: Sequence[Watcher]) -> dict[str, dict[str, Any]]:
+    """The events by name of each path that is watched, as lists."""
+    async with httpx.AsyncClient(base_url=reader.address) as client:
+        return {
+            path: {
+                event["metadata"]["name"]: event
+                for event in (await client.get(path)).raise_for_status().json()
+            }
+            for path in {watcher.path for watcher in watching}
+        }
+
+
+def report(
+    watching: Sequence[Watcher],
+    judgement: Judgement,
+    measured: Measured,
+    executions: int,
+    rate: int,
+    seconds: float,
+) -> Report:
+    """The table of what was measured."""
+    latencies = judgement.latencies
+    every = [each for found in latencies.values() for each in found]
+    wrong = {
+        "changes that a watcher was not told of": judgement.missed,
+        "watchers who know something else than a list says": judgement.different,
+        "watchers without a first reset or an id, or who saw a count go down": judgement.unordered,
+        "watchers whose stream has ended": judgement.ended,
+    }
+    return Report(
+        "watch",
+        {"watchers": len(watching), "executions": executions, "rate": rate, "seconds": seconds},
+        COLUMNS,
+        [
+            _row(f"all {len(watching):,}", every),
+            *(_row(f"of {query or 'everything'}", found) for query, found in latencies.items()),
+        ],
+        [
+            Verdict(
+                "commit to watcher, p99",
+                percentile(every, 99) * 1000 if every else float("inf"),
+                LATENCY_BAR,
+                "ms",
+                at_most=True,
+            ),
+            *(Verdict(what, len(found), 0, at_most=True) for what, found in wrong.items()),
+        ],
+        _notes(watching, judgement, measured, executions),
+        {
+            "measured": asdict(measured),
+            "percentiles": {
+                query: [percentile(found, percent) for percent in range(101)]
+                for query, found in latencies.items()
+            },
+            "resets": judgement.resets,
+            "needless": judgement.needless,
+        },
+        [f"{len(found):,} {what}: {found[0]}" for what, found in wrong.items() if found],
+    )
+
+
+def _row(title: str, found: Sequence[float]) -> tuple[str, ...]:
+    times = (percentile(found, percent) for percent in (50, 99, 100)) if found else ()
+    figures = [short(round(each * 1000, 1)) for each in times]
+    return (title, f"{len(found):,}", *(figures or [""] * 3))
+
+
+def _notes(
+    watching: Sequence[Watcher], judgement: Judgement, measured: Measured, executions: int
+) -> list[str]:
+    return [
+        f"{len(watching):,} connections of one client process to one reader, on {executions:,}"
+        f" executions of {changes_module.LISTED} events; {measured.rate:.1f} changes a second, each"
+        " committed in a transaction of its own with default durability; the latest began"
+        f" {measured.latest * 1000:.0f} ms after its time.",
+        "PostgreSQL, the reader, the watchers and who commits share the cores. The clock runs from"
+        " the return of the commit until the watcher's process has the bytes; the same clock in"
+        " both.",
+        f"First lists of all: {measured.ready:.1f} s. CPU of the reader: {measured.idle.reader:.0%}"
+        f" of a core without changes, {measured.busy.reader:.0%} with them; of PostgreSQL"
+        f" {measured.idle.postgres:.0%} and {measured.busy.postgres:.0%}; of the watchers"
+        f" {measured.busy.watchers:.0%}.",
+        f"Memory of the reader: {measured.memory:.0f} MiB at the end, at most {measured.peak:.0f}.",
+        "An event that ceases to match a filter must be told as gone; a later state of an event"
+        f" tells of an earlier one, too. Lists begun again: {judgement.resets:,}; messages that"
+        f" told of no change: {judgement.needless:,}.",
+        "The reader's limits on streams are raised; all watchers are one caller.",
+    ]
