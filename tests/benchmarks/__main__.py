@@ -26,7 +26,7 @@ from tests.benchmarks.report import Report
 _Run = Callable[[argparse.Namespace], Coroutine[Any, Any, Report]]
 
 
-ALL = ("publish --events 50000 --runs 3", "read --seconds 2", "ingest --runs 3")
+ALL = ("publish --events 50000 --runs 3", "read --seconds 2", "watch", "ingest --runs 3")
 """What `all` runs, one after the other: in about ten minutes on two cores."""
 
 

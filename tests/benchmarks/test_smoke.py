@@ -70,3 +70,14 @@ def test_ingest(tmp_path: Path) -> None:
     assert set(report["figures"]) == {"postgresql", "one", "two", "other"}
     assert all(sample["rate"] for [sample] in report["figures"].values())
     assert len(report["verdicts"]) == 4
+
+
+@pytest.mark.timeout(300)
+def test_watch(tmp_path: Path) -> None:
+    report = run(
+        *(tmp_path, "watch", "--watchers", "20", "--executions", "4"),
+        *("--rate", "40", "--seconds", "2"),
+    )
+    assert set(report["figures"]["percentiles"]) == {"", "type=Warning", "elemId=job-1-init"}
+    assert report["rows"][1][1] == "240"
+    assert report["figures"]["measured"]["rate"] > 1
