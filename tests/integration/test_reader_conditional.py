@@ -161,7 +161,6 @@ async def test_a_page_and_its_revisions_are_of_one_snapshot(
         ("*/*", False),
         ("", False),
         ("text/html", False),
-        ("text/event-stream", False),
         (";,;q=,=;;", False),
     ],
 )
