@@ -3,9 +3,11 @@
 import hashlib
 import random
 from collections.abc import Sequence
+from itertools import cycle
 from typing import NamedTuple
 
 import httpx
+import msgspec
 
 from execution_events.events import Occurrence
 from tests.benchmarks.dataset import Dataset, body, path
@@ -17,6 +19,8 @@ HOT = 8
 """Executions whose lists are asked for again and again."""
 DEPTH = 0.9
 """Of the long execution: where the deep pages begin."""
+_UNCACHED = 20_000
+"""Ways to ask for the same, so that a page is read from the database each time."""
 _SEED = 20180820
 _TIMEOUT = 60
 """Seconds."""
@@ -90,13 +94,22 @@ async def workload(address: str, dataset: Dataset) -> Workload:
         gzip=[_encoded(each, "gzip") for each in hot],
         zstd=[_encoded(each, "zstd") for each in hot],
         pages=pages,
-        first_short=pages[:1],
-        first_long=walked[:1],
-        deep=deep[:1],
-        all_deep=deep,
+        first_short=_uncached(pages[:1]),
+        first_long=_uncached(walked[:1]),
+        deep=_uncached(deep[:1]),
+        all_deep=_uncached(deep),
         whole=ask(path(dataset.executions), long),
         seed=body(dataset.listed(numbers[HOT])),
     )
+
+
+def _uncached(asks: Sequence[Ask]) -> list[Ask]:
+    """The same requests in turn, each with headers of its own, that mean the same."""
+    others = (f"application/json, text/{number}" for number in range(_UNCACHED))
+    return [
+        msgspec.structs.replace(each, headers={"Accept": accept})
+        for each, accept in zip(cycle(asks), others, strict=False)
+    ]
 
 
 def _encoded(each: Ask, encoding: str) -> Ask:

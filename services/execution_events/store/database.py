@@ -68,11 +68,15 @@ def translated_errors() -> Iterator[None]:
         raise RetryableError(f"PostgreSQL: {type(cause).__name__}: {cause}") from error
 
 
-def _options(application: str) -> dict[str, Any]:
+def options(application: str, settings: Mapping[str, str]) -> dict[str, Any]:
+    """How asyncpg connects: every time limit, and `settings` of the server on top of ours.
+
+    `application` is the connection's name in `pg_stat_activity`.
+    """
     return {
         "timeout": CONNECT_TIMEOUT,
         "command_timeout": COMMAND_TIMEOUT,
-        "server_settings": {**_SERVER_SETTINGS, "application_name": application},
+        "server_settings": {**_SERVER_SETTINGS, "application_name": application, **settings},
     }
 
 
@@ -84,18 +88,16 @@ async def connect(
     *,
     unlimited: bool = False,
 ) -> AsyncIterator[asyncpg.Connection]:
-    """One connection, closed at the end; `application` is its name in `pg_stat_activity`.
+    """One connection with these `options`, closed at the end.
 
-    `settings` of the server come on top of those that every connection has. With `unlimited`, for
-    migrations, a statement may take any time.
+    With `unlimited`, for migrations, a statement may take any time.
     """
-    options = _options(application)
-    options["server_settings"] |= settings or {}
+    chosen = options(application, settings or {})
     if unlimited:
-        options["command_timeout"] = None
-        options["server_settings"] |= {"statement_timeout": "0", "lock_timeout": "60s"}
+        chosen["command_timeout"] = None
+        chosen["server_settings"] |= {"statement_timeout": "0", "lock_timeout": "60s"}
     with translated_errors():
-        connection = await asyncpg.connect(database_url, **options)
+        connection = await asyncpg.connect(database_url, **chosen)
     try:
         yield connection
     finally:
@@ -103,38 +105,3 @@ async def connect(
             await connection.close(timeout=5)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
             connection.terminate()
-
-
-class _ReadingConnection(asyncpg.Connection):  # type: ignore[misc]
-    def get_reset_query(self) -> str:
-        """Nothing: the usual one is a second round trip for each statement.
-
-        Safe while sessions are left as they began: whoever uses the pool sets nothing, listens to
-        nothing, and takes no advisory lock. A transaction left open is rolled back all the same.
-        """
-        return ""
-
-
-@asynccontextmanager
-async def open_pool(
-    database_url: str, application: str, size: int, settings: Mapping[str, str]
-) -> AsyncIterator[asyncpg.Pool]:
-    """A pool of at most `size` connections for SELECT alone, opened when they are needed.
-
-    `settings` of the server come on top of those that every connection has.
-    """
-    options = _options(application)
-    options["server_settings"] |= settings
-    pool = asyncpg.create_pool(
-        database_url, min_size=0, max_size=size, connection_class=_ReadingConnection, **options
-    )
-    with translated_errors():
-        await pool
-    try:
-        yield pool
-    finally:
-        try:
-            async with asyncio.timeout(5):
-                await pool.close()
-        except TimeoutError:
-            pool.terminate()

@@ -6,12 +6,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from typing import Literal, NamedTuple
 
-import asyncpg
 import msgspec
 
 from execution_events.projection.body import decode
-from execution_events.store.database import CONNECT_TIMEOUT, open_pool, translated_errors
+from execution_events.store.database import translated_errors
 from execution_events.store.migrate import require_current
+from execution_events.store.pool import ReadingPool
 from execution_events.store.revisions import (
     Asked,
     CurrentRevisions,
@@ -98,7 +98,7 @@ class EventLists:
     where PostgreSQL is away or too slow.
     """
 
-    def __init__(self, pool: asyncpg.Pool, streams: asyncpg.Pool) -> None:
+    def __init__(self, pool: ReadingPool, streams: ReadingPool) -> None:
         self._pool = pool
         self._streams = streams
         self._current = CurrentRevisions(pool)
@@ -114,8 +114,8 @@ class EventLists:
         """
         name = "execution-events reader"
         async with (
-            open_pool(database_url, name, size, _SERVER_SETTINGS) as pool,
-            open_pool(database_url, name, streams, _SERVER_SETTINGS) as stream_pool,
+            ReadingPool.open(database_url, name, size, _SERVER_SETTINGS) as pool,
+            ReadingPool.open(database_url, name, streams, _SERVER_SETTINGS) as stream_pool,
         ):
             yield cls(pool, stream_pool)
 
@@ -127,7 +127,7 @@ class EventLists:
         statement.select(selection)
         text, arguments = statement.page(limit)
         with translated_errors():
-            async with self._pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
+            async with self._pool.acquire() as connection:
                 revisions, bodies, place = await connection.fetchrow(text, *arguments)
         if bodies is None:
             return Page(revisions or "", [], None)
@@ -148,9 +148,7 @@ class EventLists:
         text, arguments = statement.events()
         async with AsyncExitStack() as stack:
             with translated_errors():
-                connection = await stack.enter_async_context(
-                    self._streams.acquire(timeout=CONNECT_TIMEOUT)
-                )
+                connection = await stack.enter_async_context(self._streams.acquire())
                 await stack.enter_async_context(
                     connection.transaction(isolation="repeatable_read", readonly=True)
                 )
@@ -178,7 +176,7 @@ class EventLists:
     async def check(self) -> None:
         """Raise `RetryableError` or `HaltError` unless lists can be read."""
         with translated_errors():
-            async with self._pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
+            async with self._pool.acquire() as connection:
                 await require_current(connection)
 
 

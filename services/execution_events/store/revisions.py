@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-import asyncpg
 import msgspec
 
 from execution_events.projection.body import Body, decode
-from execution_events.store.database import CONNECT_TIMEOUT, translated_errors
+from execution_events.store.database import translated_errors
+from execution_events.store.pool import ReadingPool
 from execution_events.store.sql import load_queries
 
 _SQL = load_queries("revisions")
@@ -70,7 +70,7 @@ class CurrentRevisions:
     For use in one event loop.
     """
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
+    def __init__(self, pool: ReadingPool) -> None:
         self._pool = pool
         self._waiting: list[tuple[Asked, asyncio.Future[str]]] = []
         self._answering: asyncio.Task[None] | None = None
@@ -109,10 +109,10 @@ class CurrentRevisions:
             self._answering = None
 
 
-async def current_revisions(pool: asyncpg.Pool, asked: Sequence[Asked]) -> list[str]:
+async def current_revisions(pool: ReadingPool, asked: Sequence[Asked]) -> list[str]:
     """The revisions of each of `asked`, of one snapshot."""
     with translated_errors():
-        async with pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
+        async with pool.acquire() as connection:
             rows = await connection.fetch(_SQL["current_revisions"], *_scoped(asked))
     found = [""] * len(asked)
     for number, revisions in rows:
@@ -120,7 +120,7 @@ async def current_revisions(pool: asyncpg.Pool, asked: Sequence[Asked]) -> list[
     return found
 
 
-async def steps(pool: asyncpg.Pool, known: Sequence[tuple[Asked, Revisions]]) -> list[Step]:
+async def steps(pool: ReadingPool, known: Sequence[tuple[Asked, Revisions]]) -> list[Step]:
     """What changed since each of `known`, or later, up to now."""
     texts = await current_revisions(pool, [asked for asked, _ in known])
     current = [parse_revisions(text) for text in texts]
@@ -150,13 +150,13 @@ async def steps(pool: asyncpg.Pool, known: Sequence[tuple[Asked, Revisions]]) ->
 
 
 async def _changes(
-    pool: asyncpg.Pool, since: Sequence[tuple[object, ...]]
+    pool: ReadingPool, since: Sequence[tuple[object, ...]]
 ) -> list[tuple[int, bool, list[Change]]]:
     """For each (execution id, namespace, revision): the latest revision, and what changed."""
     found: list[tuple[int, bool, list[Change]]] = [(0, False, []) for _ in since]
     if since:
         with translated_errors():
-            async with pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
+            async with pool.acquire() as connection:
                 rows = await connection.fetch(_SQL["changes"], *zip(*since, strict=True))
         for number, latest, is_complete, revision, rewritten, first, last, body in rows:
             changes = found[number - 1][2]
