@@ -87,13 +87,14 @@ class EventsEndpoint:
 
     async def _answer(self, asked: Asked, condition: str) -> Response:
         kept = self._cache.get(asked)
+        query = None if kept else _query(asked)
         revisions = None
         if kept is not None or condition:
             revisions = await self._lists.revisions(asked.execution_id, asked.namespaces)
             if kept is not None and kept.revisions == revisions:
                 self._answered["cache"].inc()
                 return _unless(condition, kept.tag) or kept.response
-        query = _query(asked)
+        query = query or _query(asked)
         format_: Format = "lines" if choose_format(asked.accept) == "lines" else "json"
         tag = partial(entity_tag, query.digest, format_)
         if revisions is not None and (unchanged := _unless(condition, tag(revisions))):
