@@ -6,8 +6,9 @@ from typing import Any
 import asyncpg
 import pytest
 
+from execution_events.settings import Settings
 from execution_events.store.batches import BatchWriter
-from tests.support.databases import Database
+from tests.support.consumers import consuming, until
 from tests.support.filling import write
 from tests.support.readers import named
 from tests.support.records import batch, log
@@ -81,8 +82,25 @@ async def test_old_changes_are_forgotten_in_parts(
     assert previous is not None
 
 
+async def test_a_consumer_forgets_old_changes(
+    settings: Settings, owner: asyncpg.Connection, changes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In parts, beside what it stores, and without anything to store."""
+    monkeypatch.setattr("execution_events.store.batches._CHANGES_BATCH", 2)
+    monkeypatch.setattr("execution_events.consumer.loop._FORGET_INTERVAL", 0.1)
+    await write(owner, [named("a", execution_id=f"execution-{number}") for number in range(9)])
+    await owner.execute("UPDATE execution_events.execution_change SET revision = revision - 6e8")
+    await write(owner, [named("b")])
+
+    async def only_the_last() -> bool:
+        return [names for *_, names, _ in await changes()] == [["b"]]
+
+    async with consuming(settings):
+        await until(only_the_last, "the old changes are forgotten")
+
+
 async def test_bodies_are_made_of_what_was_stored_before(
-    servers: Any, database: Database, owner: asyncpg.Connection
+    owner: asyncpg.Connection,
 ) -> None:
     """See test_migrate.py: this one holds that a merge goes on from a stored body alone."""
     quoted = named("a", 5, message='"\\\n\x01\x7f \u2028 元 😀', object_namespace="o")
