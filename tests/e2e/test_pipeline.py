@@ -186,7 +186,7 @@ async def test_counts_are_exact_after_the_consumer_is_killed(
             await until_stored(settings)
         rows = await connection.fetch(
             "SELECT execution_id, name, count, first_timestamp, last_timestamp, message"
-            " FROM execution_events.event"
+            " FROM ops.events_v1"
         )
     finally:
         await connection.close()
