@@ -357,6 +357,27 @@ async def test_it_stops_soon_when_idle(settings: Settings, unused_port: int) -> 
     assert loop.time() - stopping < 5
 
 
+async def test_a_client_that_fails_as_it_leaves_ends_nothing(
+    settings: Settings, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As uvloop's transport does, where the connection was reset at that moment."""
+    stop = AIOKafkaConsumer.stop
+
+    async def fails(client: AIOKafkaConsumer) -> None:
+        await stop(client)
+        if client.subscription():
+            raise RuntimeError("the handler is closed")
+
+    async def is_stored() -> bool:
+        return await counts(fetch) == Counter([1])
+
+    await publish(settings, [1])
+    monkeypatch.setattr(AIOKafkaConsumer, "stop", fails)
+    # Whatever the consumer raises comes out of here.
+    async with consuming(settings):
+        await until(is_stored, "the record is stored")
+
+
 async def test_metrics_tell_outcomes_and_lag(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
