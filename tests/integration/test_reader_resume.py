@@ -1,0 +1,242 @@
+"""Watchers that are cut at any moment go on as if they had not been; those that are not miss none.
+
+Cut means: between two bytes of the answer, whatever they belong to.
+"""
+
+import asyncio
+import hashlib
+import json
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+import pytest
+
+from tests.support.consumers import DEADLINE
+from tests.support.databases import Database
+from tests.support.flow import EXECUTIONS, FILTERS, NAMESPACES, Flow
+from tests.support.readers import Reader, reading
+from tests.support.watching import Key, Parser, Watcher, keyed
+
+RESUMPTIONS = 500
+TOKENS = {"all": list(NAMESPACES), "one": [NAMESPACES[0]]}
+
+
+@pytest.fixture
+def rng() -> Random:
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    return Random(seed)
+
+
+@pytest.fixture
+async def flow(database: Database, rng: Random) -> AsyncIterator[Flow]:
+    async with Flow.open(database, rng) as flow:
+        await flow.begin()
+        yield flow
+
+
+@pytest.fixture
+async def guarded(database: Database, tmp_path: Path) -> AsyncIterator[Reader]:
+    path = tmp_path / "tokens.json"
+    hashes = {hashlib.sha256(t.encode()).hexdigest(): n for t, n in TOKENS.items()}
+    path.write_text(json.dumps(hashes))
+    async with reading(
+        database.reader,
+        tokens_file=str(path),
+        reader_max_streams=200,
+        reader_max_streams_per_token=200,
+    ) as reader:
+        yield reader
+
+
+class Client:
+    """A watcher of some events of one execution, and what it has to see."""
+
+    def __init__(self, execution_id: str, token: str, number: int) -> None:
+        self.watcher = Watcher()
+        self.params, self._selects = FILTERS[number]
+        self.headers = {"X-Auth-Token": token}
+        self.path = f"/v1/executions/{execution_id}/events"
+        self._execution_id = execution_id
+        self._namespaces = TOKENS[token]
+
+    @property
+    def last(self) -> set[Key]:
+        """Those with which its watch is at its end."""
+        return {(namespace, "last") for namespace in self._namespaces}
+
+    @property
+    def has_seen_the_end(self) -> bool:
+        watcher = self.watcher
+        return self.last <= watcher.events.keys() and bool(watcher.seen[-1].id)
+
+    async def listed(self, reader: Reader) -> dict[Key, Any]:
+        response = await reader.get(self.path, params=self.params, headers=self.headers)
+        assert response.status_code == 200
+        return keyed(response.json())
+
+    def counts(self) -> dict[Key, list[int]]:
+        """The counts that it saw of each event, one after the other."""
+        counts: dict[Key, list[int]] = {}
+        for message in self.watcher.seen:
+            if message.kind == "message":
+                metadata = message.data["metadata"]
+                key = metadata["namespace"], metadata["name"]
+                counts.setdefault(key, []).append(message.data["count"])
+        return counts
+
+    def check(self, flow: Flow) -> int:
+        """Every change was seen, or a later one of the same event; how many were checked."""
+        seen = {key: max(counts) for key, counts in self.counts().items()}
+        left: set[Key] = set()
+        checked = 0
+        for execution_id, key, count, latest in reversed(flow.states):
+            if execution_id != self._execution_id or key[0] not in self._namespaces:
+                continue
+            # Where it has left the filter since, that is a later change.
+            if not self._selects(latest):
+                left.add(key)
+            elif key not in left:
+                assert seen.get(key, 0) >= count, (self.params, key, count)
+                checked += 1
+        return checked
+
+
+def clients() -> list[Client]:
+    numbers = range(len(FILTERS))
+    return [
+        *(Client(EXECUTIONS[0], "all", number) for number in numbers),
+        *(Client(EXECUTIONS[1], "one", number) for number in numbers),
+    ]
+
+
+class Cut(NamedTuple):
+    """How a watch ended: whether it was one that went on, and whether within a message."""
+
+    resumed: bool
+    within: bool
+
+
+async def watch_for_a_moment(reader: Reader, client: Client, rng: Random) -> Cut:
+    """Connect, take so many bytes or as many as come in so much time, and cut the connection."""
+    most_bytes = rng.choice([rng.randrange(700), rng.randrange(5000), rng.randrange(100_000)])
+    watcher, url = client.watcher, reader.api.base_url
+    lines = [
+        # Its body is not in chunks: bytes are those of messages.
+        f"GET {client.path}?{urlencode(client.params)} HTTP/1.0",
+        "Accept: text/event-stream",
+        *(f"{name}: {value}" for name, value in client.headers.items()),
+    ]
+    if watcher.id:
+        lines.append(f"Last-Event-ID: {watcher.id}")
+    source, sink = await asyncio.open_connection(url.host, url.port)
+    content = b""
+    try:
+        sink.write("\r\n".join([*lines, "", ""]).encode())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(rng.uniform(0, 0.3)):
+                while piece := await source.read(most_bytes - len(content)):
+                    content += piece
+    finally:
+        sink.transport.abort()
+    head, _, body = content.partition(b"\r\n\r\n")
+    assert not head or head.startswith(b"HTTP/1.1 200 OK"[: len(head)]), head
+    resumed, parser = bool(watcher.id and body), Parser(watcher.id)
+    # A line that has no end is not whole, and a message without an empty line is none.
+    for line in body.split(b"\n")[:-1]:
+        message = parser.line(line.decode())
+        if message is not None:
+            # All that it missed is known, so nothing begins anew.
+            assert not (resumed and message.kind == "reset")
+            watcher.take(message)
+    watcher.id = parser.id
+    return Cut(resumed, within=not body.endswith(b"\n\n"))
+
+
+async def test_watchers_that_are_cut_at_any_moment_end_with_what_is_listed(
+    guarded: Reader, flow: Flow, rng: Random
+) -> None:
+    cuts: list[Cut] = []
+    watching = clients()
+
+    def goes_on() -> bool:
+        return sum(cut.resumed for cut in cuts) < RESUMPTIONS
+
+    async def cut_and_resumed(client: Client) -> None:
+        while goes_on():
+            cuts.append(await watch_for_a_moment(guarded, client, rng))
+
+    async def written() -> None:
+        await asyncio.gather(*(flow.write(number, goes_on) for number in (0, 1)))
+        await flow.end()
+
+    await asyncio.gather(written(), *map(cut_and_resumed, watching))
+    checked = 0
+    for client in watching:
+        watcher = client.watcher
+        resumed = bool(watcher.id)
+        async with watcher.watching(
+            guarded.api, client.path, client.params, client.headers
+        ) as watch:
+            while not client.has_seen_the_end:
+                [message] = await watch.next()
+                assert not (resumed and message.kind == "reset")
+        assert watcher.events == await client.listed(guarded)
+        # They may come again after a cut, and never fall.
+        assert all(counts == sorted(counts) for counts in client.counts().values())
+        checked += client.check(flow)
+    gone = sum(m.kind == "gone" for client in watching for m in client.watcher.seen)
+    within = sum(cut.resumed and cut.within for cut in cuts)
+    print(f"{len(cuts)} cuts, {within} within, {flow.batches} batches, {checked}, {gone} gone")
+    assert within > RESUMPTIONS / 10
+    assert gone
+    assert checked > RESUMPTIONS
+
+
+async def test_a_watch_that_is_not_cut_shows_no_state_twice(
+    guarded: Reader, flow: Flow, rng: Random
+) -> None:
+    """Between its list and the changes least of all: watches begin while events flow."""
+    watching = [client for _ in range(8) for client in clients()]
+    begun = 0
+
+    async def watched(client: Client) -> None:
+        nonlocal begun
+        async with (
+            asyncio.timeout(DEADLINE),
+            client.watcher.watching(
+                guarded.api, client.path, client.params, client.headers
+            ) as watch,
+        ):
+            await watch.next()
+            begun += 1
+            while not client.has_seen_the_end:
+                await watch.next()
+
+    async def written() -> None:
+        await asyncio.gather(
+            *(flow.write(n, lambda: begun < len(watching) or flow.batches < 300) for n in (0, 1))
+        )
+        await flow.end()
+
+    async def begin() -> None:
+        async with asyncio.TaskGroup() as group:
+            for number, client in enumerate(watching):
+                await flow.until(2 * number)
+                group.create_task(watched(client))
+
+    await asyncio.gather(written(), begin())
+    for client in watching:
+        kinds = [message.kind for message in client.watcher.seen]
+        assert kinds.count("reset") == 1
+        assert kinds[0] == "reset"
+        assert client.watcher.events == await client.listed(guarded)
+        for key, counts in client.counts().items():
+            assert all(a < b for a, b in pairwise(counts)), (key, counts)
+        client.check(flow)
