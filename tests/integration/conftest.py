@@ -14,7 +14,7 @@ from tests.support import databases
 from tests.support.backends import Servers
 from tests.support.databases import Database, administrator
 from tests.support.readers import Reader, named, reading
-from tests.support.records import batch, log
+from tests.support.records import Log, batch, log
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +32,11 @@ async def writer(database: Database) -> AsyncIterator[BatchWriter]:
     async with BatchWriter(database.writer, "events") as writer:
         await writer.begin_partition(0, 0, "cluster")
         yield writer
+
+
+@pytest.fixture
+def written(writer: BatchWriter) -> Log:
+    return Log(writer)
 
 
 @pytest.fixture

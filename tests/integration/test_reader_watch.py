@@ -9,36 +9,15 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from execution_events.events import Occurrence
-from execution_events.store.batches import BatchWriter
 from tests.support.consumers import until
 from tests.support.databases import Database
 from tests.support.filling import fill
 from tests.support.readers import EVENTS, Reader, named, reading
-from tests.support.records import batch, log
+from tests.support.records import Log
 from tests.support.watching import Message, Watcher, keyed
 
 NEW = "/v1/executions/execution-9/events"
 SSE = {"Accept": "text/event-stream"}
-
-
-class Log:
-    """One partition that goes on and on."""
-
-    def __init__(self, writer: BatchWriter) -> None:
-        self._writer = writer
-        self._next = 0
-
-    async def add(self, *occurrences: Occurrence) -> None:
-        """Store them in one transaction."""
-        records = log(occurrences, begin=self._next)
-        await self._writer.store(batch(records))
-        self._next += len(records)
-
-
-@pytest.fixture
-def written(writer: BatchWriter) -> Log:
-    return Log(writer)
 
 
 def told(messages: list[Message]) -> list[tuple[str, str]]:

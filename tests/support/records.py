@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from execution_events import wire
 from execution_events.events import Occurrence
 from execution_events.projection.batch import read
-from execution_events.store.batches import Batch, Move
+from execution_events.store.batches import Batch, BatchWriter, Move
 from execution_events.wire import Headers
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
@@ -63,3 +63,17 @@ def batch(records: Sequence[LogRecord], *, begin: int | None = None) -> Batch:
         [read(record) for record in records],
         {records[0].partition: Move(first, records[-1].offset + 1)},
     )
+
+
+class Log:
+    """One partition that goes on and on."""
+
+    def __init__(self, writer: BatchWriter) -> None:
+        self._writer = writer
+        self._next = 0
+
+    async def add(self, *occurrences: Occurrence) -> None:
+        """Store them in one transaction."""
+        records = log(occurrences, begin=self._next)
+        await self._writer.store(batch(records))
+        self._next += len(records)

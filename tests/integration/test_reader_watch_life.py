@@ -1,0 +1,152 @@
+"""A watch lives long: comments, clients that leave or stop reading, tokens that end, the database
+away."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import asyncpg
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+
+from execution_events.management import ReaderMetrics
+from execution_events.reader.access import Access
+from execution_events.reader.app import create_app
+from execution_events.reader.feeds import Feeds
+from execution_events.reader.limits import Limits
+from execution_events.reader.watch import WatchLimits
+from execution_events.serving import serve
+from execution_events.settings import Settings
+from execution_events.store.listing import EventLists
+from tests.faults.proxy import Proxy
+from tests.support.consumers import DEADLINE, until
+from tests.support.databases import Database, administrator
+from tests.support.readers import EVENTS, named
+from tests.support.records import Log
+from tests.support.watching import Watcher, keyed
+
+SSE = {"Accept": "text/event-stream"}
+
+
+class Api(NamedTuple):
+    """A reader's API in this process."""
+
+    client: httpx.AsyncClient
+    feeds: Feeds
+    lists: EventLists
+    registry: CollectorRegistry
+
+    def refused(self, reason: str) -> float:
+        name = "execution_events_refused_total"
+        return self.registry.get_sample_value(name, {"reason": reason}) or 0
+
+
+@asynccontextmanager
+async def serving(
+    database_url: str,
+    limits: WatchLimits = WatchLimits(),  # noqa: B008 - a value
+    credentials: Any = lambda _: contextlib.nullcontext(),
+) -> AsyncIterator[Api]:
+    """An API whose watches have these limits; `credentials` opens what knows tokens."""
+    registry = CollectorRegistry()
+    metrics = ReaderMetrics(registry)
+    settings = Settings(reader_max_streams=200, reader_max_streams_per_token=200)
+    async with (
+        EventLists.open(database_url) as lists,
+        credentials(metrics) as known,
+        Feeds.open(lists) as feeds,
+    ):
+        access, bounds = Access(known, metrics), Limits(settings, metrics)
+        app = create_app(lists, feeds, metrics, access, bounds, watch_limits=limits)
+        async with (
+            serve(app, "127.0.0.1", 0) as address,
+            httpx.AsyncClient(base_url=address, timeout=DEADLINE) as client,
+        ):
+            yield Api(client, feeds, lists, registry)
+            feeds.close()
+
+
+@pytest.fixture
+async def admin(database: Database) -> AsyncIterator[asyncpg.Connection]:
+    """Sees what others do, and ends it."""
+    async with administrator(database.administrator) as connection:
+        yield connection
+
+
+async def listed(api: Api) -> Any:
+    return keyed((await api.client.get(EVENTS)).json())
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Lines of the log that somebody may be woken by."""
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelno >= logging.WARNING and record.name.startswith(("execution", "uvicorn"))
+    ]
+
+
+# Comments.
+
+
+async def test_a_comment_comes_by_the_clock_and_brings_what_the_filter_hides(
+    database: Database, written: Log
+) -> None:
+    await written.add(named("a", elem_id="x"))
+    watcher = Watcher()
+    params = {"elemId": "x"}
+
+    async def comments(number: int) -> None:
+        async def so_many() -> bool:
+            return watcher.comments >= number
+
+        await until(so_many, f"{number} comments")
+
+    async with serving(database.reader, WatchLimits(comment=0.2)) as api:
+        async with watcher.watching(api.client, EVENTS, params) as watch:
+            await watch.next(2)
+            begun = watcher.id
+            taking = asyncio.create_task(watch.next())
+            began = time.monotonic()
+            await comments(3)
+            assert time.monotonic() - began > 0.39
+            # Nothing has changed.
+            assert watcher.id == begun
+            await written.add(named("b", elem_id="y"))
+
+            async def moved() -> bool:
+                return watcher.id != begun
+
+            await until(moved, "a comment has brought an id")
+            hidden = watcher.id
+            await comments(watcher.comments + 2)
+            assert watcher.id == hidden
+            await written.add(named("a", 1, elem_id="x"))
+            assert [message.kind for message in await taking] == ["message"]
+            assert len(watcher.seen) == 3
+        watcher.id = hidden
+        async with watcher.watching(api.client, EVENTS, params) as watch:
+            [message] = await watch.next()
+            assert message.data["metadata"]["name"] == "a"
+
+
+# Clients.
+
+
+# The database away.
+
+
+@asynccontextmanager
+async def proxied(database_url: str) -> AsyncIterator[tuple[Proxy, str]]:
+    """A database over a network that can be made to fail."""
+    url = urlsplit(database_url)
+    assert url.port is not None
+    async with Proxy(url.port) as proxy:
+        netloc = f"{url.netloc.rpartition('@')[0]}@127.0.0.1:{proxy.port}"
+        yield proxy, url._replace(netloc=netloc).geturl()
