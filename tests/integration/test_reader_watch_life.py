@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -29,7 +29,7 @@ from tests.support.consumers import DEADLINE, until
 from tests.support.databases import Database, administrator
 from tests.support.readers import EVENTS, named
 from tests.support.records import Log
-from tests.support.watching import Watcher, keyed
+from tests.support.watching import Watcher, Watching, keyed
 
 SSE = {"Accept": "text/event-stream"}
 
@@ -150,3 +150,58 @@ async def proxied(database_url: str) -> AsyncIterator[tuple[Proxy, str]]:
     async with Proxy(url.port) as proxy:
         netloc = f"{url.netloc.rpartition('@')[0]}@127.0.0.1:{proxy.port}"
         yield proxy, url._replace(netloc=netloc).geturl()
+
+
+async def test_watches_stay_while_the_database_is_away(
+    database: Database, written: Log, caplog: pytest.LogCaptureFixture
+) -> None:
+    await written.add(named("a"))
+    watchers = [Watcher() for _ in range(20)]
+    async with (
+        proxied(database.reader) as (proxy, url),
+        serving(url, WatchLimits(comment=0.1)) as api,
+        AsyncExitStack() as stack,
+    ):
+        watches: list[Watching] = []
+        for watcher in watchers:
+            opened = watcher.watching(api.client, EVENTS)
+            watches.append(await stack.enter_async_context(opened))
+        await asyncio.gather(*(watch.next(2) for watch in watches))
+        caplog.clear()
+        async with proxy.refusing():
+            await written.add(named("b"))
+            await written.add(named("a", 1))
+            taking = [asyncio.create_task(watch.next(2)) for watch in watches]
+            told = [watcher.comments for watcher in watchers]
+
+            async def commented() -> bool:
+                counts = [watcher.comments for watcher in watchers]
+                return all(a + 5 < b for a, b in zip(told, counts, strict=True))
+
+            await until(commented, "each has had comments")
+            assert not any(task.done() for task in taking)
+            # Who comes now has to come again.
+            assert (await api.client.get(EVENTS, headers=SSE)).status_code == 503
+        await asyncio.gather(*taking)
+        expected = await listed(api)
+        assert all(watcher.events == expected for watcher in watchers)
+        assert all(len(watcher.seen) == 4 for watcher in watchers)
+    # One for all that watch, and one for the request.
+    lines = warnings(caplog)
+    assert lines.count("cannot look for changes yet") == 1
+    assert len(lines) <= 2, lines
+
+
+async def test_a_watch_that_cannot_begin_is_refused(database: Database, written: Log) -> None:
+    await written.add(named("a"))
+    async with proxied(database.reader) as (proxy, url), serving(url) as api:
+        async with proxy.refusing(), asyncio.timeout(DEADLINE / 2):
+            responses = await asyncio.gather(
+                *(api.client.get(EVENTS, headers=SSE) for _ in range(5))
+            )
+            for response in responses:
+                assert response.status_code == 503
+                assert response.headers["Retry-After"] == "1"
+                assert response.headers["Content-Type"] == "application/json"
+        async with Watcher().watching(api.client, EVENTS) as watch:
+            assert [message.kind for message in await watch.next(2)] == ["reset", "message"]

@@ -42,6 +42,8 @@ class Feed:
     def __init__(self, asked: Asked) -> None:
         self.asked = asked
         self.known: Revisions | None = None
+        self.failure: Exception | None = None
+        """Why the last look failed, while `known` is None."""
         self.watchers: set[asyncio.Event] = set()
         self._steps: deque[tuple[float, Step]] = deque()
 
@@ -57,7 +59,7 @@ class Feed:
 
     def advance(self, step: Step, now: float) -> None:
         """Take the next step, at a time of the loop's clock, and wake all watchers."""
-        self.known = step.after
+        self.known, self.failure = step.after, None
         self._steps.append((now, step))
         if not step.is_complete:
             self._steps.clear()
@@ -106,7 +108,8 @@ class Feeds:
     async def joined(self, asked: Asked, watcher: asyncio.Event) -> AsyncIterator[Feed]:
         """The feed of `asked`; `watcher` is set whenever it has moved.
 
-        What is read from the database from here on is not older than where the feed begins.
+        What is read from the database from here on is not older than where the feed begins. Raises
+        the error of the database where it cannot begin.
         """
         feed = self._feeds.setdefault(asked, Feed(asked))
         feed.watchers.add(watcher)
@@ -115,6 +118,8 @@ class Feeds:
             while feed.known is None and not self.is_closed:
                 await watcher.wait()
                 watcher.clear()
+                if feed.failure is not None:
+                    raise feed.failure
             yield feed
         finally:
             feed.watchers.discard(watcher)
@@ -135,10 +140,19 @@ class Feeds:
                 if not is_away:
                     _log.warning("cannot look for changes yet", error=str(error))
                 is_away = True
+                self._fail(error)
             else:
                 is_away = False
             took = loop.time() - began
             await asyncio.sleep(_AWAY if is_away else max(_INTERVAL - took, _REST * took))
+
+    def _fail(self, error: Exception) -> None:
+        """Have those go that have waited for a first look; the others have what they have."""
+        for feed in self._feeds.values():
+            if feed.known is None:
+                feed.failure = error
+                for watcher in feed.watchers:
+                    watcher.set()
 
     async def _move(self, loop: asyncio.AbstractEventLoop) -> None:
         known = [(feed, feed.known) for feed in self._feeds.values() if feed.known is not None]
