@@ -205,3 +205,30 @@ async def test_a_watch_that_cannot_begin_is_refused(database: Database, written:
                 assert response.headers["Content-Type"] == "application/json"
         async with Watcher().watching(api.client, EVENTS) as watch:
             assert [message.kind for message in await watch.next(2)] == ["reset", "message"]
+
+
+async def test_watches_go_on_after_an_error_that_nobody_expected(
+    database: Database,
+    written: Log,
+    admin: asyncpg.Connection,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Here one that is no reason to try again: the watches would stay, and show nothing."""
+    await written.add(named("a"))
+    watcher = Watcher()
+    async with serving(database.reader) as api, watcher.watching(api.client, EVENTS) as watch:
+        await watch.next(2)
+        grantee = "ON execution_events.execution {} execution_events_reader"
+        await admin.execute("REVOKE SELECT " + grantee.format("FROM"))
+
+        async def logged() -> bool:
+            return any(record.levelno >= logging.ERROR for record in caplog.records)
+
+        await until(logged, "the error is logged")
+        assert (
+            await api.client.get("/v1/executions/execution-2/events", headers=SSE)
+        ).status_code == 500
+        await written.add(named("b"))
+        await admin.execute("GRANT SELECT " + grantee.format("TO"))
+        [message] = await watch.next()
+        assert message.data["metadata"]["name"] == "b"

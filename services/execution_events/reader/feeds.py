@@ -136,9 +136,12 @@ class Feeds:
             began = loop.time()
             try:
                 await self._move(loop)
-            except RetryableError as error:
-                if not is_away:
+            except Exception as error:
+                # Whatever it is: without further looks all watches would stay and show nothing.
+                if not is_away and isinstance(error, RetryableError):
                     _log.warning("cannot look for changes yet", error=str(error))
+                elif not is_away:
+                    _log.exception("cannot look for changes")
                 is_away = True
                 self._fail(error)
             else:
