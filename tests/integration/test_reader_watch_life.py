@@ -139,6 +139,19 @@ async def test_a_comment_comes_by_the_clock_and_brings_what_the_filter_hides(
 # Clients.
 
 
+async def test_a_watch_that_begins_at_a_stop_is_an_empty_one(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So that its client comes again, to another reader."""
+    async with serving(database.reader) as api:
+        api.feeds.close()
+        response = await api.client.get(EVENTS, headers=SSE)
+        assert response.status_code == 200
+        assert response.headers["Content-Type"] == "text/event-stream"
+        assert response.content == b""
+    assert not warnings(caplog)
+
+
 # The database away.
 
 

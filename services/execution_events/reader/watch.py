@@ -113,6 +113,9 @@ class Watch(Response):
                             break
                     async with asyncio.timeout(self._limits.chunk):
                         await send(body_message(chunk, more=True))
+            if not is_started:
+                # At a stop: the client comes again, where an error would end some.
+                await send(head_message(self._fields))
             await send(body_message(b"", more=False))
         except (RetryableError, TimeoutError) as error:
             if not is_started:
