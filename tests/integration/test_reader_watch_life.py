@@ -27,6 +27,7 @@ from execution_events.store.listing import EventLists
 from tests.faults.proxy import Proxy
 from tests.support.consumers import DEADLINE, until
 from tests.support.databases import Database, administrator
+from tests.support.filling import fill
 from tests.support.readers import EVENTS, named
 from tests.support.records import Log
 from tests.support.watching import Watcher, Watching, keyed
@@ -137,6 +138,43 @@ async def test_a_comment_comes_by_the_clock_and_brings_what_the_filter_hides(
 
 
 # Clients.
+
+
+async def test_a_client_that_leaves_ends_its_list(
+    database: Database,
+    owner: asyncpg.Connection,
+    admin: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else what nobody reads is read to its end."""
+    await fill(owner, 100_000)
+    async with serving(database.reader) as api:
+        batches = 0
+        stream = api.lists.stream
+
+        @asynccontextmanager
+        async def counted(*arguments: Any) -> AsyncIterator[Any]:
+            async def counting(found: AsyncIterator[Any]) -> AsyncIterator[Any]:
+                nonlocal batches
+                async for bodies in found:
+                    batches += 1
+                    yield bodies
+
+            async with stream(*arguments) as opened:
+                yield opened._replace(batches=counting(opened.batches))
+
+        monkeypatch.setattr(api.lists, "stream", counted)
+        async with Watcher().watching(api.client, EVENTS) as watch:
+            await watch.next(2)
+
+        async def ended() -> bool:
+            return not await admin.fetchval(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+                " AND usename = 'execution_events_reader' AND state <> 'idle'"
+            )
+
+        await until(ended, "its snapshot is free")
+        assert 0 < batches < 100_000 / 128 / 2
 
 
 async def test_a_watch_that_begins_at_a_stop_is_an_empty_one(

@@ -109,8 +109,9 @@ class Watch(Response):
                     if not is_started:
                         is_started = True
                         await send(head_message(self._fields))
-                        if scope["method"] == "HEAD":
-                            break
+                    # What is sent to a client that has left is dropped without a sign.
+                    if self._is_gone or scope["method"] == "HEAD":
+                        break
                     async with asyncio.timeout(self._limits.chunk):
                         await send(body_message(chunk, more=True))
             if not is_started:
