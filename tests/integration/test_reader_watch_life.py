@@ -283,3 +283,29 @@ async def test_watches_go_on_after_an_error_that_nobody_expected(
         await admin.execute("GRANT SELECT " + grantee.format("TO"))
         [message] = await watch.next()
         assert message.data["metadata"]["name"] == "b"
+
+
+async def test_a_database_that_was_restored_shows_what_is_in_it(
+    database: Database, written: Log, owner: asyncpg.Connection
+) -> None:
+    """An older state, whose revisions are lower: those who are ahead of it begin anew."""
+    await written.add(named("a"))
+    await owner.execute("SET search_path = execution_events")
+    here, away = Watcher(), Watcher()
+    async with serving(database.reader) as api, here.watching(api.client, EVENTS) as watch:
+        await watch.next(2)
+        before = await listed(api)
+        await owner.execute("CREATE TABLE restored AS SELECT * FROM execution")
+        await written.add(named("b"))
+        await watch.next()
+        async with away.watching(api.client, EVENTS) as other:
+            await other.next(3)
+        async with owner.transaction():
+            await owner.execute("DELETE FROM event WHERE name = 'b'")
+            await owner.execute("DELETE FROM execution_change WHERE names = '{b}'")
+            await owner.execute("UPDATE execution SET revision = restored.revision FROM restored")
+        await watch.until(before)
+        assert here.seen[-2].kind == "reset"
+        async with away.watching(api.client, EVENTS) as other:
+            assert (await other.next()).pop().kind == "reset"
+            await other.until(before)

@@ -50,10 +50,11 @@ class Feed:
     def after(self, position: Revisions) -> list[Step] | None:
         """The steps that lead on from `position`; None where the feed does not know them."""
         known = self.known or {}
-        if not position.keys() <= known.keys():
-            return None
-        if _covers(position, known):
+        if position == known:
             return []
+        # Who is ahead of it may stand where the database never was, or no longer is.
+        if not _covers(known, position):
+            return None
         left = [step for _, step in self._steps if not _covers(position, step.after)]
         return left if left and _covers(position, left[0].before) else None
 
