@@ -1,0 +1,63 @@
+"""A reader's API in this process, with bounds of a test's own."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import httpx
+from prometheus_client import CollectorRegistry
+
+from execution_events.management import ReaderMetrics
+from execution_events.reader.access import Access
+from execution_events.reader.app import create_app
+from execution_events.reader.feeds import Feeds
+from execution_events.reader.limits import Limits
+from execution_events.reader.watch import WatchLimits
+from execution_events.serving import serve
+from execution_events.settings import Settings
+from execution_events.store.listing import EventLists
+from tests.support.consumers import DEADLINE
+
+
+class Api(NamedTuple):
+    """A reader's API in this process."""
+
+    client: httpx.AsyncClient
+    feeds: Feeds
+    lists: EventLists
+    registry: CollectorRegistry
+
+    @property
+    def watchers(self) -> int:
+        """How many watches are open."""
+        return sum(len(feed.watchers) for feed in self.feeds._feeds.values())
+
+    def refused(self, reason: str) -> float:
+        name = "execution_events_refused_total"
+        return self.registry.get_sample_value(name, {"reason": reason}) or 0
+
+
+@asynccontextmanager
+async def serving(
+    database_url: str,
+    limits: WatchLimits = WatchLimits(),  # noqa: B008 - a value
+    credentials: Any = lambda _: contextlib.nullcontext(),
+) -> AsyncIterator[Api]:
+    """An API whose watches have these limits; `credentials` opens what knows tokens."""
+    registry = CollectorRegistry()
+    metrics = ReaderMetrics(registry)
+    settings = Settings(reader_max_streams=200, reader_max_streams_per_token=200)
+    async with (
+        EventLists.open(database_url) as lists,
+        credentials(metrics) as known,
+        Feeds.open(lists) as feeds,
+    ):
+        access, bounds = Access(known, metrics), Limits(settings, metrics)
+        app = create_app(lists, feeds, metrics, access, bounds, watch_limits=limits)
+        async with (
+            serve(app, "127.0.0.1", 0) as address,
+            httpx.AsyncClient(base_url=address, timeout=DEADLINE) as client,
+        ):
+            yield Api(client, feeds, lists, registry)
+            feeds.close()
