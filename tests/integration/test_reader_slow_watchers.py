@@ -1,19 +1,24 @@
 """A client that stops reading is dropped; it costs others nothing, and the process little."""
 
 import asyncio
+import re
 import socket
+import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import asyncpg
 import httpx
 import pytest
 
 from execution_events.reader.watch import WatchLimits
+from execution_events.settings import Settings
 from tests.support.apis import serving
-from tests.support.consumers import until
+from tests.support.consumers import DEADLINE, until
 from tests.support.databases import Database
 from tests.support.filling import fill
+from tests.support.processes import environment
 from tests.support.readers import EVENTS, named
 from tests.support.records import Log
 from tests.support.watching import Watcher
@@ -89,3 +94,60 @@ async def test_one_that_is_stuck_in_changes_is_dropped_and_holds_up_nobody(
         async with asyncio.timeout(10):
             await until(dropped, "it is dropped")
         assert api.watchers == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+async def test_many_that_are_stuck_take_little_memory(
+    database: Database, written: Log, unused_port: int
+) -> None:
+    """In a process of its own, whose peak is the system's count."""
+    settings = Settings(database_url=database.reader, reader_port=unused_port, management_port=0)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "execution_events.cli", "reader"), env=environment(settings)
+    )
+    try:
+        address = httpx.URL(f"http://127.0.0.1:{unused_port}")
+        async with (
+            httpx.AsyncClient(base_url=address, timeout=DEADLINE) as client,
+            AsyncExitStack() as stack,
+        ):
+
+            async def serves() -> bool:
+                try:
+                    return (await client.get(EVENTS)).status_code == 200
+                except httpx.TransportError:
+                    return False
+
+            await until(serves, "the reader serves")
+            watch = await stack.enter_async_context(Watcher().watching(client, EVENTS))
+            await watch.next()
+
+            async def write(seconds: float) -> None:
+                """8 MB."""
+                await written.add(
+                    *(named(f"{number:03}", seconds, message=LARGE) for number in range(500))
+                )
+                await watch.next(500)
+
+            # What a revision costs once is no part of it.
+            await write(1)
+            before = peak_bytes(process.pid)
+            for _ in range(40):
+                await stack.enter_async_context(
+                    stuck(address, f"{EVENTS}?since=2026-01-01T00:00:02Z")
+                )
+            await write(2)
+            added = peak_bytes(process.pid) - before
+            print(f"{added / 2**20:.0f} MiB")
+            # Each has its part of what the system does not take: nobody has all.
+            assert added < 40 * 2**20
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+def peak_bytes(process: int) -> int:
+    status = Path(f"/proc/{process}/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) * 1024

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -175,25 +176,24 @@ class Watch(Response):
                 if loop.time() > deadline:
                     raise TimeoutError
 
-    def _step(self, step: Step) -> list[bytes]:
+    def _step(self, step: Step) -> Iterator[bytes]:
         assert self._position is not None  # noqa: S101
         before = self._position
-        messages = [
+        messages = (
             message
             for change in step.changes
             if change.revision > before.get(change.namespace, 0)
             and (message := self._message(change))
-        ]
-        self._position = _later(before, step.after)
-        return self._pieces(messages)
+        )
+        return self._pieces(messages, _later(before, step.after))
 
     async def _whole(self) -> AsyncGenerator[bytes, None]:
         self._position = None
         selection, (execution_id, namespaces) = self._query.selection, self._asked
         page = await self._lists.page(execution_id, selection, namespaces, _FETCHED_WHOLE)
         if page.last is None:
-            self._position = parse_revisions(page.revisions)
-            for chunk in self._pieces([_RESET, *map(self._listed, page.bodies)]):
+            messages = chain([_RESET], map(self._listed, page.bodies))
+            for chunk in self._pieces(messages, parse_revisions(page.revisions)):
                 yield chunk
             return
         async with self._lists.stream(execution_id, selection, namespaces) as stream:
@@ -203,22 +203,26 @@ class Watch(Response):
                 held += map(self._listed, bodies)
                 yield b"\n\n".join((*held[:-1], b""))
                 held = held[-1:]
-            self._position = parse_revisions(stream.revisions)
-            for chunk in self._pieces(held):
+            for chunk in self._pieces(held, parse_revisions(stream.revisions)):
                 yield chunk
 
-    def _pieces(self, messages: list[bytes]) -> list[bytes]:
-        """Messages with the id of the position at the last of them, in chunks."""
-        if messages:
-            messages[-1] += b"\nid: " + self._id()
-        pieces, piece, size = [], list[bytes](), 0
+    def _pieces(self, messages: Iterable[bytes], position: Revisions) -> Iterator[bytes]:
+        """Messages in chunks. With the last the watch is at `position`, whose id goes along.
+
+        One chunk at a time: all of them, for each of many that do not read, would be too much.
+        """
+        piece, size, held = list[bytes](), 0, b""
         for message in messages:
-            piece.append(message)
-            size += len(message)
-            if size >= _CHUNK_BYTES or message is messages[-1]:
-                pieces.append(b"\n\n".join((*piece, b"")))
+            if held:
+                piece.append(held)
+                size += len(held)
+            if size >= _CHUNK_BYTES:
+                yield b"\n\n".join((*piece, b""))
                 piece, size = [], 0
-        return pieces
+            held = message
+        self._position = position
+        if held:
+            yield b"\n\n".join((*piece, held + b"\nid: " + self._id(), b""))
 
     def _message(self, change: Change) -> bytes | None:
         if selects(self._query.selection, change):
