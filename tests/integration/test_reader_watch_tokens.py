@@ -1,0 +1,128 @@
+"""A watch lasts as long as its caller may read the same: each comment is a look at the token."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from execution_events.management import ReaderMetrics
+from execution_events.reader.access import Caller, IssuerAwayError
+from execution_events.reader.issuer import LEEWAY, Issuer
+from execution_events.reader.token_file import TokenFile
+from execution_events.reader.watch import WatchLimits
+from tests.support.apis import serving
+from tests.support.consumers import until
+from tests.support.databases import Database
+from tests.support.issuers import AUDIENCE, ISSUER, KeyServer, ec_key
+from tests.support.readers import EVENTS, named
+from tests.support.records import Log
+from tests.support.watching import Watcher, keyed
+
+OFTEN = WatchLimits(comment=0.1)
+
+
+def write(path: Path, tenants: Mapping[str, list[str]]) -> None:
+    """At once, or a look in between finds half of it."""
+    hashes = {hashlib.sha256(token.encode()).hexdigest(): n for token, n in tenants.items()}
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(hashes))
+    os.replace(new, path)  # noqa: PTH105 - as a deployment does
+
+
+@pytest.mark.parametrize("after", [[], ["other"], ["tenant", "other"]])
+async def test_it_ends_when_its_token_is_removed_or_reads_others(
+    database: Database, written: Log, tmp_path: Path, after: list[str]
+) -> None:
+    await written.add(named("a"), named("b", namespace="other"))
+    path = tmp_path / "tokens.json"
+    tokens = {"changed": ["tenant"], "same": ["tenant"]}
+    write(path, tokens)
+    changed, same = Watcher(), Watcher()
+    async with serving(database.reader, OFTEN, partial(TokenFile.open, path)) as api:
+        headers = {"X-Auth-Token": "changed"}
+        async with (
+            same.watching(api.client, EVENTS, headers={"X-Auth-Token": "same"}) as other,
+            changed.watching(api.client, EVENTS, headers=headers) as watch,
+        ):
+            await other.next(2)
+            await watch.next(2)
+            write(path, {"same": ["tenant"]} | ({"changed": after} if after else {}))
+            # In order: an answer that was cut raises.
+            await watch.end()
+            assert [message.data for message in changed.seen][1:] == [*changed.events.values()]
+            await written.add(named("c"), named("d", namespace="other"))
+            [message] = await other.next()
+            assert message.data["metadata"]["name"] == "c"
+        # Whoever comes again gets what it may read now, and nothing of what it may not any more.
+        response = await api.client.get(EVENTS, headers=headers)
+        assert response.status_code == (200 if after else 401)
+        if after:
+            async with changed.watching(api.client, EVENTS, headers=headers) as watch:
+                await watch.until(keyed(response.json()))
+
+
+async def test_it_ends_when_its_jwt_expires(database: Database, written: Log) -> None:
+    await written.add(named("a"))
+    key, server = ec_key("key"), KeyServer()
+    server.keys = [key.jwk]
+
+    def issuer(metrics: ReaderMetrics) -> AbstractAsyncContextManager[Issuer]:
+        return Issuer.open(server.url, AUDIENCE, ISSUER, "projects", metrics)
+
+    async with server.serve(), serving(database.reader, OFTEN, issuer) as api:
+        ends = int(time.time()) - LEEWAY + 2
+        tokens = [key.sign(projects=["tenant"], exp=ends), key.sign(projects=["tenant"])]
+        short, long = ({"Authorization": f"Bearer {token}"} for token in tokens)
+        async with (
+            Watcher().watching(api.client, EVENTS, headers=long) as other,
+            Watcher().watching(api.client, EVENTS, headers=short) as watch,
+        ):
+            await other.next(2)
+            await watch.next(2)
+            await watch.end()
+            assert time.time() >= ends + LEEWAY
+            await written.add(named("b"))
+            await other.next()
+
+
+class _Away:
+    """An issuer whose keys have just changed."""
+
+    def __init__(self) -> None:
+        self.is_away = False
+        self.asked = 0
+
+    async def caller(self, _: bytes) -> Caller:
+        self.asked += 1
+        if self.is_away:
+            raise IssuerAwayError
+        return Caller(frozenset({"tenant"}), "one")
+
+    def problems(self) -> list[str]:
+        return []
+
+
+async def test_it_stays_while_nobody_can_tell(database: Database, written: Log) -> None:
+    """What was allowed stays so."""
+    await written.add(named("a"))
+    issuer = _Away()
+    headers = {"X-Auth-Token": "token"}
+    async with (
+        serving(database.reader, OFTEN, lambda _: nullcontext(issuer)) as api,
+        Watcher().watching(api.client, EVENTS, headers=headers) as watch,
+    ):
+        await watch.next(2)
+        issuer.is_away, issuer.asked = True, 0
+
+        async def asked() -> bool:
+            return issuer.asked > 3
+
+        await until(asked, "its token was looked at")
+        await written.add(named("b"))
+        await watch.next()
