@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,6 +14,7 @@ import asyncpg
 import pytest
 
 from execution_events.reader.watch import WatchLimits
+from execution_events.store.batches import BatchWriter
 from tests.faults.proxy import Proxy
 from tests.support.apis import Api, serving
 from tests.support.consumers import DEADLINE, until
@@ -140,6 +142,29 @@ async def test_a_watch_that_begins_at_a_stop_is_an_empty_one(
         assert response.headers["Content-Type"] == "text/event-stream"
         assert response.content == b""
     assert not warnings(caplog)
+
+
+# Changes.
+
+
+async def test_who_keeps_up_misses_nothing_that_is_forgotten(
+    database: Database, written: Log, writer: BatchWriter
+) -> None:
+    await written.add(named("a"))
+    watcher = Watcher()
+    async with serving(database.reader) as api:
+        for number in range(3):
+            async with watcher.watching(api.client, EVENTS) as watch:
+                await watch.next(2 if not number else 1)
+                for other in range(3):
+                    # All that there is.
+                    await writer.forget_changes(timedelta())
+                    await written.add(named("a", 1), named(f"{number}.{other}"))
+                    await watch.next(2)
+                # One that comes while nobody watches is kept.
+                await writer.forget_changes(timedelta())
+            await written.add(named("b", number))
+        assert [message.kind for message in watcher.seen].count("reset") == 1
 
 
 # The database away.
