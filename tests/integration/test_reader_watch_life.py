@@ -167,6 +167,28 @@ async def test_who_keeps_up_misses_nothing_that_is_forgotten(
         assert [message.kind for message in watcher.seen].count("reset") == 1
 
 
+@pytest.mark.parametrize(("changes", "begins"), [(3, "message"), (4, "reset")])
+async def test_who_missed_much_begins_anew(
+    database: Database,
+    written: Log,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: int,
+    begins: str,
+) -> None:
+    """A list is sent while it is read; what was missed is held as a whole."""
+    monkeypatch.setattr("execution_events.store.revisions.MOST_CHANGES", 3)
+    await written.add(named("a"))
+    watcher = Watcher()
+    async with serving(database.reader) as api:
+        async with watcher.watching(api.client, EVENTS) as watch:
+            await watch.next(2)
+        for number in range(changes):
+            await written.add(named(f"{number}"))
+        async with watcher.watching(api.client, EVENTS) as watch:
+            assert [message.kind for message in await watch.next()] == [begins]
+            await watch.until(await listed(api))
+
+
 # The database away.
 
 

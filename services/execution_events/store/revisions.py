@@ -20,6 +20,10 @@ Namespaces = frozenset[str] | None
 Revisions = Mapping[str, int]
 """The revision of each namespace of an execution that a caller may read."""
 
+MOST_CHANGES = 20_000
+"""In one step, each time that an event changed: two of the largest batches. All are held at a time,
+so who has missed more reads the list instead."""
+
 _decoder = msgspec.json.Decoder(dict[str, int])
 
 
@@ -48,8 +52,8 @@ class Change(msgspec.Struct, frozen=True, gc=False):
 class Step(NamedTuple):
     """What changed from one set of revisions to the next, in order of the revisions.
 
-    Where it is not complete, something in between is not known any more, or the execution was
-    pruned: only the whole list tells what there is.
+    Where it is not complete, something in between is not known any more, or too much, or the
+    execution was pruned: only the whole list tells what there is.
     """
 
     before: Revisions
@@ -152,19 +156,23 @@ async def steps(pool: ReadingPool, known: Sequence[tuple[Asked, Revisions]]) -> 
 async def _changes(
     pool: ReadingPool, since: Sequence[tuple[object, ...]]
 ) -> list[tuple[int, bool, list[Change]]]:
-    """For each (execution id, namespace, revision): the latest revision, and what changed."""
+    """For each (execution id, namespace, revision): the latest revision, whether all that changed
+    is known, and that.
+    """
     found: list[tuple[int, bool, list[Change]]] = [(0, False, []) for _ in since]
     if since:
         with translated_errors():
             async with pool.acquire() as connection:
-                rows = await connection.fetch(_SQL["changes"], *zip(*since, strict=True))
-        for number, latest, is_complete, revision, rewritten, first, last, body in rows:
+                rows = await connection.fetch(
+                    _SQL["changes"], *zip(*since, strict=True), MOST_CHANGES
+                )
+        for number, latest, revision, rewritten, first, last, body in rows:
             changes = found[number - 1][2]
             event = decode(body)
             changes.append(
                 Change(event.metadata.namespace, revision, rewritten, first, last, body, event)
             )
-            found[number - 1] = (latest, is_complete, changes)
+            found[number - 1] = (latest, True, changes)
     return found
 
 

@@ -14,8 +14,8 @@ GROUP BY number
 -- name: changes
 -- One statement, so that the events are as they were at the revision that it finds: of each
 -- execution (`number` is the place in the arrays, from 1), what changed after a revision, zero for
--- one that was not there. Every revision names the one before it; `is_complete` tells that none is
--- missing. Where nothing is found, nothing changed, or what did was forgotten.
+-- one that was not there. Where nothing is found, not all of it is known: every revision names the
+-- one before it, and one of them was forgotten; or it is too much.
 WITH since AS (
     SELECT *
     FROM unnest($1::text[], $2::text[], $3::bigint[])
@@ -28,24 +28,23 @@ change AS (
     WHERE change.revision > known
 ),
 chain AS (
-    SELECT
-        number,
-        max(revision) AS latest,
-        coalesce((array_agg(previous ORDER BY revision))[1], 0) = min(known) AS is_complete
+    SELECT number, max(revision) AS latest
     FROM change
     GROUP BY number
+    HAVING coalesce((array_agg(previous ORDER BY revision))[1], 0) = min(known)
+        AND sum(cardinality(names)) <= $4
 ),
 changed AS (
     SELECT
-        number, execution_id, namespace, name,
+        number, latest, execution_id, namespace, name,
         max(revision) AS revision,
         bool_or(is_rewritten) AS is_rewritten
-    FROM change, unnest(names, rewritten) AS event (name, is_rewritten)
-    GROUP BY number, execution_id, namespace, name
+    FROM change
+    JOIN chain USING (number)
+    CROSS JOIN unnest(names, rewritten) AS event (name, is_rewritten)
+    GROUP BY number, latest, execution_id, namespace, name
 )
-SELECT
-    number, latest, is_complete, revision, is_rewritten, first_timestamp, last_timestamp, body
+SELECT number, latest, revision, is_rewritten, first_timestamp, last_timestamp, body
 FROM changed
-JOIN chain USING (number)
 JOIN event USING (execution_id, namespace, name)
 ORDER BY number, revision, place, name
