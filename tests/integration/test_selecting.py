@@ -1,0 +1,169 @@
+"""Which events a watch shows is what a list of the same selection has, for any event."""
+
+import sys
+import unicodedata
+from collections.abc import AsyncIterator
+from datetime import UTC, timedelta
+from itertools import count
+
+import asyncpg
+import msgspec
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from execution_events.events import TIMESTAMP_MAX, TIMESTAMP_MIN, Occurrence
+from execution_events.projection.body import decode
+from execution_events.reader.selecting import selects
+from execution_events.store.listing import Column, EventLists, Selection
+from execution_events.store.revisions import Asked
+from tests.support.databases import Database
+from tests.support.filling import write
+from tests.support.records import EPOCH, occurrence
+
+# How a character folds does not change once Unicode has it. PostgreSQL 18 knows more of them than
+# Python, which is of Unicode 14 in 3.11 and of 15.1 in 3.13, so those that Python does not know
+# are left out.
+_CHARACTERS = st.characters(exclude_categories=["Cn", "Cs"], exclude_characters="\0")
+# Those that fold to several, to another script or length, or not at all as they look; what combines
+# with them; and what means something to SQL, LIKE or a pattern.
+_AWKWARD = st.sampled_from(
+    [
+        *"ßẞsSſKkKÅåÅİiıIΣσς\u0345ιΙᾳᾼΐΰŉǰẖẗﬁﬀﬃfﬅﬓ\u01c4\u01c5\u01c6ꭰᎠ𐐀𐐨ΆάωΩΩµμéÉ",
+        *["e\u0301", "i\u0307", "\u0307", "\u0301", "\u200d", "\u00ad", "\ufeff", "元", "😀"],
+        *"##  %_\\'\"^$.*a\t\n\u00a0",
+    ]
+)
+_TEXTS = st.lists(_AWKWARD | _CHARACTERS, max_size=8).map("".join)
+_EDGES = st.sampled_from(["", " ", "  ", "\t", "\n", "\u00a0", "#"])
+_REASONS = st.builds(
+    "{}{}{}{}{}".format, _TEXTS, _EDGES, st.sampled_from(["", "##", "##", "####"]), _EDGES, _TEXTS
+)
+_COLUMNS: list[Column] = ["reason", "reason", "type", "elem_type", "elem_id", "action_name"]
+_MOMENTS = st.one_of(
+    st.integers(-2, 2).map(lambda number: EPOCH + timedelta(microseconds=number)),
+    st.sampled_from([TIMESTAMP_MIN, TIMESTAMP_MAX, TIMESTAMP_MAX - timedelta(microseconds=1)]),
+    st.datetimes(
+        TIMESTAMP_MIN.replace(tzinfo=None),
+        TIMESTAMP_MAX.replace(tzinfo=None),
+        timezones=st.just(UTC),
+    ),
+)
+
+
+def _value(texts: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    return texts.filter(lambda text: 1 <= len(text) <= 256)
+
+
+@st.composite
+def occurrences(draw: st.DrawFn) -> list[Occurrence]:
+    few = draw(st.lists(_value(_TEXTS), min_size=1, max_size=3))
+    text = st.sampled_from(few) | _value(_TEXTS)
+    found = []
+    for number in range(draw(st.integers(1, 5))):
+        first, last = sorted((draw(_MOMENTS), draw(_MOMENTS)))
+        found.append(
+            occurrence(
+                name=f"{number}",
+                reason=draw(_value(_REASONS)),
+                message=draw(_TEXTS),
+                type=draw(text),
+                elem_type=draw(text),
+                elem_id=draw(text),
+                action_name=draw(text),
+                first_timestamp=first,
+                last_timestamp=last,
+            )
+        )
+    return found
+
+
+@st.composite
+def _parts(draw: st.DrawFn, texts: list[str]) -> str:
+    """A part of one of `texts`, in another case."""
+    text = draw(st.sampled_from(texts))
+    begin, end = sorted(draw(st.tuples(*[st.integers(0, len(text))] * 2)))
+    part = text[begin:end]
+    return draw(
+        st.sampled_from(
+            [part, part.casefold(), part.upper(), part.lower(), part.swapcase(), part.title()]
+        )
+    )
+
+
+@st.composite
+def selections(draw: st.DrawFn, events: list[Occurrence]) -> Selection:
+    """One that has some of `events` and not others, more often than not."""
+
+    def filters() -> tuple[tuple[Column, tuple[str, ...]], ...]:
+        found = []
+        for column in draw(st.lists(st.sampled_from(_COLUMNS), max_size=2, unique=True)):
+            texts = [getattr(event, column) for event in events]
+            # Also those that are none, as other characters than spaces are not trimmed.
+            halves = [
+                trimmed
+                for text in texts
+                for half in text.split("##", 1)
+                for trimmed in (half, half.strip(" "), half.strip())
+            ]
+            own = st.sampled_from(texts + halves)
+            values = st.lists(_value(own | _TEXTS), min_size=1, max_size=3, unique=True)
+            found.append((column, tuple(sorted(draw(values)))))
+        return tuple(found)
+
+    texts = [event.message for event in events] + [event.reason for event in events]
+    moments = [event.last_timestamp for event in events] + [e.first_timestamp for e in events]
+    near = st.none() | _MOMENTS | st.sampled_from(moments)
+    return Selection(
+        descending=draw(st.booleans()),
+        only=filters(),
+        exclude=filters() if draw(st.booleans()) else (),
+        since=draw(near),
+        until=draw(near),
+        text=draw(st.none() | _value(_parts(texts)) | _value(_TEXTS)),
+    )
+
+
+_numbers = count()
+
+
+@pytest.fixture
+async def lists(database: Database) -> AsyncIterator[EventLists]:
+    async with EventLists.open(database.reader) as lists:
+        yield lists
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+async def test_a_watch_selects_what_a_list_has(
+    lists: EventLists, owner: asyncpg.Connection, data: st.DataObject
+) -> None:
+    execution_id = f"execution-{next(_numbers)}"
+    events = data.draw(occurrences())
+    # The database is that of all examples.
+    await write(owner, [msgspec.structs.replace(one, execution_id=execution_id) for one in events])
+    [step] = await lists.steps([(Asked(execution_id, None), {})])
+    assert step.is_complete
+    assert len(step.changes) == len(events)
+    for _ in range(4):
+        selection = data.draw(selections(events))
+        page = await lists.page(execution_id, selection, None, 100)
+        listed = {decode(body).metadata.name for body in page.bodies}
+        selected = {c.event.metadata.name for c in step.changes if selects(selection, c)}
+        assert selected == listed
+        event("all" if len(listed) == len(events) else "some" if listed else "none")
+
+
+async def test_every_character_folds_alike(owner: asyncpg.Connection) -> None:
+    """In Python and in PostgreSQL."""
+    characters = [chr(number) for number in range(1, sys.maxunicode + 1)]
+    known = [c for c in characters if unicodedata.category(c) not in ("Cn", "Cs")]
+    folded = await owner.fetchval(
+        "SELECT array_agg(casefold(character COLLATE pg_unicode_fast) ORDER BY number)"
+        " FROM unnest($1::text[]) WITH ORDINALITY AS known (character, number)",
+        known,
+    )
+    assert len(known) > 250_000
+    assert [(a, b) for a, b in zip(known, folded, strict=True) if a.casefold() != b] == []
