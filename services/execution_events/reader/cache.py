@@ -12,8 +12,10 @@ _SHARE = 16
 """An answer with more than this part of the room is not kept: it would cost many others."""
 _REMEMBERED = 8192
 """How many of the last requests are known again."""
-_OVERHEAD = 1024
-"""Bytes that an answer takes beside its body and what was asked."""
+_OVERHEAD = 1536
+"""Bytes that an answer takes beside the texts of it and of what was asked."""
+_NAMESPACE_OVERHEAD = 128
+"""Bytes that a namespace takes beside its characters, in a set."""
 
 
 class Asked(NamedTuple):
@@ -83,5 +85,13 @@ class Cache:
 
 
 def _size(asked: Asked, answer: Answer) -> int:
-    texts = (asked.query_string, asked.accept, asked.accept_encoding, answer.response.body)
-    return _OVERHEAD + sum(map(len, texts))
+    response, namespaces = answer.response, asked.namespaces or ()
+    asking = (asked.query_string, asked.accept, asked.accept_encoding)
+    return (
+        _OVERHEAD
+        + sum(map(len, (*asking, answer.revisions, response.body)))
+        # The link to the next page holds the query once more.
+        + sum(len(name) + len(value) for name, value in response.raw_headers)
+        # Each token of an issuer brings its own.
+        + sum(len(namespace) + _NAMESPACE_OVERHEAD for namespace in namespaces)
+    )
