@@ -151,6 +151,22 @@ async def test_an_execution_is_pruned_and_begins_anew_while_it_is_watched(
     assert watcher.events == keyed(await reader.events())
 
 
+async def test_who_saw_what_was_pruned_begins_anew_where_others_saw_it_begin(
+    reader: Reader, owner: asyncpg.Connection, written: Log
+) -> None:
+    await written.add(named("a"))
+    before, other = Watcher(), Watcher()
+    async with before.watching(reader.api, EVENTS) as watch:
+        await watch.next(2)
+    await prune(owner)
+    async with other.watching(reader.api, EVENTS) as beside:
+        assert told(await beside.next()) == [("reset", "")]
+        await written.add(named("b"))
+        assert told(await beside.next()) == [("message", "b")]
+        async with before.watching(reader.api, EVENTS) as watch:
+            assert told(await watch.next(2)) == [("reset", ""), ("message", "b")]
+
+
 async def test_a_watch_shows_what_its_filter_selects(reader: Reader, written: Log) -> None:
     await written.add(named("a", elem_id="x"), named("b", elem_id="y"))
     watcher = Watcher()

@@ -56,7 +56,10 @@ class Feed:
         if not _covers(known, position):
             return None
         left = [step for _, step in self._steps if not _covers(position, step.after)]
-        return left if left and _covers(position, left[0].before) else None
+        if not left or not _covers(position, left[0].before):
+            return None
+        # Who has seen a namespace that was not there then may have seen one that was pruned.
+        return left if position.keys() <= left[0].before.keys() else None
 
     def advance(self, step: Step, now: float) -> None:
         """Take the next step, at a time of the loop's clock, and wake all watchers."""
