@@ -290,15 +290,16 @@ async def test_a_database_that_was_restored_shows_what_is_in_it(
     """An older state, whose revisions are lower: those who are ahead of it begin anew."""
     await written.add(named("a"))
     await owner.execute("SET search_path = execution_events")
-    here, away = Watcher(), Watcher()
+    here, away, late = Watcher(), Watcher(), Watcher()
     async with serving(database.reader) as api, here.watching(api.client, EVENTS) as watch:
         await watch.next(2)
         before = await listed(api)
         await owner.execute("CREATE TABLE restored AS SELECT * FROM execution")
         await written.add(named("b"))
         await watch.next()
-        async with away.watching(api.client, EVENTS) as other:
-            await other.next(3)
+        for watcher in (away, late):
+            async with watcher.watching(api.client, EVENTS) as other:
+                await other.next(3)
         async with owner.transaction():
             await owner.execute("DELETE FROM event WHERE name = 'b'")
             await owner.execute("DELETE FROM execution_change WHERE names = '{b}'")
@@ -308,3 +309,9 @@ async def test_a_database_that_was_restored_shows_what_is_in_it(
         async with away.watching(api.client, EVENTS) as other:
             assert (await other.next()).pop().kind == "reset"
             await other.until(before)
+        # Also who comes when it has gone on from there.
+        await written.add(named("c"))
+        await watch.next()
+        async with late.watching(api.client, EVENTS) as other:
+            assert (await other.next()).pop().kind == "reset"
+            await other.until(await listed(api))

@@ -90,6 +90,8 @@ class Watch(Response):
         self._query = query
         self._asked = Asked(query.execution_id, namespaces)
         self._position = position_of(query, last_event_id) if last_event_id else None
+        # A client may stand where the database never was: it is asked first.
+        self._is_known = False
         self._fields = {**headers, **_HEADERS}
         self._is_allowed = is_allowed
         self._is_slow = is_slow
@@ -160,9 +162,11 @@ class Watch(Response):
     async def _news(self, feed: Feed) -> AsyncGenerator[bytes, None]:
         """What there is since the position, which moves on before the last piece of each step."""
         if self._position is not None:
-            steps = feed.after(self._position)
+            is_known = self._is_known or self._position == feed.known
+            steps = feed.after(self._position) if is_known else None
             if steps is None:
                 steps = await self._lists.steps([(self._asked, self._position)])
+            self._is_known = True
             if all(step.is_complete for step in steps):
                 for step in steps:
                     for chunk in self._step(step):
