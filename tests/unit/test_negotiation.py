@@ -1,0 +1,68 @@
+"""What a request's headers ask for: the format of the answer."""
+
+import pytest
+
+from execution_events.reader.negotiation import choose_format
+
+LINES, WATCH = "application/x-ndjson", "text/event-stream"
+
+
+@pytest.mark.parametrize(
+    ("accept", "chosen"),
+    [
+        # JSON where nothing else is named, and where headers make no sense.
+        ("", "json"),
+        ("*/*", "json"),
+        ("text/*", "json"),
+        ("application/*", "json"),
+        ("text/html, image/png;q=0.5", "json"),
+        (",;q=1,/", "json"),
+        (f"{WATCH}x", "json"),
+        (f"{WATCH};q=2", "json"),
+        (f"{WATCH};q=0.1234", "json"),
+        (f"{WATCH};q=-1", "json"),
+        (f"{WATCH};q=", "json"),
+        (f"{WATCH};q=nan", "json"),
+        # Named.
+        (WATCH, "watch"),
+        (LINES, "lines"),
+        (WATCH.upper(), "watch"),
+        (f" {WATCH} ; q=0.1 ", "watch"),
+        (f"{WATCH};charset=utf-8", "watch"),
+        (f"{WATCH};q=1.000", "watch"),
+        (f"{WATCH};Q=0.5", "watch"),
+        # Refused.
+        (f"{WATCH};q=0", "json"),
+        (f"{LINES};q=0.000", "json"),
+        (f"{WATCH};q=0, {LINES}", "lines"),
+        (f"{WATCH}, {LINES};q=0", "watch"),
+        # Beside JSON: the better one, and JSON on a tie with its own name.
+        (f"{WATCH}, application/json", "json"),
+        (f"{WATCH}, application/json;q=0.9", "watch"),
+        (f"{WATCH};q=0.9, application/json", "json"),
+        (f"{LINES}, application/json", "json"),
+        (f"{LINES}, application/json;q=0.9", "lines"),
+        (f"application/json;q=0, {WATCH};q=0.1", "watch"),
+        # Beside a range: what is named is meant.
+        (f"{WATCH}, */*", "watch"),
+        (f"*/*, {WATCH}", "watch"),
+        (f"{WATCH};q=0.5, */*;q=0.5", "watch"),
+        (f"{WATCH};q=0.5, */*", "json"),
+        (f"{LINES}, application/*", "lines"),
+        (f"{LINES};q=0.5, application/*", "json"),
+        # The most specific range tells how good JSON is.
+        (f"{WATCH};q=0.5, application/json;q=0.1, */*", "watch"),
+        (f"{WATCH};q=0.5, application/*;q=0.1, */*", "watch"),
+        (f"{WATCH};q=0.5, application/json, application/*;q=0.1", "json"),
+        # Beside each other: the better one, and a watch on a tie.
+        (f"{WATCH}, {LINES}", "watch"),
+        (f"{LINES}, {WATCH}", "watch"),
+        (f"{WATCH};q=0.5, {LINES}", "lines"),
+        (f"{WATCH}, {LINES};q=0.5", "watch"),
+        (f"{WATCH};q=0.5, {LINES};q=0.4, application/json;q=0.6", "json"),
+        # What browsers send.
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "json"),
+    ],
+)
+def test_the_format(accept: str, chosen: str) -> None:
+    assert choose_format(accept) == chosen
