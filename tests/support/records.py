@@ -68,12 +68,13 @@ def batch(records: Sequence[LogRecord], *, begin: int | None = None) -> Batch:
 class Log:
     """One partition that goes on and on."""
 
-    def __init__(self, writer: BatchWriter) -> None:
+    def __init__(self, writer: BatchWriter, partition: int = 0) -> None:
         self._writer = writer
+        self._partition = partition
         self._next = 0
 
     async def add(self, *occurrences: Occurrence) -> None:
         """Store them in one transaction."""
-        records = log(occurrences, begin=self._next)
+        records = log(occurrences, self._partition, self._next)
         await self._writer.store(batch(records))
         self._next += len(records)

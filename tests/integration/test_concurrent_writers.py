@@ -1,0 +1,260 @@
+"""Writers at the same executions at the same time: nothing is lost or counted twice, none waits
+for ever."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from random import Random
+
+import asyncpg
+import msgspec
+import pytest
+
+from execution_events.errors import HaltError
+from execution_events.events import Occurrence
+from execution_events.projection.batch import Refusal
+from execution_events.projection.fold import fold
+from execution_events.store.batches import BatchWriter
+from execution_events.store.database import connect
+from execution_events.store.dead_letters import DeadLetters, Filter, Result
+from execution_events.store.events import prepare, write_events
+from execution_events.store.prune import moment_before, prune_executions
+from execution_events.wire import REFUSED_BY_DATABASE
+from tests.support.consumers import DEADLINE, until
+from tests.support.databases import Database, administrator
+from tests.support.readers import named
+from tests.support.records import Log, batch, log
+
+WRITERS = 3
+BATCHES = 60
+
+
+@pytest.fixture
+async def owner(database: Database) -> AsyncIterator[asyncpg.Connection]:
+    async with administrator(database.owner) as connection:
+        await connection.execute("SET search_path = execution_events")
+        yield connection
+
+
+@pytest.fixture
+async def writers(database: Database) -> AsyncIterator[list[Log]]:
+    """Each with a partition of its own."""
+    async with AsyncExitStack() as stack:
+        logs = []
+        for partition in range(WRITERS):
+            writer = BatchWriter(database.writer, "events")
+            await stack.enter_async_context(writer)
+            await writer.begin_partition(partition, 0, "cluster")
+            logs.append(Log(writer, partition))
+        yield logs
+
+
+def crowd(rng: Random) -> list[Occurrence]:
+    """Of few executions and events, in any order, so that writers meet at each."""
+    return [
+        named(
+            f"object.{rng.randrange(12)}",
+            rng.randrange(10),
+            execution_id=f"execution-{rng.randrange(3)}",
+            namespace=rng.choice(["m", "n"]),
+            reason=rng.choice(["a", "b"]),
+            count=rng.randint(1, 5),
+        )
+        for _ in range(rng.randint(1, 8))
+    ]
+
+
+async def refuse(database: Database, occurrences: list[Occurrence]) -> None:
+    """Have them as dead letters, as if the database had refused them."""
+    whole = batch(log(occurrences, WRITERS))
+    refusal = Refusal(REFUSED_BY_DATABASE, "")
+    records = [msgspec.structs.replace(record, outcome=refusal) for record in whole.records]
+    async with BatchWriter(database.writer, "events") as writer:
+        await writer.begin_partition(WRITERS, 0, "cluster")
+        await writer.store(whole._replace(records=records))
+
+
+def identity(event: Occurrence) -> tuple[str, str, str]:
+    return event.execution_id, event.namespace, event.name
+
+
+async def counts(owner: asyncpg.Connection, table: str = "event") -> Counter[tuple[str, ...]]:
+    rows = await owner.fetch(
+        f"SELECT execution_id, namespace, name, sum(count) AS count FROM {table} GROUP BY 1, 2, 3"
+    )
+    return Counter({tuple(row)[:3]: int(row["count"]) for row in rows})
+
+
+async def check_executions(owner: asyncpg.Connection) -> None:
+    """Each is the sum of its events, and its revisions follow each other without a gap."""
+    wrong = await owner.fetch(
+        "SELECT * FROM (SELECT execution_id, namespace, events, occurrences FROM execution) AS one"
+        " FULL JOIN (SELECT execution_id, namespace, count(*) AS events, sum(count) AS occurrences"
+        " FROM event GROUP BY 1, 2) AS two USING (execution_id, namespace, events, occurrences)"
+        " WHERE one IS NULL OR two IS NULL"
+    )
+    assert wrong == []
+    gaps = await owner.fetch(
+        "SELECT FROM (SELECT previous, lag(revision) OVER of_execution AS before"
+        " FROM execution_change"
+        " WINDOW of_execution AS (PARTITION BY execution_id, namespace ORDER BY revision)) AS one"
+        " WHERE previous IS DISTINCT FROM before"
+    )
+    assert gaps == []
+    current = await owner.fetch(
+        "SELECT execution_id, namespace, revision FROM execution"
+        " EXCEPT SELECT execution_id, namespace, max(revision) FROM execution_change GROUP BY 1, 2"
+    )
+    assert current == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_writers_lose_nothing_and_count_nothing_twice(
+    owner: asyncpg.Connection, writers: list[Log], seed: int
+) -> None:
+    rng = Random(seed)
+    expected: Counter[tuple[str, ...]] = Counter()
+
+    async def write(writer: Log) -> None:
+        for _ in range(BATCHES):
+            occurrences = crowd(rng)
+            await writer.add(*occurrences)
+            for one in occurrences:
+                expected[identity(one)] += one.count
+
+    async with asyncio.timeout(DEADLINE):
+        await asyncio.gather(*map(write, writers))
+    assert await counts(owner) == expected
+    await check_executions(owner)
+
+
+async def test_neither_do_a_prune_and_retries_at_the_same_time(
+    database: Database, owner: asyncpg.Connection, writers: list[Log]
+) -> None:
+    rng = Random(0)
+    await owner.execute(
+        "CREATE TABLE gone (LIKE event);"
+        " CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS"
+        " $$BEGIN INSERT INTO execution_events.gone SELECT OLD.*; RETURN OLD; END$$;"
+        " CREATE TRIGGER keep BEFORE DELETE ON event FOR EACH ROW EXECUTE FUNCTION keep()"
+    )
+    expected: Counter[tuple[str, ...]] = Counter()
+    later = [
+        named("object.1", 5, execution_id=f"execution-{number % 3}", namespace="m")
+        for number in range(30)
+    ]
+    await refuse(database, later)
+    left = WRITERS + 1
+    pruned = 0
+
+    async def write(writer: Log) -> None:
+        nonlocal left
+        for _ in range(BATCHES):
+            occurrences = crowd(rng)
+            await writer.add(*occurrences)
+            for one in occurrences:
+                expected[identity(one)] += one.count
+        left -= 1
+
+    async def retry() -> None:
+        nonlocal left
+        async with DeadLetters.open(database.writer) as letters:
+            async for letter in letters.list(Filter()):
+                assert (await letters.retry(letter.id)).result is Result.DONE
+        for one in later:
+            expected[identity(one)] += one.count
+        left -= 1
+
+    async def prune() -> None:
+        nonlocal pruned
+        async with administrator(database.owner) as connection:
+            await connection.execute("SET search_path = execution_events")
+            while left:
+                # Whatever nobody changes right now.
+                now = await moment_before(connection, -timedelta(days=1))
+                async for step in prune_executions(connection, now, dry_run=False):
+                    pruned += step.removed
+
+    async with asyncio.timeout(DEADLINE):
+        await asyncio.gather(*map(write, writers), retry(), prune())
+    assert pruned > 10
+    assert await counts(owner) + await counts(owner, "gone") == expected
+    await check_executions(owner)
+
+
+@asynccontextmanager
+async def writing(database: Database) -> AsyncIterator[asyncpg.Connection]:
+    """A writer whose transactions are the test's."""
+    async with connect(database.writer, "tests") as connection:
+        await prepare(connection)
+        yield connection
+
+
+@pytest.mark.parametrize("first_is_stored", [True, False])
+@pytest.mark.parametrize("known", [True, False], ids=["known", "new"])
+async def test_the_same_event_of_two_at_the_same_time(
+    database: Database,
+    owner: asyncpg.Connection,
+    writers: list[Log],
+    known: bool,
+    first_is_stored: bool,
+) -> None:
+    """The second waits for the first, and goes on from what that has left."""
+    if known:
+        await writers[0].add(named("a"))
+    both = [named("a", 1, reason="first", count=10), named("a", 2, reason="second", count=100)]
+    ones, others = ([*fold([one]).values()] for one in both)
+    async with writing(database) as one, writing(database) as other:
+        transaction = one.transaction()
+        await transaction.start()
+        await write_events(one, ones)
+
+        async def second() -> None:
+            async with other.transaction():
+                await write_events(other, others)
+
+        writing_second = asyncio.create_task(second())
+
+        async def waits() -> bool:
+            return bool(
+                await owner.fetchval(
+                    "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
+                )
+            )
+
+        await until(waits, "the second waits")
+        assert not writing_second.done()
+        await (transaction.commit() if first_is_stored else transaction.rollback())
+        await writing_second
+    [row] = await owner.fetch("SELECT count, reason FROM event")
+    assert tuple(row) == (known + 10 * first_is_stored + 100, "second")
+    await check_executions(owner)
+    changes = await owner.fetch("SELECT names, rewritten FROM execution_change ORDER BY revision")
+    assert len(changes) == known + first_is_stored + 1
+    # It was another text than that which was there.
+    assert changes[-1]["rewritten"] == [known or first_is_stored]
+
+
+async def test_executions_that_have_nothing_in_common_wait_for_nobody(
+    database: Database, writers: list[Log]
+) -> None:
+    async with writing(database) as one, one.transaction():
+        await write_events(one, [*fold([named("a")]).values()])
+        async with asyncio.timeout(DEADLINE / 4):
+            await writers[0].add(named("a", namespace="other"))
+            await writers[1].add(named("a", execution_id="execution-2"))
+
+
+async def test_an_event_that_is_there_without_its_execution_halts(
+    owner: asyncpg.Connection, writers: list[Log]
+) -> None:
+    """No record's fault, so none becomes a dead letter."""
+    await writers[0].add(named("a"))
+    await owner.execute("DELETE FROM execution")
+    with pytest.raises(HaltError, match="23505"):
+        await writers[0].add(named("a"), named("b"))
+    assert await owner.fetchval("SELECT count(*) FROM dead_letter") == 0
+    assert await owner.fetchval("SELECT count(*) FROM execution") == 0
+    assert await owner.fetchval("SELECT count FROM event") == 1
