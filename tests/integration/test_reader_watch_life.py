@@ -144,6 +144,52 @@ async def test_a_watch_that_begins_at_a_stop_is_an_empty_one(
     assert not warnings(caplog)
 
 
+async def test_what_nobody_watches_any_more_is_not_looked_for(
+    database: Database, written: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await written.add(named("a"))
+    async with serving(database.reader) as api:
+        looks: list[set[str]] = []
+        steps = api.lists.steps
+
+        async def noted(known: Any) -> Any:
+            looks.append({asked.execution_id for asked, _ in known})
+            return await steps(known)
+
+        monkeypatch.setattr(api.lists, "steps", noted)
+
+        async def looked_for(*executions: str) -> None:
+            looks.clear()
+
+            async def so() -> bool:
+                return bool(looks) and looks[-1] == set(executions)
+
+            await until(so, f"only {executions} are looked for")
+
+        async with Watcher().watching(api.client, EVENTS) as watch:
+            await watch.next()
+            async with (
+                Watcher().watching(api.client, EVENTS) as same,
+                Watcher().watching(api.client, "/v1/executions/other/events") as other,
+            ):
+                await same.next()
+                await other.next()
+                await looked_for("execution-1", "other")
+            await looked_for("execution-1")
+
+        async def at_rest() -> bool:
+            looks.clear()
+            await asyncio.sleep(0.2)  # Ten times as long as it rests between two looks.
+            return not looks
+
+        await until(at_rest, "nothing is looked for")
+        # And begins again.
+        async with Watcher().watching(api.client, EVENTS) as watch:
+            await watch.next(2)
+            await written.add(named("b"))
+            await watch.next()
+
+
 # Changes.
 
 
