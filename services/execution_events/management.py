@@ -67,7 +67,9 @@ class ReaderMetrics:
             "execution_events_requests", "Requests by status.", ["status"], registry=registry
         )
         self.request_seconds = Histogram(
-            "execution_events_request_seconds", "Time to answer.", registry=registry
+            "execution_events_request_seconds",
+            "Time until an answer begins.",
+            registry=registry,
         )
         # cache: nothing had changed, also 304; page: read from the database; stream: sent while it
         # is read; watch: and then its changes.

@@ -91,6 +91,32 @@ async def test_a_comment_comes_by_the_clock_and_brings_what_the_filter_hides(
             assert message.data["metadata"]["name"] == "a"
 
 
+async def test_how_long_it_lasts_is_no_time_to_answer(database: Database, written: Log) -> None:
+    async with serving(database.reader, WatchLimits(comment=0.1)) as api:
+        watcher = Watcher()
+        async with watcher.watching(api.client, EVENTS) as watch:
+            began = time.monotonic()
+            await watch.next()
+            taking = asyncio.create_task(watch.next())
+
+            async def commented() -> bool:
+                return watcher.comments >= 5
+
+            await until(commented, "it has lasted")
+            lasted = time.monotonic() - began
+            await written.add(named("a"))
+            await taking
+
+        async def ended() -> bool:
+            return api.registry.get_sample_value("execution_events_open_streams") == 0
+
+        await until(ended, "the watch has ended")
+        value = api.registry.get_sample_value
+        assert value("execution_events_request_seconds_count") == 1
+        assert (value("execution_events_request_seconds_sum") or 0) < lasted / 2
+        assert value("execution_events_requests_total", {"status": "200"}) == 1
+
+
 # Clients.
 
 

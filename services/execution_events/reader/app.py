@@ -112,6 +112,8 @@ class _Observed:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                # A stream, and a watch above all, may last as long as its client likes.
+                self._metrics.request_seconds.observe(time.perf_counter() - started)
                 # A new list: answers are given again.
                 message["headers"] = [
                     *message["headers"],
@@ -126,7 +128,6 @@ class _Observed:
             _log.exception("request failed", request_id=request_id)
         finally:
             self._metrics.requests.labels(status).inc()
-            self._metrics.request_seconds.observe(time.perf_counter() - started)
 
 
 def _request_id(scope: Scope) -> str:
