@@ -28,6 +28,8 @@ class Parser:
     def __init__(self, id_: str = "") -> None:
         self.id = id_
         self.comments = 0
+        self.ids = 0
+        """How many came, with messages and without."""
         self._kind = self._new_id = ""
         self._data: list[str] = []
 
@@ -49,6 +51,7 @@ class Parser:
                 self._kind = value
             case "id":
                 self._new_id = value
+                self.ids += 1
         return None
 
 
@@ -59,7 +62,7 @@ class Watcher:
         self.events: dict[Key, dict[str, Any]] = {}
         self.id = ""
         self.seen: list[Message] = []
-        self.comments = 0
+        self.comments = self.ids = 0
 
     def take(self, message: Message) -> None:
         """Do what a message says."""
@@ -104,7 +107,7 @@ class Watching:
         async for line in self._lines:
             message = self._parser.line(line)
             self._watcher.id = self._parser.id
-            self._watcher.comments = self._parser.comments
+            self._watcher.comments, self._watcher.ids = self._parser.comments, self._parser.ids
             if message is not None:
                 self._watcher.take(message)
                 return message
