@@ -10,7 +10,7 @@ from execution_events.store.revisions import Namespaces
 CACHE_BYTES = 64 * 2**20
 _SHARE = 16
 """An answer with more than this part of the room is not kept: it would cost many others."""
-_REMEMBERED = 8192
+_REMEMBERED = 4096
 """How many of the last requests are known again."""
 _OVERHEAD = 1536
 """Bytes that an answer takes beside the texts of it and of what was asked."""
