@@ -83,20 +83,25 @@ def project(records: Iterable[ReadRecord], watermarks: Mapping[SourceKey, int]) 
         record, origin, outcome = read_record.record, read_record.origin, read_record.outcome
         if origin is not None:
             key = (record.partition, origin.source)
-            watermark = moved.get(key, watermarks.get(key))
-            if watermark is not None and origin.sequence <= watermark:
-                duplicates += 1
-                continue
-            if watermark is not None and origin.sequence != watermark + 1:
-                gaps += 1
-            moved[key] = origin.sequence
+            sequence = origin.sequence
+            watermark = moved.get(key)
+            if watermark is None:
+                watermark = watermarks.get(key)
+            if watermark is not None:
+                if sequence <= watermark:
+                    duplicates += 1
+                    continue
+                if sequence != watermark + 1:
+                    gaps += 1
+            moved[key] = sequence
         if isinstance(outcome, Occurrence):
             occurrences.append(outcome)
             without_key += record.key is None
         else:
             dead_letters.append(DeadLetter(record, outcome))
+    folded = fold(occurrences)
     return Projection(
-        events=[event for _, event in sorted(fold(occurrences).items())],
+        events=[folded[identity] for identity in sorted(folded)],
         dead_letters=dead_letters,
         watermarks=moved,
         duplicates=duplicates,

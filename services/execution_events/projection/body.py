@@ -41,14 +41,16 @@ _decoder = msgspec.json.Decoder(Body)
 def body_of(event: FoldedEvent) -> bytes:
     """The JSON of `event`."""
     latest = event.latest
+    first, last = event.first_timestamp, latest.last_timestamp
+    last_text = _seconds(last)
     return _encoder.encode(
         Body(
             Ref(latest.name, latest.namespace),
             Ref(latest.object_name, latest.object_namespace),
             latest.reason,
             latest.message,
-            _seconds(event.first_timestamp),
-            _seconds(latest.last_timestamp),
+            last_text if first is last else _seconds(first),
+            last_text,
             event.count,
             latest.type,
             latest.elem_type,
@@ -69,4 +71,5 @@ def decode(content: bytes) -> Body:
 
 
 def _seconds(moment: datetime) -> str:
-    return f"{moment.isoformat()[:19]}Z"
+    # Much cheaper than `isoformat`: a quote, the time to the second, and what is cut.
+    return f"{_encoder.encode(moment)[1:20].decode()}Z"

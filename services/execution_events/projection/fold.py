@@ -59,6 +59,7 @@ def _first(occurrence: Occurrence) -> FoldedEvent:
 
 def _apply(event: FoldedEvent, latest: Occurrence, count: int, first: datetime) -> None:
     event.count = min(event.count + count, COUNT_MAX)
-    event.first_timestamp = min(event.first_timestamp, first)
+    if first < event.first_timestamp:
+        event.first_timestamp = first
     if latest.last_timestamp >= event.latest.last_timestamp:
         event.latest = latest
