@@ -6,12 +6,13 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 LOCKS := infra/locks
+PEERS := tests/benchmarks/peers
 UV := $(BIN)/uv --quiet
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --custom-compile-command "make lock" $(ARGS)
 
-.PHONY: help install run test faults faults-full mutants bench check format lock build clean
+.PHONY: help install run test faults faults-full mutants bench bench-peers check format lock build clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -40,6 +41,9 @@ mutants: install ## Break each guarantee on purpose: the matrix must notice
 bench: install ## Figures against references, about ten minutes; ARGS="read --seconds 5" runs one of them
 	@exec $(BIN)/python -m tests.benchmarks $(or $(ARGS),all)
 
+bench-peers: install ## One consumer beside what others use, which the first run downloads; ARGS=--kill
+	@exec $(BIN)/python -m tests.benchmarks peers $(ARGS)
+
 check: install ## Format, lint, strict types, import rules
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -55,6 +59,7 @@ lock: $(VENV)/made ## Lock what pyproject.toml asks for; ARGS=--upgrade moves to
 	$(COMPILE) pyproject.toml -c $(LOCKS)/all.txt -o $(LOCKS)/base.txt
 	$(COMPILE) pyproject.toml --extra consumer --extra reader -c $(LOCKS)/all.txt -o $(LOCKS)/services.txt
 	$(COMPILE) $(LOCKS)/build.in -c $(LOCKS)/all.txt -o $(LOCKS)/build.txt
+	$(COMPILE) $(PEERS)/requirements.in -o $(PEERS)/requirements.txt
 
 build: install ## The wheel, in dist/
 	$(UV) build --wheel --no-build-isolation --python $(BIN)/python

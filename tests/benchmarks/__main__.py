@@ -7,6 +7,7 @@
     python -m tests.benchmarks read [--seconds S] [--runs N] [--json FILE]
     python -m tests.benchmarks watch [--watchers N] [--rate N] [--seconds S] [--json FILE]
     python -m tests.benchmarks ingest [--events N] [--runs N] [--reference-tree PATH] [--json FILE]
+    python -m tests.benchmarks peers [--events N] [--runs N] [--kill] [--only NAME] [--json FILE]
 
 A bar that is missed is printed; the exit code is 1 only where something was wrong: an event lost or
 misplaced, a count, an answer.
@@ -21,6 +22,8 @@ from typing import Any
 
 from tests.benchmarks import imports, ingest, outage, publish, read, report, watch
 from tests.benchmarks.dataset import Dataset
+from tests.benchmarks.peers import comparison
+from tests.benchmarks.peers.peer import PEERS
 from tests.benchmarks.report import Report
 
 _Run = Callable[[argparse.Namespace], Coroutine[Any, Any, Report]]
@@ -98,6 +101,25 @@ def _parser() -> argparse.ArgumentParser:
         type=_tree,
         metavar="PATH",
         help="another checkout with its own .venv, whose consumer is measured too",
+    )
+
+    comparing = _add(
+        commands,
+        "peers",
+        lambda a: comparison.run(a.events, a.runs, a.kill, a.only),
+        comparison,
+    )
+    comparing.add_argument("--events", type=_positive, default=200_000, help="records to store")
+    comparing.add_argument("--runs", type=_positive, default=3, help="of each")
+    comparing.add_argument(
+        "--kill", action="store_true", help="as many runs more, each with one SIGKILL"
+    )
+    comparing.add_argument(
+        *("--only",),
+        action="append",
+        default=[],
+        choices=[peer.key for peer in PEERS],
+        help="of the peers; may be given again",
     )
     return parser
 

@@ -17,6 +17,7 @@ TARGETS = [
     "faults-full",
     "mutants",
     "bench",
+    "bench-peers",
     "check",
     "format",
     "lock",

@@ -1,0 +1,39 @@
+"""Who is compared: how each is started, and what it promises."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.benchmarks.peers import installed
+from tests.benchmarks.peers.job import Job
+from tests.benchmarks.worker import ROOT
+
+Command = tuple[tuple[str, ...], Mapping[str, str]]
+"""Arguments, and variables beside those of this process."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A row of the table. `start` gets a job and a directory for files that a restart needs."""
+
+    key: str
+    title: str
+    folds: bool
+    """Whether it adds counts; otherwise the last write wins, and counts are not compared."""
+    batch: int
+    start: Callable[[Job, Path], Awaitable[Command]]
+
+
+def _module(name: str) -> Callable[[Job, Path], Awaitable[Command]]:
+    async def start(job: Job, _: Path) -> Command:
+        interpreter = str(await installed.python())
+        command = (interpreter, "-m", f"tests.benchmarks.peers.{name}")
+        return command, {**job.environment(), "PYTHONPATH": str(ROOT)}
+
+    return start
+
+
+PEERS = (
+    Peer("faststream", "FastStream, executemany", True, 10_000, _module("faststream_peer")),
+    Peer("quixstreams", "Quix Streams, sink", False, 10_000, _module("quixstreams_peer")),
+)

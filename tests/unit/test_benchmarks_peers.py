@@ -1,0 +1,90 @@
+"""What is compared with the consumer: rows, locks and the report; no peer is started."""
+
+import re
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from execution_events import wire
+from tests.benchmarks import recurring, reference
+from tests.benchmarks.peers import comparison, installed
+from tests.benchmarks.peers.comparison import Found, Sample, Work
+from tests.benchmarks.peers.job import FIELDS, Job, row
+
+
+def test_a_row_has_the_columns_of_a_record() -> None:
+    occurrence = next(recurring.records(1))
+    _, value = wire.encode(occurrence)
+    columns = row(msgspec.json.decode(value))
+    assert tuple(columns) == tuple(FIELDS) == reference.COLUMNS
+    assert columns["name"] == occurrence.name
+    assert columns["object_namespace"] == occurrence.object_namespace
+    assert columns["count"] == 1
+
+
+def test_a_job_goes_through_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job("127.0.0.1:9092", "topic", "group", "postgresql://owner@127.0.0.1/some", 10)
+    for name, value in job.environment().items():
+        monkeypatch.setenv(name, value)
+    assert Job.load() == job
+
+
+def test_the_last_record_of_each_partition_is_known() -> None:
+    records = list(islice(recurring.records(500), 500))
+    work = Work.of(records, 6)
+    assert work.counts == recurring.counts(iter(records))
+    assert 1 <= len(work.last) <= 6
+    last = records[-1]
+    identity = last.execution_id, last.namespace, last.name
+    assert work.last[identity] == last.last_timestamp
+
+
+def test_counts_are_compared_where_they_are_kept() -> None:
+    expected = Counter({("e", "a"): 3, ("e", "b"): 1})
+    found = Counter({("e", "a"): 5})
+    assert comparison.difference(expected, found, folds=True) == (1, 2)
+    assert comparison.difference(expected, found, folds=False) == (1, 0)
+
+
+def test_the_peers_report() -> None:
+    def sample(rate: float, missing: int = 0, surplus: int = 0) -> Sample:
+        return Sample(rate, 1.5, 0.1, 0.2, 99.5, missing, surplus)
+
+    found = {
+        comparison.OURS: Found("one consumer", "", True, [sample(1000)], [sample(900)]),
+        "adds": Found("adds", "10", True, [sample(500)], [sample(400, 0, 7)]),
+        "replaces": Found("replaces", "10", False, [sample(250)], [sample(200, 2, 0)]),
+    }
+    report = comparison.report(found, Counter({("e", "a"): 7, ("e", "b"): 3}), 1, True)
+    assert [len(each) for each in report.rows] == [len(report.columns)] * 3
+    assert report.rows[0][-4:] == ("exact", "1", "0", "0")
+    assert report.rows[1][5] == "0.50"
+    assert report.rows[1][-4:] == ("exact", "1", "7", "0")
+    assert report.rows[2][-4:] == ("not kept: last write wins", "1", "not kept", "2 rows")
+    assert report.broken == []
+    found[comparison.OURS].killed[0] = sample(900, 1)
+    assert comparison.report(found, Counter({("e", "a"): 7}), 1, True).broken == [
+        "one consumer: 1 occurrences missing, 0 too many"
+    ]
+
+
+def test_the_environment_of_another_lock_is_another(tmp_path: Path) -> None:
+    assert installed.directory(tmp_path, b"a") != installed.directory(tmp_path, b"b")
+
+
+def test_the_lock_is_hashed_and_names_no_place() -> None:
+    text = installed.LOCK.read_text()
+    assert not re.search(r"://|index|find-links", text)
+    lines = [
+        line for line in text.replace("\\\n", " ").splitlines() if line and line[0] not in "# "
+    ]
+    assert lines
+    assert all("==" in line and "--hash=sha256:" in line for line in lines)
+    wanted = {
+        re.sub(r"\[.*\]", "", line).split("==")[0]
+        for line in installed.LOCK.with_suffix(".in").read_text().splitlines()
+    }
+    assert wanted <= {line.split("==")[0] for line in lines}
