@@ -4,13 +4,16 @@ import re
 from collections import Counter
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from execution_events import wire
+from execution_events.embedded.jars import JarList
+from execution_events.embedded.kafka import jar_list
 from tests.benchmarks import recurring, reference
-from tests.benchmarks.peers import comparison, installed
+from tests.benchmarks.peers import comparison, debezium, installed
 from tests.benchmarks.peers.comparison import Found, Sample, Work
 from tests.benchmarks.peers.job import FIELDS, Job, row
 
@@ -88,3 +91,32 @@ def test_the_lock_is_hashed_and_names_no_place() -> None:
         for line in installed.LOCK.with_suffix(".in").read_text().splitlines()
     }
     assert wanted <= {line.split("==")[0] for line in lines}
+
+
+def test_the_schema_of_connect_is_that_of_a_record(tmp_path: Path) -> None:
+    _, value = wire.encode(next(recurring.records(1)))
+
+    def names(schema: dict[str, Any]) -> dict[str, Any]:
+        return {
+            each["field"]: names(each) if each["type"] == "struct" else None
+            for each in schema["fields"]
+        }
+
+    def keys(content: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: keys(found) if isinstance(found, dict) else None for key, found in content.items()
+        }
+
+    assert names(debezium.schema()) == keys(msgspec.json.decode(value))
+    job = Job("127.0.0.1:9092", "topic", "group", "postgresql://a:b@127.0.0.1:5432/some", 10)
+    found = debezium.connector(job)
+    assert found["connection.url"] == "jdbc:postgresql://127.0.0.1:5432/some"
+    assert "metadata_name:name" in found["transforms.rename.renames"].split(",")
+    assert debezium.worker(job, tmp_path)["bootstrap.servers"] == job.servers
+    assert debezium.properties({"a": "b:c", "d": "1"}) == "a=b:c\nd=1\n"
+
+
+def test_the_jars_of_connect_are_those_of_the_broker() -> None:
+    versions = {jar.artifact: jar.version for jar in JarList.load(debezium.JARS).jars}
+    broker = {jar.artifact: jar.version for jar in jar_list().jars}
+    assert versions["connect-runtime"] == versions["kafka-clients"] == broker["kafka-clients"]

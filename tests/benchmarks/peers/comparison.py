@@ -343,6 +343,8 @@ def _notes(expected: Counts, rounds: int, kill: bool) -> list[str]:
         " offsets committed after the rows; count is added, last write wins on the rest.",
         "Quix Streams: its sink writes what a checkpoint brings, one transaction a partition, and"
         " replaces rows: occurrences are not counted.",
+        "Debezium: one task of its JDBC sink on a standalone worker of Kafka Connect, upsert by"
+        " UNNEST with the reduction buffer; it replaces rows: occurrences are not counted.",
     ]
     if kill:
         notes.append(

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.benchmarks.peers import installed
+from tests.benchmarks.peers import debezium, installed
 from tests.benchmarks.peers.job import Job
 from tests.benchmarks.worker import ROOT
 
@@ -36,4 +36,5 @@ def _module(name: str) -> Callable[[Job, Path], Awaitable[Command]]:
 PEERS = (
     Peer("faststream", "FastStream, executemany", True, 10_000, _module("faststream_peer")),
     Peer("quixstreams", "Quix Streams, sink", False, 10_000, _module("quixstreams_peer")),
+    Peer("debezium", "Debezium JDBC sink, unnest", False, 2_000, debezium.start),
 )
