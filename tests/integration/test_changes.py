@@ -99,6 +99,21 @@ async def test_a_consumer_forgets_old_changes(
         await until(only_the_last, "the old changes are forgotten")
 
 
+async def test_the_oldest_are_forgotten_first(
+    writer: BatchWriter, changes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or one in between is missing, and whoever stands before the rest cannot tell."""
+    monkeypatch.setattr("execution_events.store.batches._CHANGES_BATCH", 1)
+    for number, name in enumerate("abc"):
+        await writer.store(batch(log([named(name)], begin=number)))
+    left = await changes()
+    while left:
+        assert await changes() == left
+        await writer.forget_changes(timedelta())
+        left = left[1:]
+    assert await changes() == []
+
+
 async def test_bodies_are_made_of_what_was_stored_before(
     owner: asyncpg.Connection,
 ) -> None:

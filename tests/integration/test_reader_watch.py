@@ -97,6 +97,19 @@ async def test_a_watch_goes_on_from_its_last_id(reader: Reader, written: Log) ->
         assert told(await watch.next()) == [("message", "d")]
 
 
+async def test_changes_come_in_the_order_of_their_revisions(reader: Reader, written: Log) -> None:
+    """And those of one revision in the order of the list."""
+    await written.add(named("d", 9))
+    watcher = Watcher()
+    async with watcher.watching(reader.api, EVENTS) as watch:
+        await watch.next(2)
+    for names in ("c", "bz", "a", "d"):
+        await written.add(*(named(name, 2 * (name == "b")) for name in names))
+    async with watcher.watching(reader.api, EVENTS) as watch:
+        messages = await watch.next(5)
+    assert [name for _, name in told(messages)] == ["c", "z", "b", "a", "d"]
+
+
 async def test_a_watch_that_was_cut_within_a_revision_gets_it_again(
     reader: Reader, written: Log
 ) -> None:
