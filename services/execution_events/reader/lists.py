@@ -23,12 +23,10 @@ from execution_events.reader.negotiation import (
 )
 from execution_events.reader.query import Query, QueryError, parse_query
 from execution_events.reader.rendering import Format, Rendering
-from execution_events.reader.streaming import StreamedList, StreamLimits
+from execution_events.reader.streaming import FETCHED_WHOLE, StreamedList, StreamLimits
 from execution_events.reader.watch import Lists, Watch, WatchLimits
 from execution_events.store.listing import Page
 
-_FETCHED_WHOLE = 256
-"""Events up to which a whole list is fetched at once; longer ones are streamed."""
 _MEDIA_TYPES: Mapping[Format, str] = {"json": "application/json", "lines": "application/x-ndjson"}
 _HEADERS = {
     "Cache-Control": "private, no-cache",
@@ -100,7 +98,7 @@ class EventsEndpoint:
         if revisions is not None and (unchanged := _unless(condition, tag(revisions))):
             self._answered["cache"].inc()
             return unchanged
-        limit = query.limit or _FETCHED_WHOLE
+        limit = query.limit or FETCHED_WHOLE
         page = await self._lists.page(query.execution_id, query.selection, asked.namespaces, limit)
         headers = _HEADERS | {"ETag": tag(page.revisions), "Content-Type": _MEDIA_TYPES[format_]}
         encoding = choose_encoding(asked.accept_encoding)

@@ -18,6 +18,8 @@ from execution_events.store.listing import Stream
 
 _log = Logger(__name__)
 
+FETCHED_WHOLE = 256
+"""Events up to which a whole list is fetched at once; longer ones are streamed."""
 _CHUNK_BYTES = 64 * 1024
 
 

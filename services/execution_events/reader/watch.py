@@ -19,7 +19,12 @@ from execution_events.reader.query import Query
 from execution_events.reader.rendering import in_language
 from execution_events.reader.resumption import position_of, resumption_id
 from execution_events.reader.selecting import selects
-from execution_events.reader.streaming import body_message, head_message, until_gone
+from execution_events.reader.streaming import (
+    FETCHED_WHOLE,
+    body_message,
+    head_message,
+    until_gone,
+)
 from execution_events.store.listing import Page, Selection, Stream
 from execution_events.store.revisions import (
     Asked,
@@ -33,7 +38,6 @@ from execution_events.store.revisions import (
 _log = Logger(__name__)
 
 _CHUNK_BYTES = 64 * 1024
-_FETCHED_WHOLE = 256
 _RESET = b"event: reset\ndata: {}"
 _HEADERS = {
     "Content-Type": "text/event-stream",
@@ -194,7 +198,7 @@ class Watch(Response):
     async def _whole(self) -> AsyncGenerator[bytes, None]:
         self._position = None
         selection, (execution_id, namespaces) = self._query.selection, self._asked
-        page = await self._lists.page(execution_id, selection, namespaces, _FETCHED_WHOLE)
+        page = await self._lists.page(execution_id, selection, namespaces, FETCHED_WHOLE)
         if page.last is None:
             messages = chain([_RESET], map(self._listed, page.bodies))
             for chunk in self._pieces(messages, parse_revisions(page.revisions)):
