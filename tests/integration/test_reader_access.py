@@ -147,7 +147,7 @@ async def test_no_token_is_logged_or_measured(
     caplog.set_level(logging.DEBUG)
     for headers in (ONE, TWO, {"X-Auth-Token": "unkn0wn-t0ken"}):
         await guarded.get(EVENTS, headers=headers)
-    await owner.execute("ALTER TABLE execution_events.event RENAME TO moved")
+    await owner.execute("ALTER TABLE execution_events.execution RENAME TO moved")
     assert (await guarded.get(EVENTS, headers=ONE)).status_code == 500
     shown = repr([record.__dict__ for record in caplog.records]) + caplog.text
     shown += (await guarded.management.get("/metrics")).text
