@@ -106,7 +106,7 @@ class EventLists:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, database_url: str, size: int = 8, streams: int = 4
+        cls, database_url: str, size: int = 8, streams: int = 16
     ) -> AsyncIterator["EventLists"]:
         """Lists over at most `size` connections, which are opened when they are needed.
 
