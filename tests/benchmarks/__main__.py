@@ -6,6 +6,7 @@
     python -m tests.benchmarks import [--runs N] [--json FILE]
     python -m tests.benchmarks read [--seconds S] [--runs N] [--json FILE]
     python -m tests.benchmarks watch [--watchers N] [--rate N] [--seconds S] [--json FILE]
+    python -m tests.benchmarks latency [--rates N,N] [--samples N] [--json FILE]
     python -m tests.benchmarks ingest [--events N] [--runs N] [--reference-tree PATH] [--json FILE]
     python -m tests.benchmarks peers [--events N] [--runs N] [--kill] [--only NAME] [--json FILE]
 
@@ -20,7 +21,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import imports, ingest, outage, publish, read, report, watch
+from tests.benchmarks import imports, ingest, latency, outage, publish, read, report, watch
 from tests.benchmarks.dataset import Dataset
 from tests.benchmarks.peers import comparison
 from tests.benchmarks.peers.peer import PEERS
@@ -29,7 +30,13 @@ from tests.benchmarks.report import Report
 _Run = Callable[[argparse.Namespace], Coroutine[Any, Any, Report]]
 
 
-ALL = ("publish --events 50000 --runs 3", "read --seconds 2", "watch", "ingest --runs 3")
+ALL = (
+    "publish --events 50000 --runs 3",
+    "read --seconds 2",
+    "watch",
+    "latency --samples 300",
+    "ingest --runs 3",
+)
 """What `all` runs, one after the other: in about ten minutes on two cores."""
 
 
@@ -91,6 +98,10 @@ def _parser() -> argparse.ArgumentParser:
     watching.add_argument("--rate", type=_positive, default=100, help="changes a second")
     watching.add_argument("--seconds", type=_seconds, default=30, help="with changes")
 
+    seeing = _add(commands, "latency", lambda a: latency.run(a.rates, a.samples), latency)
+    seeing.add_argument("--rates", type=_rates, default="10,1000,10000", help="events a second")
+    seeing.add_argument("--samples", type=_positive, default=2000, help="of each rate at least")
+
     ingesting = _add(
         commands, "ingest", lambda a: ingest.run(a.events, a.runs, a.reference_tree), ingest
     )
@@ -146,6 +157,10 @@ def _tree(text: str) -> Path:
     if not (path / ".venv" / "bin" / "python").exists():
         raise argparse.ArgumentTypeError(f"no checkout with a .venv: {text!r}")
     return path
+
+
+def _rates(text: str) -> list[int]:
+    return [_positive(each) for each in text.split(",")]
 
 
 def _positive(text: str) -> int:

@@ -81,3 +81,16 @@ def test_watch(tmp_path: Path) -> None:
     assert set(report["figures"]["percentiles"]) == {"", "type=Warning", "elemId=job-1-init"}
     assert report["rows"][1][1] == "240"
     assert report["figures"]["measured"]["rate"] > 1
+
+
+@pytest.mark.timeout(300)
+def test_latency(tmp_path: Path) -> None:
+    report = run(tmp_path, "latency", "--rates", "10,1000", "--samples", "20")
+    assert [row[:3] for row in report["rows"]] == [
+        ["10", "HTTP", "20"],
+        ["10", "watch", "20"],
+        ["1,000", "HTTP", "200"],
+        ["1,000", "watch", "2,000"],
+    ]
+    assert len(report["verdicts"]) == 4
+    assert report["figures"]["10"]["requests"] > 20

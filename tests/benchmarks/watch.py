@@ -1,12 +1,8 @@
 """How soon many watchers are told of changes, and whether each is told of all that it must be."""
 
 import asyncio
-import json
-import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,11 +14,11 @@ from execution_events.store.batches import BatchWriter
 from tests.benchmarks import changes as changes_module
 from tests.benchmarks import servers, usage
 from tests.benchmarks.changes import Change, Commit, Judgement, Watcher, judge
+from tests.benchmarks.client import Client, client
 from tests.benchmarks.figures import Verdict, percentile, short
 from tests.benchmarks.report import Report
 from tests.benchmarks.servers import Postgres, Serving
-from tests.benchmarks.watchers import READY_LIMIT, Plan, Seen, Watch
-from tests.benchmarks.worker import ROOT
+from tests.benchmarks.watchers import Plan, Seen, Watch
 from tests.support import records
 
 LATENCY_BAR = 250
@@ -69,33 +65,10 @@ class Measured:
     peak: float
 
 
-class Process:
-    """The process of the watchers, while the context is open."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    async def ask(self, line: bytes) -> dict[str, Any]:
-        """Give it a line and return its answer."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(line + b"\n")
-        async with asyncio.timeout(READY_LIMIT + _SETTLE_LIMIT):
-            answer = await self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError("the watchers have ended")
-        content: dict[str, Any] = json.loads(answer)
-        return content
-
-
 class Clock:
     """CPU since it was made."""
 
-    def __init__(self, server: Postgres, reader: Serving, process: Process) -> None:
+    def __init__(self, server: Postgres, reader: Serving, process: Client) -> None:
         self._server, self._reader, self._process = server, reader, process
         self._before = self._used()
 
@@ -130,7 +103,7 @@ async def run(watchers: int, executions: int, rate: int, seconds: float) -> Repo
             servers.reader(
                 server, database, reader_max_streams=room, reader_max_streams_per_token=room
             ) as reader,
-            _process() as process,
+            client("watchers") as process,
         ):
             ready = await _ready(process, reader, watching)
             clock = Clock(server, reader, process)
@@ -158,23 +131,7 @@ async def run(watchers: int, executions: int, rate: int, seconds: float) -> Repo
     return report(watching, judgement, measured, executions, rate, seconds)
 
 
-@asynccontextmanager
-async def _process() -> AsyncIterator[Process]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.benchmarks.watchers"),
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    try:
-        yield Process(process)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-
-async def _ready(process: Process, reader: Serving, watching: Sequence[Watcher]) -> float:
+async def _ready(process: Client, reader: Serving, watching: Sequence[Watcher]) -> float:
     watches = [
         Watch(
             watcher.path,
@@ -207,9 +164,7 @@ async def _commit(
     return commits, latest
 
 
-async def _settled(
-    process: Process, watching: Sequence[Watcher], changed: Sequence[Change]
-) -> None:
+async def _settled(process: Client, watching: Sequence[Watcher], changed: Sequence[Change]) -> None:
     """Return once as much is told as must be, or it is too late."""
     by_execution: dict[int, list[Change]] = {}
     for change in changed:

@@ -1,0 +1,212 @@
+"""Polls lists for new events, and notes when it has which.
+
+    python -m tests.benchmarks.poller
+
+Standard input is lines. The first is a `Plan` as JSON, answered once the first list was asked for.
+Then `seen` is answered with how many events have come, and `stop FILE` leaves a `Polled` as JSON
+in a file. Lists are polled one after the other, the next when all but `AHEAD` events of the one
+before are there.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import uvloop
+
+from tests.benchmarks.figures import percentile
+from tests.benchmarks.load import Answer, Ask
+
+AHEAD = 5
+_LINE_MAX = 64 * 2**20
+"""Bytes of a line on standard input."""
+
+
+class List(msgspec.Struct, frozen=True):
+    """What is polled until it has so many events."""
+
+    path: str
+    listed: int
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """The server's address, seconds between two requests for a list, and the lists."""
+
+    address: str
+    interval: float
+    lists: list[List]
+
+
+class Polled(msgspec.Struct):
+    """When each event's bytes had come, by name; seconds of an answer."""
+
+    seen: dict[str, float]
+    requests: int
+    p50: float
+    p99: float
+    problems: list[str]
+
+
+class _Metadata(msgspec.Struct):
+    name: str
+
+
+class _Listed(msgspec.Struct):
+    metadata: _Metadata
+    count: int
+
+
+_decoder = msgspec.json.Decoder(list[_Listed])
+
+
+def names(body: bytes) -> list[str]:
+    """The names of a list. Raises `ValueError` where it is none, or has an event more than once."""
+    events = _decoder.decode(body)
+    for event in events:
+        if event.count != 1:
+            raise ValueError(f"{event.metadata.name} has count {event.count}, not 1")
+    return [event.metadata.name for event in events]
+
+
+class _Connection(asyncio.Protocol):
+    """One request at a time."""
+
+    def __init__(self) -> None:
+        self._answer: Answer | None = None
+        self._done: asyncio.Future[tuple[Answer, float]] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are none of asyncio's classes.
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        now = time.monotonic()
+        if self._answer is None or self._done is None or self._done.done():
+            self.transport.abort()
+            return
+        try:
+            if self._answer.add(data):
+                self._done.set_result((self._answer, now))
+        except ValueError as error:
+            self._done.set_exception(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._done is not None and not self._done.done():
+            self._done.set_exception(ValueError(f"closed in an answer: {exc}"))
+
+    async def ask(self, request: bytes) -> tuple[Answer, float]:
+        """The answer, and when its last byte had come."""
+        self._answer = Answer(keep=True)
+        self._done = asyncio.get_running_loop().create_future()
+        self.transport.write(request)
+        return await self._done
+
+
+class _Poller:
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._host = plan.address.removeprefix("http://")
+        self._times: list[float] = []
+        self.asked = asyncio.Event()
+        self.seen: dict[str, float] = {}
+        self.problems: list[str] = []
+
+    async def run(self) -> None:
+        """Return when all lists are complete."""
+        async with asyncio.TaskGroup() as group:
+            for each in self._plan.lists:
+                nearly = asyncio.Event()
+                group.create_task(self._guarded(each, nearly))
+                await nearly.wait()
+
+    def polled(self) -> Polled:
+        times = self._times or [0.0]
+        p50, p99 = (percentile(times, percent) for percent in (50, 99))
+        return Polled(self.seen, len(self._times), p50, p99, self.problems)
+
+    async def _guarded(self, each: List, nearly: asyncio.Event) -> None:
+        try:
+            await self._poll(each, nearly)
+        except (OSError, ValueError) as error:  # msgspec's are, too
+            self.problems.append(f"{each.path}: {error}")
+        finally:
+            self.asked.set()
+            nearly.set()
+
+    async def _poll(self, each: List, nearly: asyncio.Event) -> None:
+        host, _, port = self._host.rpartition(":")
+        loop = asyncio.get_running_loop()
+        transport, connection = await loop.create_connection(_Connection, host, int(port))
+        try:
+            await self._until_complete(connection, each, nearly)
+        finally:
+            transport.close()
+
+    async def _until_complete(
+        self, connection: _Connection, each: List, nearly: asyncio.Event
+    ) -> None:
+        headers: dict[str, str] = {}
+        found = 0
+        while found < each.listed:
+            begun = time.monotonic()
+            request = Ask(each.path, headers=headers).head(self._host)
+            answer, now = await connection.ask(request)
+            self._times.append(now - begun)
+            assert answer.head is not None
+            if answer.head.status == 200:
+                found = self._note(answer.whole or b"", now)
+                headers = {"If-None-Match": answer.head.headers["etag"]}
+                if each.listed - found <= AHEAD:
+                    nearly.set()
+            elif answer.head.status != 304:
+                raise ValueError(f"status {answer.head.status}")
+            self.asked.set()
+            await asyncio.sleep(max(0.0, begun + self._plan.interval - time.monotonic()))
+
+    def _note(self, body: bytes, now: float) -> int:
+        listed = names(body)
+        for name in listed:
+            self.seen.setdefault(name, now)
+        return len(listed)
+
+
+async def run(reader: asyncio.StreamReader) -> None:
+    """Poll until `stop`."""
+    poller = _Poller(msgspec.json.decode(await reader.readline(), type=Plan))
+    polling = asyncio.create_task(poller.run())
+    await poller.asked.wait()
+    _say({})
+    while command := (await reader.readline()).decode().split():
+        if command[0] == "seen":
+            _say({"events": len(poller.seen)})
+            continue
+        polling.cancel()
+        Path(command[1]).write_bytes(msgspec.json.encode(poller.polled()))
+        _say({})
+        return
+
+
+def _say(answer: dict[str, Any]) -> None:
+    print(json.dumps(answer), flush=True)
+
+
+async def _main() -> None:
+    reader = asyncio.StreamReader(limit=_LINE_MAX)
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
+    await run(reader)
+
+
+def main() -> None:
+    """Poll as standard input asks."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_main())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The latency benchmark's own arithmetic."""
+
+from collections import Counter
+
+import msgspec
+import pytest
+
+from tests.benchmarks import latency, poller
+from tests.benchmarks.course import (
+    LISTED,
+    Arrivals,
+    Course,
+    arrivals,
+    name_of,
+    number_of,
+)
+from tests.benchmarks.latency import Measured
+from tests.benchmarks.latency_worker import Published
+from tests.benchmarks.watchers import Note, Seen
+from tests.benchmarks.workload import SIDE_BY_SIDE
+
+SLOW, FAST, FASTEST = (Course("run", rate, 120) for rate in (10, 1000, 10_000))
+
+
+@pytest.mark.parametrize(
+    ("course", "apart", "events", "executions"),
+    [(SLOW, 1, 120, 3), (FAST, 10, 2000, 4 + SIDE_BY_SIDE), (FASTEST, 50, 20_000, 8 + 64)],
+)
+def test_a_course_polls_for_a_part_of_its_events(
+    course: Course, apart: int, events: int, executions: int
+) -> None:
+    assert (course.apart, course.events, len(course.executions)) == (apart, events, executions)
+    assert len(course.polled) == -(-events // apart) == sum(course.polled_lists)
+    assert max(course.polled_lists) == LISTED
+    in_executions = Counter(course.places())
+    assert [in_executions[place] for place in range(len(course.polled_lists))] == (
+        course.polled_lists
+    )
+    assert course.counts().total() == len(course.counts()) == events
+
+
+def test_courses_have_executions_of_their_own() -> None:
+    other = msgspec.structs.replace(FAST, run="another")
+    assert not set(FAST.executions) & set(other.executions)
+    assert FAST.executions == msgspec.structs.replace(FAST).executions
+
+
+def test_a_name_says_which_event_it_is() -> None:
+    assert number_of(name_of(4711)) == 4711
+    with pytest.raises(ValueError, match="nobody published"):
+        number_of("another.1")
+
+
+def test_arrivals_are_compared_with_what_must_be_seen() -> None:
+    assert arrivals([1.0, 2.0, 3.0], [0, 2], {0: 1.5, 2: 2.75}) == Arrivals([0.5, -0.25])
+    found = arrivals([1.0, 2.0], range(2), {1: 2.0, 17: 3.0})
+    assert found.seconds == [0.0]
+    assert found.wrong == [
+        f"1 events never seen, the first is {name_of(0)}",
+        f"1 events seen that nobody published, the first is {name_of(17)}",
+    ]
+
+
+def test_what_was_told_twice_is_wrong() -> None:
+    one, two = Note(1.0, name_of(1), 1), Note(2.0, name_of(2), 1)
+    assert latency.told([Seen(notes=[one]), Seen(notes=[two])]) == ({1: 1.0, 2: 2.0}, [])
+    moments, wrong = latency.told(
+        [Seen(notes=[one, one._replace(moment=3.0), two._replace(times=2)], problem="closed")]
+    )
+    assert moments == {1: 1.0, 2: 2.0}
+    assert [each.partition(" messages")[0] for each in wrong] == ["a watch ended: closed", "2"]
+
+
+def test_a_polled_list_has_each_event_once() -> None:
+    def body(*counts: int) -> bytes:
+        return msgspec.json.encode(
+            [{"metadata": {"name": f"o.{n}"}, "count": count} for n, count in enumerate(counts)]
+        )
+
+    assert poller.names(body(1, 1)) == ["o.0", "o.1"]
+    assert poller.names(b"[]") == []
+    with pytest.raises(ValueError, match=r"o\.1 has count 2"):
+        poller.names(body(1, 2))
+
+
+def test_the_rate_is_that_of_what_was_published() -> None:
+    assert Published(returned=[10.5, 12.0], begun=10.0, late=0.0).rate == 1
+
+
+def measured(course: Course, watched: Arrivals, polled: Arrivals) -> Measured:
+    return Measured(
+        course=course,
+        rate=course.rate,
+        late=0.001,
+        watched=watched,
+        polled=polled,
+        requests=100,
+        poll_p50=0.001,
+        poll_p99=0.002,
+        wrong=[],
+    )
+
+
+def test_a_report_states_both_ways_and_holds_rates_with_a_bar_to_it() -> None:
+    found = [
+        measured(course, Arrivals([0.02, 0.04]), Arrivals([0.01, 0.06]))
+        for course in (SLOW, FAST, FASTEST)
+    ]
+    report = latency.report(found, 2)
+    assert report.rows[0] == ("10", "HTTP", "2", "10", "60", "60", "10", "1", "2")
+    assert report.rows[-1] == ("10,000", "watch", "2", "20", "40", "40", "10,000", "", "")
+    assert [(each.bar, each.met) for each in report.verdicts] == [
+        (50, False),
+        (50, True),
+        (150, True),
+        (150, True),
+    ]
+    assert not report.broken
+    assert '"late": 0.001' in report.json({})
+
+
+def test_what_was_never_seen_breaks_a_report() -> None:
+    report = latency.report([measured(SLOW, Arrivals([]), Arrivals([], ["1 never seen"]))], 2)
+    assert report.rows[0][2:6] == ("0", "", "", "")
+    assert not any(each.met for each in report.verdicts)
+    assert report.broken == ["10 events a second: polling: 1 never seen"]
