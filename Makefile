@@ -12,11 +12,11 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --custom-compile-command "make lock" $(ARGS)
 
-.PHONY: help install run test faults faults-full mutants bench bench-peers check format lock build clean
+.PHONY: help install run test faults faults-full mutants bench bench-growth bench-peers check format lock build clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 install: $(VENV)/installed ## Make .venv with every extra and the tools; PYTHON=python3.13 chooses the interpreter
 
@@ -40,6 +40,9 @@ mutants: install ## Break each guarantee on purpose: the matrix must notice
 
 bench: install ## Figures against references, about ten minutes; ARGS="read --seconds 5" runs one of them
 	@exec $(BIN)/python -m tests.benchmarks $(or $(ARGS),all)
+
+bench-growth: install ## The rates with up to ten million events stored, in crash loops, with more consumers
+	@exec $(BIN)/python -m tests.benchmarks growth $(ARGS)
 
 bench-peers: install ## One consumer beside what others use, which the first run downloads; ARGS=--kill
 	@exec $(BIN)/python -m tests.benchmarks peers $(ARGS)

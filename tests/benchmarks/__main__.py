@@ -8,6 +8,7 @@
     python -m tests.benchmarks watch [--watchers N] [--rate N] [--seconds S] [--json FILE]
     python -m tests.benchmarks latency [--rates N,N] [--samples N] [--json FILE]
     python -m tests.benchmarks ingest [--events N] [--runs N] [--reference-tree PATH] [--json FILE]
+    python -m tests.benchmarks growth [--events N] [--sizes M,M] [--runs N] [--json FILE]
     python -m tests.benchmarks peers [--events N] [--runs N] [--kill] [--only NAME] [--json FILE]
 
 A bar that is missed is printed; the exit code is 1 only where something was wrong: an event lost or
@@ -21,7 +22,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import imports, ingest, latency, outage, publish, read, report, watch
+from tests.benchmarks import growth, imports, ingest, latency, outage, publish, read, report, watch
 from tests.benchmarks.dataset import Dataset
 from tests.benchmarks.peers import comparison
 from tests.benchmarks.peers.peer import PEERS
@@ -114,6 +115,20 @@ def _parser() -> argparse.ArgumentParser:
         help="another checkout with its own .venv, whose consumer is measured too",
     )
 
+    growing = _add(
+        commands,
+        "growth",
+        lambda a: growth.run(a.events, a.sizes, a.loop, a.runs, a.seconds),
+        growth,
+    )
+    growing.add_argument("--events", type=_positive, default=200_000, help="records to store")
+    growing.add_argument(
+        "--sizes", type=_sizes, default="0.1,1,10", help="millions of events stored before"
+    )
+    growing.add_argument("--loop", type=_positive, default=100_000, help="occurrences of a loop")
+    growing.add_argument("--runs", type=_positive, default=3, help="of each variant")
+    growing.add_argument("--seconds", type=_seconds, default=3, help="of one run of reads")
+
     comparing = _add(
         commands,
         "peers",
@@ -157,6 +172,16 @@ def _tree(text: str) -> Path:
     if not (path / ".venv" / "bin" / "python").exists():
         raise argparse.ArgumentTypeError(f"no checkout with a .venv: {text!r}")
     return path
+
+
+def _sizes(text: str) -> list[float]:
+    try:
+        sizes = [float(each) for each in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or not all(0 < size <= 1000 for size in sizes):
+        raise argparse.ArgumentTypeError(f"no millions of events: {text!r}")
+    return sizes
 
 
 def _rates(text: str) -> list[int]:

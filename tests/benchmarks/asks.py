@@ -19,7 +19,7 @@ HOT = 8
 """Executions whose lists are asked for again and again."""
 DEPTH = 0.9
 """Of the long execution: where the deep pages begin."""
-_UNCACHED = 20_000
+_WAYS = 20_000
 """Ways to ask for the same, so that a page is read from the database each time."""
 _SEED = 20180820
 _TIMEOUT = 60
@@ -94,18 +94,18 @@ async def workload(address: str, dataset: Dataset) -> Workload:
         gzip=[_encoded(each, "gzip") for each in hot],
         zstd=[_encoded(each, "zstd") for each in hot],
         pages=pages,
-        first_short=_uncached(pages[:1]),
-        first_long=_uncached(walked[:1]),
-        deep=_uncached(deep[:1]),
-        all_deep=_uncached(deep),
+        first_short=uncached(pages[:1]),
+        first_long=uncached(walked[:1]),
+        deep=uncached(deep[:1]),
+        all_deep=uncached(deep),
         whole=ask(path(dataset.executions), long),
         seed=body(dataset.listed(numbers[HOT])),
     )
 
 
-def _uncached(asks: Sequence[Ask]) -> list[Ask]:
+def uncached(asks: Sequence[Ask]) -> list[Ask]:
     """The same requests in turn, each with headers of its own, that mean the same."""
-    others = (f"application/json, text/{number}" for number in range(_UNCACHED))
+    others = (f"application/json, text/{number}" for number in range(_WAYS))
     return [
         msgspec.structs.replace(each, headers={"Accept": accept})
         for each, accept in zip(cycle(asks), others, strict=False)

@@ -1,11 +1,12 @@
 """A broker of a benchmark's own, with the product's topic."""
 
 import os
+import secrets
 import signal
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from execution_events.consumer.topic import DAY_MS, create_topic
@@ -28,6 +29,12 @@ class Broker:
         """How many records the topic has had."""
         return sum((await end_offsets(self.settings)).values())
 
+    async def topic(self) -> Settings:
+        """Settings with a topic of its own, which is empty."""
+        settings = replace(self.settings, topic=f"benchmark-{secrets.token_hex(4)}")
+        await _create_topic(settings)
+        return settings
+
     async def kill(self) -> None:
         """SIGKILL it; `kafka.start` starts it again."""
         self.kafka.process.kill(signal.SIGKILL)
@@ -42,11 +49,15 @@ async def broker() -> AsyncIterator[Broker]:
             kafka = EmbeddedKafka(directory, cache_directory(os.environ))
             async with kafka:
                 settings = Settings(kafka_bootstrap_servers=kafka.bootstrap_servers)
-                await create_topic(
-                    settings,
-                    partitions=PARTITIONS,
-                    replication=1,
-                    min_insync_replicas=1,
-                    retention_ms=DAY_MS,
-                )
+                await _create_topic(settings)
                 yield Broker(kafka, settings, Path(place))
+
+
+async def _create_topic(settings: Settings) -> None:
+    await create_topic(
+        settings,
+        partitions=PARTITIONS,
+        replication=1,
+        min_insync_replicas=1,
+        retention_ms=DAY_MS,
+    )

@@ -188,11 +188,9 @@ async def _settled(watching: Client, polling: Client, course: Course) -> None:
 async def _counts(database: Database, course: Course, executions: Sequence[str]) -> list[str]:
     connection = await asyncpg.connect(database.owner)
     try:
-        every = await recurring.stored(connection)
+        found = await recurring.stored(connection, executions=executions)
     finally:
         await connection.close()
-    mine = set(executions)
-    found = recurring.Counts({key: count for key, count in every.items() if key[0] in mine})
     return recurring.difference(course.counts(), found)
 
 

@@ -3,7 +3,7 @@
 import random
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 
 import asyncpg
 import msgspec
@@ -27,18 +27,19 @@ Counts = Counter[tuple[str, str]]
 """Occurrences by execution and name."""
 
 
-def records(number: int) -> Iterator[Occurrence]:
+def records(number: int, run: str = "") -> Iterator[Occurrence]:
     """`number` records of executions side by side, the same in each call.
 
-    A record is the next event of its execution, or one more occurrence of an earlier one.
+    `run` makes the executions others than those of another run. A record is the next event of its
+    execution, or one more occurrence of an earlier one.
     """
     choice = random.Random(_SEED)
-    lanes = [_lane(lane, choice) for lane in range(SIDE_BY_SIDE)]
+    lanes = [_lane(f"{run}{lane}", choice) for lane in range(SIDE_BY_SIDE)]
     for position in range(number):
         yield next(lanes[position % SIDE_BY_SIDE])
 
 
-def _lane(lane: int, choice: random.Random) -> Iterator[Occurrence]:
+def _lane(lane: str, choice: random.Random) -> Iterator[Occurrence]:
     turn = 0
     while True:
         execution_id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"recurring:{lane}:{turn}"))
@@ -57,14 +58,31 @@ def _lane(lane: int, choice: random.Random) -> Iterator[Occurrence]:
         turn += 1
 
 
+def loops(executions: int, number: int) -> Iterator[Occurrence]:
+    """Crash loops side by side: one event of each execution, which occurs `number` times."""
+    ids = [str(uuid.uuid5(uuid.NAMESPACE_URL, f"loop:{each}")) for each in range(executions)]
+    events = [occurrence(execution_id, 0) for execution_id in ids]
+    for turn in range(number):
+        moment = BEGUN + APART * turn
+        for event in events:
+            yield msgspec.structs.replace(event, first_timestamp=moment, last_timestamp=moment)
+
+
 def counts(occurrences: Iterator[Occurrence]) -> Counts:
     """What must be stored."""
     return Counter((each.execution_id, each.name) for each in occurrences)
 
 
-async def stored(connection: asyncpg.Connection, table: str = "ops.events_v1") -> Counts:
-    """What is stored in a table or view."""
-    rows = await connection.fetch(f"SELECT execution_id, name, count FROM {table}")
+async def stored(
+    connection: asyncpg.Connection,
+    table: str = "ops.events_v1",
+    executions: Collection[str] | None = None,
+) -> Counts:
+    """What is stored in a table or view, of all executions or of some."""
+    query, given = f"SELECT execution_id, name, count FROM {table}", []
+    if executions is not None:
+        query, given = f"{query} WHERE execution_id = ANY ($1)", [list(executions)]
+    rows = await connection.fetch(query, *given)
     return Counter({(execution_id, name): count for execution_id, name, count in rows})
 
 
@@ -78,7 +96,7 @@ def difference(expected: Counts, found: Counts) -> list[str]:
     ]
 
 
-def produce(settings: Settings, occurrences: Sequence[Occurrence]) -> None:
+def produce(settings: Settings, occurrences: Iterable[Occurrence]) -> None:
     """Put records into the topic as publishers would, and return when Kafka has them all."""
     sources = [f"urn:uuid:{uuid.uuid4()}" for _ in range(WORKERS)]
     producer = Producer(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks import read
+from tests.benchmarks import growth_report, read
 from tests.benchmarks.publish import VARIANTS
 from tests.benchmarks.worker import ROOT
 
@@ -94,3 +94,16 @@ def test_latency(tmp_path: Path) -> None:
     ]
     assert len(report["verdicts"]) == 4
     assert report["figures"]["10"]["requests"] > 20
+
+
+@pytest.mark.timeout(300)
+def test_growth(tmp_path: Path) -> None:
+    report = run(
+        *(tmp_path, "growth", "--events", "2000", "--sizes", "0.001,0.003", "--loop", "500"),
+        *("--runs", "1", "--seconds", "0.1"),
+    )
+    figures = report["figures"]
+    assert set(figures["grown"]) == set(figures["reads"]) == {"980", "2940"}
+    assert set(figures["bare"]) == {variant.key for variant in growth_report.VARIANTS}
+    assert len(report["rows"]) == 2 + len(growth_report.VARIANTS) + 2
+    assert len(report["verdicts"]) == 3

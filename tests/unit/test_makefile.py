@@ -17,6 +17,7 @@ TARGETS = [
     "faults-full",
     "mutants",
     "bench",
+    "bench-growth",
     "bench-peers",
     "check",
     "format",

@@ -1,0 +1,56 @@
+"""Fills a database with executions, as fast as the product's own functions write them.
+
+    python -m tests.benchmarks.filler EXECUTIONS
+
+Settings are in the environment; the database is migrated and has none of these executions. Events
+are written like a consumer's, folded and in transactions, but come from no log: no offsets, no
+watermarks. Prints how many events are stored, as JSON.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from itertools import islice
+
+import uvloop
+
+from execution_events import settings as settings_module
+from execution_events.cli.progress import Progress
+from execution_events.projection.fold import fold
+from execution_events.store.database import connect
+from execution_events.store.events import prepare, write_events
+from tests.benchmarks.dataset import Dataset
+
+_BATCH = 10_000
+"""Events of a transaction."""
+
+
+async def fill(dataset: Dataset, database_url: str) -> int:
+    """Store a dataset and return how many events it has."""
+    occurrences = dataset.occurrences()
+    progress = Progress(dataset.events)
+    stored = 0
+    async with connect(database_url, "benchmarks", unlimited=True) as connection:
+        await prepare(connection)
+        while batch := list(islice(occurrences, _BATCH)):
+            folded = sorted(fold(batch).values(), key=lambda event: event.identity)
+            async with connection.transaction():
+                await write_events(connection, folded)
+            stored += len(folded)
+            progress.show(stored, "events stored")
+    progress.end()
+    return stored
+
+
+def main(executions: int) -> None:
+    """Fill it, and print how many events it has."""
+    url = settings_module.load(os.environ).database_url
+    assert url is not None
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        stored = runner.run(fill(Dataset(executions, long=0), url))
+    print(json.dumps({"stored": stored}))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,209 @@
+"""What stored events, more consumers and crash loops do to the rates of a consumer and a reader."""
+
+import asyncio
+import random
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+
+import asyncpg
+
+from execution_events.cli.progress import Progress
+from execution_events.settings import Settings
+from tests.benchmarks import consuming, filler, growth_report, load, recurring, servers
+from tests.benchmarks.asks import ask, uncached
+from tests.benchmarks.broker import Broker, broker
+from tests.benchmarks.dataset import Dataset, path
+from tests.benchmarks.growth_report import (
+    LISTS,
+    LOOPS,
+    ONE,
+    READ_CONNECTIONS,
+    THREE,
+    TWO,
+    VARIANTS,
+    Found,
+    Loops,
+    Mixed,
+    Variant,
+    Work,
+)
+from tests.benchmarks.recurring import Counts
+from tests.benchmarks.report import Report
+from tests.benchmarks.servers import Postgres
+from tests.benchmarks.worker import measured
+from tests.benchmarks.workload import EVENTS_OF_AN_EXECUTION
+from tests.support.databases import Database, administrator
+from tests.support.processes import environment
+
+_SEED = 20180820
+_WARM = 0.5
+"""Seconds before the clock of reads starts, at most as many as it runs."""
+
+
+@dataclass
+class Filled:
+    """A database with a dataset, and what came on top of it."""
+
+    dataset: Dataset
+    database: Database
+    added: Counts
+
+
+async def run(
+    events: int, sizes: Sequence[float], loop: int, rounds: int, seconds: float
+) -> Report:
+    """Store and read on databases of each size, in millions; then what needs no size.
+
+    `events` are the records of mixed work, `loop` the occurrences of each crash loop, `seconds`
+    those of a run of reads.
+    """
+    datasets = [
+        Dataset(max(1, round(size * 1e6 / EVENTS_OF_AN_EXECUTION)), long=0)
+        for size in sorted(set(sizes))
+    ]
+    found = Found()
+    async with servers.postgres() as server, broker() as kafka, AsyncExitStack() as stack:
+        filled = [
+            Filled(each, await stack.enter_async_context(_filled(server, each)), Counts())
+            for each in datasets
+        ]
+        await _read(server, filled, found, rounds, seconds)
+        await _grown(server, kafka, filled, found, events, rounds)
+        await _bare(server, kafka, found, events, loop, rounds)
+    sizes_stored = [each.dataset.events for each in filled]
+    return growth_report.report(found, sizes_stored, events, loop, rounds, seconds)
+
+
+@asynccontextmanager
+async def _filled(server: Postgres, dataset: Dataset) -> AsyncIterator[Database]:
+    async with server.database() as database:
+        answer = await measured(
+            *("-m", filler.__name__, str(dataset.executions)),
+            env=environment(Settings(database_url=database.writer)),
+        )
+        if answer["stored"] != dataset.events:
+            raise RuntimeError(f"{answer['stored']} of {dataset.events} events are stored")
+        async with administrator(database.administrator) as connection:
+            # Visibility and statistics as in a database that has been used.
+            await connection.execute("VACUUM ANALYZE")
+            await connection.execute("CHECKPOINT")
+        yield database
+
+
+async def _read(
+    server: Postgres, filled: Sequence[Filled], found: Found, rounds: int, seconds: float
+) -> None:
+    """Lists of each size in turn, in each round; every other round backwards."""
+    progress = Progress(rounds * len(filled))
+    asks = {each.dataset: _asks(each.dataset) for each in filled}
+    asked = dict.fromkeys(asks, 0)
+    for number in range(rounds):
+        for each in filled[:: -1 if number % 2 else 1]:
+            size = each.dataset.events
+            progress.show(sum(map(len, found.reads.values())), f"runs; reads of {size:,} events")
+            async with servers.reader(
+                server, each.database, reader_max_requests_per_token=2 * READ_CONNECTIONS
+            ) as reader:
+                sample = await load.measure(
+                    load.Plan(
+                        address=reader.address,
+                        connections=READ_CONNECTIONS,
+                        seconds=seconds,
+                        warm=min(_WARM, seconds),
+                        asks=asks[each.dataset],
+                        pid=reader.pid,
+                        postgres_pid=server.pid,
+                        start=asked[each.dataset] % len(asks[each.dataset]),
+                    )
+                )
+            asked[each.dataset] += sample.asked
+            found.reads.setdefault(size, []).append(sample)
+    progress.end()
+
+
+def _asks(dataset: Dataset) -> list[load.Ask]:
+    """Lists of some executions in random order, each asked for in another way the next time."""
+    number = min(LISTS, dataset.executions)
+    chosen = random.Random(_SEED).sample(range(dataset.executions), number)
+    return uncached([ask(path(each), dataset.listed(each)) for each in chosen])
+
+
+async def _grown(
+    server: Postgres,
+    kafka: Broker,
+    filled: Sequence[Filled],
+    found: Found,
+    events: int,
+    rounds: int,
+) -> None:
+    """One consumer on each size in turn: in a round all store the same, in each round another."""
+    progress = Progress(rounds * len(filled))
+    for number in range(rounds):
+        settings, counts = await _produced(kafka, Mixed(events, f"round {number} "))
+        for each in filled[:: -1 if number % 2 else 1]:
+            size = each.dataset.events
+            progress.show(sum(map(len, found.grown.values())), f"runs; storing beside {size:,}")
+            sample = await _store(server, settings, each, counts, 1)
+            found.grown.setdefault(size, []).append(sample)
+    progress.end()
+
+
+async def _bare(
+    server: Postgres, kafka: Broker, found: Found, events: int, loop: int, rounds: int
+) -> None:
+    """Mixed work and crash loops, each time into an empty database."""
+    progress = Progress(rounds * len(VARIANTS))
+    works: list[tuple[Work, tuple[Variant, ...]]] = [
+        (Mixed(events), (ONE, TWO, THREE)),
+        *((Loops(each.loops, loop), (each,)) for each in LOOPS),
+    ]
+    topics = [(await _produced(kafka, work), variants) for work, variants in works]
+    turns = [(topic, variant) for topic, variants in topics for variant in variants]
+    for number in range(rounds):
+        for (settings, counts), variant in turns[:: -1 if number % 2 else 1]:
+            progress.show(sum(map(len, found.bare.values())), f"runs; {variant.title}")
+            async with server.database() as database:
+                empty = Filled(Dataset(0, long=0), database, Counts())
+                sample = await _store(server, settings, empty, counts, variant.consumers)
+            found.bare.setdefault(variant.key, []).append(sample)
+    progress.end()
+
+
+async def _produced(kafka: Broker, work: Work) -> tuple[Settings, Counts]:
+    """A topic of its own with all records of `work`, and what must be stored of them."""
+    settings = await kafka.topic()
+    await asyncio.to_thread(recurring.produce, settings, work.records())
+    return settings, await asyncio.to_thread(recurring.counts, work.records())
+
+
+async def _store(
+    server: Postgres, settings: Settings, filled: Filled, counts: Counts, consumers: int
+) -> consuming.Sample:
+    """Store a topic beside what is there, and compare every count."""
+    async with administrator(server.administrator_url) as connection:
+        # Or what the last run left to be written would be written in this one.
+        await connection.execute("CHECKPOINT")
+    settings = replace(
+        settings,
+        database_url=filled.database.writer,
+        group=f"benchmark-{secrets.token_hex(4)}",
+        management_port=0,
+    )
+    sample = await consuming.measure(server, settings, filled.database, counts.total(), consumers)
+    filled.added += counts
+    connection = await asyncpg.connect(filled.database.owner)
+    try:
+        executions = {execution_id for execution_id, _ in counts}
+        stored = await recurring.stored(connection, executions=executions)
+        rows, occurrences = await connection.fetchrow(
+            "SELECT count(*), coalesce(sum(count), 0)::bigint FROM execution_events.event"
+        )
+    finally:
+        await connection.close()
+    due = tuple(filled.dataset.events + more for more in (len(filled.added), filled.added.total()))
+    wrong = recurring.difference(counts, stored)
+    if (rows, occurrences) != due:
+        wrong.append(f"{rows:,} rows of {occurrences:,} occurrences, not {due[0]:,} of {due[1]:,}")
+    return replace(sample, wrong=wrong)
