@@ -15,6 +15,8 @@ LISTED = 50
 """Events of an execution that is polled; short, so that the list is read and sent in no time."""
 POLLED_RATE, POLLED_PART = 100, 50
 """Events a second that are polled for: all up to that rate, and every 50th where that is more."""
+AHEAD = 0.1
+"""Seconds before its first event that an execution begins to be polled, about."""
 LEAST = 2
 """Seconds that a course takes at least."""
 
@@ -34,6 +36,11 @@ class Course(msgspec.Struct, frozen=True):
     @property
     def apart(self) -> int:
         return max(1, self.rate // max(POLLED_RATE, self.rate // POLLED_PART))
+
+    @property
+    def ahead(self) -> int:
+        """Events that are polled for in `AHEAD` seconds."""
+        return max(1, round(self.rate / self.apart * AHEAD))
 
     @property
     def events(self) -> int:

@@ -161,7 +161,8 @@ async def _begin(reader: Serving, course: Course, watching: Client, polling: Cli
     lists = [
         poller.List(path, length) for path, length in zip(paths, course.polled_lists, strict=False)
     ]
-    await polling.ask(msgspec.json.encode(poller.Plan(reader.address, INTERVAL, lists)))
+    polls = poller.Plan(reader.address, INTERVAL, course.ahead, lists)
+    await polling.ask(msgspec.json.encode(polls))
 
 
 async def _publish(settings: Settings, course: Course) -> Published:

@@ -4,8 +4,8 @@
 
 Standard input is lines. The first is a `Plan` as JSON, answered once the first list was asked for.
 Then `seen` is answered with how many events have come, and `stop FILE` leaves a `Polled` as JSON
-in a file. Lists are polled one after the other, the next when all but `AHEAD` events of the one
-before are there.
+in a file. Lists are polled one after the other, the next as soon as the one before is nearly
+complete.
 """
 
 import asyncio
@@ -21,7 +21,6 @@ import uvloop
 from tests.benchmarks.figures import percentile
 from tests.benchmarks.load import Answer, Ask
 
-AHEAD = 5
 _LINE_MAX = 64 * 2**20
 """Bytes of a line on standard input."""
 
@@ -34,10 +33,12 @@ class List(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """The server's address, seconds between two requests for a list, and the lists."""
+    """The server's address, the lists, and seconds between two requests for one of them."""
 
     address: str
     interval: float
+    ahead: int
+    """Events that a list still lacks when the next one is begun with."""
     lists: list[List]
 
 
@@ -160,7 +161,7 @@ class _Poller:
             if answer.head.status == 200:
                 found = self._note(answer.whole or b"", now)
                 headers = {"If-None-Match": answer.head.headers["etag"]}
-                if each.listed - found <= AHEAD:
+                if each.listed - found <= self._plan.ahead:
                     nearly.set()
             elif answer.head.status != 304:
                 raise ValueError(f"status {answer.head.status}")

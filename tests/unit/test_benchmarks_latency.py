@@ -39,6 +39,10 @@ def test_a_course_polls_for_a_part_of_its_events(
     assert course.counts().total() == len(course.counts()) == events
 
 
+def test_the_next_list_is_polled_before_it_has_events() -> None:
+    assert [course.ahead for course in (Course("run", 2, 1), SLOW, FAST, FASTEST)] == [1, 1, 10, 20]
+
+
 def test_courses_have_executions_of_their_own() -> None:
     other = msgspec.structs.replace(FAST, run="another")
     assert not set(FAST.executions) & set(other.executions)
