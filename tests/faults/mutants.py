@@ -131,9 +131,9 @@ MUTANTS = (
         (
             Edit(
                 "projection/batch.py",
-                "            moved[key] = origin.sequence\n",
+                "            moved[key] = sequence\n",
                 "            if isinstance(outcome, Occurrence):\n"
-                "                moved[key] = origin.sequence\n",
+                "                moved[key] = sequence\n",
             ),
         ),
         ("poison",),
