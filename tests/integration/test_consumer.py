@@ -11,6 +11,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import NewTopic
 from aiokafka.admin.records_to_delete import RecordsToDelete
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from aiokafka.structs import OffsetAndMetadata
@@ -376,6 +378,29 @@ async def test_a_client_that_fails_as_it_leaves_ends_nothing(
     # Whatever the consumer raises comes out of here.
     async with consuming(settings):
         await until(is_stored, "the record is stored")
+
+
+async def test_a_client_whose_fetches_end_is_replaced(
+    settings: Settings, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that aiokafka does not expect ends the task that fetches; the client lives on."""
+    send = AIOKafkaClient.send
+    failed: list[int] = []
+
+    async def fails_once(
+        client: AIOKafkaClient, node: int, request: object, **options: object
+    ) -> object:
+        if isinstance(request, FetchRequest) and not failed:
+            failed.append(node)
+            raise RuntimeError("the handler is closed")
+        return await send(client, node, request, **options)
+
+    monkeypatch.setattr(AIOKafkaClient, "send", fails_once)
+    await publish(settings, range(20))
+    async with consuming(settings):
+        await until_stored(settings)
+    assert failed
+    assert await counts(fetch) == Counter(range(20))
 
 
 async def test_metrics_tell_outcomes_and_lag(

@@ -23,11 +23,14 @@ def add_commands(commands: Any) -> None:
 
 
 def run_until_stopped(
-    service: Callable[[asyncio.Event], Awaitable[int | None]], limit: float | None = None
+    service: Callable[[asyncio.Event], Awaitable[int | None]],
+    limit: float | None = None,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
 ) -> int:
     """Run `service` with an event that SIGINT or SIGTERM sets; a second signal kills at once.
 
     With a `limit` the process ends at most that many seconds after the first, in order or not.
+    Without a `loop_factory` it runs on asyncio's own loop.
     """
 
     async def run() -> int:
@@ -45,7 +48,7 @@ def run_until_stopped(
             loop.add_signal_handler(number, on_signal, number)
         return await service(stop) or 0
 
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
         return runner.run(run())
 
 
@@ -54,20 +57,14 @@ def _give_up(limit: float) -> None:
     os._exit(1)
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
-
-
 def _consumer(_: argparse.Namespace, settings: Settings) -> int:
     with extra("consumer"):
         from execution_events.consumer.failpoints import VARIABLE, armed, unarmed
         from execution_events.consumer.service import run_consumer
     spec = os.environ.get(VARIABLE)
     reach = armed(spec) if spec else unarmed
+    # Not on uvloop: to write to a connection that was reset is another error there than aiokafka
+    # expects, which ends its tasks. It would be no faster either.
     return run_until_stopped(
         lambda stop: run_consumer(settings, stop, reach), settings.stop_timeout
     )
@@ -75,5 +72,9 @@ def _consumer(_: argparse.Namespace, settings: Settings) -> int:
 
 def _reader(_: argparse.Namespace, settings: Settings) -> int:
     with extra("reader"):
+        import uvloop
+
         from execution_events.reader.service import run_reader
-    return run_until_stopped(lambda stop: run_reader(settings, stop), settings.stop_timeout)
+    return run_until_stopped(
+        lambda stop: run_reader(settings, stop), settings.stop_timeout, uvloop.new_event_loop
+    )

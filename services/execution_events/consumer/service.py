@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 
-from aiokafka import AIOKafkaConsumer
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
 
 from execution_events.consumer.assignment import Assignment
+from execution_events.consumer.client import Client
 from execution_events.consumer.failpoints import unarmed
 from execution_events.consumer.log import read_log
 from execution_events.consumer.loop import ConsumeLoop, Unreadable, backoff
@@ -122,8 +122,8 @@ class _Service:
         return reasons
 
     @asynccontextmanager
-    async def _client(self) -> AsyncIterator[tuple[AIOKafkaConsumer, Assignment]]:
-        client = AIOKafkaConsumer(
+    async def _client(self) -> AsyncIterator[tuple[Client, Assignment]]:
+        client = Client(
             **self._settings.kafka_client(),
             client_id="execution-events-consumer",
             group_id=self._settings.group,
