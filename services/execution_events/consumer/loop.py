@@ -21,7 +21,7 @@ from execution_events.errors import (
 )
 from execution_events.management import ConsumerMetrics
 from execution_events.observability import Logger
-from execution_events.projection.batch import Projection, Refusal, read
+from execution_events.projection.batch import Projection, ReadRecord, Refusal, read
 from execution_events.store.batches import Batch, BatchWriter, Move, Reach, StoredPosition
 from execution_events.wire import REFUSED_BY_DATABASE
 
@@ -29,6 +29,8 @@ _log = Logger(__name__)
 
 _POLL_MS = 250
 """How long a fetch waits for the first record."""
+_SLICE = 250
+"""Records that are decoded at a stretch: 2 ms."""
 _COMMIT_INTERVAL = 5
 """Seconds between commits of offsets to Kafka, which only lag tools read."""
 _SEARCH_TIME = 60
@@ -114,18 +116,20 @@ class ConsumeLoop:
     async def run(self) -> None:
         """Fetch and store until `stop` is set; a batch in hand is stored first."""
         committing = asyncio.create_task(self._commit_for_lag_tools())
+        fetched: _Fetched | None = None
         try:
             while not self._stop.is_set():
                 if time.monotonic() >= self._recheck:
                     self._assignment.forget_halts()
                     self._recheck = time.monotonic() + _RECHECK_INTERVAL
                 await self._seed()
-                fetched = await self._fetch()
+                self._measure()
+                if fetched is None:
+                    fetched = await self._fetch()
                 if fetched is not None:
-                    await self._store(fetched)
+                    fetched = await self._store_and_fetch(fetched)
                 if time.monotonic() >= self._forget:
                     await self._forget_changes()
-                self._measure()
         finally:
             committing.cancel()
             await asyncio.gather(committing, return_exceptions=True)
@@ -169,30 +173,66 @@ class ConsumeLoop:
             else:
                 self._assignment.halt(partition, reason)
 
-    async def _fetch(self) -> _Fetched | None:
+    async def _store_and_fetch(self, fetched: _Fetched) -> _Fetched | None:
+        """Store a batch and meanwhile fetch the one after it, which is given where it comes next.
+
+        It does only where all of `fetched` was stored, by this member and in this generation; its
+        records are read again otherwise.
+        """
+        if fetched.generation != self._assignment.generation:
+            # Its partitions are another's, or will be read again from what is stored.
+            return None
+        if self._unreadable.searching:
+            # The search goes record by record from what is stored.
+            await self._store(fetched)
+            return None
+        storing = asyncio.create_task(self._store(fetched))
+        try:
+            try:
+                following = await self._fetch(fetched.batch)
+            except RetryableError:
+                # The client is of no more use; the batch in hand is still stored.
+                await storing
+                raise
+            is_stored = await storing
+        finally:
+            if not storing.done():
+                storing.cancel()
+                await asyncio.gather(storing, return_exceptions=True)
+        if is_stored or following is None:
+            return following
+        if following.generation == self._assignment.generation:
+            for partition in self._partitions(following.batch):
+                self._assignment.unseed(partition)
+        return None
+
+    async def _fetch(self, ahead: Batch | None = None) -> _Fetched | None:
+        """The next batch; after `ahead`, which is being stored, where that is given."""
         records = await self._poll()
         self._reach("fetched")
         moves: dict[int, Move] = {}
         # Without a suspension from here on, so that positions and records belong together. A
         # position moves without a record over control records and aborted transactions.
         for partition, stored in self._assignment.positions.items():
+            if ahead is not None and partition.partition in ahead.moves:
+                stored = ahead.moves[partition.partition].next
             position = await self._client.position(partition)
             if position != stored:
                 moves[partition.partition] = Move(stored, position)
+        generation = self._assignment.generation
         if not moves:
             return None
-        batch = Batch(
-            records=[
-                read(record)
-                for partition in sorted(records)
-                if partition.partition in moves
-                for record in records[partition]
-            ],
-            moves=moves,
-        )
-        return _Fetched(self._assignment.generation, batch)
+        # The batch before is being stored: each of its round trips waits for one slice at most.
+        fetched: list[ReadRecord] = []
+        for partition in sorted(records):
+            if partition.partition in moves:
+                for start in range(0, len(records[partition]), _SLICE):
+                    fetched += map(read, records[partition][start : start + _SLICE])
+                    await asyncio.sleep(0)
+        return _Fetched(generation, Batch(fetched, moves))
 
-    async def _store(self, fetched: _Fetched) -> None:
+    async def _store(self, fetched: _Fetched) -> bool:
+        """Store a batch, whatever it takes; whether this member has stored all of it."""
         attempt = 0
         # What is left to store, in order from the end: a batch that is refused becomes its halves.
         left = [fetched.batch]
@@ -208,7 +248,7 @@ class ConsumeLoop:
                 self._metrics.retries.inc()
                 _log.warning("cannot store the batch yet", error=str(error), attempt=attempt)
                 if self._stop.is_set():
-                    return
+                    return False
                 if isinstance(error, BatchTooSlowError) and len(batch.records) > 1:
                     left[-1:] = reversed(batch.halves())
                 await self._wait_paused(attempt)
@@ -218,10 +258,13 @@ class ConsumeLoop:
                 _log.warning("batch dropped", reason=str(error), records=len(batch.records))
                 for partition in self._partitions(fetched.batch):
                     self._assignment.unseed(partition)
-                return
+                return False
             else:
                 left.pop()
                 self._stored(fetched.generation, batch, projection, time.monotonic() - started)
+        # The fetch of the next batch may take a while.
+        self._measure()
+        return not left
 
     async def _forget_changes(self) -> None:
         """A part of them between two batches, so that no batch waits for long."""
