@@ -7,7 +7,8 @@ within its bounds or a `RecordRefusedError`.
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, NamedTuple, Protocol
+from functools import lru_cache
+from typing import Annotated, Protocol
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -29,6 +30,8 @@ REFUSED_BY_DATABASE = "refused_by_database"
 
 SEQUENCE_MAX = 2**63 - 1
 _SEQUENCE_MAX_DIGITS = 19
+_CACHED = 4096
+"""Execution ids and sources that are known to be within their bounds: some live at a time."""
 DEPTH_MAX = 100
 """How deep a value may nest; a limit of our own, as the interpreter's varies with the caller."""
 
@@ -55,7 +58,7 @@ class Record(Protocol):
     def headers(self) -> Headers: ...
 
 
-class Origin(NamedTuple):
+class Origin(msgspec.Struct, frozen=True, gc=False):
     """Where a record comes from, so that a copy of it is known as one.
 
     `sequence` is strictly increasing in one source and partition.
@@ -89,6 +92,23 @@ class _Value(msgspec.Struct, frozen=True, kw_only=True, rename="camel", gc=False
     action_name: _Text
 
 
+class _UsualRef(_Ref, frozen=True, gc=False, forbid_unknown_fields=True):
+    pass
+
+
+class _UsualValue(_Value, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):
+    """A value with nothing beyond the contract: most are.
+
+    Nothing in it was passed over, so it is UTF-8, and not nested too deep.
+    """
+
+    # Looked up, as a pattern is a call for each value.
+    execution_id: str
+    metadata: _UsualRef
+    involved_object: _UsualRef | UnsetType = UNSET
+
+
+_usual_decoder = msgspec.json.Decoder(_UsualValue)
 _decoder = msgspec.json.Decoder(_Value)
 _encoder = msgspec.json.Encoder()
 
@@ -221,18 +241,24 @@ def decode_origin(headers: Headers) -> Origin | None:
         return None
     if source is None or sequence is None:
         raise RecordRefusedError(INVALID_HEADERS, "one of ce_source and ce_sequence is missing")
-    try:
-        text = source.decode()
-    except UnicodeDecodeError as error:
-        raise RecordRefusedError(INVALID_HEADERS, "ce_source is not UTF-8") from error
-    if not 1 <= len(text) <= events.TEXT_MAX_CHARACTERS or "\0" in text:
-        raise RecordRefusedError(INVALID_HEADERS, "ce_source is not 1 to 256 characters")
+    text = _source(source)
     # Of bytes, only ASCII's digits are digits.
     if len(sequence) <= _SEQUENCE_MAX_DIGITS and sequence.isdigit():
         number = int(sequence)
         if number <= SEQUENCE_MAX:
             return Origin(text, number)
     raise RecordRefusedError(INVALID_HEADERS, "ce_sequence is not a decimal of 0 to 2^63-1")
+
+
+@lru_cache(maxsize=_CACHED)
+def _source(value: bytes) -> str:
+    try:
+        text = value.decode()
+    except UnicodeDecodeError as error:
+        raise RecordRefusedError(INVALID_HEADERS, "ce_source is not UTF-8") from error
+    if not 1 <= len(text) <= events.TEXT_MAX_CHARACTERS or "\0" in text:
+        raise RecordRefusedError(INVALID_HEADERS, "ce_source is not 1 to 256 characters")
+    return text
 
 
 def _given_twice(name: str) -> RecordRefusedError:
@@ -245,17 +271,34 @@ def parse_timestamp(text: str) -> datetime | None:
     if _TIMESTAMP.fullmatch(text):
         try:
             # It cuts what is beyond the microsecond, as the contract asks.
-            moment = datetime.fromisoformat(text).astimezone(UTC)
+            moment = datetime.fromisoformat(text)
+            if moment.tzinfo is not UTC:
+                moment = moment.astimezone(UTC)
         except (ValueError, OverflowError):
             return None
-        if moment >= events.TIMESTAMP_MIN:
+        if moment.year >= events.TIMESTAMP_MIN.year:
             return moment
     return None
+
+
+@lru_cache(maxsize=_CACHED)
+def _is_execution_id(text: str) -> bool:
+    return events.EXECUTION_ID.fullmatch(text) is not None
 
 
 def _decode_value(value: bytes | None) -> _Value:
     if value is None:
         raise RecordRefusedError(NO_VALUE, "the record has no value")
+    try:
+        usual = _usual_decoder.decode(value)
+        if _is_execution_id(usual.execution_id):
+            return usual
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        pass
+    return _decode_any_value(value)
+
+
+def _decode_any_value(value: bytes) -> _Value:
     try:
         # msgspec passes over invalid UTF-8 in fields that it ignores.
         if not value.isascii():

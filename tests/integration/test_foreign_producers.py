@@ -108,7 +108,7 @@ async def test_golden_records_are_stored_once_where_they_belong(
     )
     watermarks = await fetch("SELECT partition, source, sequence FROM producer_progress")
     assert {(row[0], row[1]): row[2] for row in watermarks} == {
-        (places[case.record.key or b""], case.origin[0]): case.origin[1]
+        (places[case.record.key or b""], case.origin.source): case.origin.sequence
         for case in published  # of one source and partition the last has the greatest
         if case.origin is not None
     }

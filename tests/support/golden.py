@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from execution_events.events import Occurrence
+from execution_events.wire import Origin
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 
@@ -33,7 +34,7 @@ class Golden(NamedTuple):
 
     name: str
     record: KafkaRecord
-    origin: tuple[str, int] | None
+    origin: Origin | None
     occurrence: Occurrence | None
     refused: str | None
     beyond_schema: str | None
@@ -84,7 +85,7 @@ def _golden(base: Mapping[str, Any], case: Mapping[str, Any]) -> Golden:
             headers=tuple((name, _bytes(value)) for name, value in whole["headers"]),
             timestamp=whole["timestamp"],
         ),
-        origin=(_text(origin[0]), origin[1]) if origin else None,
+        origin=Origin(_text(origin[0]), origin[1]) if origin else None,
         occurrence=None if refused else _occurrence(base, case),
         refused=refused,
         beyond_schema=case.get("beyond_schema"),

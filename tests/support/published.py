@@ -92,7 +92,9 @@ def _published(record: Any) -> Published:
     origin = wire.decode_origin(record.headers)
     assert origin is not None
     name = wire.decode(record.key, record.value, 0).name
-    return Published(record.partition, record.offset, record.key, name, *origin)
+    return Published(
+        record.partition, record.offset, record.key, name, origin.source, origin.sequence
+    )
 
 
 def counted(found: Iterable[Published]) -> list[Published]:

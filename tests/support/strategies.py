@@ -114,7 +114,9 @@ def logs(draw: st.DrawFn) -> list[KafkaRecord]:
             KafkaRecord(
                 key=draw(st.sampled_from([key, key, None])),
                 value=draw(st.sampled_from([value, value, value, b"poison", None])),
-                headers=tuple(wire.encode_headers(*origin)) if origin else (),
+                headers=tuple(wire.encode_headers(origin.source, origin.sequence))
+                if origin
+                else (),
                 partition=draw(st.integers(0, 1)),
                 offset=offset,
             )

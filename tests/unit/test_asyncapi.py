@@ -99,7 +99,10 @@ def test_an_example_is_a_golden_record(example: dict[str, Any]) -> None:
 def test_the_headers_that_we_send_are_described() -> None:
     origin = Origin("worker", 7)
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    sent = {name: value.decode() for name, value in wire.encode_headers(*origin, trace)}
+    sent = {
+        name: value.decode()
+        for name, value in wire.encode_headers(origin.source, origin.sequence, trace)
+    }
     HEADERS.validate(sent)
     properties = MESSAGE["headers"]["properties"]
     assert properties.keys() - sent.keys() == {"ce_time", "ce_subject"}

@@ -22,7 +22,9 @@ def test_our_publisher_sends_these_bytes(case: Golden) -> None:
     assert case.occurrence is not None
     assert case.origin is not None
     trace = dict(case.record.headers).get("traceparent")
-    headers = wire.encode_headers(*case.origin, trace.decode() if trace else None)
+    headers = wire.encode_headers(
+        case.origin.source, case.origin.sequence, trace.decode() if trace else None
+    )
     assert wire.encode(case.occurrence) == (case.record.key, case.record.value)
     assert tuple(headers) == case.record.headers
 
@@ -32,16 +34,16 @@ def test_they_are_of_every_kind() -> None:
     assert {"traceparent" in dict(case.record.headers) for case in PUBLISHED} == {True, False}
     assert any(not value.isascii() for value in values)
     assert any(rb"\n" in value for value in values)
-    assert {case.origin[1] for case in PUBLISHED if case.origin} >= {0, wire.SEQUENCE_MAX}
+    assert {case.origin.sequence for case in PUBLISHED if case.origin} >= {0, wire.SEQUENCE_MAX}
     assert {case.record.key for case in PUBLISHED} <= {place.key for place in PLACES}
 
 
 def test_the_headers_are_the_callers_own() -> None:
     """What one caller adds must not come with the records of the next."""
     origin = wire.Origin("worker", 1)
-    before = list(wire.encode_headers(*origin))
-    wire.encode_headers(*origin).append(("added", b""))
-    assert wire.encode_headers(*origin) == before
+    before = list(wire.encode_headers(origin.source, origin.sequence))
+    wire.encode_headers(origin.source, origin.sequence).append(("added", b""))
+    assert wire.encode_headers(origin.source, origin.sequence) == before
 
 
 @each_place

@@ -2,9 +2,11 @@
 
 import json
 import string
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
@@ -71,6 +73,24 @@ def test_decode_is_total(key: bytes | None, value: bytes | None, timestamp: int)
     else:
         event(outcome)
         assert outcome in wire.REASONS
+
+
+@given(mutated() | documents)
+@settings(max_examples=1500, deadline=None)
+def test_what_is_decoded_the_usual_way_is_decoded_the_same_any_way(value: bytes) -> None:
+    usual, any_way = (
+        decoded_value(decode, value) for decode in (wire._decode_value, wire._decode_any_value)
+    )
+    event("refused" if isinstance(any_way, tuple) else "accepted")
+    assert usual == any_way
+
+
+def decoded_value(decode: Callable[[bytes], object], value: bytes) -> object:
+    """All members, or why the value is refused."""
+    try:
+        return msgspec.to_builtins(decode(value))
+    except RecordRefusedError as error:
+        return error.reason, error.detail
 
 
 def check_bounds(occurrence: Occurrence) -> None:
@@ -182,7 +202,7 @@ def check_detail(error: RecordRefusedError) -> None:
 @given(strategies.origins)
 @settings(max_examples=300, deadline=None)
 def test_an_origin_that_is_encoded_is_decoded(origin: Origin) -> None:
-    assert wire.decode_origin(wire.encode_headers(*origin)) == origin
+    assert wire.decode_origin(wire.encode_headers(origin.source, origin.sequence)) == origin
 
 
 def test_a_record_without_the_headers_has_no_origin() -> None:
