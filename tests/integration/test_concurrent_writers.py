@@ -9,23 +9,20 @@ from datetime import timedelta
 from random import Random
 
 import asyncpg
-import msgspec
 import pytest
 
 from execution_events.errors import HaltError
 from execution_events.events import Occurrence
-from execution_events.projection.batch import Refusal
 from execution_events.projection.fold import fold
 from execution_events.store.batches import BatchWriter
 from execution_events.store.database import connect
 from execution_events.store.dead_letters import DeadLetters, Filter, Result
 from execution_events.store.events import prepare, write_events
 from execution_events.store.prune import moment_before, prune_executions
-from execution_events.wire import REFUSED_BY_DATABASE
 from tests.support.consumers import DEADLINE, until
 from tests.support.databases import Database, administrator
 from tests.support.readers import named
-from tests.support.records import Log, batch, log
+from tests.support.records import Log, log, refused
 
 WRITERS = 3
 BATCHES = 60
@@ -68,12 +65,9 @@ def crowd(rng: Random) -> list[Occurrence]:
 
 async def refuse(database: Database, occurrences: list[Occurrence]) -> None:
     """Have them as dead letters, as if the database had refused them."""
-    whole = batch(log(occurrences, WRITERS))
-    refusal = Refusal(REFUSED_BY_DATABASE, "")
-    records = [msgspec.structs.replace(record, outcome=refusal) for record in whole.records]
     async with BatchWriter(database.writer, "events") as writer:
         await writer.begin_partition(WRITERS, 0, "cluster")
-        await writer.store(whole._replace(records=records))
+        await writer.store(refused(log(occurrences, WRITERS)))
 
 
 def identity(event: Occurrence) -> tuple[str, str, str]:

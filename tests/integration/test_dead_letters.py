@@ -4,21 +4,19 @@ import asyncio
 import base64
 import json
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, timedelta
 from hashlib import sha256
 from typing import Any
 
 import asyncpg
-import msgspec
 import pytest
 
 from execution_events import wire
 from execution_events.errors import RetryableError
-from execution_events.projection.batch import Refusal
 from execution_events.settings import Settings
-from execution_events.store.batches import Batch, BatchWriter
+from execution_events.store.batches import BatchWriter
 from execution_events.store.dead_letters import (
     CUT_BYTES,
     RECORD_MAX_BYTES,
@@ -32,10 +30,9 @@ from execution_events.store.dead_letters import (
 from tests.support.consumers import DEADLINE, until
 from tests.support.databases import Database, administrator
 from tests.support.processes import COMMAND, environment, run_cli
-from tests.support.records import EPOCH, LogRecord, batch, log, occurrence
+from tests.support.records import DATABASE, EPOCH, LogRecord, batch, log, occurrence, refused
 
 TOPIC = "events"
-DATABASE = Refusal(wire.REFUSED_BY_DATABASE, "CheckViolationError no_bombs (23514)")
 DONE, CLOSED = Outcome(Result.DONE), Outcome(Result.CLOSED)
 
 Run = Callable[..., Coroutine[Any, Any, str]]
@@ -71,14 +68,6 @@ async def run(database: Database) -> Run:
         return await run_cli("dead-letters", *arguments, env=env, code=code)
 
     return run
-
-
-def refused(records: Sequence[LogRecord], *, begin: int | None = None) -> Batch:
-    """A batch of records each of which the database has refused."""
-    whole = batch(records, begin=begin)
-    return whole._replace(
-        records=[msgspec.structs.replace(record, outcome=DATABASE) for record in whole.records]
-    )
 
 
 async def ids(letters: DeadLetters, **conditions: Any) -> list[int]:

@@ -4,12 +4,16 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+import msgspec
+
 from execution_events import wire
 from execution_events.events import Occurrence
-from execution_events.projection.batch import read
+from execution_events.projection.batch import DeadLetter, Refusal, read
 from execution_events.store.batches import Batch, BatchWriter, Move
 from execution_events.wire import Headers
 
+DATABASE = Refusal(wire.REFUSED_BY_DATABASE, "CheckViolationError no_bombs (23514)")
+"""As a CHECK of an operator's refuses."""
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -78,3 +82,15 @@ class Log:
         records = log(occurrences, self._partition, self._next)
         await self._writer.store(batch(records))
         self._next += len(records)
+
+
+def refused(records: Sequence[LogRecord], *, begin: int | None = None) -> Batch:
+    """A batch of records each of which the database has refused."""
+    whole = batch(records, begin=begin)
+    letters = [DeadLetter(record, DATABASE) for record in records]
+    return whole._replace(
+        records=[
+            msgspec.structs.replace(read_record, outcome=letter)
+            for read_record, letter in zip(whole.records, letters, strict=True)
+        ]
+    )

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from execution_events import wire
 from execution_events.errors import RecordRefusedError
 from execution_events.projection import batch
-from execution_events.projection.batch import Refusal
+from execution_events.projection.batch import DeadLetter
 from tests.support import golden, strategies
 from tests.support.golden import SCHEMAS, Golden
 
@@ -32,8 +32,8 @@ def test_read_gives_the_golden_outcome(case: Golden) -> None:
     if case.occurrence is not None:
         assert read.outcome == case.occurrence
     else:
-        assert isinstance(read.outcome, Refusal)
-        assert read.outcome.reason == case.refused
+        assert isinstance(read.outcome, DeadLetter)
+        assert read.outcome.refusal.reason == case.refused
 
 
 @each_record

@@ -21,7 +21,7 @@ from execution_events.errors import (
 )
 from execution_events.management import ConsumerMetrics
 from execution_events.observability import Logger
-from execution_events.projection.batch import Projection, ReadRecord, Refusal, read
+from execution_events.projection.batch import DeadLetter, Projection, ReadRecord, Refusal, read
 from execution_events.store.batches import Batch, BatchWriter, Move, Reach, StoredPosition
 from execution_events.wire import REFUSED_BY_DATABASE
 
@@ -30,7 +30,9 @@ _log = Logger(__name__)
 _POLL_MS = 250
 """How long a fetch waits for the first record."""
 _SLICE = 250
-"""Records that are decoded at a stretch: 2 ms."""
+"""Records that are fetched and read at a stretch: 1 ms, and few enough for a processor's cache."""
+_KEEP_TIME = 60
+"""Seconds for which records are kept after one that the database refused."""
 _COMMIT_INTERVAL = 5
 """Seconds between commits of offsets to Kafka, which only lag tools read."""
 _SEARCH_TIME = 60
@@ -112,6 +114,7 @@ class ConsumeLoop:
         self._recheck = time.monotonic() + _RECHECK_INTERVAL
         self._forget = time.monotonic() + _FORGET_INTERVAL * random.uniform(0.5, 1)  # noqa: S311
         self._last_progress = time.monotonic()
+        self._keep_until = 0.0
 
     async def run(self) -> None:
         """Fetch and store until `stop` is set; a batch in hand is stored first."""
@@ -202,34 +205,53 @@ class ConsumeLoop:
         if is_stored or following is None:
             return following
         if following.generation == self._assignment.generation:
-            for partition in self._partitions(following.batch):
-                self._assignment.unseed(partition)
+            self._unseed(following.batch)
         return None
 
     async def _fetch(self, ahead: Batch | None = None) -> _Fetched | None:
         """The next batch; after `ahead`, which is being stored, where that is given."""
-        records = await self._poll()
+        generation = self._assignment.generation
+        records = await self._read()
         self._reach("fetched")
+        if generation != self._assignment.generation:
+            return None
         moves: dict[int, Move] = {}
-        # Without a suspension from here on, so that positions and records belong together. A
-        # position moves without a record over control records and aborted transactions.
+        # A position moves without a record over control records and aborted transactions.
         for partition, stored in self._assignment.positions.items():
             if ahead is not None and partition.partition in ahead.moves:
                 stored = ahead.moves[partition.partition].next
             position = await self._client.position(partition)
             if position != stored:
                 moves[partition.partition] = Move(stored, position)
-        generation = self._assignment.generation
         if not moves:
             return None
-        # The batch before is being stored: each of its round trips waits for one slice at most.
-        fetched: list[ReadRecord] = []
-        for partition in sorted(records):
-            if partition.partition in moves:
-                for start in range(0, len(records[partition]), _SLICE):
-                    fetched += map(read, records[partition][start : start + _SLICE])
-                    await asyncio.sleep(0)
-        return _Fetched(generation, Batch(fetched, moves))
+        return _Fetched(
+            generation, Batch([r for p in sorted(moves) for r in records.get(p, ())], moves)
+        )
+
+    async def _read(self) -> dict[int, list[ReadRecord]]:
+        """Fetch and read records by partition: what there is, up to a batch.
+
+        In slices, so that a round trip of the batch that is being stored waits for one of them at
+        most. The last of a slice is kept, as a record that tells the log from another.
+        """
+        read_records: dict[int, list[ReadRecord]] = {}
+        left = self._batch_max_records
+        wait = _POLL_MS
+        while left > 0:
+            keep = time.monotonic() < self._keep_until
+            polled = await self._poll(wait, min(left, _SLICE))
+            for partition, records in polled.items():
+                *most, last = records
+                read_records.setdefault(partition.partition, []).extend(
+                    [*(read(record, keep) for record in most), read(last)]
+                )
+                left -= len(records)
+            if not polled or self._unreadable.searching:
+                break
+            wait = 0
+            await asyncio.sleep(0)
+        return read_records
 
     async def _store(self, fetched: _Fetched) -> bool:
         """Store a batch, whatever it takes; whether this member has stored all of it."""
@@ -243,7 +265,12 @@ class ConsumeLoop:
             try:
                 projection = await self._writer.store(batch)
             except BatchRefusedError as error:
-                left[-1:] = _parts(batch, error)
+                if not (parts := _parts(batch, error)):
+                    # It is read again, and kept this time.
+                    self._keep_until = time.monotonic() + _KEEP_TIME
+                    self._unseed(fetched.batch)
+                    return False
+                left[-1:] = parts
             except RetryableError as error:
                 self._metrics.retries.inc()
                 _log.warning("cannot store the batch yet", error=str(error), attempt=attempt)
@@ -256,8 +283,7 @@ class ConsumeLoop:
             except FencedError as error:
                 self._metrics.fenced.inc()
                 _log.warning("batch dropped", reason=str(error), records=len(batch.records))
-                for partition in self._partitions(fetched.batch):
-                    self._assignment.unseed(partition)
+                self._unseed(fetched.batch)
                 return False
             else:
                 left.pop()
@@ -305,25 +331,30 @@ class ConsumeLoop:
     def _partitions(self, batch: Batch) -> list[TopicPartition]:
         return [p for p in self._assignment.positions if p.partition in batch.moves]
 
-    async def _poll(self) -> dict[TopicPartition, list[ConsumerRecord]]:
+    def _unseed(self, batch: Batch) -> None:
+        for partition in self._partitions(batch):
+            self._assignment.unseed(partition)
+
+    async def _poll(
+        self, timeout_ms: int, max_records: int
+    ) -> dict[TopicPartition, list[ConsumerRecord]]:
         """Fetch what there is; nothing once `stop` is set."""
         if not self._unreadable.searching:
-            return await self._getmany(max_records=self._batch_max_records)
+            return await self._getmany(timeout_ms=timeout_ms, max_records=max_records)
         records: dict[TopicPartition, list[ConsumerRecord]] = {}
         for partition, position in list(self._assignment.positions.items()):
             try:
-                records |= await self._getmany(partition, max_records=1)
+                records |= await self._getmany(partition, timeout_ms=0, max_records=1)
             except UnreadableError:
                 self._unreadable.found(partition.partition, position)
                 raise
-        return records or await self._getmany(max_records=1)
+        return records or await self._getmany(timeout_ms=timeout_ms, max_records=1)
 
     async def _getmany(
-        self, *partitions: TopicPartition, max_records: int
+        self, *partitions: TopicPartition, timeout_ms: int, max_records: int
     ) -> dict[TopicPartition, list[ConsumerRecord]]:
-        timeout = 0 if partitions else _POLL_MS
         polling = asyncio.create_task(
-            self._client.getmany(*partitions, timeout_ms=timeout, max_records=max_records)
+            self._client.getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
         )
         stopping = asyncio.create_task(self._stop.wait())
         try:
@@ -354,7 +385,7 @@ class ConsumeLoop:
         deadline = time.monotonic() + backoff(attempt)
         self._client.pause(*self._assignment.positions)
         while time.monotonic() < deadline and not self._stop.is_set():
-            await self._poll()
+            await self._poll(_POLL_MS, _SLICE)
         self._client.resume(*self._assignment.positions)
 
     async def _commit_for_lag_tools(self) -> None:
@@ -389,12 +420,15 @@ class ConsumeLoop:
 
 
 def _parts(batch: Batch, error: BatchRefusedError) -> list[Batch]:
-    """What to store in place of a refused batch, in order from the end."""
+    """What to store in place of a refused batch, in order from the end; nothing in place of a
+    record that was not kept."""
     if len(batch.records) > 1:
         return [*reversed(batch.halves())]
-    [record] = batch.records
-    refusal = Refusal(REFUSED_BY_DATABASE, error.detail)
-    return [Batch([msgspec.structs.replace(record, outcome=refusal)], batch.moves)]
+    [refused] = batch.records
+    if refused.record is None:
+        return []
+    letter = DeadLetter(refused.record, Refusal(REFUSED_BY_DATABASE, error.detail))
+    return [Batch([msgspec.structs.replace(refused, outcome=letter)], batch.moves)]
 
 
 def backoff(attempt: int) -> float:

@@ -26,19 +26,26 @@ class Refusal(NamedTuple):
     detail: str
 
 
-class ReadRecord(msgspec.Struct, frozen=True, gc=False):
-    """A record with its origin, and the occurrence that it carries or why it is refused."""
-
-    record: Record
-    origin: Origin | None
-    outcome: Occurrence | Refusal
-
-
 class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     """A refused record as it was, and why."""
 
     record: Record
     refusal: Refusal
+
+
+class ReadRecord(msgspec.Struct, frozen=True, gc=False):
+    """A record's place and origin, and the occurrence that it carries or why it is refused.
+
+    `record` is the record itself where it was kept: with its headers it takes more memory than all
+    that was read of it.
+    """
+
+    partition: int
+    offset: int
+    has_key: bool
+    origin: Origin | None
+    outcome: Occurrence | DeadLetter
+    record: Record | None
 
 
 class Projection(msgspec.Struct, frozen=True):
@@ -57,16 +64,23 @@ class Projection(msgspec.Struct, frozen=True):
     without_key: int
 
 
-def read(record: Record) -> ReadRecord:
-    """Read one record. Total: a record that cannot be read is one with a refusal."""
+def read(record: Record, keep: bool = True) -> ReadRecord:
+    """Read one record. Total: a record that cannot be read is one that is refused."""
     origin = None
-    outcome: Occurrence | Refusal
+    outcome: Occurrence | DeadLetter
     try:
         origin = wire.decode_origin(record.headers)
         outcome = wire.decode(record.key, record.value, record.timestamp)
     except RecordRefusedError as error:
-        outcome = Refusal(error.reason, error.detail)
-    return ReadRecord(record, origin, outcome)
+        outcome = DeadLetter(record, Refusal(error.reason, error.detail))
+    return ReadRecord(
+        record.partition,
+        record.offset,
+        record.key is not None,
+        origin,
+        outcome,
+        record if keep else None,
+    )
 
 
 def project(records: Iterable[ReadRecord], watermarks: Mapping[SourceKey, int]) -> Projection:
@@ -79,8 +93,8 @@ def project(records: Iterable[ReadRecord], watermarks: Mapping[SourceKey, int]) 
     dead_letters: list[DeadLetter] = []
     moved: dict[SourceKey, int] = {}
     duplicates = gaps = without_key = 0
-    for read_record in records:
-        record, origin, outcome = read_record.record, read_record.origin, read_record.outcome
+    for record in records:
+        origin, outcome = record.origin, record.outcome
         if origin is not None:
             key = (record.partition, origin.source)
             sequence = origin.sequence
@@ -96,9 +110,9 @@ def project(records: Iterable[ReadRecord], watermarks: Mapping[SourceKey, int]) 
             moved[key] = sequence
         if isinstance(outcome, Occurrence):
             occurrences.append(outcome)
-            without_key += record.key is None
+            without_key += not record.has_key
         else:
-            dead_letters.append(DeadLetter(record, outcome))
+            dead_letters.append(outcome)
     folded = fold(occurrences)
     return Projection(
         events=[folded[identity] for identity in sorted(folded)],

@@ -45,8 +45,9 @@ class Move(NamedTuple):
 class Batch(NamedTuple):
     """What one transaction stores, and where each partition moves.
 
-    Records are sorted by partition and then by offset. A partition may move without a record: over
-    control records and aborted transactions.
+    Records are sorted by partition and then by offset; the last kept one of each partition tells
+    its log from others. A partition may move without a record: over control records and aborted
+    transactions.
     """
 
     records: Sequence[ReadRecord]
@@ -56,11 +57,11 @@ class Batch(NamedTuple):
         """Two batches that store the same, one after the other; for two records or more."""
         middle = len(self.records) // 2
         left, right = self.records[:middle], self.records[middle:]
-        first = right[0].record
-        in_right = {read_record.record.partition for read_record in right}
+        first = right[0]
+        in_right = {read_record.partition for read_record in right}
         left_moves = {p: move for p, move in self.moves.items() if p not in in_right}
         right_moves = {p: move for p, move in self.moves.items() if p in in_right}
-        if left[-1].record.partition == first.partition:
+        if left[-1].partition == first.partition:
             whole = self.moves[first.partition]
             left_moves[first.partition] = Move(whole.expected, first.offset)
             right_moves[first.partition] = Move(first.offset, whole.next)
@@ -190,7 +191,7 @@ class BatchWriter:
 
     async def _move_offsets(self, connection: asyncpg.Connection, batch: Batch) -> None:
         moves = batch.moves
-        last = {read_record.record.partition: read_record.record for read_record in batch.records}
+        last = {r.partition: r.record for r in batch.records if r.record is not None}
         marks = [fingerprint(last[p]) if p in last else (None, None, None) for p in moves]
         moved = await connection.fetch(
             _SQL["move_offsets"],
@@ -207,7 +208,7 @@ class BatchWriter:
     async def _watermarks(
         self, connection: asyncpg.Connection, records: Sequence[ReadRecord]
     ) -> dict[SourceKey, int]:
-        sources = {(r.record.partition, r.origin.source) for r in records if r.origin is not None}
+        sources = {(r.partition, r.origin.source) for r in records if r.origin is not None}
         if not sources:
             return {}
         partitions, names = zip(*sources, strict=True)

@@ -292,7 +292,7 @@ class DeadLetters:
         """Fold `record` into its event, or say why not and leave nothing behind."""
         outcome = read(record).outcome
         if not isinstance(outcome, Occurrence):
-            return outcome
+            return outcome.refusal
         try:
             # A savepoint, so that the letter stays locked where the database refuses the row.
             async with self._connection.transaction():
