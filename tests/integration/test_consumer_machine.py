@@ -8,7 +8,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import asyncpg
 from aiokafka import TopicPartition
@@ -39,7 +39,7 @@ from tests.support.records import LogRecord, log, occurrence
 TOPIC = "machine"
 PARTITIONS = 3
 MEMBERS = 3
-EXAMPLES = 50
+EXAMPLES = 60
 STEPS = 50
 
 Log = dict[int, list[LogRecord]]
@@ -116,6 +116,7 @@ class Tally:
 
     steps = 0
     stores = 0
+    ahead = 0
 
 
 def machine(database: Database, tally: Tally) -> type[RuleBasedStateMachine]:
@@ -227,16 +228,28 @@ def machine(database: Database, tally: Tally) -> type[RuleBasedStateMachine]:
                 if fetched is not None:
                     self.fetched[number] = fetched
 
-        @rule(number=st.integers(0, MEMBERS - 1), fault=st.sampled_from(["", "before", "after"]))
-        def store(self, number: int, fault: str) -> None:
+        @rule(
+            number=st.integers(0, MEMBERS - 1),
+            fault=st.sampled_from(["", "before", "after"]),
+            ahead=st.booleans(),
+        )
+        def store(self, number: int, fault: str, ahead: bool) -> None:
             if number not in self.fetched:
                 self.fetch(2)
             fetched = self.fetched.pop(number, None)
             if fetched is not None:
                 tally.stores += 1
-                self.members[number].writer.fault = fault
-                self.runner.run(self.members[number].loop._store(fetched))
-                self.members[number].writer.fault = ""
+                member = self.members[number]
+                member.writer.fault = fault
+                if ahead:
+                    self.publish(1)
+                    following = self.runner.run(member.loop._store_and_fetch(fetched))
+                    if following is not None:
+                        tally.ahead += 1
+                        self.fetched[number] = following
+                else:
+                    self.runner.run(member.loop._store(fetched))
+                member.writer.fault = ""
 
         @rule(
             number=st.integers(0, MEMBERS - 1),
@@ -328,3 +341,29 @@ async def test_any_course_of_events_counts_exactly(
         )
     assert tally.steps >= 2000
     assert tally.stores >= 100
+    assert tally.ahead >= 10
+
+
+async def test_what_was_fetched_ahead_of_a_batch_that_is_not_stored_is_read_again(
+    servers: Servers, template_database: str
+) -> None:
+    async with databases.cloned(servers.administrator_url, template_database) as database:
+        await asyncio.to_thread(_lose_a_reply, machine(database, Tally()))
+
+
+def _lose_a_reply(group_type: type[RuleBasedStateMachine]) -> None:
+    group: Any = group_type()
+    group.begin()
+    group.rebalance((0,) * PARTITIONS)
+    member, run = group.members[0], group.runner.run
+    run(member.loop._seed())
+    run(member.loop._store(run(member.loop._fetch())))
+    group.publish(1)
+    fetched = run(member.loop._fetch())
+    # To another partition, which the batch that is not stored does not move.
+    group.publish(1)
+    member.writer.fault = "after"
+    assert run(member.loop._store_and_fetch(fetched)) is None
+    group.fetch(1)
+    run(member.loop._store(group.fetched.pop(0)))
+    group.teardown()
