@@ -41,16 +41,16 @@ class _Execution(msgspec.Struct):
 
     execution_id: str
     namespace: str
+    events: list[FoldedEvent]
     occurrences: int
     first_timestamp: datetime
     last_timestamp: datetime
-    names: list[str]
-    rewritten: set[str]
-    """Those of `names` whose texts are others than before."""
     revision: int = 0
     previous: int | None = None
-    changed: int = 0
-    """How many of `names` were there before."""
+    changed: dict[str, FoldedEvent] = {}
+    """What becomes of those of `events` that were there before, by name."""
+    rewritten: set[str] = set()
+    """Those of `changed` whose texts are others than before."""
 
 
 async def prepare(connection: asyncpg.Connection) -> None:
@@ -77,23 +77,33 @@ async def write_events(connection: asyncpg.Connection, events: Sequence[FoldedEv
     executions = _by_execution(events)
     await _raise_executions(connection, executions)
     # An execution that was not there had no events.
-    known = [e for e in events if executions[e.identity[:2]].previous is not None]
-    changed = {}
+    known = [
+        event
+        for execution in executions.values()
+        if execution.previous is not None
+        for event in execution.events
+    ]
+    changed = []
     for number, stored in await _stored(connection, known):
-        event = known[number]
-        merged = merge(stored, event)
-        changed[event.identity] = merged
-        execution = executions[event.identity[:2]]
-        execution.changed += 1
+        event = known[number].latest
+        merged = merge(stored, known[number])
+        changed.append(merged)
+        execution = executions[event.execution_id, event.namespace]
+        execution.changed[event.name] = merged
         if _texts(merged.latest) != _texts(stored.latest):
-            execution.rewritten.add(event.latest.name)
+            execution.rewritten.add(event.name)
     await connection.copy_records_to_table(
         "event",
         columns=_EVENT_COLUMNS,
-        records=[_row(event) for event in events if event.identity not in changed],
+        records=[
+            _row(event)
+            for execution in executions.values()
+            for event in execution.events
+            if event.latest.name not in execution.changed
+        ],
     )
     if changed:
-        *columns, _ = zip(*map(_row, changed.values()), strict=True)
+        *columns, _ = zip(*map(_row, changed), strict=True)
         await connection.execute(_SQL["change_events"], *columns)
     await _record_changes(connection, executions.values())
 
@@ -102,16 +112,18 @@ def _by_execution(events: Iterable[FoldedEvent]) -> dict[tuple[str, str], _Execu
     executions: dict[tuple[str, str], _Execution] = {}
     for event in events:
         latest = event.latest
-        key = (latest.execution_id, latest.namespace)
         first, last = event.first_timestamp, latest.last_timestamp
+        key = (latest.execution_id, latest.namespace)
         execution = executions.get(key)
         if execution is None:
-            executions[key] = _Execution(*key, event.count, first, last, [latest.name], set())
+            executions[key] = _Execution(*key, [event], event.count, first, last)
             continue
+        execution.events.append(event)
         execution.occurrences += event.count
-        execution.first_timestamp = min(execution.first_timestamp, first)
-        execution.last_timestamp = max(execution.last_timestamp, last)
-        execution.names.append(latest.name)
+        if first < execution.first_timestamp:
+            execution.first_timestamp = first
+        if last > execution.last_timestamp:
+            execution.last_timestamp = last
     return executions
 
 
@@ -192,19 +204,19 @@ async def _record_changes(connection: asyncpg.Connection, executions: Iterable[_
                 execution.namespace,
                 execution.revision,
                 execution.previous,
-                execution.names,
-                [name in execution.rewritten for name in execution.names],
+                (names := [event.latest.name for event in execution.events]),
+                [name in execution.rewritten for name in names],
             )
             for execution in executions
         ],
     )
-    grown = [execution for execution in executions if len(execution.names) > execution.changed]
+    grown = [e for e in executions if len(e.events) > len(e.changed)]
     if grown:
         await connection.execute(
             _SQL["count_events"],
             [execution.execution_id for execution in grown],
             [execution.namespace for execution in grown],
-            [len(execution.names) - execution.changed for execution in grown],
+            [len(execution.events) - len(execution.changed) for execution in grown],
         )
 
 
