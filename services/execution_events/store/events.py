@@ -151,8 +151,12 @@ async def _stored(
     """What is stored of those of `events` that are, each with its number among them."""
     if not events:
         return []
-    identities = zip(*(event.identity for event in events), strict=True)
-    rows = await connection.fetch(_SQL["stored_events"], *identities)
+    rows = await connection.fetch(
+        _SQL["stored_events"],
+        [event.latest.execution_id for event in events],
+        [event.latest.namespace for event in events],
+        [event.latest.name for event in events],
+    )
     return [
         (number - 1, _event(events[number - 1].latest.execution_id, *columns))
         for number, *columns in rows
