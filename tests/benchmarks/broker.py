@@ -15,6 +15,8 @@ from execution_events.settings import Settings
 from tests.support.consumers import end_offsets
 
 PARTITIONS = 6
+_REBALANCE_DELAY = "group.initial.rebalance.delay.ms"
+"""Kafka's default: consumers that start together share the partitions before they begin."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ async def broker() -> AsyncIterator[Broker]:
     """One broker with default flushing, and an empty topic of `PARTITIONS` partitions."""
     with tempfile.TemporaryDirectory(prefix="execution-events-benchmarks-") as place:
         async with DataDirectory(Path(place) / "data") as directory:
-            kafka = EmbeddedKafka(directory, cache_directory(os.environ))
+            kafka = EmbeddedKafka(
+                directory, cache_directory(os.environ), settings={_REBALANCE_DELAY: "3000"}
+            )
             async with kafka:
                 settings = Settings(kafka_bootstrap_servers=kafka.bootstrap_servers)
                 await _create_topic(settings)

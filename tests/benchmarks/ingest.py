@@ -193,8 +193,7 @@ def _notes(expected: Counts, rounds: int) -> list[str]:
         " clock starts, by COPY into a temporary table and one upsert into 14 columns with their"
         " primary key, over one connection: no offsets, watermarks or executions.",
         "A consumer's clock runs from the first stored offset to the last, so its start is left"
-        " out; `seconds in all` has it. Two consumers start together, and what the group takes to"
-        " share the partitions between them counts. CPU has the start, and the peak is of one"
-        " process.",
+        " out; `seconds in all` has it, with the 3 s that Kafka waits for members of a new group."
+        " Two consumers start together. CPU has the start, and the peak is of one process.",
         "Every count is compared with the generator's, event by event.",
     ]
