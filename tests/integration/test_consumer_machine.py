@@ -24,8 +24,9 @@ from hypothesis.stateful import (
 from prometheus_client import CollectorRegistry
 
 from execution_events.consumer.assignment import Assignment
+from execution_events.consumer.fetcher import Fetched, Unreadable
 from execution_events.consumer.log import LogState
-from execution_events.consumer.loop import ConsumeLoop, Unreadable, _Fetched
+from execution_events.consumer.loop import ConsumeLoop
 from execution_events.errors import RetryableError
 from execution_events.management import ConsumerMetrics
 from execution_events.projection.batch import Projection
@@ -127,7 +128,7 @@ def machine(database: Database, tally: Tally) -> type[RuleBasedStateMachine]:
             super().__init__()
             self.runner = asyncio.Runner()
             self.logs: Log = {partition: [] for partition in range(PARTITIONS)}
-            self.fetched: dict[int, _Fetched] = {}
+            self.fetched: dict[int, Fetched] = {}
             self.sequence = 0
             self.members: list[Member] = []
             self.connection: asyncpg.Connection
@@ -224,7 +225,7 @@ def machine(database: Database, tally: Tally) -> type[RuleBasedStateMachine]:
             for number in set(range(MEMBERS)) - self.fetched.keys():
                 loop = self.members[number].loop
                 self.runner.run(loop._seed())
-                fetched = self.runner.run(loop._fetch())
+                fetched = self.runner.run(loop._fetcher.fetch())
                 if fetched is not None:
                     self.fetched[number] = fetched
 
@@ -310,7 +311,7 @@ def machine(database: Database, tally: Tally) -> type[RuleBasedStateMachine]:
             last.client.assign(partitions)
             last.assignment.on_partitions_assigned(partitions)
             await last.loop._seed()
-            while (fetched := await last.loop._fetch()) is not None:
+            while (fetched := await last.loop._fetcher.fetch()) is not None:
                 await last.loop._store(fetched)
             await self._check()
             stored = dict(
@@ -357,9 +358,9 @@ def _lose_a_reply(group_type: type[RuleBasedStateMachine]) -> None:
     group.rebalance((0,) * PARTITIONS)
     member, run = group.members[0], group.runner.run
     run(member.loop._seed())
-    run(member.loop._store(run(member.loop._fetch())))
+    run(member.loop._store(run(member.loop._fetcher.fetch())))
     group.publish(1)
-    fetched = run(member.loop._fetch())
+    fetched = run(member.loop._fetcher.fetch())
     # To another partition, which the batch that is not stored does not move.
     group.publish(1)
     member.writer.fault = "after"

@@ -7,7 +7,8 @@ from aiokafka import TopicPartition
 from prometheus_client import CollectorRegistry
 
 from execution_events.consumer.assignment import Assignment
-from execution_events.consumer.loop import ConsumeLoop, Unreadable, backoff
+from execution_events.consumer.fetcher import Unreadable
+from execution_events.consumer.loop import ConsumeLoop, backoff
 from execution_events.errors import RetryableError
 from execution_events.management import ConsumerMetrics
 from execution_events.store.batches import BatchWriter

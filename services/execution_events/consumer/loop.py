@@ -1,17 +1,17 @@
-"""The loop: fetch a batch, store it in one transaction, go on from where it ended."""
+"""The loop: fetch a batch, store it in one transaction, go on with the one after it."""
 
 import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
-from typing import NamedTuple
 
 import msgspec
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
 
 from execution_events.consumer.assignment import Assignment
+from execution_events.consumer.fetcher import BatchFetcher, Fetched, Unreadable
 from execution_events.consumer.log import LogState, difference
 from execution_events.errors import (
     BatchRefusedError,
@@ -21,22 +21,14 @@ from execution_events.errors import (
 )
 from execution_events.management import ConsumerMetrics
 from execution_events.observability import Logger
-from execution_events.projection.batch import DeadLetter, Projection, ReadRecord, Refusal, read
-from execution_events.store.batches import Batch, BatchWriter, Move, Reach, StoredPosition
+from execution_events.projection.batch import DeadLetter, Projection, Refusal
+from execution_events.store.batches import Batch, BatchWriter, Reach, StoredPosition
 from execution_events.wire import REFUSED_BY_DATABASE
 
 _log = Logger(__name__)
 
-_POLL_MS = 250
-"""How long a fetch waits for the first record."""
-_SLICE = 250
-"""Records that are fetched and read at a stretch: 1 ms, and few enough for a processor's cache."""
-_KEEP_TIME = 60
-"""Seconds for which records are kept after one that the database refused."""
 _COMMIT_INTERVAL = 5
 """Seconds between commits of offsets to Kafka, which only lag tools read."""
-_SEARCH_TIME = 60
-"""Seconds for which a record that cannot be read is searched for."""
 _RECHECK_INTERVAL = 15
 """Seconds between looks at halted partitions."""
 _FORGET_INTERVAL = 10
@@ -46,41 +38,6 @@ _CHANGES_KEPT = timedelta(minutes=10)
 
 ReadLog = Callable[[Mapping[int, StoredPosition | None]], Awaitable[dict[int, LogState]]]
 """Gives the state of the log of each partition."""
-
-
-class _Fetched(NamedTuple):
-    generation: int
-    batch: Batch
-
-
-class UnreadableError(RetryableError):
-    """Make another client: this one met a record that its library cannot read."""
-
-
-class Unreadable:
-    """Records that the Kafka library cannot read, over the life of several clients.
-
-    Its exception tells neither partition nor offset and spoils the client. So the next client
-    searches for a while: it fetches partition by partition and record by record, which stores all
-    that comes before, and the one after it halts the partition there.
-    """
-
-    def __init__(self) -> None:
-        self.offsets: dict[int, int] = {}
-        self._deadline = 0.0
-
-    @property
-    def searching(self) -> bool:
-        return time.monotonic() < self._deadline
-
-    def search(self) -> None:
-        """Search from now on, as far as it comes in a minute."""
-        self._deadline = time.monotonic() + _SEARCH_TIME
-
-    def found(self, partition: int, offset: int) -> None:
-        """The record of `partition` at `offset` or the next is the one."""
-        self._deadline = 0.0
-        self.offsets[partition] = offset
 
 
 class ConsumeLoop:
@@ -108,18 +65,16 @@ class ConsumeLoop:
         self._metrics = metrics
         self._read_log = read_log
         self._unreadable = unreadable
-        self._batch_max_records = batch_max_records
         self._stop = stop
-        self._reach = reach
+        self._fetcher = BatchFetcher(client, assignment, unreadable, batch_max_records, stop, reach)
         self._recheck = time.monotonic() + _RECHECK_INTERVAL
         self._forget = time.monotonic() + _FORGET_INTERVAL * random.uniform(0.5, 1)  # noqa: S311
         self._last_progress = time.monotonic()
-        self._keep_until = 0.0
 
     async def run(self) -> None:
         """Fetch and store until `stop` is set; a batch in hand is stored first."""
         committing = asyncio.create_task(self._commit_for_lag_tools())
-        fetched: _Fetched | None = None
+        fetched: Fetched | None = None
         try:
             while not self._stop.is_set():
                 if time.monotonic() >= self._recheck:
@@ -128,7 +83,7 @@ class ConsumeLoop:
                 await self._seed()
                 self._measure()
                 if fetched is None:
-                    fetched = await self._fetch()
+                    fetched = await self._fetcher.fetch()
                 if fetched is not None:
                     fetched = await self._store_and_fetch(fetched)
                 if time.monotonic() >= self._forget:
@@ -176,7 +131,7 @@ class ConsumeLoop:
             else:
                 self._assignment.halt(partition, reason)
 
-    async def _store_and_fetch(self, fetched: _Fetched) -> _Fetched | None:
+    async def _store_and_fetch(self, fetched: Fetched) -> Fetched | None:
         """Store a batch and meanwhile fetch the one after it, which is given where it comes next.
 
         It does only where all of `fetched` was stored, by this member and in this generation; its
@@ -192,7 +147,7 @@ class ConsumeLoop:
         storing = asyncio.create_task(self._store(fetched))
         try:
             try:
-                following = await self._fetch(fetched.batch)
+                following = await self._fetcher.fetch(fetched.batch)
             except RetryableError:
                 # The client is of no more use; the batch in hand is still stored.
                 await storing
@@ -208,52 +163,7 @@ class ConsumeLoop:
             self._unseed(following.batch)
         return None
 
-    async def _fetch(self, ahead: Batch | None = None) -> _Fetched | None:
-        """The next batch; after `ahead`, which is being stored, where that is given."""
-        generation = self._assignment.generation
-        records = await self._read()
-        self._reach("fetched")
-        if generation != self._assignment.generation:
-            return None
-        moves: dict[int, Move] = {}
-        # A position moves without a record over control records and aborted transactions.
-        for partition, stored in self._assignment.positions.items():
-            if ahead is not None and partition.partition in ahead.moves:
-                stored = ahead.moves[partition.partition].next
-            position = await self._client.position(partition)
-            if position != stored:
-                moves[partition.partition] = Move(stored, position)
-        if not moves:
-            return None
-        return _Fetched(
-            generation, Batch([r for p in sorted(moves) for r in records.get(p, ())], moves)
-        )
-
-    async def _read(self) -> dict[int, list[ReadRecord]]:
-        """Fetch and read records by partition: what there is, up to a batch.
-
-        In slices, so that a round trip of the batch that is being stored waits for one of them at
-        most. The last of a slice is kept, as a record that tells the log from another.
-        """
-        read_records: dict[int, list[ReadRecord]] = {}
-        left = self._batch_max_records
-        wait = _POLL_MS
-        while left > 0:
-            keep = time.monotonic() < self._keep_until
-            polled = await self._poll(wait, min(left, _SLICE))
-            for partition, records in polled.items():
-                *most, last = records
-                read_records.setdefault(partition.partition, []).extend(
-                    [*(read(record, keep) for record in most), read(last)]
-                )
-                left -= len(records)
-            if not polled or self._unreadable.searching:
-                break
-            wait = 0
-            await asyncio.sleep(0)
-        return read_records
-
-    async def _store(self, fetched: _Fetched) -> bool:
+    async def _store(self, fetched: Fetched) -> bool:
         """Store a batch, whatever it takes; whether this member has stored all of it."""
         attempt = 0
         # What is left to store, in order from the end: a batch that is refused becomes its halves.
@@ -267,7 +177,7 @@ class ConsumeLoop:
             except BatchRefusedError as error:
                 if not (parts := _parts(batch, error)):
                     # It is read again, and kept this time.
-                    self._keep_until = time.monotonic() + _KEEP_TIME
+                    self._fetcher.keep_records()
                     self._unseed(fetched.batch)
                     return False
                 left[-1:] = parts
@@ -335,57 +245,12 @@ class ConsumeLoop:
         for partition in self._partitions(batch):
             self._assignment.unseed(partition)
 
-    async def _poll(
-        self, timeout_ms: int, max_records: int
-    ) -> dict[TopicPartition, list[ConsumerRecord]]:
-        """Fetch what there is; nothing once `stop` is set."""
-        if not self._unreadable.searching:
-            return await self._getmany(timeout_ms=timeout_ms, max_records=max_records)
-        records: dict[TopicPartition, list[ConsumerRecord]] = {}
-        for partition, position in list(self._assignment.positions.items()):
-            try:
-                records |= await self._getmany(partition, timeout_ms=0, max_records=1)
-            except UnreadableError:
-                self._unreadable.found(partition.partition, position)
-                raise
-        return records or await self._getmany(timeout_ms=timeout_ms, max_records=1)
-
-    async def _getmany(
-        self, *partitions: TopicPartition, timeout_ms: int, max_records: int
-    ) -> dict[TopicPartition, list[ConsumerRecord]]:
-        polling = asyncio.create_task(
-            self._client.getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
-        )
-        stopping = asyncio.create_task(self._stop.wait())
-        try:
-            # A rebalance holds getmany for as long as it takes. To cancel it spoils the client,
-            # like an exception through it (both turn max.poll.interval off for good): it is done
-            # only where the client ends too.
-            await asyncio.wait({polling, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if not polling.done():
-                return {}
-            if polling.cancelled():
-                # By the client itself, after it has left its group.
-                raise RetryableError("Kafka: the client has cancelled a fetch")
-            records: dict[TopicPartition, list[ConsumerRecord]] = polling.result()
-            return records
-        except RetryableError:
-            raise
-        except KafkaError as error:
-            raise RetryableError(f"Kafka: {type(error).__name__}: {error}") from error
-        except Exception as error:
-            self._unreadable.search()
-            raise UnreadableError(f"a record cannot be read: {type(error).__name__}") from error
-        finally:
-            for task in (polling, stopping):
-                task.cancel()
-
     async def _wait_paused(self, attempt: int) -> None:
         """Back off with all partitions paused, polling so that the group keeps this member."""
         deadline = time.monotonic() + backoff(attempt)
         self._client.pause(*self._assignment.positions)
         while time.monotonic() < deadline and not self._stop.is_set():
-            await self._poll(_POLL_MS, _SLICE)
+            await self._fetcher.poll()
         self._client.resume(*self._assignment.positions)
 
     async def _commit_for_lag_tools(self) -> None:

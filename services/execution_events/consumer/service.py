@@ -12,8 +12,9 @@ from prometheus_client import CollectorRegistry
 from execution_events.consumer.assignment import Assignment
 from execution_events.consumer.client import Client
 from execution_events.consumer.failpoints import unarmed
+from execution_events.consumer.fetcher import Unreadable
 from execution_events.consumer.log import read_log
-from execution_events.consumer.loop import ConsumeLoop, Unreadable, backoff
+from execution_events.consumer.loop import ConsumeLoop, backoff
 from execution_events.consumer.topic import check_topic
 from execution_events.errors import RetryableError
 from execution_events.management import ConsumerMetrics, serve_management
