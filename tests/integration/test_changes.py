@@ -36,15 +36,15 @@ async def test_each_revision_follows_the_one_before(
     rows = await owner.fetch("SELECT namespace, revision FROM execution_events.execution")
     current = dict(map(tuple, rows))
     alone, begun, went_on = await changes()
-    assert alone == ("execution-1", "other", current["other"], None, ["a"], [False])
-    assert begun == ("execution-1", "tenant", went_on[3], None, ["a", "b"], [False] * 2)
+    assert alone == ("execution-1", "other", current["other"], None, ["a"], [])
+    assert begun == ("execution-1", "tenant", went_on[3], None, ["a", "b"], [])
     assert went_on == (
         "execution-1",
         "tenant",
         current["tenant"],
         begun[2],
         ["a", "c"],
-        [False] * 2,
+        [],
     )
 
 

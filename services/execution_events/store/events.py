@@ -209,7 +209,8 @@ async def _record_changes(connection: asyncpg.Connection, executions: Iterable[_
                 execution.revision,
                 execution.previous,
                 (names := [event.latest.name for event in execution.events]),
-                [name in execution.rewritten for name in names],
+                # Mostly none is, and the row is half as long so.
+                [name in execution.rewritten for name in names] if execution.rewritten else [],
             )
             for execution in executions
         ],

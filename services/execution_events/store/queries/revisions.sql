@@ -38,7 +38,8 @@ changed AS (
     SELECT
         number, latest, execution_id, namespace, name,
         max(revision) AS revision,
-        bool_or(is_rewritten) AS is_rewritten
+        -- Where none of a transaction's is, the array is empty.
+        coalesce(bool_or(is_rewritten), false) AS is_rewritten
     FROM change
     JOIN chain USING (number)
     CROSS JOIN unnest(names, rewritten) AS event (name, is_rewritten)
