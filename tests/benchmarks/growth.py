@@ -64,7 +64,11 @@ async def run(
         for size in sorted(set(sizes))
     ]
     found = Found()
-    async with servers.postgres() as server, broker() as kafka, AsyncExitStack() as stack:
+    async with (
+        servers.postgres(**growth_report.SERVER) as server,
+        broker() as kafka,
+        AsyncExitStack() as stack,
+    ):
         filled = [
             Filled(each, await stack.enter_async_context(_filled(server, each)), Counts())
             for each in datasets

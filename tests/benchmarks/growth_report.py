@@ -18,6 +18,8 @@ SIZE_BAR = 0.8
 """Of the rate with the least that is stored."""
 LOOP_BAR = 1
 """Of the rate of mixed work."""
+SERVER = {"shared_buffers": "2GB", "max_wal_size": "4GB"}
+"""Of PostgreSQL: a server that is to hold the greatest size is not left at what suits a laptop."""
 LISTS = 2000
 """Executions whose lists are asked for, at most."""
 READ_CONNECTIONS = 8
@@ -203,13 +205,14 @@ def _broken(found: Found) -> list[str]:
 
 
 def _notes(events: int, loop: int, rounds: int, seconds: float) -> list[str]:
+    server = ", ".join(" ".join(setting) for setting in SERVER.items())
     return [
         f"Medians of {rounds} rounds. Work is {events:,} records of executions side by side,"
         f" {recurring.RECURRENCES:.0%} of them recurrences, or crash loops of {loop:,} occurrences"
         f" of one event each, from {PARTITIONS} partitions and {recurring.WORKERS} sources.",
-        "PostgreSQL with default durability, the broker, which also holds the work of the other"
-        " rows, and the consumers share the cores. Each run begins after a checkpoint; the"
-        " clock runs from the first stored offset to the last.",
+        f"PostgreSQL with default durability ({server}), the broker, which also holds the work of"
+        " the other rows, and the consumers share the cores. Each run begins after a checkpoint;"
+        " the clock runs from the first stored offset to the last.",
         f"Stored before are executions of {EVENTS_OF_AN_EXECUTION} events, written by the"
         " consumer's own functions, vacuumed and analyzed. Each round adds executions of its own"
         " to them, the same to each size. The rows without a size store into an empty database"

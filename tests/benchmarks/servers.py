@@ -54,13 +54,13 @@ class Postgres:
 
 
 @asynccontextmanager
-async def postgres() -> AsyncIterator[Postgres]:
-    """A server with nothing in it."""
+async def postgres(**settings: str) -> AsyncIterator[Postgres]:
+    """A server with nothing in it; `settings` are PostgreSQL's, beside the product's defaults."""
     with tempfile.TemporaryDirectory(prefix="execution-events-benchmarks-") as place:
         # An unprivileged account must reach PostgreSQL's data when root runs the benchmark.
         Path(place).chmod(0o711)
         async with DataDirectory(Path(place) / "data") as directory:
-            server = EmbeddedPostgres(directory)
+            server = EmbeddedPostgres(directory, settings=settings)
             async with server:
                 yield Postgres(server, Path(place))
 
