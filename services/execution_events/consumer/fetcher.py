@@ -4,13 +4,14 @@ import asyncio
 import time
 from typing import NamedTuple
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from execution_events.consumer.assignment import Assignment
 from execution_events.errors import RetryableError
 from execution_events.projection.batch import ReadRecord, read
 from execution_events.store.batches import Batch, Move, Reach
+from execution_events.wire import Record
 
 _POLL_MS = 250
 """How long a fetch waits for the first record."""
@@ -140,13 +141,11 @@ class BatchFetcher:
             await asyncio.sleep(0)
         return read_records
 
-    async def _poll(
-        self, timeout_ms: int, max_records: int
-    ) -> dict[TopicPartition, list[ConsumerRecord]]:
+    async def _poll(self, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[Record]]:
         """Fetch what there is; nothing once `stop` is set."""
         if not self._unreadable.searching:
             return await self._getmany(timeout_ms=timeout_ms, max_records=max_records)
-        records: dict[TopicPartition, list[ConsumerRecord]] = {}
+        records: dict[TopicPartition, list[Record]] = {}
         for partition, position in list(self._assignment.positions.items()):
             try:
                 records |= await self._getmany(partition, timeout_ms=0, max_records=1)
@@ -157,7 +156,7 @@ class BatchFetcher:
 
     async def _getmany(
         self, *partitions: TopicPartition, timeout_ms: int, max_records: int
-    ) -> dict[TopicPartition, list[ConsumerRecord]]:
+    ) -> dict[TopicPartition, list[Record]]:
         polling = asyncio.create_task(
             self._client.getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
         )
@@ -172,7 +171,7 @@ class BatchFetcher:
             if polling.cancelled():
                 # By the client itself, after it has left its group.
                 raise RetryableError("Kafka: the client has cancelled a fetch")
-            records: dict[TopicPartition, list[ConsumerRecord]] = polling.result()
+            records: dict[TopicPartition, list[Record]] = polling.result()
             return records
         except RetryableError:
             raise
