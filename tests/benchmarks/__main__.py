@@ -8,6 +8,7 @@
     python -m tests.benchmarks watch [--watchers N] [--rate N] [--seconds S] [--json FILE]
     python -m tests.benchmarks latency [--rates N,N] [--samples N] [--json FILE]
     python -m tests.benchmarks ingest [--events N] [--runs N] [--reference-tree PATH] [--json FILE]
+    python -m tests.benchmarks handover [--runs N] [--rate N] [--json FILE]
     python -m tests.benchmarks growth [--events N] [--sizes M,M] [--runs N] [--json FILE]
     python -m tests.benchmarks peers [--events N] [--runs N] [--kill] [--only NAME] [--json FILE]
 
@@ -22,7 +23,18 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import growth, imports, ingest, latency, outage, publish, read, report, watch
+from tests.benchmarks import (
+    growth,
+    handover,
+    imports,
+    ingest,
+    latency,
+    outage,
+    publish,
+    read,
+    report,
+    watch,
+)
 from tests.benchmarks.dataset import Dataset
 from tests.benchmarks.peers import comparison
 from tests.benchmarks.peers.peer import PEERS
@@ -37,6 +49,7 @@ ALL = (
     "watch",
     "latency --samples 300",
     "ingest --runs 3",
+    "handover --runs 1",
 )
 """What `all` runs, one after the other: in about ten minutes on two cores."""
 
@@ -114,6 +127,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="another checkout with its own .venv, whose consumer is measured too",
     )
+
+    ending = _add(commands, "handover", lambda a: handover.run(a.runs, a.rate), handover)
+    ending.add_argument("--runs", type=_positive, default=3, help="of each signal")
+    ending.add_argument("--rate", type=_positive, default=600, help="records a second")
 
     growing = _add(
         commands,

@@ -11,7 +11,7 @@ from pathlib import Path
 import asyncpg
 
 from execution_events.settings import Settings
-from tests.benchmarks import usage
+from tests.benchmarks import servers, usage
 from tests.benchmarks.servers import Postgres
 from tests.support import databases
 from tests.support.databases import Database
@@ -95,6 +95,22 @@ async def consuming(
         ]
 
 
+def demand_running(services: Sequence[Service]) -> None:
+    """Raise `RuntimeError` where a consumer has ended."""
+    for service in services:
+        if service.process.returncode is not None:
+            raise RuntimeError(f"a consumer has ended:\n{service.output}")
+
+
+def assigned(log: str) -> list[int]:
+    """The partitions that a consumer holds, as its log says; none before it has joined."""
+    held: list[int] = []
+    for entry in servers.entries(log):
+        if entry["event"] == "partitions assigned":
+            held = entry["partitions"]
+    return held
+
+
 async def measure(
     postgres: Postgres,
     settings: Settings,
@@ -136,9 +152,7 @@ async def _until_stored(
     moments: list[Moment] = []
     async with asyncio.timeout(_LIMIT):
         while not moments or moments[-1].stored < records:
-            for service in services:
-                if service.process.returncode is not None:
-                    raise RuntimeError(f"a consumer has ended:\n{service.output}")
+            demand_running(services)
             now = await stored(connection, topic)
             if now and (not moments or now != moments[-1].stored):
                 moments.append(Moment(time.monotonic(), now))

@@ -95,14 +95,15 @@ async def serving(
         yield Serving(service, found[0])
 
 
-def addresses(log: str) -> list[str]:
-    """The addresses that the lines of a log state; what is no whole line of JSON states none."""
+def entries(log: str) -> list[dict[str, Any]]:
+    """The entries of a log; what is no whole line of JSON is none."""
     lines = [line for line in log.splitlines(keepends=True) if line.startswith("{")]
-    return [
-        entry["address"]
-        for entry in (json.loads(line) for line in lines if line.endswith("}\n"))
-        if "address" in entry
-    ]
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+
+def addresses(log: str) -> list[str]:
+    """The addresses that the entries of a log state."""
+    return [entry["address"] for entry in entries(log) if "address" in entry]
 
 
 @asynccontextmanager

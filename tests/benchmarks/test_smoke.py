@@ -97,6 +97,18 @@ def test_latency(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
+def test_handover(tmp_path: Path) -> None:
+    report = run(tmp_path, "handover", "--runs", "1", "--rate", "200")
+    killed, stopped = report["figures"]["samples"]
+    assert (killed["signal"], stopped["signal"]) == ("SIGKILL", "SIGTERM")
+    assert killed["moved"] > 1
+    assert all(each["exited"] > 0 and len(each["partitions"]) == 3 for each in (killed, stopped))
+    assert all(0 < each["assigned"] <= each["moved"] for each in (killed, stopped))
+    assert report["figures"]["published"] > 1000
+    assert len(report["verdicts"]) == 2
+
+
+@pytest.mark.timeout(300)
 def test_growth(tmp_path: Path) -> None:
     report = run(
         *(tmp_path, "growth", "--events", "2000", "--sizes", "0.001,0.003", "--loop", "500"),

@@ -67,11 +67,15 @@ async def stored_offsets(settings: Settings) -> dict[int, int]:
     """The stored next offset of each partition."""
     connection = await asyncpg.connect(settings.require_database_url())
     try:
-        rows = await connection.fetch(
-            "SELECT partition, next_offset FROM execution_events.partition_progress"
-            " WHERE topic = $1",
-            settings.topic,
-        )
-        return {row["partition"]: row["next_offset"] for row in rows}
+        return await next_offsets(connection, settings.topic)
     finally:
         await connection.close()
+
+
+async def next_offsets(connection: asyncpg.Connection, topic: str) -> dict[int, int]:
+    """The stored next offset of each partition of a topic."""
+    rows = await connection.fetch(
+        "SELECT partition, next_offset FROM execution_events.partition_progress WHERE topic = $1",
+        topic,
+    )
+    return {row["partition"]: row["next_offset"] for row in rows}

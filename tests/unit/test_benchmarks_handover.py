@@ -1,0 +1,87 @@
+"""The handover benchmark's own arithmetic."""
+
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+
+from tests.benchmarks import consuming, handover, recurring
+from tests.benchmarks.handover import Flow, Handover, Sample
+
+KILLED = Sample("SIGKILL", True, [0, 2], code=-9, exited=0.1, assigned=8, moved=8.5)
+STOPPED = Sample("SIGTERM", True, [0, 2], code=0, exited=0.25, assigned=1, moved=1.5)
+
+
+def test_what_is_stored_before_the_other_one_holds_the_partitions_is_not_its_own() -> None:
+    found = Handover([0, 2], {0: 10, 1: 10, 2: 10})
+    found.look(0.1, {0: 15, 1: 20, 2: 10}, [1])
+    found.look(0.2, {0: 15, 1: 30, 2: 10}, [1])
+    assert (found.assigned, found.moved) == (None, {})
+    found.look(0.3, {0: 15, 1: 30, 2: 10}, [0, 1, 2])
+    found.look(0.4, {0: 15, 1: 30, 2: 11}, [0, 1, 2])
+    assert (found.assigned, found.moved, found.over) == (0.3, {2: 0.4}, False)
+    found.look(0.5, {0: 16, 1: 30, 2: 12}, [0, 1, 2])
+    assert (found.moved, found.over) == ({2: 0.4, 0: 0.5}, True)
+
+
+def test_partitions_may_move_by_the_first_look() -> None:
+    found = Handover([0], {0: 10, 1: 10})
+    found.look(0.1, {0: 11, 1: 10}, [0, 1])
+    assert (found.assigned, found.moved, found.over) == (0.1, {0: 0.1}, True)
+
+
+@pytest.mark.parametrize(
+    ("holding", "expected"),
+    [
+        ([[0, 2, 4], [1, 3, 5]], True),
+        ([[0, 1, 2, 3, 4], [5]], True),
+        ([[0, 1, 2, 3, 4, 5], []], False),
+        ([[0, 1, 2, 3, 4, 5], [1, 3, 5]], False),
+        ([[0, 2], [1, 3, 5]], False),
+    ],
+)
+def test_partitions_are_shared(holding: list[list[int]], expected: bool) -> None:
+    assert handover.shared(holding) is expected
+
+
+def test_the_last_assignment_counts() -> None:
+    log = (
+        '{"event": "consumer started", "topic": "t"}\n'
+        '{"event": "partitions assigned", "partitions": [0, 1]}\n'
+        "no JSON\n"
+        '{"event": "partitions assigned", "partitions": [1]}\n'
+        '{"event": "partitions assigned", "par'
+    )
+    assert consuming.assigned(log) == [1]
+    assert consuming.assigned("") == []
+
+
+def test_records_flow_until_they_are_stopped() -> None:
+    flow = Flow(10_000)
+    records = flow.records()
+    found = [*islice(records, 3)]
+    flow.stop()
+    assert [*records] == []
+    assert flow.published == 3
+    assert found == [*recurring.records(3)]
+
+
+def test_the_handover_report() -> None:
+    slow = replace(STOPPED, elder=False, exited=0.5, assigned=2, moved=2.25)
+    report = handover.report([KILLED, STOPPED, KILLED, slow], 600, 4711, [])
+    assert report.rows == [
+        ("SIGKILL", "2", "8.5", "8.5", "8.5", "0.1", "8", "0.5"),
+        ("SIGTERM", "2", "1.88", "1.5", "2.25", "0.38", "1.5", "0.38"),
+    ]
+    assert [verdict.met for verdict in report.verdicts] == [True, False]
+    assert report.parameters["runs"] == 2
+    assert report.broken == []
+
+
+def test_a_consumer_ends_as_it_was_told_to() -> None:
+    found = [replace(KILLED, code=1), replace(STOPPED, code=-15)]
+    assert handover.report(found, 600, 4711, ["3 occurrences missing, of 2 events"]).broken == [
+        "a consumer ended with exit code 1 after SIGKILL",
+        "a consumer ended with exit code -15 after SIGTERM",
+        "3 occurrences missing, of 2 events",
+    ]
