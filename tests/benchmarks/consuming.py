@@ -1,17 +1,19 @@
 """Consumers as processes, and how fast they store a topic."""
 
 import asyncio
+import secrets
 import subprocess
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import asyncpg
 
 from execution_events.settings import Settings
-from tests.benchmarks import servers, usage
+from tests.benchmarks import recurring, servers, usage
+from tests.benchmarks.recurring import Counts
 from tests.benchmarks.servers import Postgres
 from tests.support import databases
 from tests.support.databases import Database
@@ -96,10 +98,10 @@ async def consuming(
 
 
 def demand_running(services: Sequence[Service]) -> None:
-    """Raise `RuntimeError` where a consumer has ended."""
+    """Raise `RuntimeError` where one has ended."""
     for service in services:
         if service.process.returncode is not None:
-            raise RuntimeError(f"a consumer has ended:\n{service.output}")
+            raise RuntimeError(f"a service has ended:\n{service.output}")
 
 
 def assigned(log: str) -> list[int]:
@@ -136,6 +138,30 @@ async def measure(
             )
     finally:
         await connection.close()
+
+
+async def store(
+    postgres: Postgres,
+    settings: Settings,
+    database: Database,
+    expected: Counts,
+    consumers: int,
+    tree: Path | None = None,
+) -> Sample:
+    """Store a topic into an empty database by a group of its own, and compare every count."""
+    settings = replace(
+        settings,
+        database_url=database.writer,
+        group=f"benchmark-{secrets.token_hex(4)}",
+        management_port=0,
+    )
+    sample = await measure(postgres, settings, database, expected.total(), consumers, tree)
+    connection = await asyncpg.connect(database.owner)
+    try:
+        found = await recurring.stored(connection)
+    finally:
+        await connection.close()
+    return replace(sample, wrong=recurring.difference(expected, found))
 
 
 def rate(moments: Sequence[Moment]) -> float:

@@ -29,6 +29,7 @@ from tests.benchmarks.growth_report import (
     Variant,
     Work,
 )
+from tests.benchmarks.reading import plan
 from tests.benchmarks.recurring import Counts
 from tests.benchmarks.report import Report
 from tests.benchmarks.servers import Postgres
@@ -38,8 +39,6 @@ from tests.support.databases import Database, administrator
 from tests.support.processes import environment
 
 _SEED = 20180820
-_WARM = 0.5
-"""Seconds before the clock of reads starts, at most as many as it runs."""
 
 
 @dataclass
@@ -111,15 +110,13 @@ async def _read(
                 server, each.database, reader_max_requests_per_token=2 * READ_CONNECTIONS
             ) as reader:
                 sample = await load.measure(
-                    load.Plan(
-                        address=reader.address,
-                        connections=READ_CONNECTIONS,
-                        seconds=seconds,
-                        warm=min(_WARM, seconds),
-                        asks=asks[each.dataset],
-                        pid=reader.pid,
-                        postgres_pid=server.pid,
-                        start=asked[each.dataset] % len(asks[each.dataset]),
+                    plan(
+                        server,
+                        reader,
+                        asks[each.dataset],
+                        READ_CONNECTIONS,
+                        seconds,
+                        asked[each.dataset] % len(asks[each.dataset]),
                     )
                 )
             asked[each.dataset] += sample.asked

@@ -1,12 +1,9 @@
 """How fast consumers store a topic, beside PostgreSQL alone fed with what is folded already."""
 
-import secrets
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-
-import asyncpg
 
 from execution_events.cli.progress import Progress
 from execution_events.settings import Settings
@@ -92,21 +89,9 @@ async def _sample(
             await connection.execute("CHECKPOINT")
         if not variant.consumers:
             return await _alone(server, database, expected.total())
-        settings = replace(
-            kafka.settings,
-            database_url=database.writer,
-            group=f"benchmark-{secrets.token_hex(4)}",
-            management_port=0,
+        return await consuming.store(
+            server, kafka.settings, database, expected, variant.consumers, tree
         )
-        sample = await consuming.measure(
-            server, settings, database, expected.total(), variant.consumers, tree
-        )
-        connection = await asyncpg.connect(database.owner)
-        try:
-            found = await recurring.stored(connection)
-        finally:
-            await connection.close()
-        return replace(sample, wrong=recurring.difference(expected, found))
 
 
 async def _alone(server: Postgres, database: Database, records: int) -> Sample:

@@ -15,8 +15,8 @@ from tests.benchmarks.asks import DEPTH, HOT, PAGE, Workload, workload
 from tests.benchmarks.contention import Contention, contend
 from tests.benchmarks.dataset import TABLE, Dataset
 from tests.benchmarks.figures import Spread, Verdict, ratio, short
-from tests.benchmarks.load import Ask, Plan, Sample, measure
-from tests.benchmarks.receiving import receive
+from tests.benchmarks.load import Ask, Sample, measure
+from tests.benchmarks.reading import Streamed, plan, stream
 from tests.benchmarks.report import Report
 from tests.benchmarks.servers import Postgres, Serving
 from tests.benchmarks.workload import EVENTS_OF_AN_EXECUTION
@@ -32,8 +32,6 @@ FEW, MANY = 8, 64
 """Connections."""
 SLOWLY = 10
 """Seconds that a slow client takes for the long list, where a run is not shorter than one."""
-_WARM = 0.5
-"""Seconds before the clock starts, at most as many as it runs."""
 
 COLUMNS = (
     *("Answers", "connections", "answers/s", "min", "max", "of naive", "of static"),
@@ -73,16 +71,6 @@ Samples = dict[str, dict[int, list[Sample]]]
 
 
 @dataclass(frozen=True)
-class Streamed:
-    """The long list as one client took it; MiB of the reader, before and by how much it grew."""
-
-    seconds: float
-    before: float
-    grown: float
-    same: bool
-
-
-@dataclass(frozen=True)
 class Memory:
     """MiB of the reader once all rounds are over, and the most until then."""
 
@@ -110,11 +98,12 @@ async def run(dataset: Dataset, seconds: float, rounds: int) -> Report:
             memory = Memory(usage.memory(reader.pid), usage.memory(reader.pid, "VmHWM"))
             progress = Progress()
             progress.show(0, "s: reads beside a consumer")
-            plan = _plan(server, reader, asks.lists, FEW, seconds)
-            contention = await contend(server, database, plan)
+            contention = await contend(
+                server, database, plan(server, reader, asks.lists, FEW, seconds)
+            )
         for way, pace in (("at once", None), ("slowly", SLOWLY * min(1, seconds))):
             progress.show(0, f"s: reads the long list {way}")
-            memory.streams[way] = await _stream(server, database, asks, pace)
+            memory.streams[way] = await stream(server, database, asks, pace)
     progress.end()
     return report(dataset, samples, memory, contention, rounds, seconds)
 
@@ -159,7 +148,7 @@ async def _rounds(
             )
             line: list[Ask] = getattr(asks, case.asks)
             sample = await measure(
-                _plan(
+                plan(
                     server,
                     servings[case.server],
                     line,
@@ -172,43 +161,6 @@ async def _rounds(
             samples[case.key][connections].append(sample)
     progress.end()
     return samples
-
-
-def _plan(
-    server: Postgres,
-    serving: Serving,
-    asks: list[Ask],
-    connections: int,
-    seconds: float,
-    start: int = 0,
-) -> Plan:
-    return Plan(
-        address=serving.address,
-        connections=connections,
-        seconds=seconds,
-        warm=min(_WARM, seconds),
-        asks=asks,
-        pid=serving.pid,
-        postgres_pid=server.pid,
-        start=start,
-    )
-
-
-async def _stream(
-    server: Postgres, database: Database, asks: Workload, pace: float | None
-) -> Streamed:
-    """Read the long list from a reader that has done next to nothing before."""
-    whole = asks.whole
-    assert whole.length is not None
-    async with servers.reader(server, database) as reader:
-        for each in asks.hot:
-            await receive(reader.address, each.path)
-        async with usage.growth(reader.pid) as growth:
-            received = await receive(
-                reader.address, whole.path, None if pace is None else whole.length / pace
-            )
-    same = (received.size, received.sha256) == (whole.length, whole.sha256)
-    return Streamed(received.seconds, growth.before, growth.grown, same)
 
 
 def report(

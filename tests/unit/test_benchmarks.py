@@ -38,6 +38,7 @@ from tests.benchmarks.outage import AWAY, THERE, Outage
 from tests.benchmarks.outage_worker import name_of
 from tests.benchmarks.producer import WAYS, Sample
 from tests.benchmarks.publish import VARIANTS
+from tests.benchmarks.reading import Streamed
 from tests.benchmarks.report import Report, heading, machine, table
 from tests.benchmarks.workload import (
     EVENTS_OF_AN_EXECUTION,
@@ -354,7 +355,7 @@ def test_the_read_report() -> None:
         for case in read.CASES
     }
     samples["hot"][read.MANY] = [sample(90)]
-    streams = {"at once": read.Streamed(1, 50, 21, True), "slowly": read.Streamed(1, 50, 0, False)}
+    streams = {"at once": Streamed(1, 50, 21, True), "slowly": Streamed(1, 50, 0, False)}
     report = read.report(
         Dataset(10, 1000),
         samples,
