@@ -9,6 +9,7 @@
     python -m tests.benchmarks latency [--rates N,N] [--samples N] [--json FILE]
     python -m tests.benchmarks ingest [--events N] [--runs N] [--reference-tree PATH] [--json FILE]
     python -m tests.benchmarks handover [--runs N] [--rate N] [--json FILE]
+    python -m tests.benchmarks memory [--events N] [--seconds S] [--json FILE]
     python -m tests.benchmarks growth [--events N] [--sizes M,M] [--runs N] [--json FILE]
     python -m tests.benchmarks peers [--events N] [--runs N] [--kill] [--only NAME] [--json FILE]
 
@@ -29,6 +30,7 @@ from tests.benchmarks import (
     imports,
     ingest,
     latency,
+    memory,
     outage,
     publish,
     read,
@@ -50,6 +52,7 @@ ALL = (
     "latency --samples 300",
     "ingest --runs 3",
     "handover --runs 1",
+    "memory --events 100000",
 )
 """What `all` runs, one after the other: in about ten minutes on two cores."""
 
@@ -131,6 +134,19 @@ def _parser() -> argparse.ArgumentParser:
     ending = _add(commands, "handover", lambda a: handover.run(a.runs, a.rate), handover)
     ending.add_argument("--runs", type=_positive, default=3, help="of each signal")
     ending.add_argument("--rate", type=_positive, default=600, help="records a second")
+
+    remembering = _add(
+        commands,
+        "memory",
+        lambda a: memory.run(a.events, Dataset(a.executions, a.long), a.seconds),
+        memory,
+    )
+    remembering.add_argument(
+        "--events", type=_positive, default=200_000, help="records to store, and three times them"
+    )
+    remembering.add_argument("--seconds", type=_seconds, default=5, help="of lists")
+    remembering.add_argument("--executions", type=_positive, default=2000, help="with 140 events")
+    remembering.add_argument("--long", type=_positive, default=100_000, help="events of one more")
 
     growing = _add(
         commands,

@@ -109,6 +109,21 @@ def test_handover(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
+def test_memory(tmp_path: Path) -> None:
+    report = run(
+        *(tmp_path, "memory", "--events", "2000", "--seconds", "0.1"),
+        *("--executions", "12", "--long", "1000"),
+    )
+    consumer, reader = report["figures"]["consumer"], report["figures"]["reader"]
+    assert set(consumer["stored"]) == {"2000", "6000"}
+    assert all(each["peak"] > consumer["idle"] > 10 for each in consumer["stored"].values())
+    assert reader["peak"] >= reader["idle"] > 10
+    assert reader["lists"]["answers"] > 0
+    assert reader["long"]["same"]
+    assert len(report["verdicts"]) == 2
+
+
+@pytest.mark.timeout(300)
 def test_growth(tmp_path: Path) -> None:
     report = run(
         *(tmp_path, "growth", "--events", "2000", "--sizes", "0.001,0.003", "--loop", "500"),

@@ -1,0 +1,69 @@
+"""The memory benchmark's own arithmetic."""
+
+from dataclasses import replace
+
+from tests.benchmarks import consuming, load, memory
+from tests.benchmarks.dataset import Dataset
+from tests.benchmarks.memory import Consumer, Reader
+from tests.benchmarks.reading import Streamed
+
+STORED = consuming.Sample(rate=40_000, total=8, cpu=4, postgres_cpu=3, peak=100, wrong=[])
+LISTS = load.Sample(
+    answers=5000,
+    seconds=5,
+    p50=0.001,
+    p99=0.002,
+    server_cpu=4,
+    postgres_cpu=1,
+    client_cpu=1,
+    asked=5500,
+    wrong=0,
+    errors=[],
+)
+CONSUMER = Consumer(50, {1000: STORED, 3000: replace(STORED, peak=105)})
+READER = Reader(60, 140, LISTS, Streamed(1.5, 70, 15, True))
+
+
+def test_the_port_of_the_management_is_in_the_log() -> None:
+    log = '{"event": "a"}\n{"event": "b", "management": "http://127.0.0.1:4711"}\n{"management'
+    assert memory.management(log) == 4711
+    assert memory.management('{"event": "a"}\n') is None
+
+
+def test_the_memory_report() -> None:
+    report = memory.report(Dataset(20, 1000), CONSUMER, READER, 5)
+    assert report.rows == [
+        ("consumer, idle", "50", "", ""),
+        ("consumer, stores 1,000 records", "100", "50", "40,000"),
+        ("consumer, stores 3,000 records", "105", "55", "40,000"),
+        ("reader, idle", "60", "", ""),
+        ("reader, lists over 8 connections", "140", "80", "1,000"),
+        ("reader, one list of 1,000 events", "85", "25", ""),
+    ]
+    assert [(verdict.figure, verdict.met) for verdict in report.verdicts] == [
+        (105, True),
+        (1.05, True),
+    ]
+    assert report.figures["consumer"]["stored"]["3000"]["peak"] == 105
+    assert report.broken == []
+
+
+def test_what_grows_with_the_backlog_misses_both_bars() -> None:
+    grown = replace(CONSUMER, stored={1000: STORED, 3000: replace(STORED, peak=210)})
+    report = memory.report(Dataset(20, 1000), grown, READER, 5)
+    assert [verdict.met for verdict in report.verdicts] == [False, False]
+
+
+def test_what_is_wrong_is_told() -> None:
+    stored = {1000: STORED, 3000: replace(STORED, wrong=["1 occurrences missing, of 1 events"])}
+    reader = replace(
+        READER,
+        lists=load.Sample(5000, 5, 0.001, 0.002, 4, 1, 1, 5500, wrong=2, errors=["x"]),
+        long=replace(READER.long, same=False),
+    )
+    report = memory.report(Dataset(20, 1000), replace(CONSUMER, stored=stored), reader, 5)
+    assert report.broken == [
+        "3,000 records: 1 occurrences missing, of 1 events",
+        "reader, lists over 8 connections: 2 of 5,500 answers wrong, ['x']",
+        "the long list is another one",
+    ]
