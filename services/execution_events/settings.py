@@ -131,7 +131,7 @@ class Settings:
     )
     session_timeout: int = _setting(
         "seconds without a heartbeat after which a consumer's partitions go to others",
-        10,
+        8,
         _number(1, 300),
     )
     max_poll_interval: int = _setting(

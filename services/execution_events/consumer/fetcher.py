@@ -13,8 +13,8 @@ from execution_events.projection.batch import ReadRecord, read
 from execution_events.store.batches import Batch, Move, Reach
 from execution_events.wire import Record
 
-_POLL_MS = 250
-"""How long a fetch waits for the first record."""
+_POLL_MS = 100
+"""How long a fetch waits for the first record; what is assigned meanwhile waits for it."""
 _SLICE = 250
 """Records that are fetched and read at a stretch: 1 ms, and few enough for a processor's cache."""
 _KEEP_TIME = 60

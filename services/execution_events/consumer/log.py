@@ -112,6 +112,8 @@ async def _reader(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
         isolation_level="read_committed",
         enable_auto_commit=False,
         auto_offset_reset="none",
+        # Its first question is asked before it knows the topic, and then once more.
+        retry_backoff_ms=20,
     )
     try:
         await client.start()

@@ -24,6 +24,8 @@ from execution_events.store.batches import BatchWriter, Reach
 
 _log = Logger(__name__)
 
+HEARTBEATS = 10
+"""In a session: the others hear by their next one that a member has joined or left."""
 _LEAVE_TIMEOUT = 3
 """Seconds to leave the group at a stop."""
 
@@ -135,7 +137,7 @@ class _Service:
             partition_assignment_strategy=(RoundRobinPartitionAssignor,),
             metadata_max_age_ms=30_000,
             session_timeout_ms=self._settings.session_timeout * 1000,
-            heartbeat_interval_ms=self._settings.session_timeout * 1000 // 4,
+            heartbeat_interval_ms=self._settings.session_timeout * 1000 // HEARTBEATS,
             max_poll_interval_ms=self._settings.max_poll_interval * 1000,
         )
         assignment = Assignment(client, self._reach)
