@@ -4,14 +4,13 @@ import asyncio
 import time
 from typing import NamedTuple
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from execution_events.consumer.assignment import Assignment
 from execution_events.errors import RetryableError
 from execution_events.projection.batch import ReadRecord, read
 from execution_events.store.batches import Batch, Move, Reach
-from execution_events.wire import Record
 
 _POLL_MS = 100
 """How long a fetch waits for the first record; what is assigned meanwhile waits for it."""
@@ -141,11 +140,13 @@ class BatchFetcher:
             await asyncio.sleep(0)
         return read_records
 
-    async def _poll(self, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[Record]]:
+    async def _poll(
+        self, timeout_ms: int, max_records: int
+    ) -> dict[TopicPartition, list[ConsumerRecord]]:
         """Fetch what there is; nothing once `stop` is set."""
         if not self._unreadable.searching:
             return await self._getmany(timeout_ms=timeout_ms, max_records=max_records)
-        records: dict[TopicPartition, list[Record]] = {}
+        records: dict[TopicPartition, list[ConsumerRecord]] = {}
         for partition, position in list(self._assignment.positions.items()):
             try:
                 records |= await self._getmany(partition, timeout_ms=0, max_records=1)
@@ -156,7 +157,7 @@ class BatchFetcher:
 
     async def _getmany(
         self, *partitions: TopicPartition, timeout_ms: int, max_records: int
-    ) -> dict[TopicPartition, list[Record]]:
+    ) -> dict[TopicPartition, list[ConsumerRecord]]:
         polling = asyncio.create_task(
             self._client.getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
         )
@@ -171,7 +172,7 @@ class BatchFetcher:
             if polling.cancelled():
                 # By the client itself, after it has left its group.
                 raise RetryableError("Kafka: the client has cancelled a fetch")
-            records: dict[TopicPartition, list[Record]] = polling.result()
+            records: dict[TopicPartition, list[ConsumerRecord]] = polling.result()
             return records
         except RetryableError:
             raise
