@@ -139,8 +139,9 @@ async def test_many_that_are_stuck_take_little_memory(
             await write(2)
             added = peak_bytes(process.pid) - before
             print(f"{added / 2**20:.0f} MiB")
-            # Each has its part of what the system does not take: nobody has all.
-            assert added < 40 * 2**20
+            # Each has its part of what the system does not take: nobody has all, which would be
+            # 320 MB. Mostly it is 1 MiB, on a busy machine a second copy of some revisions.
+            assert added < 80 * 2**20
     finally:
         process.terminate()
         await process.wait()
