@@ -6,6 +6,7 @@ The sink writes what a checkpoint brings, one transaction for each partition, be
 are committed: at least once. Its upsert replaces rows.
 """
 
+import tempfile
 from urllib.parse import unquote, urlsplit
 
 from quixstreams import Application
@@ -32,19 +33,22 @@ def main(job: Job) -> None:
         upsert_on_primary_key=True,
         include_metadata=False,
     )
-    application = Application(
-        broker_address=job.servers,
-        consumer_group=job.group,
-        auto_offset_reset="earliest",
-        auto_create_topics=False,
-        use_changelog_topics=False,
-        commit_every=job.batch,
-        commit_interval=_COMMIT_INTERVAL,
-        loglevel="WARNING",
-    )
-    topic = application.topic(job.topic, value_deserializer="json")
-    application.dataframe(topic).apply(row).sink(sink)
-    application.run()
+    # It makes directories, though nothing here has a state.
+    with tempfile.TemporaryDirectory() as state:
+        application = Application(
+            broker_address=job.servers,
+            consumer_group=job.group,
+            auto_offset_reset="earliest",
+            auto_create_topics=False,
+            use_changelog_topics=False,
+            commit_every=job.batch,
+            commit_interval=_COMMIT_INTERVAL,
+            loglevel="WARNING",
+            state_dir=state,
+        )
+        topic = application.topic(job.topic, value_deserializer="json")
+        application.dataframe(topic).apply(row).sink(sink)
+        application.run()
 
 
 if __name__ == "__main__":
