@@ -103,8 +103,8 @@ class _UsualValue(_Value, frozen=True, kw_only=True, gc=False, forbid_unknown_fi
     Nothing in it was passed over, so it is UTF-8, and not nested too deep.
     """
 
-    # Looked up, as a pattern is a call for each value.
-    execution_id: str
+    # Looked up, as a pattern is a call for each value; bounded, as what is looked up is remembered.
+    execution_id: _Text
     metadata: _UsualRef
     involved_object: _UsualRef | UnsetType = UNSET
 

@@ -16,6 +16,7 @@ from execution_events.errors import RecordRefusedError
 from execution_events.events import Occurrence
 from execution_events.wire import Headers, Origin
 from tests.support import golden, strategies
+from tests.support.records import occurrence
 
 VALUES = [case.record.value for case in golden.records() if case.record.value is not None]
 SMALL_VALUES = [value for value in VALUES if len(value) < 2000]
@@ -83,6 +84,14 @@ def test_what_is_decoded_the_usual_way_is_decoded_the_same_any_way(value: bytes)
     )
     event("refused" if isinstance(any_way, tuple) else "accepted")
     assert usual == any_way
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """A producer could fill the memory else, value by value."""
+    before = wire._is_execution_id.cache_info().misses
+    _, value = wire.encode(occurrence(execution_id="e" * 100_000))
+    assert decoded(None, value, 0) == wire.INVALID_EVENT
+    assert wire._is_execution_id.cache_info().misses == before
 
 
 def decoded_value(decode: Callable[[bytes], object], value: bytes) -> object:
