@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 from prometheus_client import CollectorRegistry
 
 from execution_events.consumer.assignment import Assignment
-from execution_events.consumer.fetcher import Fetched, Unreadable
+from execution_events.consumer.fetcher import BatchFetcher, Fetched, Unreadable
 from execution_events.consumer.log import LogState
 from execution_events.consumer.loop import ConsumeLoop
 from execution_events.errors import RetryableError
@@ -152,16 +152,15 @@ def machine(database: Database, tally: Tally) -> type[RuleBasedStateMachine]:
             client = ModelClient(self.logs)
             assignment = Assignment(client)
             writer = LossyWriter(database.writer, TOPIC)
+            stop = asyncio.Event()
             loop = ConsumeLoop(
                 client,
                 assignment,
+                BatchFetcher(client, assignment, Unreadable(), 5, stop),
                 writer,
                 ConsumerMetrics(CollectorRegistry()),
                 self._read_log,
-                Unreadable(),
-                5,
-                asyncio.Event(),
-                lambda _: None,
+                stop,
             )
             return Member(client, assignment, writer, loop)
 

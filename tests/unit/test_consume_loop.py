@@ -7,7 +7,7 @@ from aiokafka import TopicPartition
 from prometheus_client import CollectorRegistry
 
 from execution_events.consumer.assignment import Assignment
-from execution_events.consumer.fetcher import Unreadable
+from execution_events.consumer.fetcher import BatchFetcher, Unreadable
 from execution_events.consumer.loop import ConsumeLoop, backoff
 from execution_events.errors import RetryableError
 from execution_events.management import ConsumerMetrics
@@ -37,16 +37,15 @@ def loop_over(client: object, unreadable: Unreadable) -> ConsumeLoop:
     async def no_log(_: object) -> dict[int, object]:
         return {}
 
+    assignment, stop = Assignment(client), asyncio.Event()  # type: ignore[arg-type]
     return ConsumeLoop(
         client,
-        Assignment(client),  # type: ignore[arg-type]
+        assignment,
+        BatchFetcher(client, assignment, unreadable, 10, stop),
         BatchWriter("postgresql://", "topic"),
         ConsumerMetrics(CollectorRegistry()),
         no_log,  # type: ignore[arg-type]
-        unreadable,
-        10,
-        asyncio.Event(),
-        lambda _: None,
+        stop,
     )
 
 

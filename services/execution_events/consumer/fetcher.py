@@ -8,6 +8,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from execution_events.consumer.assignment import Assignment
+from execution_events.consumer.failpoints import unarmed
 from execution_events.errors import RetryableError
 from execution_events.projection.batch import ReadRecord, read
 from execution_events.store.batches import Batch, Move, Reach
@@ -73,11 +74,11 @@ class BatchFetcher:
         unreadable: Unreadable,
         batch_max_records: int,
         stop: asyncio.Event,
-        reach: Reach,
+        reach: Reach = unarmed,
     ) -> None:
         self._client = client
         self._assignment = assignment
-        self._unreadable = unreadable
+        self.unreadable = unreadable
         self._batch_max_records = batch_max_records
         self._stop = stop
         self._reach = reach
@@ -134,7 +135,7 @@ class BatchFetcher:
                     [*(read(record, keep) for record in most), read(last)]
                 )
                 left -= len(records)
-            if not polled or self._unreadable.searching:
+            if not polled or self.unreadable.searching:
                 break
             wait = 0
             await asyncio.sleep(0)
@@ -144,14 +145,14 @@ class BatchFetcher:
         self, timeout_ms: int, max_records: int
     ) -> dict[TopicPartition, list[ConsumerRecord]]:
         """Fetch what there is; nothing once `stop` is set."""
-        if not self._unreadable.searching:
+        if not self.unreadable.searching:
             return await self._getmany(timeout_ms=timeout_ms, max_records=max_records)
         records: dict[TopicPartition, list[ConsumerRecord]] = {}
         for partition, position in list(self._assignment.positions.items()):
             try:
                 records |= await self._getmany(partition, timeout_ms=0, max_records=1)
             except UnreadableError:
-                self._unreadable.found(partition.partition, position)
+                self.unreadable.found(partition.partition, position)
                 raise
         return records or await self._getmany(timeout_ms=timeout_ms, max_records=1)
 
@@ -179,7 +180,7 @@ class BatchFetcher:
         except KafkaError as error:
             raise RetryableError(f"Kafka: {type(error).__name__}: {error}") from error
         except Exception as error:
-            self._unreadable.search()
+            self.unreadable.search()
             raise UnreadableError(f"a record cannot be read: {type(error).__name__}") from error
         finally:
             for task in (polling, stopping):

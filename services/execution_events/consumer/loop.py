@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
 
 from execution_events.consumer.assignment import Assignment
-from execution_events.consumer.fetcher import BatchFetcher, Fetched, Unreadable
+from execution_events.consumer.fetcher import BatchFetcher, Fetched
 from execution_events.consumer.log import LogState, difference
 from execution_events.errors import (
     BatchRefusedError,
@@ -22,7 +22,7 @@ from execution_events.errors import (
 from execution_events.management import ConsumerMetrics
 from execution_events.observability import Logger
 from execution_events.projection.batch import DeadLetter, Projection, Refusal
-from execution_events.store.batches import Batch, BatchWriter, Reach, StoredPosition
+from execution_events.store.batches import Batch, BatchWriter, StoredPosition
 from execution_events.wire import REFUSED_BY_DATABASE
 
 _log = Logger(__name__)
@@ -51,22 +51,19 @@ class ConsumeLoop:
         self,
         client: AIOKafkaConsumer,
         assignment: Assignment,
+        fetcher: BatchFetcher,
         writer: BatchWriter,
         metrics: ConsumerMetrics,
         read_log: ReadLog,
-        unreadable: Unreadable,
-        batch_max_records: int,
         stop: asyncio.Event,
-        reach: Reach,
     ) -> None:
         self._client = client
         self._assignment = assignment
+        self._fetcher = fetcher
         self._writer = writer
         self._metrics = metrics
         self._read_log = read_log
-        self._unreadable = unreadable
         self._stop = stop
-        self._fetcher = BatchFetcher(client, assignment, unreadable, batch_max_records, stop, reach)
         self._recheck = time.monotonic() + _RECHECK_INTERVAL
         self._forget = time.monotonic() + _FORGET_INTERVAL * random.uniform(0.5, 1)  # noqa: S311
         self._last_progress = time.monotonic()
@@ -124,7 +121,7 @@ class ConsumeLoop:
         for partition in partitions:
             position = stored[partition.partition]
             reason = difference(position, log[partition.partition])
-            if position.next_offset == self._unreadable.offsets.get(partition.partition):
+            if position.next_offset == self._fetcher.unreadable.offsets.get(partition.partition):
                 reason = f"the record at offset {position.next_offset} cannot be read"
             if reason is None:
                 self._assignment.seed(partition, position.next_offset)
@@ -140,7 +137,7 @@ class ConsumeLoop:
         if fetched.generation != self._assignment.generation:
             # Its partitions are another's, or will be read again from what is stored.
             return None
-        if self._unreadable.searching:
+        if self._fetcher.unreadable.searching:
             # The search goes record by record from what is stored.
             await self._store(fetched)
             return None

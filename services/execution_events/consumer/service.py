@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from execution_events.consumer.assignment import Assignment
 from execution_events.consumer.client import Client
 from execution_events.consumer.failpoints import unarmed
-from execution_events.consumer.fetcher import Unreadable
+from execution_events.consumer.fetcher import BatchFetcher, Unreadable
 from execution_events.consumer.log import read_log
 from execution_events.consumer.loop import ConsumeLoop, backoff
 from execution_events.consumer.topic import check_topic
@@ -85,16 +85,22 @@ class _Service:
                 async with self._client() as (client, assignment):
                     self._problem, attempt = None, 0
                     self._assignment = assignment
-                    self._loop = ConsumeLoop(
+                    fetcher = BatchFetcher(
                         client,
                         assignment,
-                        writer,
-                        self._metrics,
-                        partial(read_log, self._settings),
                         self._unreadable,
                         self._settings.batch_max_records,
                         self._stop,
                         self._reach,
+                    )
+                    self._loop = ConsumeLoop(
+                        client,
+                        assignment,
+                        fetcher,
+                        writer,
+                        self._metrics,
+                        partial(read_log, self._settings),
+                        self._stop,
                     )
                     await self._loop.run()
             except RetryableError as error:
