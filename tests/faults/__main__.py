@@ -96,7 +96,7 @@ def _run(arguments: argparse.Namespace) -> int:
     print(f"{len(ran)} episodes, {len(failed)} failed")
     for result in failed:
         print(f"  --row {result.row} --seed {result.seed} --episodes 1")
-    if arguments.full:
+    if path == results.RESULTS:
         results.REPORT.write_text(results.report())
     return 1 if failed else 0
 
@@ -105,7 +105,8 @@ def _plan(arguments: argparse.Namespace) -> list[Planned]:
     chosen = [row(name) for name in arguments.row] if arguments.row else list(ROWS)
     if arguments.full:
         # Seeds count from 1, so that a run that was interrupted knows what is left.
-        passed = {key for key, last in results.latest(results.episodes()).items() if last.passed}
+        kept = results.episodes(arguments.report or results.RESULTS)
+        passed = {key for key, last in results.latest(kept).items() if last.passed}
         first = arguments.seed or 1
         return [
             Planned(each, seed)
