@@ -8,7 +8,6 @@ was published before, `stop` closes the publisher. The rate goes on until then.
 """
 
 import asyncio
-import json
 import logging
 import os
 import sys
@@ -19,6 +18,7 @@ from execution_events import settings as settings_module
 from execution_events.errors import RetryableError
 from execution_events.publisher import Publisher, reasons
 from tests.benchmarks.figures import percentile
+from tests.benchmarks.lines import answer, lines
 from tests.benchmarks.workload import EVENTS_OF_AN_EXECUTION, OBJECT_NAME, event
 
 ELEMENTS = 200
@@ -90,25 +90,25 @@ async def main(rate: int) -> None:
     """Publish, and obey."""
     # It says at length that the broker is away.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    commands = await _stdin()
+    commands = await lines()
     async with Publisher(settings_module.load(os.environ)) as publisher:
         load = Load(publisher, rate)
         running = asyncio.create_task(load.run())
-        _answer()
+        answer()
         while command := (await commands.readline()).decode().strip():
             match command:
                 case "mark":
-                    _answer(**_calls(load))
+                    answer(**_calls(load))
                     load.mark()
                 case "flush":
                     await publisher.flush(FLUSH_TIMEOUT)
-                    _answer()
+                    answer()
                 case "stop":
                     break
         load.stop()
         await running
         left = await publisher.close()
-        _answer(published=load.published, failures=load.failures, left=left)
+        answer(published=load.published, failures=load.failures, left=left)
 
 
 def _calls(load: Load) -> dict[str, Any]:
@@ -122,18 +122,6 @@ def _calls(load: Load) -> dict[str, Any]:
         "max": max(load.seconds) * 1000,
         "late": load.late * 1000,
     }
-
-
-def _answer(**content: Any) -> None:
-    print(json.dumps(content), flush=True)
-
-
-async def _stdin() -> asyncio.StreamReader:
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
-    )
-    return reader
 
 
 if __name__ == "__main__":

@@ -9,20 +9,16 @@ complete.
 """
 
 import asyncio
-import json
-import sys
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 import uvloop
 
 from tests.benchmarks.figures import percentile
+from tests.benchmarks.lines import answer, lines
 from tests.benchmarks.load import Answer, Ask
-
-_LINE_MAX = 64 * 2**20
-"""Bytes of a line on standard input."""
 
 
 class List(msgspec.Struct, frozen=True):
@@ -175,38 +171,27 @@ class _Poller:
         return len(listed)
 
 
-async def run(reader: asyncio.StreamReader) -> None:
+async def run() -> None:
     """Poll until `stop`."""
+    reader = await lines()
     poller = _Poller(msgspec.json.decode(await reader.readline(), type=Plan))
     polling = asyncio.create_task(poller.run())
     await poller.asked.wait()
-    _say({})
+    answer()
     while command := (await reader.readline()).decode().split():
         if command[0] == "seen":
-            _say({"events": len(poller.seen)})
+            answer(events=len(poller.seen))
             continue
         polling.cancel()
         Path(command[1]).write_bytes(msgspec.json.encode(poller.polled()))
-        _say({})
+        answer()
         return
-
-
-def _say(answer: dict[str, Any]) -> None:
-    print(json.dumps(answer), flush=True)
-
-
-async def _main() -> None:
-    reader = asyncio.StreamReader(limit=_LINE_MAX)
-    await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
-    )
-    await run(reader)
 
 
 def main() -> None:
     """Poll as standard input asks."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_main())
+        runner.run(run())
 
 
 if __name__ == "__main__":

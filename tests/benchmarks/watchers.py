@@ -8,15 +8,14 @@ watcher has its first list. Then `seen` is answered with how many messages have 
 """
 
 import asyncio
-import json
 import resource
-import sys
 import time
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import msgspec
 import uvloop
 
+from tests.benchmarks.lines import answer, lines
 from tests.benchmarks.load import Ask, Head
 from tests.benchmarks.sse import Chunks, Message, Parser
 
@@ -24,8 +23,6 @@ AT_ONCE = 32
 """Connections that are opened at the same time."""
 READY_LIMIT = 120
 """Seconds until all have their first list."""
-_LINE_MAX = 64 * 2**20
-"""Bytes of a line on standard input."""
 _FILES = 256
 """Open files beside the connections."""
 
@@ -190,38 +187,27 @@ async def _connected(plan: Plan) -> list[_Connection]:
     return connections
 
 
-async def run(reader: asyncio.StreamReader) -> None:
+async def run() -> None:
     """Watch until `stop`."""
+    reader = await lines()
     plan = msgspec.json.decode(await reader.readline(), type=Plan)
     begun = time.monotonic()
     connections = await _connected(plan)
     seen = [connection.view.seen for connection in connections]
     problems = [each.problem for each in seen if each.problem is not None]
-    _say({"seconds": time.monotonic() - begun, "problems": problems})
+    answer(seconds=time.monotonic() - begun, problems=problems)
     listed = sum(len(each.notes) for each in seen)
     while command := (await reader.readline()).decode().split():
         if command[0] == "seen":
-            _say({"messages": sum(len(each.notes) for each in seen) - listed})
+            answer(messages=sum(len(each.notes) for each in seen) - listed)
             continue
         for connection in connections:
             connection.stopping = True
             connection.transport.abort()
         with open(command[1], "wb") as file:  # noqa: ASYNC230, PTH123 - nothing else is to be done
             file.write(msgspec.json.encode(seen))
-        _say({})
+        answer()
         return
-
-
-def _say(answer: dict[str, Any]) -> None:
-    print(json.dumps(answer), flush=True)
-
-
-async def _main() -> None:
-    reader = asyncio.StreamReader(limit=_LINE_MAX)
-    await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
-    )
-    await run(reader)
 
 
 def main() -> None:
@@ -229,7 +215,7 @@ def main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_main())
+        runner.run(run())
 
 
 if __name__ == "__main__":

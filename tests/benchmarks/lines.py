@@ -1,0 +1,23 @@
+"""The other end of a `client`: lines on standard input, each answered with a line of JSON."""
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+_LINE_MAX = 64 * 2**20
+"""Bytes."""
+
+
+async def lines() -> asyncio.StreamReader:
+    """Standard input."""
+    reader = asyncio.StreamReader(limit=_LINE_MAX)
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
+    return reader
+
+
+def answer(**content: Any) -> None:
+    """Answer the line that was read last."""
+    print(json.dumps(content), flush=True)
