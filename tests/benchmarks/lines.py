@@ -19,5 +19,5 @@ async def lines() -> asyncio.StreamReader:
 
 
 def answer(**content: Any) -> None:
-    """Answer the line that was read last."""
+    """Print an answer."""
     print(json.dumps(content), flush=True)

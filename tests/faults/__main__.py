@@ -14,7 +14,7 @@ import asyncio
 import logging
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tests.faults import mutants, results
@@ -53,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
         "--short", action="store_true", help="one of each row, some side by side (default)"
     )
     size.add_argument(
-        "--full", action="store_true", help="the whole table, less what has passed already"
+        "--full",
+        action="store_true",
+        help="the whole table, less what has passed already where results are kept",
     )
     running.add_argument("--seed", type=int, metavar="S", help="of the first episode of each row")
     running.add_argument(
@@ -80,8 +82,8 @@ def _list(_: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    plan = _plan(arguments)
     path = arguments.report or (results.RESULTS if arguments.full else None)
+    plan = _plan(arguments, results.episodes(path) if path is not None else [])
 
     def keep(result: Result) -> None:
         if path is not None:
@@ -96,16 +98,15 @@ def _run(arguments: argparse.Namespace) -> int:
     print(f"{len(ran)} episodes, {len(failed)} failed")
     for result in failed:
         print(f"  --row {result.row} --seed {result.seed} --episodes 1")
-    if path == results.RESULTS:
+    if arguments.full and arguments.report is None:
         results.REPORT.write_text(results.report())
     return 1 if failed else 0
 
 
-def _plan(arguments: argparse.Namespace) -> list[Planned]:
+def _plan(arguments: argparse.Namespace, kept: Iterable[Result]) -> list[Planned]:
     chosen = [row(name) for name in arguments.row] if arguments.row else list(ROWS)
     if arguments.full:
         # Seeds count from 1, so that a run that was interrupted knows what is left.
-        kept = results.episodes(arguments.report or results.RESULTS)
         passed = {key for key, last in results.latest(kept).items() if last.passed}
         first = arguments.seed or 1
         return [

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from tests.faults import runner
+from tests.faults.__main__ import main
 from tests.faults.episode import Outcome, Row, Server
+from tests.faults.results import REPORT, episodes
 from tests.faults.rows import ROWS
+from tests.faults.rows import row as row_of
 from tests.faults.runner import Planned, run_all, side_by_side
 from tests.faults.source import Source
 
@@ -88,6 +91,23 @@ async def test_episodes_share_no_fault(ran: Running, tmp_path: Path, lanes: int)
 async def test_stops_at_a_violation(ran: Running, tmp_path: Path) -> None:
     results = await run_all(source(tmp_path), PLAN, lambda result: None, until_violation=True)
     assert [result.row for result in results] == ["kill-fetched", "kill-begun"]
+
+
+def test_a_full_run_goes_on_where_its_results_are_kept(
+    ran: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the committed results say, and without a change of their report."""
+    committed = REPORT.read_bytes()
+    file = tmp_path / "results.jsonl"
+    monkeypatch.setattr(
+        "sys.argv", ["faults", "run", "--full", "--row", "poison", "--report", str(file)]
+    )
+    assert main() == 0
+    assert len(ran.order) == len(episodes(file)) == row_of("poison").episodes
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-2]))
+    assert main() == 0
+    assert len(ran.order) == row_of("poison").episodes + 2
+    assert REPORT.read_bytes() == committed
 
 
 def test_every_row_whose_fault_meets_all_is_alone() -> None:

@@ -64,7 +64,7 @@ class BatchFetcher:
     """Fetches and reads batches of the seeded partitions, each from where the one before ended.
 
     `RetryableError` means that the client is of no more use. Once `stop` is set there is nothing to
-    fetch.
+    fetch. `unreadable` holds where partitions are to halt, and whether that is still searched for.
     """
 
     def __init__(
