@@ -13,6 +13,7 @@ from aiokafka.errors import (
 )
 
 from execution_events.errors import ExecutionEventsError, HaltError, RetryableError
+from execution_events.kafka_client import forbid_topic_creation
 from execution_events.settings import Settings
 
 DAY_MS = 24 * 60 * 60 * 1000
@@ -77,6 +78,7 @@ async def check_topic(settings: Settings) -> list[int]:
 async def open_admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
     """An admin client; Kafka's errors come out as `RetryableError`."""
     admin = AIOKafkaAdminClient(**settings.kafka_client())
+    forbid_topic_creation(admin._client)
     try:
         await admin.start()
         yield admin
