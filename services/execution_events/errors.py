@@ -23,7 +23,14 @@ class RecordRefusedError(ExecutionEventsError):
 
 
 class RetryableError(ExecutionEventsError):
-    """Try again later: PostgreSQL or Kafka is away, and nothing is known to be wrong."""
+    """Try again later: PostgreSQL or Kafka is away, and nothing is known to be wrong.
+
+    `cause` is a short name for metrics: an SQLSTATE, or the type of the library's error.
+    """
+
+    def __init__(self, text: str, cause: str = "other") -> None:
+        super().__init__(text)
+        self.cause = cause
 
 
 class BatchTooSlowError(RetryableError):
@@ -43,6 +50,17 @@ class BatchRefusedError(ExecutionEventsError):
 
 class FencedError(ExecutionEventsError):
     """Drop the batch: another consumer has moved the offset. Nothing of it was stored."""
+
+
+class PartitionsLockedError(ExecutionEventsError):
+    """Store the batch without these partitions, and try them again: other sessions hold them.
+
+    Nothing of the batch was stored.
+    """
+
+    def __init__(self, partitions: frozenset[int]) -> None:
+        super().__init__(f"other sessions have locked partitions {sorted(partitions)}")
+        self.partitions = partitions
 
 
 class HaltError(ExecutionEventsError):

@@ -1,5 +1,6 @@
 """The management port, apart from the API: `/livez`, `/readyz`, `/metrics`; and every metric."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -10,10 +11,80 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from execution_events.errors import ExecutionEventsError, RetryableError
+from execution_events.observability import Logger
 from execution_events.serving import serve
+
+_log = Logger(__name__)
+
+_PROBE_INTERVAL = 5
+_PROBE_TIMEOUT = 5
+_PROBE_PAUSE = 0.5
+"""Seconds between attempts of one probe."""
 
 Readiness = Callable[[], Awaitable[list[str]]]
 """Gives the reasons why a service is not ready; none when it is."""
+
+
+class Probe:
+    """A request to a peer every 5 s, apart from the service's work.
+
+    `problem` is the cause for which the peer has not answered the last one within 5 s, None where
+    it has. `check` raises `RetryableError`, which is tried again within the 5 s, or another error
+    of this package.
+    """
+
+    def __init__(self, peer: str, check: Callable[[], Awaitable[None]], answered: Gauge) -> None:
+        self.problem: str | None = f"{peer}: not asked yet"
+        self._peer = peer
+        self._check = check
+        self._answered = answered
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Ask while the context is open."""
+        task = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            at = loop.time() + _PROBE_INTERVAL
+            self._note(await self._ask())
+            await asyncio.sleep(max(0, at - loop.time()))
+
+    async def _ask(self) -> str | None:
+        problem = f"{self._peer}: no answer within {_PROBE_TIMEOUT} s"
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT):
+                while True:
+                    try:
+                        await self._check()
+                    except RetryableError as error:
+                        problem = str(error)
+                        await asyncio.sleep(_PROBE_PAUSE)
+                    except ExecutionEventsError as error:
+                        return str(error)
+                    except Exception as error:
+                        # Whatever a library raises: a probe that has ended would tell nothing.
+                        _log.exception("probe_failed", peer=self._peer)
+                        return f"{self._peer}: {type(error).__name__}: {error}"
+                    else:
+                        self._answered.set_to_current_time()
+                        return None
+        except TimeoutError:
+            return problem
+
+    def _note(self, problem: str | None) -> None:
+        if problem is not None and problem != self.problem:
+            _log.warning("peer_unavailable", error=problem)
+        elif problem is None and self.problem is not None:
+            _log.info("peer_answers", peer=self._peer)
+        self.problem = problem
 
 
 class ConsumerMetrics:
@@ -32,8 +103,23 @@ class ConsumerMetrics:
         self.fenced = Counter(
             "execution_events_fenced_batches", "Batches dropped by fencing.", registry=registry
         )
-        # Attempts that failed because PostgreSQL or Kafka was away.
-        self.retries = Counter("execution_events_retries", "Attempts to retry.", registry=registry)
+        # Attempts that failed because PostgreSQL or Kafka was away. cause: an SQLSTATE, or the type
+        # of the client library's error.
+        self.retries = Counter(
+            "execution_events_retries", "Attempts to retry by cause.", ["cause"], registry=registry
+        )
+        # Records that a log had lost before its partition was first stored.
+        self.unseen = Counter(
+            "execution_events_unseen_records",
+            "Offsets before the beginning of partitions that were stored for the first time.",
+            registry=registry,
+        )
+        # Of consumers that were frozen or gone while they stored a batch.
+        self.ended_sessions = Counter(
+            "execution_events_ended_sessions",
+            "Sessions of PostgreSQL that held a partition for too long and were ended.",
+            registry=registry,
+        )
         # A source with one sequence for several partitions, as our publisher is, makes them always.
         self.sequence_gaps = Counter(
             "execution_events_sequence_gaps",
@@ -50,6 +136,13 @@ class ConsumerMetrics:
         # 1 while the partition is halted because its log is not the one that was stored.
         self.halted = Gauge(
             "execution_events_partition_halted", "Halted.", ["partition"], registry=registry
+        )
+        # Seconds since the epoch; 0 before the first. peer: kafka or postgresql.
+        self.answered = Gauge(
+            "execution_events_answered_timestamp_seconds",
+            "When a peer last answered the probe.",
+            ["peer"],
+            registry=registry,
         )
         # Seconds since the epoch; 0 before the first.
         self.last_progress = Gauge(
@@ -84,6 +177,13 @@ class ReaderMetrics:
         )
         self.open_requests = Gauge(
             "execution_events_open_requests", "Requests being answered.", registry=registry
+        )
+        # Seconds since the epoch; 0 before the first. peer: postgresql.
+        self.answered = Gauge(
+            "execution_events_answered_timestamp_seconds",
+            "When a peer last answered the probe.",
+            ["peer"],
+            registry=registry,
         )
         self.open_streams = Gauge(
             "execution_events_open_streams", "Streams that are open.", registry=registry

@@ -109,6 +109,12 @@ class Settings:
     kafka_ssl_ca_file: str | None = _setting("CA certificates (default: the system's)", None)
     kafka_ssl_certificate_file: str | None = _setting("client certificate, PEM", None)
     kafka_ssl_key_file: str | None = _setting("its private key, PEM", None)
+    kafka_batch_limit: int = _setting(
+        "maximum bytes that a compressed batch of a producer may expand to; a larger one halts its "
+        "partition",
+        32 * 2**20,
+        _number(2**20, 2**31 - 1),
+    )
     topic: str = _setting("the topic of the events", "execution-events")
     group: str = _setting("the consumers' group", "execution-events")
     database_url: str | None = _setting(

@@ -290,7 +290,7 @@ async def test_a_record_that_the_client_cannot_read_halts_its_partition_alone(
     async with consuming(settings):
 
         async def halted() -> bool:
-            reason = f"partition 1 is halted: the record at offset {bad} cannot be read"
+            reason = f"partition 1 is halted: the batch at offset {bad} (to offset {bad}) "
             return reason in (await ready(unused_port))[1]
 
         await until(halted, "readiness names partition and offset")

@@ -24,9 +24,11 @@ from hypothesis.stateful import (
 from prometheus_client import CollectorRegistry
 
 from execution_events.consumer.assignment import Assignment
-from execution_events.consumer.fetcher import BatchFetcher, Fetched, Unreadable
-from execution_events.consumer.log import LogState
+from execution_events.consumer.client import Trouble
+from execution_events.consumer.fetcher import BatchFetcher, Fetched
+from execution_events.consumer.log import LogState, Report
 from execution_events.consumer.loop import ConsumeLoop
+from execution_events.consumer.seeding import Seeder
 from execution_events.errors import RetryableError
 from execution_events.management import ConsumerMetrics
 from execution_events.projection.batch import Projection
@@ -53,7 +55,11 @@ class ModelClient:
     it is assigned, and an assignment begins where nobody has said: here at the end.
     """
 
+    address = "kafka:9092"
+    read_bytes = 0
+
     def __init__(self, logs: Log) -> None:
+        self.troubles: dict[TopicPartition, Trouble] = {}
         self._logs = logs
         self._positions: dict[TopicPartition, int] = {}
         self._paused: set[TopicPartition] = set()
@@ -72,7 +78,7 @@ class ModelClient:
         self._paused.difference_update(partitions)
 
     async def getmany(
-        self, *, timeout_ms: int, max_records: int
+        self, *, timeout_ms: int, max_records: int, max_bytes: int
     ) -> dict[TopicPartition, list[LogRecord]]:
         fetched = {}
         for partition, position in self._positions.items():
@@ -103,6 +109,15 @@ class LossyWriter(BatchWriter):
         if fault == "after":
             raise RetryableError("lost the commit's reply")
         return projection
+
+
+async def seed(loop: ConsumeLoop) -> None:
+    """Seed all partitions that the loop's member is assigned."""
+    while True:
+        await loop._seeder.advance()
+        if not loop._assignment.unseeded():
+            return
+        await loop._seeder.wait(1)
 
 
 class Member(NamedTuple):
@@ -153,27 +168,28 @@ def machine(database: Database, tally: Tally) -> type[RuleBasedStateMachine]:
             assignment = Assignment(client)
             writer = LossyWriter(database.writer, TOPIC)
             stop = asyncio.Event()
+            metrics = ConsumerMetrics(CollectorRegistry())
+            seeder = Seeder(assignment, writer, metrics, self._read_log, {})
             loop = ConsumeLoop(
-                client,
+                client,  # type: ignore[arg-type]
                 assignment,
-                BatchFetcher(client, assignment, Unreadable(), 5, stop),
+                BatchFetcher(client, assignment, 5, stop),  # type: ignore[arg-type]
+                seeder,
                 writer,
-                ConsumerMetrics(CollectorRegistry()),
-                self._read_log,
+                metrics,
+                lambda _: 0,
                 stop,
             )
             return Member(client, assignment, writer, loop)
 
         async def _read_log(
-            self, stored: Mapping[int, StoredPosition | None]
-        ) -> dict[int, LogState]:
-            states = {}
+            self, stored: Mapping[int, StoredPosition | None], _: object, report: Report
+        ) -> None:
             for number, position in stored.items():
                 records = self.logs[number]
                 last = position.last if position is not None else None
                 now = fingerprint(records[last.offset]) if last is not None else None
-                states[number] = LogState("cluster", 0, len(records), now)
-            return states
+                report(number, LogState("cluster", 0, len(records), now))
 
         def publish(self, number: int) -> None:
             for _ in range(number):
@@ -223,7 +239,7 @@ def machine(database: Database, tally: Tally) -> type[RuleBasedStateMachine]:
             self.publish(more)
             for number in set(range(MEMBERS)) - self.fetched.keys():
                 loop = self.members[number].loop
-                self.runner.run(loop._seed())
+                self.runner.run(seed(loop))
                 fetched = self.runner.run(loop._fetcher.fetch())
                 if fetched is not None:
                     self.fetched[number] = fetched
@@ -309,7 +325,7 @@ def machine(database: Database, tally: Tally) -> type[RuleBasedStateMachine]:
             partitions = {TopicPartition(TOPIC, p) for p in range(PARTITIONS)}
             last.client.assign(partitions)
             last.assignment.on_partitions_assigned(partitions)
-            await last.loop._seed()
+            await seed(last.loop)
             while (fetched := await last.loop._fetcher.fetch()) is not None:
                 await last.loop._store(fetched)
             await self._check()
@@ -356,7 +372,7 @@ def _lose_a_reply(group_type: type[RuleBasedStateMachine]) -> None:
     group.begin()
     group.rebalance((0,) * PARTITIONS)
     member, run = group.members[0], group.runner.run
-    run(member.loop._seed())
+    run(seed(member.loop))
     run(member.loop._store(run(member.loop._fetcher.fetch())))
     group.publish(1)
     fetched = run(member.loop._fetcher.fetch())

@@ -1,14 +1,17 @@
 """What the loop makes of a client that fails; all else is tested against the real servers."""
 
 import asyncio
+from typing import Any, ClassVar
 
 import pytest
 from aiokafka import TopicPartition
 from prometheus_client import CollectorRegistry
 
 from execution_events.consumer.assignment import Assignment
-from execution_events.consumer.fetcher import BatchFetcher, Unreadable
-from execution_events.consumer.loop import ConsumeLoop, backoff
+from execution_events.consumer.backoff import backoff
+from execution_events.consumer.fetcher import BatchFetcher
+from execution_events.consumer.loop import ConsumeLoop
+from execution_events.consumer.seeding import Seeder
 from execution_events.errors import RetryableError
 from execution_events.management import ConsumerMetrics
 from execution_events.store.batches import BatchWriter
@@ -16,6 +19,10 @@ from execution_events.store.batches import BatchWriter
 
 class FailingClient:
     """A client without partitions whose fetches fail."""
+
+    address = "kafka:9092"
+    read_bytes = 0
+    troubles: ClassVar[dict[TopicPartition, object]] = {}
 
     def __init__(self, error: BaseException) -> None:
         self._error = error
@@ -27,24 +34,36 @@ class FailingClient:
 class IdleClient:
     """A client of one partition."""
 
-    end = 0
+    address = "kafka:9092"
 
-    def last_stable_offset(self, _: TopicPartition) -> int:
-        return self.end
+    def __init__(self) -> None:
+        self.ends: dict[TopicPartition, int] = {}
+
+    def last_stable_offset(self, partition: TopicPartition) -> int:
+        return self.ends.get(partition, 0)
 
 
-def loop_over(client: object, unreadable: Unreadable) -> ConsumeLoop:
-    async def no_log(_: object) -> dict[int, object]:
-        return {}
+class IdleSeeder(Seeder):
+    """Has nothing to do."""
 
-    assignment, stop = Assignment(client), asyncio.Event()  # type: ignore[arg-type]
+    async def advance(self) -> None:
+        pass
+
+
+def loop_over(client: Any) -> ConsumeLoop:
+    async def no_log(*_: object) -> None:
+        pass
+
+    assignment, stop = Assignment(client), asyncio.Event()
+    writer, metrics = BatchWriter("postgresql://", "topic"), ConsumerMetrics(CollectorRegistry())
     return ConsumeLoop(
         client,
         assignment,
-        BatchFetcher(client, assignment, unreadable, 10, stop),
-        BatchWriter("postgresql://", "topic"),
-        ConsumerMetrics(CollectorRegistry()),
-        no_log,  # type: ignore[arg-type]
+        BatchFetcher(client, assignment, 10, stop),
+        IdleSeeder(assignment, writer, metrics, no_log, {}),
+        writer,
+        metrics,
+        lambda _: 0,
         stop,
     )
 
@@ -52,30 +71,41 @@ def loop_over(client: object, unreadable: Unreadable) -> ConsumeLoop:
 async def test_a_fetch_that_the_client_cancels_asks_for_another_client() -> None:
     """aiokafka does so after it has left its group; it must not end the process."""
     with pytest.raises(RetryableError, match="cancelled"):
-        await loop_over(FailingClient(asyncio.CancelledError()), Unreadable()).run()
+        await loop_over(FailingClient(asyncio.CancelledError())).run()
 
 
-async def test_an_error_that_is_not_kafkas_begins_the_search_for_its_record() -> None:
-    unreadable = Unreadable()
-    with pytest.raises(RetryableError, match="ValueError"):
-        await loop_over(FailingClient(ValueError()), unreadable).run()
-    assert unreadable.searching
-    unreadable.found(1, 5)
-    assert not unreadable.searching
-    assert unreadable.offsets == {1: 5}
+async def test_an_error_that_is_not_kafkas_asks_for_another_client() -> None:
+    with pytest.raises(RetryableError, match="Kafka at kafka:9092: ValueError"):
+        await loop_over(FailingClient(ValueError())).run()
 
 
-async def test_time_in_which_nothing_waits_is_no_stall() -> None:
+async def test_each_partition_stalls_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("execution_events.consumer.loop.time.monotonic", lambda: now)
     client = IdleClient()
-    loop = loop_over(client, Unreadable())
-    partition = TopicPartition("topic", 0)
-    loop._assignment.positions[partition] = 0
-    loop._last_progress -= 1000
+    loop = loop_over(client)
+    idle, waiting = TopicPartition("topic", 0), TopicPartition("topic", 1)
+    loop._assignment.positions = {idle: 0, waiting: 0}
     loop._measure()
-    assert loop.stalled() == 0
-    loop._last_progress -= 1000
-    client.end = 1
-    assert loop.stalled() >= 1000
+    now = 1000
+    # Where nothing waits, time does not count as a stall.
+    assert loop.stalled() == {}
+    client.ends[waiting] = 1
+    assert loop.stalled() == {1: 0}
+    now = 2000
+    assert loop.stalled() == {1: 1000}
+    loop._assignment.positions[waiting] = 1
+    loop._measure()
+    assert loop.stalled() == {}
+
+
+async def test_the_probe_tells_of_records_that_the_client_has_not_seen() -> None:
+    """Its own figure keeps its last value while the leader is frozen."""
+    loop = loop_over(IdleClient())
+    loop._end_offset = lambda _: 5
+    loop._assignment.positions[TopicPartition("topic", 0)] = 3
+    loop._measure()
+    assert loop._metrics.lag.labels(0)._value.get() == 2
 
 
 def test_backoff_grows_to_its_bound() -> None:

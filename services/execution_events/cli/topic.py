@@ -6,6 +6,7 @@ from typing import Any
 
 from execution_events.cli.extras import extra
 from execution_events.cli.numbers import positive
+from execution_events.errors import RetryableError
 from execution_events.settings import Settings
 
 DEFAULT_PARTITIONS = 6
@@ -84,29 +85,37 @@ def _accept(arguments: argparse.Namespace, settings: Settings) -> int:
 
 async def _accept_logs(settings: Settings, begin: str, *, accepted: bool) -> int:
     with extra("consumer"):
-        from execution_events.consumer.log import difference, read_log
+        from execution_events.consumer.codecs import Decoders
+        from execution_events.consumer.log import LogState, difference, read_log
         from execution_events.consumer.topic import check_topic
         from execution_events.store.batches import BatchWriter, Move
     partitions = await check_topic(settings)
+    states: dict[int, LogState | RetryableError] = {}
+    failed = False
     async with BatchWriter(settings.require_database_url(), settings.topic) as writer:
         stored = await writer.stored_positions(partitions)
-        log = await read_log(settings, {number: stored.get(number) for number in partitions})
-        reasons = {
-            number: reason
-            for number, position in sorted(stored.items())
-            if (reason := difference(position, log[number])) is not None
-        }
-        for number, reason in reasons.items():
-            state, expected = log[number], stored[number].next_offset
+        decoders = Decoders(settings.kafka_batch_limit).install()
+        await read_log(settings, decoders, stored, {}, states.__setitem__)
+        differences = 0
+        for number, position in sorted(stored.items()):
+            state = states[number]
+            if isinstance(state, RetryableError):
+                print(f"partition {number}: cannot be compared: {state}")
+                failed = True
+                continue
+            if (reason := difference(position, state)) is None:
+                continue
+            differences += 1
             offset = state.begin if begin == "beginning" else state.end
             print(f"partition {number}: {reason}")
             print(f"    the log holds {state.begin} to {state.end}; it would go on at {offset}")
             if accepted:
-                await writer.accept_log(number, Move(expected, offset), state.cluster_id)
+                move = Move(position.next_offset, offset, position.epoch)
+                await writer.accept_log(number, move, state.cluster_id)
                 print("    accepted")
-    if not reasons:
-        print("nothing differs")
-    elif not accepted:
+    if differences and not accepted:
         print("nothing was changed; repeat with --yes to go on")
         return 1
-    return 0
+    if not differences and not failed:
+        print("nothing differs")
+    return 1 if failed else 0

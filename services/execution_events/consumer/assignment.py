@@ -21,11 +21,12 @@ class Seekable(Protocol):
 
 
 class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
-    """The partitions of one generation: assigned, then seeded or halted.
+    """The partitions of one generation: assigned, then seeded, delayed or halted.
 
     A partition is seeded when it was sought to its stored offset in this generation. Only seeded
-    partitions are read; `positions` holds the offset up to which each is stored. A halted
-    partition stays paused, with the reason in `halted`.
+    partitions are read; `positions` holds the offset up to which each is stored, and `epochs` the
+    epoch of its log. One that cannot be seeded yet stays paused with the cause in `delayed`, a
+    halted one with the reason in `halted`.
     """
 
     def __init__(self, client: Seekable, reach: Reach = unarmed) -> None:
@@ -35,6 +36,8 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
         self.joined = False
         self.assigned: set[TopicPartition] = set()
         self.positions: dict[TopicPartition, int] = {}
+        self.epochs: dict[TopicPartition, int] = {}
+        self.delayed: dict[TopicPartition, str] = {}
         self.halted: dict[TopicPartition, str] = {}
 
     def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
@@ -59,28 +62,40 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
         """Assigned partitions that are neither seeded nor halted, in order."""
         return sorted(self.assigned - self.positions.keys() - self.halted.keys())
 
-    def seed(self, partition: TopicPartition, offset: int) -> None:
+    def seed(self, partition: TopicPartition, offset: int, epoch: int) -> None:
         """Read `partition` from `offset` on: all before it is stored."""
+        self.delayed.pop(partition, None)
+        self.halted.pop(partition, None)
         self._client.seek(partition, offset)
         self._client.resume(partition)
         self.positions[partition] = offset
+        self.epochs[partition] = epoch
 
     def unseed(self, partition: TopicPartition) -> None:
         """Stop reading `partition` until its stored offset has been read again."""
         if self.positions.pop(partition, None) is not None:
             self._client.pause(partition)
 
+    def delay(self, partition: TopicPartition, cause: str) -> None:
+        """Leave `partition` unseeded for now."""
+        self.unseed(partition)
+        if partition not in self.halted:
+            if self.delayed.get(partition) != cause:
+                _log.warning("partition_delayed", partition=partition.partition, error=cause)
+            self.delayed[partition] = cause
+
     def halt(self, partition: TopicPartition, reason: str) -> None:
         """Leave `partition` paused: going on could lose or double occurrences."""
+        self.unseed(partition)
+        self.delayed.pop(partition, None)
+        if self.halted.get(partition) != reason:
+            _log.error("partition_halted", partition=partition.partition, reason=reason)
         self.halted[partition] = reason
-        _log.error("partition halted", partition=partition.partition, reason=reason)
-
-    def forget_halts(self) -> None:
-        """Look at halted partitions again: an operator may have accepted their log."""
-        self.halted.clear()
 
     def _begin_generation(self, assigned: set[TopicPartition]) -> None:
         self.generation += 1
         self.assigned = set(assigned)
         self.positions.clear()
+        self.epochs.clear()
+        self.delayed.clear()
         self.halted.clear()

@@ -1,28 +1,191 @@
-"""aiokafka's consumer, with an end where it waits for ever.
+"""aiokafka's consumer, where it has to be known from the inside: 0.14, as the dependency demands.
 
-The one place of the consumer that knows aiokafka from the inside: 0.14, which the dependency's
-bounds demand.
+aiokafka raises the errors of one partition out of `getmany`, where they cost what was fetched of
+all others. Here they are kept by partition, and the others go on.
 """
 
-from typing import Any
+import asyncio
+from collections import OrderedDict
+from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.consumer.fetcher import FetchResult
 from aiokafka.errors import KafkaError
+
+from execution_events.consumer.codecs import Decoders
+from execution_events.kafka_client import forbid_topic_creation
+from execution_events.observability import Logger
+from execution_events.settings import Settings
+
+_log = Logger(__name__)
+
+_REQUEST_TIMEOUT = 10
+"""Seconds until a broker that does not answer is given up for another, or for another attempt."""
+_STOP_TIMEOUT = 5
+"""Seconds to leave the group, and to close connections."""
+
+
+class Trouble(NamedTuple):
+    """The error of one partition; `offset` is that of a batch that cannot be read, else None."""
+
+    text: str
+    offset: int | None = None
 
 
 class Client(AIOKafkaConsumer):  # type: ignore[misc]
-    """A consumer that raises once it has stopped to fetch."""
+    """A consumer whose partitions fail one by one.
+
+    A partition with an entry in `troubles` is paused; all before its batch has been given out.
+    To seek it ends the trouble.
+    """
+
+    def __init__(self, settings: Settings, decoders: Decoders, **options: Any) -> None:
+        super().__init__(
+            isolation_level="read_committed",
+            # Offsets live in PostgreSQL; one that the log no longer has must be seen.
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            request_timeout_ms=_REQUEST_TIMEOUT * 1000,
+            **settings.kafka_client() | options,
+        )
+        forbid_topic_creation(self._client)
+        self.address = settings.kafka_bootstrap_servers
+        self.troubles: dict[TopicPartition, Trouble] = {}
+        self._decoders = decoders
+        self._fetched_bytes = 0
+        self._budget = 0
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of records that were given out so far, as fetched and as expanded, about."""
+        return self._fetched_bytes + self._decoders.expanded
+
+    async def start(self) -> None:
+        """Connect and join the group; nothing stays open where it fails."""
+        try:
+            await super().start()
+        except BaseException:
+            await self.stop()
+            raise
+        # Nothing was fetched so far: what was assigned is paused.
+        self._fetcher._records = _FetchBuffer(self)
 
     async def getmany(
-        self, *partitions: TopicPartition, **options: Any
+        self,
+        *partitions: TopicPartition,
+        timeout_ms: int = 0,
+        max_records: int | None = None,
+        max_bytes: int = 2**63,
     ) -> dict[TopicPartition, list[ConsumerRecord]]:
-        """As aiokafka's; `KafkaError` where the task that fetches has ended.
+        """As aiokafka's; at most one batch of a producer beyond `max_bytes`.
 
-        aiokafka logs the error that ended it, and gives no record any more.
+        `KafkaError` where the task that fetches has ended: aiokafka logs the error that ended it,
+        and gives no record any more.
         """
         if self._fetcher.error_future.done():
             raise KafkaError("the task that fetches has ended")
+        self._budget = self.read_bytes + max_bytes
         records: dict[TopicPartition, list[ConsumerRecord]] = await super().getmany(
-            *partitions, **options
+            *partitions, timeout_ms=timeout_ms, max_records=max_records
         )
         return records
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        """Go on at `offset`, whatever the trouble was."""
+        super().seek(partition, offset)
+        self.troubles.pop(partition, None)
+
+    async def stop(self, timeout: float = _STOP_TIMEOUT) -> None:
+        """Leave the group and close all connections, within about `timeout` seconds.
+
+        Raises nothing: all is stored by then, and the group notices by itself that a member has
+        gone.
+        """
+        # aiokafka awaits its own tasks after it has cancelled them, and some let that out.
+        leaving = asyncio.create_task(super().stop())
+        try:
+            await asyncio.wait({leaving}, timeout=timeout)
+            if not leaving.done():
+                _log.warning("group_leave_failed", error=f"not within {timeout} s")
+            elif leaving.cancelled() or leaving.exception() is not None:
+                error = "cancelled" if leaving.cancelled() else repr(leaving.exception())
+                _log.warning("group_leave_failed", error=error)
+                closing = asyncio.create_task(self._client.close())
+                await asyncio.wait({closing}, timeout=_STOP_TIMEOUT)
+                closing.cancel()
+                await asyncio.gather(closing, return_exceptions=True)
+        finally:
+            leaving.cancel()
+            await asyncio.gather(leaving, return_exceptions=True)
+
+    def drain(self, result: FetchResult, max_records: int | None) -> list[ConsumerRecord]:
+        """As aiokafka's `FetchResult.getall`, up to the bytes of this call and the first error."""
+        partition = result._topic_partition
+        if not result.check_assignment(partition) or not result.has_more():
+            return []
+        given: list[ConsumerRecord] = []
+        if self.read_bytes >= self._budget:
+            return given
+        records = result._partition_records
+        self._fetched_bytes += records._records.take_size()
+        decoders, budget = self._decoders, self._budget - self._fetched_bytes
+        try:
+            for record in records:
+                given.append(record)
+                if len(given) == max_records or decoders.expanded >= budget:
+                    result._update_position()
+                    return given
+        except Exception as error:
+            offset = records.next_fetch_offset
+            self.note(partition, Trouble(records._records.tell(offset, error), offset))
+        result._update_position()
+        result._partition_records = None
+        return given
+
+    def note(self, partition: TopicPartition, trouble: Trouble) -> None:
+        """Pause `partition` and remember why."""
+        self.troubles[partition] = trouble
+        if partition in self.assignment():
+            self.pause(partition)
+
+
+class _FetchBuffer(OrderedDict[TopicPartition, Any]):
+    """What aiokafka has fetched and not given out yet."""
+
+    def __init__(self, client: Client) -> None:
+        super().__init__()
+        self._client = client
+
+    def __setitem__(self, partition: TopicPartition, result: Any) -> None:
+        if isinstance(result, FetchResult):
+            records = result._partition_records
+            records._records = _Batches(records._records)
+            result.getall = lambda max_records=None: self._client.drain(result, max_records)
+            super().__setitem__(partition, result)
+        else:
+            error = result._error
+            self._client.note(partition, Trouble(f"{type(error).__name__}: {error}"))
+
+
+class _Batches:
+    """The batches of one fetch, and the one that is being read."""
+
+    def __init__(self, batches: Any) -> None:
+        self._batches = batches
+        self._size: int = batches.size_in_bytes()
+        self._current: Any = None
+        self.has_next = batches.has_next
+
+    def next_batch(self) -> Any:
+        self._current = self._batches.next_batch()
+        return self._current
+
+    def take_size(self) -> int:
+        """The bytes of all, the first time."""
+        size, self._size = self._size, 0
+        return size
+
+    def tell(self, offset: int, error: Exception) -> str:
+        """Why the current batch cannot be read; its last offset is what its header says."""
+        last = "" if self._current is None else f" (to offset {self._current.next_offset - 1})"
+        return f"the batch at offset {offset}{last} cannot be read: {type(error).__name__}: {error}"

@@ -4,10 +4,10 @@ import asyncio
 import time
 from typing import NamedTuple
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka import ConsumerRecord, TopicPartition
 
 from execution_events.consumer.assignment import Assignment
+from execution_events.consumer.client import Client
 from execution_events.consumer.failpoints import unarmed
 from execution_events.errors import RetryableError
 from execution_events.projection.batch import ReadRecord, read
@@ -17,10 +17,11 @@ _POLL_MS = 100
 """How long a fetch waits for the first record; what is assigned meanwhile waits for it."""
 _SLICE = 250
 """Records that are fetched and read at a stretch: 1 ms, and few enough for a processor's cache."""
+_BATCH_BYTES = 16 * 1024 * 1024
+"""Where a batch ends, in bytes as fetched and as expanded; its last slice may go beyond it by one
+batch of a producer. Twice what the most records of usual size take."""
 _KEEP_TIME = 60
 """Seconds for which records are kept after one that the database refused."""
-_SEARCH_TIME = 60
-"""Seconds for which a record that cannot be read is searched for."""
 
 
 class Fetched(NamedTuple):
@@ -30,55 +31,23 @@ class Fetched(NamedTuple):
     batch: Batch
 
 
-class UnreadableError(RetryableError):
-    """Make another client: this one met a record that its library cannot read."""
-
-
-class Unreadable:
-    """Records that the Kafka library cannot read, over the life of several clients.
-
-    Its exception tells neither partition nor offset and spoils the client. So the next client
-    searches for a while: it fetches partition by partition and record by record, which stores all
-    that comes before, and the one after it halts the partition there.
-    """
-
-    def __init__(self) -> None:
-        self.offsets: dict[int, int] = {}
-        self._deadline = 0.0
-
-    @property
-    def searching(self) -> bool:
-        return time.monotonic() < self._deadline
-
-    def search(self) -> None:
-        """Search from now on, as far as it comes in a minute."""
-        self._deadline = time.monotonic() + _SEARCH_TIME
-
-    def found(self, partition: int, offset: int) -> None:
-        """The record of `partition` at `offset` or the next is the one."""
-        self._deadline = 0.0
-        self.offsets[partition] = offset
-
-
 class BatchFetcher:
     """Fetches and reads batches of the seeded partitions, each from where the one before ended.
 
-    `RetryableError` means that the client is of no more use. Once `stop` is set there is nothing to
-    fetch. `unreadable` holds where partitions are to halt, and whether that is still searched for.
+    A batch is bounded in records and in bytes. `RetryableError` means that the client is of no more
+    use. Once `stop` is set there is nothing to fetch.
     """
 
     def __init__(
         self,
-        client: AIOKafkaConsumer,
+        client: Client,
         assignment: Assignment,
-        unreadable: Unreadable,
         batch_max_records: int,
         stop: asyncio.Event,
         reach: Reach = unarmed,
     ) -> None:
         self._client = client
         self._assignment = assignment
-        self.unreadable = unreadable
         self._batch_max_records = batch_max_records
         self._stop = stop
         self._reach = reach
@@ -91,9 +60,9 @@ class BatchFetcher:
         """
         self._keep_until = time.monotonic() + _KEEP_TIME
 
-    async def poll(self) -> None:
+    async def poll(self, timeout_ms: int = _POLL_MS) -> None:
         """Poll while all partitions are paused, so that the group keeps this member."""
-        await self._poll(_POLL_MS, _SLICE)
+        await self._getmany(timeout_ms, _SLICE, _BATCH_BYTES)
 
     async def fetch(self, ahead: Batch | None = None) -> Fetched | None:
         """The next batch; after `ahead`, which is being stored, where that is given."""
@@ -106,11 +75,16 @@ class BatchFetcher:
         # Without a suspension from here on, so that positions and records belong together. A
         # position moves without a record over control records and aborted transactions.
         for partition, stored in self._assignment.positions.items():
+            trouble = self._client.troubles.get(partition)
+            if trouble is not None and trouble.offset is None:
+                continue
             if ahead is not None and partition.partition in ahead.moves:
                 stored = ahead.moves[partition.partition].next
             position = await self._client.position(partition)
             if position != stored:
-                moves[partition.partition] = Move(stored, position)
+                moves[partition.partition] = Move(
+                    stored, position, self._assignment.epochs[partition]
+                )
         if not moves:
             return None
         return Fetched(
@@ -125,42 +99,31 @@ class BatchFetcher:
         """
         read_records: dict[int, list[ReadRecord]] = {}
         left = self._batch_max_records
+        end = self._client.read_bytes + _BATCH_BYTES
         wait = _POLL_MS
-        while left > 0:
+        while left > 0 and (bytes_left := end - self._client.read_bytes) > 0:
             keep = time.monotonic() < self._keep_until
-            polled = await self._poll(wait, min(left, _SLICE))
+            polled = await self._getmany(wait, min(left, _SLICE), bytes_left)
             for partition, records in polled.items():
                 *most, last = records
                 read_records.setdefault(partition.partition, []).extend(
                     [*(read(record, keep) for record in most), read(last)]
                 )
                 left -= len(records)
-            if not polled or self.unreadable.searching:
+            if not polled:
                 break
             wait = 0
             await asyncio.sleep(0)
         return read_records
 
-    async def _poll(
-        self, timeout_ms: int, max_records: int
+    async def _getmany(
+        self, timeout_ms: int, max_records: int, max_bytes: int
     ) -> dict[TopicPartition, list[ConsumerRecord]]:
         """Fetch what there is; nothing once `stop` is set."""
-        if not self.unreadable.searching:
-            return await self._getmany(timeout_ms=timeout_ms, max_records=max_records)
-        records: dict[TopicPartition, list[ConsumerRecord]] = {}
-        for partition, position in list(self._assignment.positions.items()):
-            try:
-                records |= await self._getmany(partition, timeout_ms=0, max_records=1)
-            except UnreadableError:
-                self.unreadable.found(partition.partition, position)
-                raise
-        return records or await self._getmany(timeout_ms=timeout_ms, max_records=1)
-
-    async def _getmany(
-        self, *partitions: TopicPartition, timeout_ms: int, max_records: int
-    ) -> dict[TopicPartition, list[ConsumerRecord]]:
         polling = asyncio.create_task(
-            self._client.getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
+            self._client.getmany(
+                timeout_ms=timeout_ms, max_records=max_records, max_bytes=max_bytes
+            )
         )
         stopping = asyncio.create_task(self._stop.wait())
         try:
@@ -172,16 +135,18 @@ class BatchFetcher:
                 return {}
             if polling.cancelled():
                 # By the client itself, after it has left its group.
-                raise RetryableError("Kafka: the client has cancelled a fetch")
+                raise self._failed("the client has cancelled a fetch", "CancelledError")
             records: dict[TopicPartition, list[ConsumerRecord]] = polling.result()
             return records
         except RetryableError:
             raise
-        except KafkaError as error:
-            raise RetryableError(f"Kafka: {type(error).__name__}: {error}") from error
         except Exception as error:
-            self.unreadable.search()
-            raise UnreadableError(f"a record cannot be read: {type(error).__name__}") from error
+            # Whatever the library raises, another client goes on from what is stored.
+            name = type(error).__name__
+            raise self._failed(f"{name}: {error}", name) from error
         finally:
             for task in (polling, stopping):
                 task.cancel()
+
+    def _failed(self, text: str, cause: str) -> RetryableError:
+        return RetryableError(f"Kafka at {self._client.address}: {text}", cause)

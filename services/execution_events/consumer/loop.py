@@ -3,41 +3,44 @@
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
 
 import msgspec
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
 
 from execution_events.consumer.assignment import Assignment
+from execution_events.consumer.backoff import backoff
+from execution_events.consumer.client import Client
 from execution_events.consumer.fetcher import BatchFetcher, Fetched
-from execution_events.consumer.log import LogState, difference
+from execution_events.consumer.seeding import Seeder
 from execution_events.errors import (
     BatchRefusedError,
     BatchTooSlowError,
     FencedError,
+    PartitionsLockedError,
     RetryableError,
 )
 from execution_events.management import ConsumerMetrics
 from execution_events.observability import Logger
 from execution_events.projection.batch import DeadLetter, Projection, Refusal
-from execution_events.store.batches import Batch, BatchWriter, StoredPosition
+from execution_events.store.batches import Batch, BatchWriter
 from execution_events.wire import REFUSED_BY_DATABASE
 
 _log = Logger(__name__)
 
 _COMMIT_INTERVAL = 5
 """Seconds between commits of offsets to Kafka, which only lag tools read."""
-_RECHECK_INTERVAL = 15
-"""Seconds between looks at halted partitions."""
 _FORGET_INTERVAL = 10
 """Seconds between looks for changes that nobody needs any more."""
 _CHANGES_KEPT = timedelta(minutes=10)
 """For how long who watches an execution may be away and go on with the next change."""
+_NOTHING_SEEDED = 0.1
+"""Seconds between polls that keep this member in its group while it has nothing to read."""
 
-ReadLog = Callable[[Mapping[int, StoredPosition | None]], Awaitable[dict[int, LogState]]]
-"""Gives the state of the log of each partition."""
+EndOffset = Callable[[int], int]
+"""Gives the end of a partition's log as a leader last told it; 0 before that."""
 
 
 class ConsumeLoop:
@@ -49,24 +52,29 @@ class ConsumeLoop:
 
     def __init__(
         self,
-        client: AIOKafkaConsumer,
+        client: Client,
         assignment: Assignment,
         fetcher: BatchFetcher,
+        seeder: Seeder,
         writer: BatchWriter,
         metrics: ConsumerMetrics,
-        read_log: ReadLog,
+        end_offset: EndOffset,
         stop: asyncio.Event,
     ) -> None:
         self._client = client
         self._assignment = assignment
         self._fetcher = fetcher
+        self._seeder = seeder
         self._writer = writer
         self._metrics = metrics
-        self._read_log = read_log
+        self._end_offset = end_offset
         self._stop = stop
-        self._recheck = time.monotonic() + _RECHECK_INTERVAL
         self._forget = time.monotonic() + _FORGET_INTERVAL * random.uniform(0.5, 1)  # noqa: S311
-        self._last_progress = time.monotonic()
+        self._waiting_since: dict[TopicPartition, float] = {}
+        self._failures = 0
+        self._advance_at = 0.0
+        self.problem: str | None = None
+        """Why PostgreSQL takes nothing, while it does not."""
 
     async def run(self) -> None:
         """Fetch and store until `stop` is set; a batch in hand is stored first."""
@@ -74,11 +82,13 @@ class ConsumeLoop:
         fetched: Fetched | None = None
         try:
             while not self._stop.is_set():
-                if time.monotonic() >= self._recheck:
-                    self._assignment.forget_halts()
-                    self._recheck = time.monotonic() + _RECHECK_INTERVAL
-                await self._seed()
+                self._note_troubles()
+                await self._advance()
                 self._measure()
+                if not self._assignment.positions and fetched is None:
+                    await self._seeder.wait(_NOTHING_SEEDED)
+                    await self._fetcher.poll(timeout_ms=0)
+                    continue
                 if fetched is None:
                     fetched = await self._fetcher.fetch()
                 if fetched is not None:
@@ -87,46 +97,47 @@ class ConsumeLoop:
                     await self._forget_changes()
         finally:
             committing.cancel()
-            await asyncio.gather(committing, return_exceptions=True)
+            await asyncio.gather(committing, self._seeder.close(), return_exceptions=True)
 
-    def stalled(self) -> float:
-        """Seconds for which records have waited without any being stored; 0 without lag."""
-        if any(self._lag(partition) > 0 for partition in self._assignment.positions):
-            return time.monotonic() - self._last_progress
-        return 0
+    def stalled(self) -> dict[int, float]:
+        """Seconds for which records of a partition have waited without any being stored."""
+        now = time.monotonic()
+        return {
+            partition.partition: now - self._waiting_since.setdefault(partition, now)
+            for partition in self._assignment.positions
+            if self._lag(partition) > 0
+        }
 
-    async def _seed(self) -> None:
-        """Read assigned partitions from their stored offsets; a new one from its beginning."""
-        attempt = 0
-        while (unseeded := self._assignment.unseeded()) and not self._stop.is_set():
-            try:
-                await self._seed_partitions(unseeded)
-            except RetryableError as error:
-                _log.warning("cannot read the stored offsets yet", error=str(error))
-                await self._wait_paused(attempt)
-                attempt += 1
+    def _note_troubles(self) -> None:
+        """Take up what the client has met in single partitions."""
+        for partition, trouble in list(self._client.troubles.items()):
+            position = self._assignment.positions.get(partition)
+            if position is None:
+                continue
+            if trouble.offset is None:
+                text = f"Kafka at {self._client.address}: partition {partition.partition}"
+                self._assignment.delay(partition, f"{text}: {trouble.text}")
+            elif trouble.offset == position:
+                self._seeder.found_unreadable(partition, position, trouble.text)
 
-    async def _seed_partitions(self, partitions: list[TopicPartition]) -> None:
-        generation = self._assignment.generation
-        numbers = [partition.partition for partition in partitions]
-        stored = await self._writer.stored_positions(numbers)
-        log = await self._read_log({number: stored.get(number) for number in numbers})
-        missing = [number for number in numbers if number not in stored]
-        for number in missing:
-            state = log[number]
-            await self._writer.begin_partition(number, state.begin, state.cluster_id)
-        stored |= await self._writer.stored_positions(missing)
-        if generation != self._assignment.generation:
+    async def _advance(self) -> None:
+        """Let partitions be seeded; what PostgreSQL refuses is tried again later."""
+        if time.monotonic() < self._advance_at:
             return
-        for partition in partitions:
-            position = stored[partition.partition]
-            reason = difference(position, log[partition.partition])
-            if position.next_offset == self._fetcher.unreadable.offsets.get(partition.partition):
-                reason = f"the record at offset {position.next_offset} cannot be read"
-            if reason is None:
-                self._assignment.seed(partition, position.next_offset)
-            else:
-                self._assignment.halt(partition, reason)
+        try:
+            await self._seeder.advance()
+        except RetryableError as error:
+            self._failed("stored_offsets_unavailable", error, self._failures)
+            self._advance_at = time.monotonic() + backoff(self._failures)
+            self._failures += 1
+        else:
+            self._failures = 0
+            self.problem = None
+
+    def _failed(self, event: str, error: RetryableError, attempt: int) -> None:
+        self.problem = str(error)
+        self._metrics.retries.labels(error.cause).inc()
+        _log.warning(event, error=str(error), attempt=attempt)
 
     async def _store_and_fetch(self, fetched: Fetched) -> Fetched | None:
         """Store a batch and meanwhile fetch the one after it, which is given where it comes next.
@@ -136,10 +147,6 @@ class ConsumeLoop:
         """
         if fetched.generation != self._assignment.generation:
             # Its partitions are another's, or will be read again from what is stored.
-            return None
-        if self._fetcher.unreadable.searching:
-            # The search goes record by record from what is stored.
-            await self._store(fetched)
             return None
         storing = asyncio.create_task(self._store(fetched))
         try:
@@ -163,6 +170,7 @@ class ConsumeLoop:
     async def _store(self, fetched: Fetched) -> bool:
         """Store a batch, whatever it takes; whether this member has stored all of it."""
         attempt = 0
+        complete = True
         # What is left to store, in order from the end: a batch that is refused becomes its halves.
         left = [fetched.batch]
         # A batch of an earlier generation is another member's now.
@@ -179,8 +187,7 @@ class ConsumeLoop:
                     return False
                 left[-1:] = parts
             except RetryableError as error:
-                self._metrics.retries.inc()
-                _log.warning("cannot store the batch yet", error=str(error), attempt=attempt)
+                self._failed("batch_not_stored", error, attempt)
                 if self._stop.is_set():
                     return False
                 if isinstance(error, BatchTooSlowError) and len(batch.records) > 1:
@@ -189,15 +196,22 @@ class ConsumeLoop:
                 attempt += 1
             except FencedError as error:
                 self._metrics.fenced.inc()
-                _log.warning("batch dropped", reason=str(error), records=len(batch.records))
+                _log.warning("batch_fenced", error=str(error), records=len(batch.records))
                 self._unseed(fetched.batch)
                 return False
+            except PartitionsLockedError as error:
+                self._seeder.found_locked(
+                    [p for p in self._partitions(batch) if p.partition in error.partitions]
+                )
+                left = [rest for part in left if (rest := part.without(error.partitions)).moves]
+                complete = False
             else:
+                self.problem = None
                 left.pop()
                 self._stored(fetched.generation, batch, projection, time.monotonic() - started)
         # The fetch of the next batch may take a while.
         self._measure()
-        return not left
+        return complete and not left
 
     async def _forget_changes(self) -> None:
         """A part of them between two batches, so that no batch waits for long."""
@@ -205,7 +219,7 @@ class ConsumeLoop:
         try:
             more = await self._writer.forget_changes(_CHANGES_KEPT)
         except RetryableError as error:
-            _log.warning("cannot forget old changes yet", error=str(error))
+            self._failed("changes_not_forgotten", error, 0)
         if not more:
             self._forget = time.monotonic() + _FORGET_INTERVAL
 
@@ -215,6 +229,7 @@ class ConsumeLoop:
         if generation == self._assignment.generation:
             for partition in self._partitions(batch):
                 self._assignment.positions[partition] = batch.moves[partition.partition].next
+                self._waiting_since.pop(partition, None)
         letters = len(projection.dead_letters)
         metrics = self._metrics
         metrics.batch_seconds.observe(seconds)
@@ -224,7 +239,6 @@ class ConsumeLoop:
         metrics.sequence_gaps.inc(projection.gaps)
         metrics.without_key.inc(projection.without_key)
         metrics.last_progress.set_to_current_time()
-        self._last_progress = time.monotonic()
         for letter in projection.dead_letters:
             _log.warning(
                 "record refused",
@@ -263,22 +277,28 @@ class ConsumeLoop:
                     _log.debug("offsets not committed to Kafka", error=str(error))
 
     def _lag(self, partition: TopicPartition) -> int:
-        end: int = self._client.last_stable_offset(partition) or 0
+        # The client's own figure keeps its last value while the leader is frozen or gone.
+        end = max(
+            self._client.last_stable_offset(partition) or 0,
+            self._end_offset(partition.partition),
+        )
         return max(0, end - self._assignment.positions[partition])
 
     def _measure(self) -> None:
         """Tell of the partitions of this member, and forget those that others have now."""
-        lags = {p.partition: self._lag(p) for p in self._assignment.positions}
+        now = time.monotonic()
+        lags = {p: self._lag(p) for p in self._assignment.positions}
+        # Where nothing waits, time does not count as a stall.
+        self._waiting_since = {
+            p: self._waiting_since.get(p, now) for p, lag in lags.items() if lag > 0
+        }
         self._metrics.lag.clear()
         for partition, lag in lags.items():
-            self._metrics.lag.labels(partition).set(lag)
+            self._metrics.lag.labels(partition.partition).set(lag)
         self._metrics.halted.clear()
         for assigned in self._assignment.assigned:
             is_halted = assigned in self._assignment.halted
             self._metrics.halted.labels(assigned.partition).set(is_halted)
-        if not any(lags.values()):
-            # Where nothing waits, time does not count as a stall.
-            self._last_progress = time.monotonic()
 
 
 def _parts(batch: Batch, error: BatchRefusedError) -> list[Batch]:
@@ -291,8 +311,3 @@ def _parts(batch: Batch, error: BatchRefusedError) -> list[Batch]:
         return []
     letter = DeadLetter(refused.record, Refusal(REFUSED_BY_DATABASE, error.detail))
     return [Batch([msgspec.structs.replace(refused, outcome=letter)], batch.moves)]
-
-
-def backoff(attempt: int) -> float:
-    """Seconds to wait after failure number `attempt`, counted from 0: up to 5, with jitter."""
-    return min(0.1 * float(2 ** min(attempt, 10)), 5) * random.uniform(0.5, 1)  # noqa: S311

@@ -10,17 +10,23 @@ from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
 
 from execution_events.consumer.assignment import Assignment
+from execution_events.consumer.backoff import backoff
+from execution_events.consumer.brokers import Brokers
 from execution_events.consumer.client import Client
+from execution_events.consumer.codecs import Decoders
 from execution_events.consumer.failpoints import unarmed
-from execution_events.consumer.fetcher import BatchFetcher, Unreadable
+from execution_events.consumer.fetcher import BatchFetcher
 from execution_events.consumer.log import read_log
-from execution_events.consumer.loop import ConsumeLoop, backoff
+from execution_events.consumer.loop import ConsumeLoop
+from execution_events.consumer.probe import KafkaProbe
+from execution_events.consumer.seeding import Seeder
 from execution_events.consumer.topic import check_topic
 from execution_events.errors import RetryableError
-from execution_events.management import ConsumerMetrics, serve_management
+from execution_events.management import ConsumerMetrics, Probe, serve_management
 from execution_events.observability import Logger
 from execution_events.settings import Settings
 from execution_events.store.batches import BatchWriter, Reach
+from execution_events.store.probe import DatabaseProbe
 
 _log = Logger(__name__)
 
@@ -36,44 +42,73 @@ async def run_consumer(settings: Settings, stop: asyncio.Event, reach: Reach = u
     While Kafka or PostgreSQL is away it waits and tries again. Raises `HaltError` when going on
     could lose or double occurrences.
     """
-    service = _Service(settings, stop, reach)
+    url = settings.require_database_url()
     async with (
-        BatchWriter(settings.require_database_url(), settings.topic, reach) as writer,
-        serve_management(
-            settings.management_host,
-            settings.management_port,
-            service.registry,
-            service.readiness,
-        ) as management,
+        Brokers(settings, "execution-events-probe") as brokers,
+        DatabaseProbe(url, writes=True) as database,
+        BatchWriter(url, settings.topic, reach) as writer,
     ):
-        _log.info("consumer started", topic=settings.topic, management=management)
-        consuming = asyncio.create_task(service.consume(writer))
-        stopping = asyncio.create_task(stop.wait())
-        try:
-            await asyncio.wait({consuming, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait({consuming}, timeout=settings.stop_timeout - _LEAVE_TIMEOUT)
-            if consuming.done():
-                await consuming
-            else:
-                _log.warning("stopping without the batch in hand")
-        finally:
-            for task in (consuming, stopping):
-                task.cancel()
-            await asyncio.gather(consuming, stopping, return_exceptions=True)
+        service = _Service(settings, brokers, database, stop, reach)
+        kafka_probe, database_probe = service.probes
+        async with (
+            kafka_probe.running(),
+            database_probe.running(),
+            serve_management(
+                settings.management_host,
+                settings.management_port,
+                service.registry,
+                service.readiness,
+            ) as management,
+        ):
+            _log.info("consumer started", topic=settings.topic, management=management)
+            consuming = asyncio.create_task(service.consume(writer))
+            stopping = asyncio.create_task(stop.wait())
+            try:
+                await asyncio.wait({consuming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({consuming}, timeout=settings.stop_timeout - _LEAVE_TIMEOUT)
+                if not consuming.done():
+                    _log.warning("stopping without the batch in hand")
+                elif not consuming.cancelled():
+                    consuming.result()
+            finally:
+                for task in (consuming, stopping):
+                    task.cancel()
+                await asyncio.gather(consuming, stopping, return_exceptions=True)
     _log.info("consumer stopped")
 
 
 class _Service:
-    def __init__(self, settings: Settings, stop: asyncio.Event, reach: Reach) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        brokers: Brokers,
+        database: DatabaseProbe,
+        stop: asyncio.Event,
+        reach: Reach,
+    ) -> None:
         self._settings = settings
+        self._brokers = brokers
         self._stop = stop
         self._reach = reach
         self._assignment: Assignment | None = None
         self._loop: ConsumeLoop | None = None
         self._problem: str | None = "starting"
-        self._unreadable = Unreadable()
+        self._unreadable: dict[int, int] = {}
+        self._decoders = Decoders(settings.kafka_batch_limit).install()
         self.registry = CollectorRegistry()
         self._metrics = ConsumerMetrics(self.registry)
+        self._kafka = KafkaProbe(settings, brokers, self._assigned)
+        answered = self._metrics.answered
+        self.probes = (
+            Probe(
+                f"Kafka at {settings.kafka_bootstrap_servers}",
+                self._kafka.check,
+                answered.labels("kafka"),
+            ),
+            Probe(
+                f"PostgreSQL at {database.address}", database.check, answered.labels("postgresql")
+            ),
+        )
 
     async def consume(self, writer: BatchWriter) -> None:
         """Connect, consume, and begin again with a new client whenever one is of no more use."""
@@ -83,30 +118,39 @@ class _Service:
                 await writer.connect()
                 await check_topic(self._settings)
                 async with self._client() as (client, assignment):
-                    self._problem, attempt = None, 0
+                    if self._stop.is_set():
+                        return
+                    attempt = 0
                     self._assignment = assignment
                     fetcher = BatchFetcher(
                         client,
                         assignment,
-                        self._unreadable,
                         self._settings.batch_max_records,
                         self._stop,
                         self._reach,
+                    )
+                    seeder = Seeder(
+                        assignment,
+                        writer,
+                        self._metrics,
+                        partial(read_log, self._settings, self._decoders),
+                        self._unreadable,
                     )
                     self._loop = ConsumeLoop(
                         client,
                         assignment,
                         fetcher,
+                        seeder,
                         writer,
                         self._metrics,
-                        partial(read_log, self._settings),
+                        self._kafka.end_offset,
                         self._stop,
                     )
                     await self._loop.run()
             except RetryableError as error:
                 self._problem = str(error)
-                self._metrics.retries.inc()
-                _log.warning("cannot consume yet", error=self._problem, attempt=attempt)
+                self._metrics.retries.labels(error.cause).inc()
+                _log.warning("consumer_restarts", error=self._problem, attempt=attempt)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._stop.wait(), backoff(attempt))
                 attempt += 1
@@ -115,52 +159,64 @@ class _Service:
 
     async def readiness(self) -> list[str]:
         """Why records are not stored, if they are not."""
-        if self._assignment is None or self._loop is None:
-            return [self._problem or "starting"]
-        if not self._assignment.joined:
-            return ["the group has not assigned partitions yet"]
-        reasons = [
+        reasons = [probe.problem for probe in self.probes if probe.problem is not None]
+        assignment, loop = self._assignment, self._loop
+        if assignment is None or loop is None:
+            return list(dict.fromkeys([*reasons, self._problem or "starting"]))
+        if not assignment.joined:
+            return [*reasons, "the group has not assigned partitions yet"]
+        reasons += [
             f"partition {partition.partition} is halted: {reason}"
-            for partition, reason in self._assignment.halted.items()
+            for partition, reason in assignment.halted.items()
         ]
-        if self._assignment.unseeded():
-            reasons.append("the stored offsets of assigned partitions have not been read yet")
-        stalled = self._loop.stalled()
-        if stalled > self._settings.stall_timeout:
-            reasons.append(f"records wait, and none has been stored for {stalled:.0f} s")
-        return reasons
+        for partition in assignment.unseeded():
+            unread = f"the stored offset of partition {partition.partition} has not been read yet"
+            reasons.append(assignment.delayed.get(partition) or loop.problem or unread)
+        for partition, seconds in loop.stalled().items():
+            if seconds > self._settings.stall_timeout:
+                cause = f": {loop.problem}" if loop.problem is not None else ""
+                reasons.append(
+                    f"partition {partition} has records, and none has been stored for "
+                    f"{seconds:.0f} s{cause}"
+                )
+        return list(dict.fromkeys(reasons))
+
+    def _assigned(self) -> list[int]:
+        assigned = set() if self._assignment is None else self._assignment.assigned
+        return sorted(partition.partition for partition in assigned)
 
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[tuple[Client, Assignment]]:
+        # One broker that answers: aiokafka would ask them one after the other.
+        topology = await self._brokers.topology()
+        session_ms = self._settings.session_timeout * 1000
         client = Client(
-            **self._settings.kafka_client(),
+            self._settings,
+            self._decoders,
+            bootstrap_servers=str(topology.answered),
             client_id="execution-events-consumer",
             group_id=self._settings.group,
-            isolation_level="read_committed",
-            # Offsets live in PostgreSQL; one that the log no longer has must be seen.
-            enable_auto_commit=False,
-            auto_offset_reset="none",
             partition_assignment_strategy=(RoundRobinPartitionAssignor,),
             metadata_max_age_ms=30_000,
-            session_timeout_ms=self._settings.session_timeout * 1000,
-            heartbeat_interval_ms=self._settings.session_timeout * 1000 // HEARTBEATS,
+            session_timeout_ms=session_ms,
+            heartbeat_interval_ms=session_ms // HEARTBEATS,
             max_poll_interval_ms=self._settings.max_poll_interval * 1000,
         )
         assignment = Assignment(client, self._reach)
         client.subscribe([self._settings.topic], listener=assignment)
+        starting = asyncio.create_task(client.start())
+        stopping = asyncio.create_task(self._stop.wait())
         try:
-            await client.start()
-        except KafkaError as error:
-            await client.stop()
-            raise RetryableError(f"Kafka: {error}") from error
-        try:
+            # To join a group takes as long as its other members and its coordinator do.
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
             yield client, assignment
+        except (KafkaError, OSError) as error:
+            name = type(error).__name__
+            raise RetryableError(f"Kafka at {client.address}: {name}: {error}", name) from error
         finally:
-            # To leave the group takes as long as a rebalance that is under way.
-            limit = _LEAVE_TIMEOUT if self._stop.is_set() else None
-            try:
-                await asyncio.wait_for(client.stop(), limit)
-            except Exception as error:
-                # All is stored by now. A connection that was just reset raises whatever the event
-                # loop's transport does; the group notices by itself that the member has gone.
-                _log.warning("the group was not left in order", error=repr(error))
+            for task in (starting, stopping):
+                task.cancel()
+            await asyncio.gather(starting, stopping, return_exceptions=True)
+            await client.stop(_LEAVE_TIMEOUT)

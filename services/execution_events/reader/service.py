@@ -10,8 +10,8 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from execution_events.errors import ExecutionEventsError, RetryableError, SettingsError
-from execution_events.management import ReaderMetrics, serve_management
+from execution_events.errors import RetryableError, SettingsError
+from execution_events.management import Probe, ReaderMetrics, serve_management
 from execution_events.observability import Logger
 from execution_events.reader.access import Access
 from execution_events.reader.app import create_app
@@ -22,6 +22,7 @@ from execution_events.reader.token_file import TokenFile
 from execution_events.serving import Bounds, serve
 from execution_events.settings import Settings, variable_of
 from execution_events.store.listing import EventLists
+from execution_events.store.probe import DatabaseProbe
 
 _log = Logger(__name__)
 
@@ -41,8 +42,10 @@ async def run_reader(settings: Settings, stop: asyncio.Event) -> None:
     _allow_open_files(settings.reader_max_connections + _OTHER_FILES)
     registry = CollectorRegistry()
     metrics = ReaderMetrics(registry)
+    url = settings.require_database_url()
     async with (
-        EventLists.open(settings.require_database_url()) as lists,
+        EventLists.open(url) as lists,
+        DatabaseProbe(url, writes=False) as database,
         _access(settings, metrics) as access,
         Feeds.open(lists) as feeds,
     ):
@@ -51,12 +54,15 @@ async def run_reader(settings: Settings, stop: asyncio.Event) -> None:
         except RetryableError as error:
             _log.warning("the database is away", error=str(error))
 
+        probe = Probe(
+            f"PostgreSQL at {database.address}",
+            database.check,
+            metrics.answered.labels("postgresql"),
+        )
+
         async def readiness() -> list[str]:
-            try:
-                await lists.check()
-            except ExecutionEventsError as error:
-                return [str(error), *access.problems()]
-            return access.problems()
+            problem = [] if probe.problem is None else [probe.problem]
+            return [*problem, *access.problems()]
 
         app = create_app(lists, feeds, metrics, access, Limits(settings, metrics))
         bounds = Bounds(
@@ -66,6 +72,7 @@ async def run_reader(settings: Settings, stop: asyncio.Event) -> None:
             write=settings.reader_write_timeout,
         )
         async with (
+            probe.running(),
             serve_management(
                 settings.management_host, settings.management_port, registry, readiness
             ) as management,

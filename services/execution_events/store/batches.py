@@ -1,18 +1,23 @@
 """One batch of records, stored in one transaction: rows, offsets, watermarks and dead letters."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack
 from datetime import timedelta
 from types import TracebackType
 from typing import NamedTuple, Self
 
 import asyncpg
 
-from execution_events.errors import FencedError, RetryableError
+from execution_events.errors import FencedError, PartitionsLockedError, RetryableError
 from execution_events.projection.batch import Projection, ReadRecord, SourceKey, project
 from execution_events.projection.fingerprint import Fingerprint, fingerprint
-from execution_events.store.database import connect, refused_rows, translated_errors
+from execution_events.store.database import (
+    address_of,
+    connect,
+    refused_rows,
+    translated_errors,
+)
 from execution_events.store.dead_letters import insert_dead_letters
 from execution_events.store.events import prepare, write_events
 from execution_events.store.migrate import require_current
@@ -20,7 +25,11 @@ from execution_events.store.sql import load_queries
 
 _SQL = load_queries("batches")
 
+APPLICATION = "execution-events consumer"
+"""The sessions' `application_name`, by which one consumer knows those of others."""
 _SERVER_SETTINGS = {
+    # A batch that waits for another session holds up all of its partitions.
+    "lock_timeout": "5s",
     # Rows are found by their keys, whatever the statistics of a table say that has just grown.
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
@@ -36,10 +45,11 @@ Reach = Callable[[str], None]
 
 
 class Move(NamedTuple):
-    """A partition's stored offset, before a batch and after it."""
+    """A partition's stored offset, before a batch and after it, in one epoch of its log."""
 
     expected: int
     next: int
+    epoch: int = 0
 
 
 class Batch(NamedTuple):
@@ -63,14 +73,25 @@ class Batch(NamedTuple):
         right_moves = {p: move for p, move in self.moves.items() if p in in_right}
         if left[-1].partition == first.partition:
             whole = self.moves[first.partition]
-            left_moves[first.partition] = Move(whole.expected, first.offset)
-            right_moves[first.partition] = Move(first.offset, whole.next)
+            left_moves[first.partition] = whole._replace(next=first.offset)
+            right_moves[first.partition] = whole._replace(expected=first.offset)
         return Batch(left, left_moves), Batch(right, right_moves)
+
+    def without(self, partitions: Collection[int]) -> "Batch":
+        """The part of the batch that belongs to other partitions."""
+        return Batch(
+            [record for record in self.records if record.partition not in partitions],
+            {p: move for p, move in self.moves.items() if p not in partitions},
+        )
 
 
 class StoredPosition(NamedTuple):
-    """How far a partition is stored, and of which log; None where that is not known."""
+    """How far a partition is stored, and of which log; None where that is not known.
 
+    Each log that an operator has accepted in place of another begins a new epoch.
+    """
+
+    epoch: int
     next_offset: int
     cluster_id: str | None
     last: Fingerprint | None
@@ -84,10 +105,13 @@ class BatchWriter:
 
     def __init__(self, database_url: str, topic: str, reach: Reach = lambda _: None) -> None:
         self._database_url = database_url
+        self.address = address_of(database_url)
         self._topic = topic
         self._reach = reach
         self._stack = AsyncExitStack()
         self._connection: asyncpg.Connection | None = None
+        self.connections = 0
+        """Connections made so far: what was read over an earlier one may not be there any more."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -107,27 +131,52 @@ class BatchWriter:
     async def stored_positions(self, partitions: Sequence[int]) -> dict[int, StoredPosition]:
         """The stored position of each of `partitions` that has one."""
         connection = await self._connected()
-        with translated_errors():
+        with self._translated():
             rows = await connection.fetch(_SQL["stored_positions"], self._topic, partitions)
         return {partition: _position(*position) for partition, *position in rows}
+
+    async def locked_partitions(self, partitions: Sequence[int]) -> set[int]:
+        """Those of `partitions` that another session has locked now."""
+        connection = await self._connected()
+        with self._translated():
+            rows = await connection.fetch(_SQL["locked_partitions"], self._topic, partitions)
+        return {row["partition"] for row in rows}
+
+    async def end_lock_holders(self, partitions: Sequence[int]) -> list[int]:
+        """End the sessions of consumers of this role that have locked any of `partitions`.
+
+        PostgreSQL rolls their transactions back. Returns their process ids.
+        """
+        connection = await self._connected()
+        with self._translated():
+            rows = await connection.fetch(
+                _SQL["end_lock_holders"], self._topic, partitions, APPLICATION
+            )
+        return [row["pid"] for row in rows]
 
     async def begin_partition(self, partition: int, offset: int, cluster_id: str) -> None:
         """Store `offset` as the next of a partition that has none; else change nothing."""
         connection = await self._connected()
-        with translated_errors():
+        with self._translated():
             await connection.execute(
                 _SQL["begin_partition"], self._topic, partition, offset, cluster_id
             )
 
     async def accept_log(self, partition: int, move: Move, cluster_id: str) -> None:
-        """Go on in another log: from `move.next`, with nothing known of what came before.
+        """Begin a new epoch at `move.next`, in a log of which nothing is known yet.
 
         Raises `FencedError` where the stored offset is not `move.expected` any more.
         """
         connection = await self._connected()
-        with translated_errors():
+        with self._translated():
             accepted = await connection.fetch(
-                _SQL["accept_log"], self._topic, partition, *move, cluster_id
+                _SQL["accept_log"],
+                self._topic,
+                partition,
+                move.epoch,
+                move.expected,
+                move.next,
+                cluster_id,
             )
         if not accepted:
             raise FencedError(f"the stored offset of partition {partition} has just been moved")
@@ -137,12 +186,13 @@ class BatchWriter:
 
         Safe to call again after any error: a batch that was stored, also by a commit whose reply
         was lost, or that another consumer has overtaken, raises `FencedError` and changes nothing.
+        `PartitionsLockedError`: other sessions are in the middle of storing some of its partitions.
         `RetryableError`: the server is away. `BatchRefusedError`: it holds a record that the
         database refuses. `HaltError`: all else.
         """
         connection = await self._connected()
         try:
-            with translated_errors():
+            with self._translated():
                 async with connection.transaction():
                     self._reach("begun")
                     await self._move_offsets(connection, batch)
@@ -169,7 +219,7 @@ class BatchWriter:
         Who watches an execution goes on by them, and begins anew where they are gone.
         """
         connection = await self._connected()
-        with translated_errors():
+        with self._translated():
             forgotten = await connection.fetchval(_SQL["forget_changes"], kept, _CHANGES_BATCH)
         return bool(forgotten == _CHANGES_BATCH)
 
@@ -177,13 +227,17 @@ class BatchWriter:
         if self._connection is None or self._connection.is_closed():
             await self._disconnect()
             connection = await self._stack.enter_async_context(
-                connect(self._database_url, "execution-events consumer", _SERVER_SETTINGS)
+                connect(self._database_url, APPLICATION, _SERVER_SETTINGS)
             )
-            await require_current(connection)
-            with translated_errors():
+            with self._translated():
+                await require_current(connection)
                 await prepare(connection)
             self._connection = connection
+            self.connections += 1
         return self._connection
+
+    def _translated(self) -> AbstractContextManager[None]:
+        return translated_errors(self.address)
 
     async def _disconnect(self) -> None:
         self._connection = None
@@ -193,17 +247,19 @@ class BatchWriter:
         moves = batch.moves
         last = {r.partition: r.record for r in batch.records if r.record is not None}
         marks = [fingerprint(last[p]) if p in last else (None, None, None) for p in moves]
-        moved = await connection.fetch(
+        rows = await connection.fetch(
             _SQL["move_offsets"],
             self._topic,
             list(moves),
+            [move.epoch for move in moves.values()],
             [move.expected for move in moves.values()],
             [move.next for move in moves.values()],
             *([mark[column] for mark in marks] for column in range(3)),
         )
-        if len(moved) != len(moves):
-            lost = sorted(set(moves) - {row["partition"] for row in moved})
-            raise FencedError(f"the stored offset of partitions {lost} has been moved by another")
+        if fenced := sorted(row["partition"] for row in rows if not row["moved"]):
+            raise FencedError(f"the stored offset of partitions {fenced} has been moved by another")
+        if len(rows) != len(moves):
+            raise PartitionsLockedError(frozenset(moves) - {row["partition"] for row in rows})
 
     async def _watermarks(
         self, connection: asyncpg.Connection, records: Sequence[ReadRecord]
@@ -229,6 +285,7 @@ class BatchWriter:
 
 
 def _position(
+    epoch: int,
     next_offset: int,
     cluster_id: str | None,
     offset: int | None,
@@ -236,5 +293,5 @@ def _position(
     digest: bytes | None,
 ) -> StoredPosition:
     if offset is None or timestamp is None or digest is None:
-        return StoredPosition(next_offset, cluster_id, None)
-    return StoredPosition(next_offset, cluster_id, Fingerprint(offset, timestamp, digest))
+        return StoredPosition(epoch, next_offset, cluster_id, None)
+    return StoredPosition(epoch, next_offset, cluster_id, Fingerprint(offset, timestamp, digest))

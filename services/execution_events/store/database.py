@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 
@@ -16,6 +17,11 @@ COMMAND_TIMEOUT = 60
 
 _SERVER_SETTINGS = {
     "search_path": "execution_events",
+    # The server ends the session, and with it its locks, of a host that is gone.
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "10s",
     "statement_timeout": "55s",
     "lock_timeout": "20s",
     "idle_in_transaction_session_timeout": "60s",
@@ -43,29 +49,37 @@ def refused_rows() -> Iterator[None]:
         raise
 
 
+def address_of(database_url: str) -> str:
+    """The hosts and ports of a database's address, without the user and the password."""
+    return urlsplit(database_url).netloc.rpartition("@")[2] or "the default address"
+
+
 @contextmanager
-def translated_errors() -> Iterator[None]:
+def translated_errors(address: str | None = None) -> Iterator[None]:
     """Raise the driver's errors as ours, by SQLSTATE and type and never by message.
 
     `RetryableError`: the server is away, busy or read-only; `BatchTooSlowError` is one of them.
-    `HaltError`: all else.
+    `HaltError`: all else. The messages name the `address`.
     """
+    server = "PostgreSQL" if address is None else f"PostgreSQL at {address}"
     try:
         yield
     except asyncpg.PostgresError as error:
         state = error.sqlstate or ""
         if state == _STATEMENT_TIMEOUT:
-            raise BatchTooSlowError(f"PostgreSQL: {error} ({state})") from error
+            raise BatchTooSlowError(f"{server}: {error} ({state})", state) from error
         if state.startswith(_RETRYABLE_CLASSES) or state in _RETRYABLE_STATES:
-            raise RetryableError(f"PostgreSQL: {error} ({state})") from error
-        raise HaltError(f"PostgreSQL refused a statement: {error} ({state})") from error
+            raise RetryableError(f"{server}: {error} ({state})", state) from error
+        raise HaltError(f"{server} refused a statement: {error} ({state})") from error
     except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
-        raise RetryableError(f"PostgreSQL cannot be reached: {error or 'time-out'}") from error
+        name = type(error).__name__
+        raise RetryableError(f"{server} cannot be reached: {error or 'time-out'}", name) from error
     except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         # The connection was closed under us, or its state was lost: most often while a transaction
         # was rolled back, which hides what had gone wrong before.
         cause = error.__context__ or error
-        raise RetryableError(f"PostgreSQL: {type(cause).__name__}: {cause}") from error
+        name = type(cause).__name__
+        raise RetryableError(f"{server}: {name}: {cause}", name) from error
 
 
 def options(application: str, settings: Mapping[str, str]) -> dict[str, Any]:
@@ -96,7 +110,7 @@ async def connect(
     if unlimited:
         chosen["command_timeout"] = None
         chosen["server_settings"] |= {"statement_timeout": "0", "lock_timeout": "60s"}
-    with translated_errors():
+    with translated_errors(address_of(database_url)):
         connection = await asyncpg.connect(database_url, **chosen)
     try:
         yield connection

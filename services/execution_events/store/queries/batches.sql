@@ -1,5 +1,5 @@
 -- name: stored_positions
-SELECT partition, next_offset, cluster_id, last_offset, last_timestamp, last_hash
+SELECT partition, epoch, next_offset, cluster_id, last_offset, last_timestamp, last_hash
 FROM partition_progress
 WHERE topic = $1 AND partition = ANY ($2::integer[])
 
@@ -11,37 +11,77 @@ ON CONFLICT (topic, partition) DO NOTHING
 
 -- name: accept_log
 UPDATE partition_progress
-SET next_offset = $4, cluster_id = $5, last_offset = NULL, last_timestamp = NULL,
-    last_hash = NULL, changed_at = now()
-WHERE topic = $1 AND partition = $2 AND next_offset = $3
+SET epoch = epoch + 1, next_offset = $5, cluster_id = $6, last_offset = NULL,
+    last_timestamp = NULL, last_hash = NULL, changed_at = now()
+WHERE topic = $1 AND partition = $2 AND epoch = $3 AND next_offset = $4
 RETURNING partition
 
 -- name: move_offsets
--- Compare and set: a partition whose stored offset is not the expected one gives no row, and the
--- caller gives up. Rows are locked in one order by all. A partition that moves without a record
--- keeps the last one's fingerprint.
+-- Compare and set: a partition is `moved` where its stored epoch and offset are the expected ones.
+-- A row that another session has locked gives no row: nobody waits for a session that may be frozen.
+-- Rows are locked in one order by all. A partition that moves without a record keeps the last one's
+-- fingerprint.
 WITH move AS (
     SELECT * FROM unnest(
-        $2::integer[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[]
-    ) AS move (partition, expected, next, last_offset, last_timestamp, last_hash)
+        $2::integer[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
+        $8::bytea[]
+    ) AS move (partition, epoch, expected, next, last_offset, last_timestamp, last_hash)
 ),
 locked AS (
     SELECT partition FROM partition_progress
     WHERE topic = $1 AND partition = ANY ($2::integer[])
     ORDER BY partition
-    FOR UPDATE
+    FOR UPDATE SKIP LOCKED
+),
+moved AS (
+    UPDATE partition_progress AS progress
+    SET next_offset = move.next,
+        last_offset = coalesce(move.last_offset, progress.last_offset),
+        last_timestamp = coalesce(move.last_timestamp, progress.last_timestamp),
+        last_hash = coalesce(move.last_hash, progress.last_hash),
+        changed_at = now()
+    FROM move JOIN locked USING (partition)
+    WHERE progress.topic = $1
+        AND progress.partition = move.partition
+        AND progress.epoch = move.epoch
+        AND progress.next_offset = move.expected
+    RETURNING progress.partition
 )
-UPDATE partition_progress AS progress
-SET next_offset = move.next,
-    last_offset = coalesce(move.last_offset, progress.last_offset),
-    last_timestamp = coalesce(move.last_timestamp, progress.last_timestamp),
-    last_hash = coalesce(move.last_hash, progress.last_hash),
-    changed_at = now()
-FROM move JOIN locked USING (partition)
-WHERE progress.topic = $1
-    AND progress.partition = move.partition
-    AND progress.next_offset = move.expected
-RETURNING progress.partition
+SELECT locked.partition, moved.partition IS NOT NULL AS moved
+FROM locked LEFT JOIN moved USING (partition)
+
+-- name: locked_partitions
+-- Those whose rows another session has locked now.
+WITH free AS (
+    SELECT partition FROM partition_progress
+    WHERE topic = $1 AND partition = ANY ($2::integer[])
+    ORDER BY partition
+    FOR UPDATE SKIP LOCKED
+)
+SELECT partition FROM partition_progress
+WHERE topic = $1 AND partition = ANY ($2::integer[])
+    AND partition NOT IN (SELECT partition FROM free)
+
+-- name: end_lock_holders
+-- A row's xmax is the transaction that holds it, and each transaction holds a lock on its own id.
+-- Sessions of other roles and of other commands are let be. Materialized, so that no session is
+-- ended before all conditions hold.
+WITH holder AS MATERIALIZED (
+    SELECT DISTINCT activity.pid
+    FROM partition_progress AS progress
+    JOIN pg_locks AS held
+        ON held.locktype = 'transactionid'
+        AND held.transactionid = progress.xmax
+        AND held.mode = 'ExclusiveLock'
+        AND held.granted
+    JOIN pg_stat_activity AS activity ON activity.pid = held.pid
+    WHERE progress.topic = $1
+        AND progress.partition = ANY ($2::integer[])
+        AND activity.usename = session_user
+        AND activity.application_name = $3
+        AND activity.pid <> pg_backend_pid()
+)
+SELECT pid FROM holder WHERE pg_terminate_backend(pid)
 
 -- name: watermarks
 SELECT partition, source, sequence

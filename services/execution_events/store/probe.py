@@ -1,0 +1,59 @@
+"""A request to PostgreSQL over a connection of its own, apart from a service's work."""
+
+from types import TracebackType
+from typing import Self
+
+import asyncpg
+
+from execution_events.errors import RetryableError
+from execution_events.store.database import address_of, options, translated_errors
+from execution_events.store.migrate import require_current
+
+_APPLICATION = "execution-events probe"
+_READ_ONLY = "SELECT current_setting('transaction_read_only')::boolean"
+
+
+class DatabaseProbe:
+    """Asks whether the database can be used; an asynchronous context manager."""
+
+    def __init__(self, database_url: str, *, writes: bool) -> None:
+        self.address = address_of(database_url)
+        self._database_url = database_url
+        self._writes = writes
+        self._connection: asyncpg.Connection | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._drop()
+
+    async def check(self) -> None:
+        """Raise `RetryableError` or `HaltError` unless the server answers and has our schema.
+
+        Where the service `writes`, a server that is read-only is an error too. A cancellation
+        leaves no connection behind.
+        """
+        try:
+            with translated_errors(self.address):
+                if self._connection is None or self._connection.is_closed():
+                    self._connection = await asyncpg.connect(
+                        self._database_url, **options(_APPLICATION, {})
+                    )
+                read_only = await self._connection.fetchval(_READ_ONLY)
+                await require_current(self._connection)
+        except BaseException:
+            self._drop()
+            raise
+        if read_only and self._writes:
+            raise RetryableError(f"PostgreSQL at {self.address}: it is read-only", "25006")
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
