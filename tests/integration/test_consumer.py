@@ -28,7 +28,7 @@ from tests.support.consumers import consuming, end_offsets, stored_offsets, unti
 from tests.support.databases import Database
 from tests.support.occurrences import Fetch, counts, producer, publish, ready
 from tests.support.processes import environment, run_cli
-from tests.support.records import occurrence
+from tests.support.records import OddName, occurrence
 
 
 async def test_each_record_is_stored_once_over_restarts(settings: Settings, fetch: Fetch) -> None:
@@ -246,13 +246,6 @@ async def test_a_record_the_database_refuses_is_found_and_kept(
     assert {letter["key"].decode() for letter in letters} == {f"execution-{n}" for n in bombs}
     assert {letter["reason"] for letter in letters} == {wire.REFUSED_BY_DATABASE}
     assert {letter["detail"] for letter in letters} == {"CheckViolationError no_bombs (23514)"}
-
-
-class OddName(str):
-    """A header's name that producers in other languages can write: it is no UTF-8."""
-
-    def encode(self, *_: object) -> bytes:
-        return b"\xff\xfe"
 
 
 async def produce_odd_header(settings: Settings, partition: int) -> None:

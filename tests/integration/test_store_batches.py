@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from execution_events import wire
-from execution_events.errors import BatchRefusedError, FencedError
+from execution_events.errors import BatchRefusedError, FencedError, PartitionsLockedError
 from execution_events.events import COUNT_MAX, RECORD_COUNT_MAX
 from execution_events.projection.batch import read
 from execution_events.projection.fold import fold
@@ -170,6 +170,39 @@ async def test_two_writers_store_a_batch_once(
             await zombie.store(same)
         # The writer that was fenced is of further use.
         await zombie.store(batch(log([occurrence()], begin=1)))
+    assert await owner.fetchval("SELECT count FROM event") == 2
+
+
+async def test_an_offset_of_a_log_before_the_accepted_one_is_fenced(
+    database: Database, writer: BatchWriter, owner: asyncpg.Connection
+) -> None:
+    """Although it has the same number: the consumer was frozen while the topic was re-created."""
+    of_old_log = batch(log([occurrence()]))
+    await writer.accept_log(0, Move(0, 0), "cluster")
+    with pytest.raises(FencedError):
+        await writer.store(of_old_log)
+    assert await owner.fetchval("SELECT count(*) FROM event") == 0
+    await writer.store(Batch(of_old_log.records, {0: Move(0, 1, epoch=1)}))
+    with pytest.raises(FencedError):
+        await writer.accept_log(0, Move(1, 0), "cluster")
+    assert await owner.fetchval("SELECT count FROM event") == 1
+
+
+async def test_a_partition_that_another_session_has_locked_is_named_at_once(
+    database: Database, writer: BatchWriter, owner: asyncpg.Connection
+) -> None:
+    records = [*log([occurrence()], partition=0), *log([occurrence()], partition=1)]
+    both = Batch([read(record) for record in records], {0: Move(0, 1), 1: Move(0, 1)})
+    async with owner.transaction():
+        await owner.execute("SELECT FROM partition_progress WHERE partition = 1 FOR UPDATE")
+        with pytest.raises(PartitionsLockedError) as caught:
+            await writer.store(both)
+        assert caught.value.partitions == {1}
+        assert await writer.locked_partitions([0, 1]) == {1}
+        assert await writer.end_lock_holders([0, 1]) == []
+        await writer.store(both.without({1}))
+    assert await stored_offsets(writer) == {0: 1, 1: 0, 2: 0}
+    await writer.store(both.without({0}))
     assert await owner.fetchval("SELECT count FROM event") == 2
 
 

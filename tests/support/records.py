@@ -94,3 +94,10 @@ def refused(records: Sequence[LogRecord], *, begin: int | None = None) -> Batch:
             for read_record, letter in zip(whole.records, letters, strict=True)
         ]
     )
+
+
+class OddName(str):
+    """A header's name that producers in other languages can write: it is no UTF-8."""
+
+    def encode(self, *_: object) -> bytes:
+        return b"\xff\xfe"

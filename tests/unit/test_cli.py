@@ -192,7 +192,7 @@ def test_a_database_that_is_away_exits_1_with_one_line(
     monkeypatch.setenv(variable_of("database_url"), f"postgresql://u:p@127.0.0.1:{unused_port}/d")
     assert run("migrate", "--check") == 1
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("execution-events: PostgreSQL cannot be reached: ")
+    assert line.startswith(f"execution-events: PostgreSQL at 127.0.0.1:{unused_port} cannot be")
 
 
 def test_settings_as_json_are_one_object_a_line(

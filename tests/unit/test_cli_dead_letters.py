@@ -65,4 +65,4 @@ def test_right_usage_asks_for_the_database(
     )
     assert main(arguments) == 1
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("execution-events: PostgreSQL cannot be reached: ")
+    assert line.startswith(f"execution-events: PostgreSQL at 127.0.0.1:{unused_port} cannot be")

@@ -102,11 +102,11 @@ class Decoders:
                 break
             except cramjam.DecompressionError as error:
                 # The library has one error for a full buffer and for damaged data; a greater buffer
-                # tells them apart.
+                # tells them apart, but for what is damaged and tells no size.
                 if size is not None:
                     raise
                 if len(self._buffer) >= self._limit:
-                    raise self._too_large() from error
+                    raise self._too_large(cause=error) from error
                 self._buffer = bytearray(min(4 * len(self._buffer), self._limit))
         data = bytes(memoryview(self._buffer)[:length])
         if len(self._buffer) > _KEPT_BUFFER:
@@ -117,10 +117,13 @@ class Decoders:
         self.expanded += len(data)
         return data
 
-    def _too_large(self, size: int | None = None) -> BatchTooLargeError:
+    def _too_large(
+        self, size: int | None = None, cause: Exception | None = None
+    ) -> BatchTooLargeError:
         found = "more" if size is None else f"{size} bytes"
+        told = "" if cause is None else f" ({cause})"
         return BatchTooLargeError(
-            f"it expands to {found}, and KAFKA_BATCH_LIMIT is {self._limit} bytes"
+            f"it expands to {found}, and KAFKA_BATCH_LIMIT is {self._limit} bytes{told}"
         )
 
 

@@ -1,0 +1,284 @@
+"""An upset of one partition delays or halts that partition alone; stored offsets are verified."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import asyncpg
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.admin.records_to_delete import RecordsToDelete
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
+from prometheus_client import CollectorRegistry
+
+from execution_events.consumer.topic import open_admin
+from execution_events.management import ConsumerMetrics
+from execution_events.projection.batch import DeadLetter
+from execution_events.settings import Settings
+from execution_events.store.batches import Batch, BatchWriter
+from tests.support.consumers import consuming, end_offsets, stored_offsets, until, until_stored
+from tests.support.databases import Database
+from tests.support.logs import logging_to
+from tests.support.occurrences import Fetch, counts, producer, publish, ready
+from tests.support.records import OddName
+
+PARTITIONS = (0, 1, 2)
+CONSUMER = "execution-events consumer"
+ZSTD = 4
+
+
+async def produce_batch(
+    settings: Settings,
+    partition: int,
+    values: Iterable[bytes],
+    headers: tuple[tuple[str, bytes], ...] = (),
+    codec: int = 0,
+) -> None:
+    """One batch of a producer, as no client library of ours would make it."""
+    builder = _DefaultRecordBatchBuilderPy(
+        magic=2,
+        compression_type=codec,
+        is_transactional=0,
+        producer_id=-1,
+        producer_epoch=-1,
+        base_sequence=-1,
+        batch_size=2**30,
+    )
+    for number, value in enumerate(values):
+        builder.append(number, timestamp=None, key=None, value=value, headers=list(headers))
+    batch = bytes(builder.build())
+    request = ProduceRequest(None, -1, 10_000, [(settings.topic, [(partition, batch)])])
+    async with producer(settings) as client:
+        await client.partitions_for(settings.topic)
+        leader = client.client.cluster.leader_for_partition(
+            TopicPartition(settings.topic, partition)
+        )
+        response = await client.client.send(leader, request)
+    assert response.topics[0][1][0][1] == 0
+
+
+async def until_others_are_stored(settings: Settings, upset: int) -> None:
+    """Return once all but the `upset` partition are stored up to their ends."""
+    ends = await end_offsets(settings)
+
+    async def stored() -> bool:
+        now = await stored_offsets(settings)
+        return all(now.get(p) == ends[p] for p in PARTITIONS if p != upset)
+
+    await until(stored, "the other partitions go on")
+
+
+async def until_told(port: int, text: str) -> None:
+    """Return once readiness gives a reason with `text`."""
+
+    async def told() -> bool:
+        status, body = await ready(port)
+        return status == 503 and text in " ".join(json.loads(body)["reasons"])
+
+    await until(told, f"readiness tells: {text}")
+
+
+async def test_a_last_stored_record_that_cannot_be_read_halts_its_partition_alone(
+    settings: Settings, fetch: Fetch, unused_port: int
+) -> None:
+    settings = replace(settings, management_port=unused_port)
+    await publish(settings, range(60))
+    async with consuming(settings):
+        await until_stored(settings)
+    bad = (await stored_offsets(settings))[1]
+    await produce_batch(settings, 1, [b"x"], ((OddName("name"), b""),))
+    # As if it had been read, and the disk had changed it since.
+    await fetch(
+        f"UPDATE partition_progress SET next_offset = {bad + 1}, last_offset = {bad},"
+        " last_timestamp = 0, last_hash = '' WHERE partition = 1"
+    )
+    await publish(settings, range(60))
+
+    async with consuming(settings):
+        await until_others_are_stored(settings, 1)
+        await until_told(unused_port, f"partition 1 is halted: the batch at offset {bad}")
+        # Removed by retention, or by an operator, it is no reason any more.
+        async with open_admin(settings) as client:
+            await client.delete_records(
+                {TopicPartition(settings.topic, 1): RecordsToDelete(bad + 1)}
+            )
+        await until_stored(settings)
+    assert await counts(fetch) == Counter([*range(60), *range(60)])
+
+
+async def test_a_batch_beyond_the_limit_halts_its_partition_until_the_limit_is_raised(
+    settings: Settings, fetch: Fetch, unused_port: int
+) -> None:
+    settings = replace(settings, management_port=unused_port, kafka_batch_limit=2**20)
+    await publish(settings, range(60))
+    bad = (await end_offsets(settings))[1]
+    await produce_batch(settings, 1, [bytes(300_000)] * 5, codec=ZSTD)
+    await publish(settings, range(60))
+
+    async with consuming(settings):
+        await until_others_are_stored(settings, 1)
+        await until_told(
+            unused_port, f"partition 1 is halted: the batch at offset {bad} (to offset {bad + 4})"
+        )
+        assert "expands to 1500" in (await ready(unused_port))[1]
+        assert (await stored_offsets(settings))[1] == bad
+
+    async with consuming(replace(settings, kafka_batch_limit=2**21)):
+        await until_stored(settings)
+    assert await counts(fetch) == Counter([*range(60), *range(60)])
+    assert await fetch("SELECT count(*) FROM dead_letter") == [(5,)]
+
+
+async def test_a_batch_is_bounded_in_bytes(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However well the records were compressed, and although each is kept as a dead letter."""
+    sizes: list[int] = []
+    store = BatchWriter.store
+
+    async def measured(writer: BatchWriter, batch: Batch) -> object:
+        refused = [r.outcome for r in batch.records if isinstance(r.outcome, DeadLetter)]
+        sizes.append(sum(len(letter.record.value or b"") for letter in refused))
+        return await store(writer, batch)
+
+    monkeypatch.setattr(BatchWriter, "store", measured)
+    for _ in range(40):
+        await produce_batch(settings, 0, [bytes(900_000)], codec=ZSTD)
+    async with consuming(settings):
+        await until_stored(settings)
+    assert sum(sizes) == 40 * 900_000
+    assert max(sizes) < 18 * 2**20
+
+
+@asynccontextmanager
+async def frozen_in_copy(database: Database, application: str) -> AsyncIterator[asyncpg.Connection]:
+    """A session that has locked partition 1 and waits for its client in the middle of COPY."""
+    released = asyncio.Event()
+
+    async def rows() -> AsyncIterator[bytes]:
+        yield b"execution-1\t"
+        await released.wait()
+
+    connection = await asyncpg.connect(
+        database.writer, server_settings={"application_name": application}
+    )
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.execute(
+        "UPDATE execution_events.partition_progress SET changed_at = now() WHERE partition = 1"
+    )
+    copying = asyncio.create_task(
+        connection.copy_to_table("event", schema_name="execution_events", source=rows())
+    )
+    administrator = await asyncpg.connect(database.administrator)
+    try:
+
+        async def copies() -> bool:
+            found = await administrator.fetchval(
+                "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY%'"
+                " AND wait_event = 'ClientRead' AND pid = $1",
+                connection.get_server_pid(),
+            )
+            return bool(found)
+
+        await until(copies, "the session waits in COPY")
+        yield connection
+    finally:
+        released.set()
+        await asyncio.gather(copying, return_exceptions=True)
+        if not connection.is_closed():
+            await transaction.rollback()
+        await connection.close()
+        await administrator.close()
+
+
+async def until_closed(connection: asyncpg.Connection) -> None:
+    closed = asyncio.Event()
+    connection.add_termination_listener(lambda _: closed.set())
+    await closed.wait()
+
+
+async def test_a_consumer_that_is_frozen_inside_copy_is_ended(
+    settings: Settings, database: Database, fetch: Fetch, unused_port: int
+) -> None:
+    """PostgreSQL heeds none of its time-outs there."""
+    settings = replace(settings, management_port=unused_port)
+    await publish(settings, range(60))
+    async with consuming(settings):
+        await until_stored(settings)
+    await publish(settings, range(60))
+
+    async with frozen_in_copy(database, CONSUMER) as frozen, consuming(settings):
+        begun = asyncio.get_running_loop().time()
+        await until_others_are_stored(settings, 1)
+        assert asyncio.get_running_loop().time() - begun < 10
+        await until_told(unused_port, "another session has locked partition 1")
+        await until_stored(settings)
+        assert asyncio.get_running_loop().time() - begun < 15
+        assert frozen.is_closed()
+    assert await counts(fetch) == Counter([*range(60), *range(60)])
+
+
+async def test_a_session_of_another_command_is_waited_for(
+    settings: Settings, database: Database, fetch: Fetch
+) -> None:
+    await publish(settings, range(60))
+    async with consuming(settings):
+        await until_stored(settings)
+    await publish(settings, range(60))
+    before = (await stored_offsets(settings))[1]
+
+    async with consuming(settings):
+        async with frozen_in_copy(database, "execution-events dead-letters") as other:
+            await until_others_are_stored(settings, 1)
+            # Longer than the patience with a consumer's session.
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(until_closed(other), 8)
+            assert (await stored_offsets(settings))[1] == before
+        await until_stored(settings)
+    assert await counts(fetch) == Counter([*range(60), *range(60)])
+
+
+async def test_commits_that_a_failover_lost_are_caught_up_without_a_new_record(
+    settings: Settings, fetch: Fetch
+) -> None:
+    await publish(settings, range(60))
+    async with consuming(settings):
+        await until_stored(settings)
+        ends = await stored_offsets(settings)
+        # What a standby holds that was not up to date: all of it is of one moment.
+        await fetch(
+            "WITH e AS (DELETE FROM event), x AS (DELETE FROM execution),"
+            " c AS (DELETE FROM execution_change), p AS (DELETE FROM producer_progress)"
+            " UPDATE partition_progress SET next_offset = 0, last_offset = NULL,"
+            " last_timestamp = NULL, last_hash = NULL"
+        )
+        assert await stored_offsets(settings) != ends
+        async with asyncio.timeout(30):
+            while await stored_offsets(settings) != ends:
+                await asyncio.sleep(0.1)
+    assert await counts(fetch) == Counter(range(60))
+
+
+async def test_records_before_the_beginning_of_a_new_partition_are_told(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = CollectorRegistry()
+    metrics = ConsumerMetrics(registry)
+    monkeypatch.setattr("execution_events.consumer.service.ConsumerMetrics", lambda _: metrics)
+    await publish(settings, range(60))
+    ends = await end_offsets(settings)
+    async with open_admin(settings) as client:
+        await client.delete_records({TopicPartition(settings.topic, 1): RecordsToDelete(ends[1])})
+    with logging_to("json") as log:
+        async with consuming(settings):
+            await until_stored(settings)
+        entries = [json.loads(line) for line in log.getvalue().splitlines()]
+    [told] = [entry for entry in entries if entry["event"] == "partition_begins_late"]
+    assert told["level"] == "warning"
+    assert (told["partition"], told["offset"], told["unseen"]) == (1, ends[1], ends[1])
+    assert registry.get_sample_value("execution_events_unseen_records_total") == ends[1]
