@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from execution_events.consumer.topic import DAY_MS, create_topic
 from execution_events.settings import Settings
 from tests.support import backends, databases
 from tests.support.backends import Servers
 from tests.support.databases import Database
 from tests.support.occurrences import Fetch
+from tests.support.topics import make_topic
 
 PARTITIONS = 3
 
@@ -50,13 +50,7 @@ async def settings(servers: Servers, database: Database) -> Settings:
         management_port=0,
         reader_port=0,
     )
-    await create_topic(
-        settings,
-        partitions=PARTITIONS,
-        replication=1,
-        min_insync_replicas=1,
-        retention_ms=30 * DAY_MS,
-    )
+    await make_topic(settings, PARTITIONS)
     return settings
 
 

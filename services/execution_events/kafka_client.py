@@ -1,12 +1,17 @@
-"""Corrections to aiokafka's low-level client that every client of ours needs.
+"""Additions to aiokafka's protocol that several clients of ours share.
 
 They know aiokafka 0.14 from the inside, which the dependency's bounds demand.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
+from aiokafka.admin.config_resource import ConfigResourceType
 from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.admin import AlterConfigsResponse_v0
+from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.protocol.types import Array, Boolean, Int8, Schema, String
 
 
 def forbid_topic_creation(client: AIOKafkaClient) -> None:
@@ -35,3 +40,54 @@ def _without_creation(send: Any) -> Any:
         return send(request, *arguments, **options)
 
     return send_without_creation
+
+
+class _IncrementalAlterConfigsResponse(Response):  # type: ignore[misc]
+    API_KEY = 44
+    API_VERSION = 0
+    SCHEMA = AlterConfigsResponse_v0.SCHEMA
+
+
+class _IncrementalAlterConfigsRequest(RequestStruct):  # type: ignore[misc]
+    API_KEY = 44
+    API_VERSION = 0
+    RESPONSE_TYPE = _IncrementalAlterConfigsResponse
+    SCHEMA = Schema(
+        (
+            "resources",
+            Array(
+                ("resource_type", Int8),
+                ("resource_name", String("utf-8")),
+                (
+                    "config_entries",
+                    Array(
+                        ("config_name", String("utf-8")),
+                        ("config_operation", Int8),
+                        ("config_value", String("utf-8")),
+                    ),
+                ),
+            ),
+        ),
+        ("validate_only", Boolean),
+    )
+
+
+class IncrementalAlterConfigs(Request[_IncrementalAlterConfigsRequest]):  # type: ignore[misc]
+    """A request that sets configurations of a topic and leaves its other ones as they are.
+
+    aiokafka has only AlterConfigs, which resets every configuration that it does not name.
+    """
+
+    API_KEY = 44
+    _SET = 0
+
+    def __init__(self, topic: str, configs: Mapping[str, str]) -> None:
+        self._topic = topic
+        self._configs = configs
+
+    def build(
+        self, request_struct_class: type[_IncrementalAlterConfigsRequest]
+    ) -> _IncrementalAlterConfigsRequest:
+        entries = [(name, self._SET, value) for name, value in self._configs.items()]
+        resource = (ConfigResourceType.TOPIC, self._topic, entries)
+        return request_struct_class([resource], False)

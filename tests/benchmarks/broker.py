@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from execution_events.consumer.topic import DAY_MS, create_topic
 from execution_events.embedded import DataDirectory, EmbeddedKafka, cache_directory
 from execution_events.settings import Settings
 from tests.support.consumers import end_offsets
+from tests.support.topics import make_topic
 
 PARTITIONS = 6
 _REBALANCE_DELAY = "group.initial.rebalance.delay.ms"
@@ -58,10 +58,4 @@ async def broker() -> AsyncIterator[Broker]:
 
 
 async def _create_topic(settings: Settings) -> None:
-    await create_topic(
-        settings,
-        partitions=PARTITIONS,
-        replication=1,
-        min_insync_replicas=1,
-        retention_ms=DAY_MS,
-    )
+    await make_topic(settings, PARTITIONS)

@@ -4,11 +4,12 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import asyncpg
 import httpx
+import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from confluent_kafka import Producer
 
@@ -16,11 +17,14 @@ from execution_events.settings import Settings
 from tests.support.consumers import end_offsets, until, until_stored
 from tests.support.databases import Database
 from tests.support.processes import environment, run_cli, service
+from tests.support.topics import make_topic
 
 Folded = tuple[int, datetime, datetime, str]
 
 EXECUTION = "e19d3faf-9f04-9685-e5c0-fbe8d40b96cd"
 KEY = EXECUTION.encode()
+NEW_YEAR_MS = 1_767_225_600_000
+"""2026-01-01T00:00:00Z."""
 
 
 def event(**fields: object) -> dict[str, object]:
@@ -140,10 +144,13 @@ async def test_hostile_records_are_dead_letters_and_hold_nothing_up(
     assert len(plain.splitlines()) == len(HOSTILE)
 
 
+@pytest.mark.parametrize("timestamps", ["LogAppendTime", "CreateTime"])
 async def test_counts_are_exact_after_the_consumer_is_killed(
-    settings: Settings, database: Database, tmp_path: Path
+    settings: Settings, database: Database, tmp_path: Path, timestamps: str
 ) -> None:
     """100,000 records, `kill -9` three times in their middle, and a fold of the topic itself."""
+    settings = replace(settings, topic=f"{settings.topic}-{timestamps}")
+    await make_topic(settings, 3, {"message.timestamp.type": timestamps})
     records = 100_000
     producer = Producer(
         {
@@ -161,7 +168,12 @@ async def test_counts_are_exact_after_the_consumer_is_killed(
             lastTimestamp=f"2026-01-01T00:00:{number % 60:02}Z",
             count=1 + number % 1000,
         )
-        producer.produce(settings.topic, json.dumps(content), execution)
+        if number % 3 == 0:
+            # The record's own timestamp stands for it.
+            del content["lastTimestamp"]
+        producer.produce(
+            settings.topic, json.dumps(content), execution, timestamp=NEW_YEAR_MS + number
+        )
     assert producer.flush(60) == 0
 
     slow = replace(settings, batch_max_records=2_000)
@@ -210,7 +222,11 @@ async def fold_of_topic(settings: Settings) -> dict[tuple[str, str], Folded]:
             for record in records:
                 content = json.loads(record.value)
                 key = (content["executionId"], content["metadata"]["name"])
-                moment = datetime.fromisoformat(content["lastTimestamp"])
+                moment = (
+                    datetime.fromisoformat(content["lastTimestamp"])
+                    if "lastTimestamp" in content
+                    else datetime.fromtimestamp(record.timestamp / 1000, UTC)
+                )
                 count, first, last, message = folded.get(key, (0, moment, moment, ""))
                 if moment >= last:
                     last, message = moment, content["message"]

@@ -1,11 +1,9 @@
 """Workers that are killed at random moments, and what becomes of what they have published."""
 
 import asyncio
-import os
 import random
 import signal
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -13,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from execution_events.consumer.topic import DAY_MS, create_topic
-from execution_events.embedded import DataDirectory, EmbeddedKafka, cache_directory
+from execution_events.embedded import EmbeddedKafka
 from execution_events.settings import Settings
+from tests.support.brokers import broker
 from tests.support.consumers import until, until_stored
 from tests.support.occurrences import Fetch
 from tests.support.processes import Service, environment, run_cli, service
 from tests.support.spooling_worker import Journal
+from tests.support.topics import make_topic
 
 KILLS = 50
 WORKERS = 2
@@ -28,11 +27,8 @@ WORKERS = 2
 @pytest.fixture
 async def kafka() -> AsyncIterator[EmbeddedKafka]:
     """A broker of the test's own, which may be killed."""
-    with tempfile.TemporaryDirectory(prefix="execution-events-tests-") as parent:
-        async with DataDirectory(Path(parent) / "data") as directory:
-            kafka = EmbeddedKafka(directory, cache_directory(os.environ))
-            async with kafka:
-                yield kafka
+    async with broker() as kafka:
+        yield kafka
 
 
 @pytest.fixture
@@ -42,13 +38,7 @@ async def worker_settings(settings: Settings, kafka: EmbeddedKafka, tmp_path: Pa
         kafka_bootstrap_servers=kafka.bootstrap_servers,
         spool_dir=str(tmp_path / "spool"),
     )
-    await create_topic(
-        settings,
-        partitions=3,
-        replication=1,
-        min_insync_replicas=1,
-        retention_ms=30 * DAY_MS,
-    )
+    await make_topic(settings, 3)
     return settings
 
 

@@ -6,10 +6,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import KafkaError
 
+from execution_events.consumer.topic import create_topic
+from execution_events.errors import RetryableError
+from execution_events.settings import Settings
 from tests.faults.record import LogRecord, Place
 
 _ATTEMPTS = 40
@@ -26,23 +29,21 @@ class Topic:
         self.name = name
         self._replication = replication
 
-    async def create(self, partitions: int) -> None:
-        """Create it with the settings that the guarantees need."""
-        topic = NewTopic(
-            self.name,
-            partitions,
-            self._replication,
-            topic_configs={
-                "min.insync.replicas": str(max(1, self._replication - 1)),
-                "unclean.leader.election.enable": "false",
-                "cleanup.policy": "delete",
-                "retention.ms": "-1",
-            },
-        )
-        async with self._admin() as admin:
-            answer = await admin.create_topics([topic])
-            for _, code, message, *_ in answer.topic_errors:
-                assert code == 0, message
+    async def create(self, partitions: int, configs: Mapping[str, str] | None = None) -> None:
+        """Create it with the settings that the guarantees need, and `configs` above them."""
+
+        async def create() -> None:
+            existing = await create_topic(
+                Settings(kafka_bootstrap_servers=self.bootstrap_servers, topic=self.name),
+                partitions=partitions,
+                replication=self._replication,
+                min_insync_replicas=max(1, self._replication - 1),
+                retention_ms=-1,
+                configs=configs,
+            )
+            assert existing is None, f"{self.name} exists"
+
+        await _patiently(create)
         await self._until_led(partitions)
 
     async def delete(self) -> None:
@@ -175,7 +176,7 @@ async def _patiently(start: Any) -> None:
     for attempt in range(_ATTEMPTS):
         try:
             await start()
-        except KafkaError:
+        except (KafkaError, RetryableError):
             if attempt == _ATTEMPTS - 1:
                 raise
             await asyncio.sleep(_PAUSE)

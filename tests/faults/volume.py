@@ -17,7 +17,6 @@ from pathlib import Path
 import asyncpg
 from confluent_kafka import Producer
 
-from execution_events.consumer.topic import DAY_MS, create_topic
 from execution_events.embedded import (
     DataDirectory,
     EmbeddedKafka,
@@ -29,6 +28,7 @@ from execution_events.settings import Settings
 from tests.support import databases
 from tests.support.consumers import end_offsets, stored_offsets
 from tests.support.processes import environment, run_cli, service
+from tests.support.topics import make_topic
 
 PARTITIONS = 6
 EVENTS_OF_AN_EXECUTION = 140
@@ -66,13 +66,7 @@ async def _run(records: int, share: float, seed: int) -> int:
                     database_url=database.writer,
                     management_port=0,
                 )
-                await create_topic(
-                    settings,
-                    partitions=PARTITIONS,
-                    replication=1,
-                    min_insync_replicas=1,
-                    retention_ms=DAY_MS,
-                )
+                await make_topic(settings, PARTITIONS)
                 return await _measure(settings, database.owner, records, share, seed, Path(place))
 
 

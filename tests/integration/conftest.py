@@ -1,16 +1,13 @@
 """A broker that tests may stop and silence; a reader, and who writes what it reads."""
 
-import os
-import tempfile
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import asyncpg
 import pytest
 
-from execution_events.embedded import DataDirectory, EmbeddedKafka, cache_directory
+from execution_events.embedded import EmbeddedKafka
 from execution_events.store.batches import BatchWriter
-from tests.support import databases
+from tests.support import brokers, databases
 from tests.support.backends import Servers
 from tests.support.databases import Database, administrator
 from tests.support.readers import Reader, named, reading
@@ -20,11 +17,8 @@ from tests.support.records import Log, batch, log
 @pytest.fixture(scope="session")
 async def own_kafka() -> AsyncIterator[EmbeddedKafka]:
     """Each test leaves it running."""
-    with tempfile.TemporaryDirectory(prefix="execution-events-tests-") as parent:
-        async with DataDirectory(Path(parent) / "data") as directory:
-            kafka = EmbeddedKafka(directory, cache_directory(os.environ))
-            async with kafka:
-                yield kafka
+    async with brokers.broker() as kafka:
+        yield kafka
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from random import Random
 import asyncpg
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import NewTopic
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.fetch import FetchRequest
@@ -29,6 +28,7 @@ from tests.support.databases import Database
 from tests.support.occurrences import Fetch, counts, producer, publish, ready
 from tests.support.processes import environment, run_cli
 from tests.support.records import OddName, occurrence
+from tests.support.topics import make_topic
 
 
 async def test_each_record_is_stored_once_over_restarts(settings: Settings, fetch: Fetch) -> None:
@@ -306,12 +306,10 @@ async def test_a_record_that_the_client_cannot_read_halts_its_partition_alone(
 
 
 async def test_a_compacted_topic_is_refused(settings: Settings) -> None:
-    name = f"{settings.topic}-compacted"
-    topic = NewTopic(name, 1, 1, topic_configs={"cleanup.policy": "compact"})
-    async with open_admin(settings) as client:
-        await client.create_topics([topic])
+    compacted = replace(settings, topic=f"{settings.topic}-compacted")
+    await make_topic(compacted, 1, {"cleanup.policy": "compact"})
     with pytest.raises(HaltError, match=r"compacted.*cleanup\.policy"):
-        await run_consumer(replace(settings, topic=name), asyncio.Event())
+        await run_consumer(compacted, asyncio.Event())
 
 
 async def test_an_old_schema_is_refused_with_the_command_to_run(
@@ -330,8 +328,7 @@ async def test_it_waits_for_its_topic(settings: Settings, unused_port: int) -> N
             return "execution-events topic create" in (await ready(unused_port))[1]
 
         await until(told, "readiness says what to run")
-        async with open_admin(missing) as client:
-            await client.create_topics([NewTopic(missing.topic, 1, 1)])
+        await make_topic(missing, 1)
 
         async def joined() -> bool:
             return (await ready(unused_port))[0] == 200

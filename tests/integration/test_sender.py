@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.admin import NewTopic
 from aiokafka.errors import CorruptRecordException
 from msgspec.structs import astuple
 
@@ -25,7 +24,6 @@ from execution_events.settings import Settings
 from tests.support.consumers import DEADLINE, consuming, until_stored
 from tests.support.occurrences import Fetch
 from tests.support.published import (
-    administrator,
     counted,
     events,
     grow,
@@ -35,6 +33,7 @@ from tests.support.published import (
     silent,
     topic_on,
 )
+from tests.support.topics import make_topic
 
 SOURCE = "urn:test"
 
@@ -177,10 +176,7 @@ async def test_a_fatal_idempotence_error_loses_and_doubles_nothing(
 async def narrow(settings: Settings) -> Settings:
     """The settings for a topic that takes no batch above 11,000 bytes."""
     settings = replace(settings, topic=f"{settings.topic}-narrow")
-    async with administrator(settings) as client:
-        await client.create_topics(
-            [NewTopic(settings.topic, 1, 1, topic_configs={"max.message.bytes": "11000"})]
-        )
+    await make_topic(settings, 1, {"max.message.bytes": "11000"})
     return settings
 
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
-from aiokafka.admin import NewTopic
 
 from execution_events.embedded import EmbeddedKafka
 from execution_events.errors import RetryableError, SpoolCorruptError, SpoolFullError
@@ -25,7 +24,6 @@ from execution_events.settings import Settings
 from tests.support.consumers import DEADLINE, consuming, until_stored
 from tests.support.occurrences import Fetch
 from tests.support.published import (
-    administrator,
     counted,
     events,
     grow,
@@ -35,6 +33,7 @@ from tests.support.published import (
     silent,
     topic_on,
 )
+from tests.support.topics import make_topic
 
 
 @pytest.fixture
@@ -527,10 +526,7 @@ async def test_a_flush_does_not_overtake_the_turn_that_gives(
 
 async def test_what_kafka_refuses_stays_listed_and_holds_up_nothing(settings: Settings) -> None:
     settings = replace(settings, topic=f"{settings.topic}-narrow")
-    async with administrator(settings) as client:
-        await client.create_topics(
-            [NewTopic(settings.topic, 1, 1, topic_configs={"max.message.bytes": "9000"})]
-        )
+    await make_topic(settings, 1, {"max.message.bytes": "9000"})
     published = events(100)
     hard = "".join(chr(0x4E00 + number * 7919 % 20000) for number in range(5400))
     published[40] = msgspec.structs.replace(published[40], message=hard)

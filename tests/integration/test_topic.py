@@ -2,35 +2,250 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 
 import pytest
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from execution_events.consumer.topic import check_topic, create_topic, open_admin
+from execution_events.consumer.topic import check_topic, open_admin
+from execution_events.errors import RetryableError
 from execution_events.settings import Settings
+from tests.support.brokers import GuardedBroker, guarded_broker
 from tests.support.consumers import consuming, stored_offsets, until, until_stored
 from tests.support.occurrences import Fetch, counts, publish, ready
-from tests.support.processes import environment, run_cli
+from tests.support.processes import COMMAND, environment, run_cli
+from tests.support.topics import CREATE_TIME, make_topic
+
+ONE_COPY = ("--replication", "1", "--min-insync-replicas", "1")
 
 
-async def test_it_is_created_as_the_guarantees_need_it(settings: Settings) -> None:
-    new = replace(settings, topic=f"{settings.topic}-new")
-    options = ("--partitions", "2", "--replication", "1", "--min-insync-replicas", "1")
-    create = ("topic", "create", *options, "--retention-days", "7")
-    assert await run_cli(*create, env=environment(new)) == f"created: {new.topic}\n"
-    again = await run_cli(*create, env=environment(new))
-    assert again == f"exists, left as it is: {new.topic}\n"
-    assert await check_topic(new) == [0, 1]
-    async with open_admin(new) as admin:
+@pytest.fixture
+def new(settings: Settings) -> Settings:
+    """Settings with a topic that does not exist."""
+    return replace(settings, topic=f"{settings.topic}-new")
+
+
+@pytest.fixture(scope="module")
+async def guarded() -> AsyncIterator[GuardedBroker]:
+    """A broker with an authorizer, which creates topics that metadata requests name."""
+    async with guarded_broker({"auto.create.topics.enable": "true"}) as broker:
+        yield broker
+
+
+async def create(settings: Settings, *options: str, code: int = 0) -> list[str]:
+    """The lines that `topic create` prints."""
+    output = await run_cli(
+        "topic", "create", *ONE_COPY, *options, env=environment(settings), code=code
+    )
+    return output.splitlines()
+
+
+async def configs_of(settings: Settings) -> Mapping[str, str]:
+    async with open_admin(settings) as admin:
         [answer] = await admin.describe_configs(
-            [ConfigResource(ConfigResourceType.TOPIC, new.topic)]
+            [ConfigResource(ConfigResourceType.TOPIC, settings.topic)]
         )
-    config = {entry[0]: entry[1] for entry in answer.resources[0][4]}
+    return {entry[0]: entry[1] for entry in answer.resources[0][4]}
+
+
+async def topics_of(settings: Settings) -> list[str]:
+    async with open_admin(settings) as admin:
+        names: list[str] = await admin.list_topics()
+        return names
+
+
+async def test_it_is_created_as_the_guarantees_need_it(new: Settings) -> None:
+    options = ("--partitions", "2", "--retention-days", "7")
+    assert await create(new, *options) == [f"created: {new.topic}"]
+    assert await create(new, *options) == [f"exists as asked: {new.topic}"]
+    assert await create(new, *options, "--alter") == [f"exists as asked: {new.topic}"]
+    assert await check_topic(new) == [0, 1]
+    config = await configs_of(new)
     assert config["min.insync.replicas"] == "1"
     assert config["cleanup.policy"] == "delete"
     assert config["unclean.leader.election.enable"] == "false"
     assert config["retention.ms"] == str(7 * 24 * 60 * 60 * 1000)
+    assert config["message.timestamp.type"] == "LogAppendTime"
+
+
+async def test_an_existing_topic_is_compared_and_left_as_it_is(new: Settings) -> None:
+    await make_topic(new, 2, CREATE_TIME | {"cleanup.policy": "compact"})
+    assert await create(new, "--partitions", "3", code=1) == [
+        f"exists and differs: {new.topic}",
+        "    partitions: found 2, wanted 3",
+        "    cleanup.policy: found compact, wanted delete",
+        "    message.timestamp.type: found CreateTime, wanted LogAppendTime",
+        "nothing was changed; repeat with --alter to change it",
+    ]
+    assert (await configs_of(new))["cleanup.policy"] == "compact"
+
+
+async def test_an_existing_topic_is_altered_and_keeps_its_other_configurations(
+    new: Settings,
+) -> None:
+    await make_topic(new, 2, CREATE_TIME | {"max.message.bytes": "2000000"})
+    altered = await create(new, "--partitions", "3", "--retention-days", "7", "--alter")
+    assert altered == [
+        f"exists and differs: {new.topic}",
+        "    retention.ms: changed from 2592000000 to 604800000",
+        "    message.timestamp.type: changed from CreateTime to LogAppendTime",
+        "    partitions: changed from 2 to 3",
+    ]
+    config = await configs_of(new)
+    assert config["max.message.bytes"] == "2000000"
+    assert config["message.timestamp.type"] == "LogAppendTime"
+    again = await create(new, "--partitions", "3", "--retention-days", "7")
+    assert again == [f"exists as asked: {new.topic}"]
+
+
+async def test_alter_says_what_it_cannot_change(new: Settings) -> None:
+    await make_topic(new, 2, CREATE_TIME)
+    options = ("--partitions", "1", "--replication", "3", "--min-insync-replicas", "2", "--alter")
+    expected = [
+        "    partitions: found 2, wanted 1: cannot be changed: partitions cannot be removed",
+        "    replication: found 1, wanted 3: cannot be changed: "
+        "Kafka's kafka-reassign-partitions.sh changes it",
+        "    min.insync.replicas: found 1, wanted 2: cannot be changed: "
+        "not before replication is 3",
+    ]
+    first, changed, *kept = await create(new, *options, code=1)
+    assert first == f"exists and differs: {new.topic}"
+    assert changed == "    message.timestamp.type: changed from CreateTime to LogAppendTime"
+    assert kept == expected
+    assert (await create(new, *options, code=1))[1:] == expected
+    # It takes records as before.
+    await publish(new, range(3))
+
+
+async def test_one_of_two_that_create_it_at_once_finds_it_as_asked(new: Settings) -> None:
+    for number in range(5):
+        settings = replace(new, topic=f"{new.topic}-{number}")
+        outcomes = await asyncio.gather(*(make_topic(settings, 2) for _ in range(3)))
+        assert sorted(map(repr, outcomes)) == ["None", "[]", "[]"]
+
+
+async def test_more_replicas_in_sync_than_replicas_are_refused(new: Settings) -> None:
+    await create(new, "--min-insync-replicas", "2", code=2)
+    assert new.topic not in await topics_of(new)
+
+
+async def test_a_topic_whose_configuration_is_hidden_is_not_consumed(
+    guarded: GuardedBroker, settings: Settings, unused_port: int, fetch: Fetch
+) -> None:
+    """It may be compacted."""
+    limited = replace(guarded.limited(settings), management_port=unused_port)
+    await make_topic(guarded.unlimited(settings), 1)
+    await publish(guarded.unlimited(settings), [1])
+    await guarded.grant(limited.topic, "Read")
+    await guarded.grant(limited.group, "Read", resource="group")
+    with pytest.raises(RetryableError, match=r"^Kafka at .*TopicAuthorization.*DescribeConfigs"):
+        await check_topic(limited)
+    async with consuming(limited):
+
+        async def told() -> bool:
+            return "grant DescribeConfigs" in (await ready(unused_port))[1]
+
+        await until(told, "readiness names the right")
+        assert await counts(fetch) == Counter()
+        await guarded.grant(limited.topic, "DescribeConfigs")
+        await until_stored(guarded.unlimited(settings))
+    assert await counts(fetch) == Counter([1])
+
+
+@pytest.mark.parametrize(
+    ("granted", "options", "missing"),
+    [
+        ((), (), "Create"),
+        (("Create",), (), "Describe"),
+        (("Create", "Describe"), (), "DescribeConfigs"),
+        (("Create", "Describe", "DescribeConfigs"), ("--alter",), "AlterConfigs"),
+        (("Create", "Describe", "AlterConfigs"), ("--alter",), "Alter"),
+    ],
+)
+async def test_topic_create_names_the_right_that_it_lacks(
+    guarded: GuardedBroker,
+    new: Settings,
+    granted: tuple[str, ...],
+    options: tuple[str, ...],
+    missing: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    await make_topic(guarded.unlimited(new), 1, CREATE_TIME)
+    await guarded.grant(new.topic, *granted)
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND,
+        *("topic", "create", *ONE_COPY, "--partitions", "2", *options),
+        env=environment(guarded.limited(new)),
+    )
+    assert await process.wait() == 1
+    # Before it, aiokafka warns of each connection with a password and without TLS.
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith("execution-events: Kafka at 127.0.0.1:")
+    assert f"AuthorizationFailedError: grant {missing} on it" in line
+
+
+async def test_no_request_creates_the_topic(
+    guarded: GuardedBroker, settings: Settings, unused_port: int
+) -> None:
+    settings = replace(guarded.unlimited(settings), management_port=unused_port)
+    async with open_admin(settings) as admin:
+        [described] = await admin.describe_topics([settings.topic])
+        assert described["error_code"] == 3
+    await run_cli("topic", "accept", env=environment(settings), code=1)
+    async with consuming(settings):
+
+        async def told() -> bool:
+            return "topic create" in (await ready(unused_port))[1]
+
+        await until(told, "readiness says that the topic is missing")
+    assert settings.topic not in await topics_of(settings)
+
+
+async def test_a_consumer_does_not_create_the_topic_that_was_deleted(
+    guarded: GuardedBroker, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = guarded.unlimited(settings)
+    await make_topic(settings, 3)
+    await publish(settings, range(30))
+    async with consuming(settings):
+        await until_stored(settings)
+        async with open_admin(settings) as admin:
+            await admin.delete_topics([settings.topic])
+
+        async def missed() -> bool:
+            # By aiokafka, once it has asked for the topic again.
+            return f"Topic {settings.topic} not found in cluster metadata" in caplog.text
+
+        await until(missed, "the consumer has asked for the topic")
+    assert settings.topic not in await topics_of(settings)
+
+
+async def test_altering_the_timestamps_beside_a_consumer_changes_no_fingerprint(
+    new: Settings, fetch: Fetch, unused_port: int
+) -> None:
+    settings = replace(new, management_port=unused_port)
+    await make_topic(settings, 3, CREATE_TIME)
+    await publish(settings, range(30))
+
+    async def is_ready() -> bool:
+        return (await ready(unused_port))[0] == 200
+
+    async with consuming(settings):
+        await until_stored(settings)
+        altered = await create(settings, "--partitions", "3", "--alter")
+        assert altered[1:] == [
+            "    message.timestamp.type: changed from CreateTime to LogAppendTime"
+        ]
+        await publish(settings, range(30, 40))
+        await until_stored(settings)
+    for numbers in (range(40, 50), range(50, 60)):
+        # Begins with its last record, of before the change, or of after it.
+        async with consuming(settings):
+            await until(is_ready, "ready with the log as it is stored")
+            await publish(settings, numbers)
+            await until_stored(settings)
+    assert await counts(fetch) == Counter(range(60))
 
 
 @pytest.mark.parametrize(
@@ -76,9 +291,7 @@ async def _recreate(settings: Settings) -> None:
     """Create the topic as soon as Kafka has forgotten the deleted one."""
 
     async def created() -> bool:
-        return await create_topic(
-            settings, partitions=3, replication=1, min_insync_replicas=1, retention_ms=10**9
-        )
+        return await make_topic(settings, 3) is None
 
     async with asyncio.timeout(60):
         await until(created, "the topic is there again")

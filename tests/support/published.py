@@ -12,13 +12,13 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
 from execution_events import wire
-from execution_events.consumer.topic import DAY_MS, create_topic
 from execution_events.embedded import EmbeddedKafka
 from execution_events.events import Occurrence
 from execution_events.publisher import Event, Names
 from execution_events.publisher.record import NewRecord
 from execution_events.settings import Settings
 from tests.support.consumers import DEADLINE
+from tests.support.topics import make_topic
 
 
 class Published(NamedTuple):
@@ -117,13 +117,7 @@ def counted(found: Iterable[Published]) -> list[Published]:
 async def topic_on(kafka: EmbeddedKafka, settings: Settings, partitions: int = 3) -> Settings:
     """The settings for a topic of the same name on `kafka`."""
     settings = replace(settings, kafka_bootstrap_servers=kafka.bootstrap_servers)
-    await create_topic(
-        settings,
-        partitions=partitions,
-        replication=1,
-        min_insync_replicas=1,
-        retention_ms=30 * DAY_MS,
-    )
+    await make_topic(settings, partitions)
     return settings
 
 

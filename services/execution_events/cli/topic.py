@@ -6,7 +6,7 @@ from typing import Any
 
 from execution_events.cli.extras import extra
 from execution_events.cli.numbers import positive
-from execution_events.errors import RetryableError
+from execution_events.errors import RetryableError, SettingsError
 from execution_events.settings import Settings
 
 DEFAULT_PARTITIONS = 6
@@ -19,8 +19,10 @@ def add_commands(commands: Any) -> None:
     subcommands = topic.add_subparsers(title="commands", metavar="COMMAND", required=True)
     create = subcommands.add_parser(
         "create",
-        help="create it; leave it as it is where it exists",
-        description="Create the topic so that an acknowledged record outlives any one broker.",
+        help="create it; where it exists, show what differs, or alter it",
+        description="Create the topic so that an acknowledged record outlives any one broker, and "
+        "is removed by the time at which Kafka took it (LogAppendTime). A topic that exists is "
+        "compared: what differs is shown, and the exit code is 1 where something does.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     create.add_argument(
@@ -41,6 +43,13 @@ def add_commands(commands: Any) -> None:
         type=positive,
         default=DEFAULT_RETENTION_DAYS,
         help="how long records are kept: as long as consumers may be away, and more",
+    )
+    create.add_argument(
+        "--alter",
+        action="store_true",
+        help="change what differs, except replication and fewer partitions; with more partitions, "
+        "further records of an execution may go to another one than its earlier records, so that "
+        "ties of times follow the order of storing (counts stay exact)",
     )
     create.set_defaults(run=_create)
     accept = subcommands.add_parser(
@@ -64,19 +73,42 @@ def add_commands(commands: Any) -> None:
 
 
 def _create(arguments: argparse.Namespace, settings: Settings) -> int:
-    with extra("consumer"):
-        from execution_events.consumer.topic import DAY_MS, create_topic
-    created = asyncio.run(
-        create_topic(
-            settings,
-            partitions=arguments.partitions,
-            replication=arguments.replication,
-            min_insync_replicas=arguments.min_insync_replicas,
-            retention_ms=arguments.retention_days * DAY_MS,
+    if arguments.min_insync_replicas > arguments.replication:
+        raise SettingsError(
+            f"--min-insync-replicas: {arguments.min_insync_replicas} is above --replication "
+            f"{arguments.replication}: no record could be acknowledged"
         )
+    return asyncio.run(_create_topic(arguments, settings))
+
+
+async def _create_topic(arguments: argparse.Namespace, settings: Settings) -> int:
+    with extra("consumer"):
+        from execution_events.consumer.topic import DAY_MS, alter_topic, create_topic, obstacles
+    differences = await create_topic(
+        settings,
+        partitions=arguments.partitions,
+        replication=arguments.replication,
+        min_insync_replicas=arguments.min_insync_replicas,
+        retention_ms=arguments.retention_days * DAY_MS,
     )
-    print(f"created: {settings.topic}" if created else f"exists, left as it is: {settings.topic}")
-    return 0
+    if differences is None:
+        print(f"created: {settings.topic}")
+        return 0
+    if not differences:
+        print(f"exists as asked: {settings.topic}")
+        return 0
+    print(f"exists and differs: {settings.topic}")
+    if not arguments.alter:
+        for name, found, wanted in differences:
+            print(f"    {name}: found {found}, wanted {wanted}")
+        print("nothing was changed; repeat with --alter to change it")
+        return 1
+    async for name, found, wanted in alter_topic(settings, differences):
+        print(f"    {name}: changed from {found} to {wanted}", flush=True)
+    kept = obstacles(differences)
+    for (name, found, wanted), reason in kept.items():
+        print(f"    {name}: found {found}, wanted {wanted}: cannot be changed: {reason}")
+    return 1 if kept else 0
 
 
 def _accept(arguments: argparse.Namespace, settings: Settings) -> int:

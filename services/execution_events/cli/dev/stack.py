@@ -14,7 +14,7 @@ from execution_events.cli import topic
 from execution_events.cli.dev import demo
 from execution_events.cli.dev.supervisor import Say, printer, supervised
 from execution_events.cli.migrate import migrate_database
-from execution_events.consumer.topic import DAY_MS, create_topic
+from execution_events.consumer.topic import DAY_MS, alter_topic, create_topic
 from execution_events.embedded import (
     DataDirectory,
     EmbeddedKafka,
@@ -93,7 +93,8 @@ async def _run(settings: Settings, options: DevOptions, say: Say) -> None:
         passwords = _passwords(directory.path)
         owner_url = postgres.dsn(_DATABASE, _OWNER, passwords["owner"])
         await asyncio.gather(
-            _create_topic(settings), _create_database(settings, postgres, owner_url, passwords)
+            _create_topic(settings, say),
+            _create_database(settings, postgres, owner_url, passwords),
         )
         endpoints = Endpoints(
             kafka=kafka.bootstrap_servers,
@@ -171,14 +172,17 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _create_topic(settings: Settings) -> None:
-    await create_topic(
+async def _create_topic(settings: Settings, say: Say) -> None:
+    """Create the topic, or alter one that an earlier version has created."""
+    differences = await create_topic(
         settings,
         partitions=topic.DEFAULT_PARTITIONS,
         replication=1,
         min_insync_replicas=1,
         retention_ms=topic.DEFAULT_RETENTION_DAYS * DAY_MS,
     )
+    async for name, found, wanted in alter_topic(settings, differences or ()):
+        say("dev", f"topic {settings.topic}: {name} changed from {found} to {wanted}")
 
 
 async def _create_database(

@@ -1,0 +1,124 @@
+"""Brokers of a test's own: with properties that others must not have, and with an authorizer."""
+
+import os
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from aiokafka.protocol.admin import CreateAclsRequest
+
+from execution_events.consumer.topic import open_admin
+from execution_events.embedded import DataDirectory, EmbeddedKafka, cache_directory
+from execution_events.embedded.directory import HOST
+from execution_events.embedded.kafka import Node, server_properties
+from execution_events.settings import Settings
+
+_USER, _PASSWORD = "limited", "a-password"
+_ANY_HOST, _LITERAL, _ALLOW = "*", 3, 3
+_RESOURCES = {"topic": 2, "group": 3, "cluster": 4}
+_OPERATIONS = {
+    "Read": 3,
+    "Write": 4,
+    "Create": 5,
+    "Alter": 7,
+    "Describe": 8,
+    "DescribeConfigs": 10,
+    "AlterConfigs": 11,
+}
+
+
+@asynccontextmanager
+async def broker(properties: Mapping[str, str] | None = None) -> AsyncIterator[EmbeddedKafka]:
+    """A broker that is ready; `properties` go above the product's server.properties."""
+    async with _directory() as directory:
+        kafka = EmbeddedKafka(directory, cache_directory(os.environ), settings=properties)
+        async with kafka:
+            yield kafka
+
+
+@dataclass(frozen=True)
+class GuardedBroker:
+    """A broker with an authorizer: by one listener everything is allowed, by the other what was
+    granted to its one user."""
+
+    kafka: EmbeddedKafka
+    guarded_port: int
+
+    def unlimited(self, settings: Settings) -> Settings:
+        """The settings for the listener without limits."""
+        return replace(settings, kafka_bootstrap_servers=self.kafka.bootstrap_servers)
+
+    def limited(self, settings: Settings) -> Settings:
+        """The settings for the user, who may do nothing until it is granted."""
+        return replace(
+            settings,
+            kafka_bootstrap_servers=f"{HOST}:{self.guarded_port}",
+            kafka_security_protocol="SASL_PLAINTEXT",
+            kafka_sasl_username=_USER,
+            kafka_sasl_password=_PASSWORD,
+        )
+
+    async def grant(self, name: str, *operations: str, resource: str = "topic") -> None:
+        """Allow the user operations on a topic, a group or the cluster ("kafka-cluster")."""
+        settings = Settings(kafka_bootstrap_servers=self.kafka.bootstrap_servers)
+        async with open_admin(settings) as admin:
+            for operation in operations:
+                request = CreateAclsRequest(
+                    resource_type=_RESOURCES[resource],
+                    resource_name=name,
+                    resource_pattern_type_filter=_LITERAL,
+                    principal=f"User:{_USER}",
+                    host=_ANY_HOST,
+                    operation=_OPERATIONS[operation],
+                    permission_type=_ALLOW,
+                )
+                response = await admin._send_to_controller(request)
+                [(code, message)] = response.creation_responses
+                assert code == 0, message
+
+
+@asynccontextmanager
+async def guarded_broker(
+    properties: Mapping[str, str] | None = None,
+) -> AsyncIterator[GuardedBroker]:
+    """A guarded broker that is ready; `properties` go above its own."""
+    async with _directory() as directory:
+        # A second listener is added to those that the broker has by itself, on the same ports.
+        port, guarded_port = directory.port("kafka"), directory.port("kafka-guarded")
+        node = Node(1, port, directory.port("kafka-controller"))
+        own = server_properties(node, [node])
+        listeners = f"{own['listeners']},GUARDED://{HOST}:{guarded_port}"
+        kafka = EmbeddedKafka(
+            directory,
+            cache_directory(os.environ),
+            port=port,
+            settings={
+                "listeners": listeners,
+                "advertised.listeners": listeners,
+                "listener.security.protocol.map": (
+                    f"{own['listener.security.protocol.map']},GUARDED:SASL_PLAINTEXT"
+                ),
+                "listener.name.guarded.sasl.enabled.mechanisms": "PLAIN",
+                "listener.name.guarded.plain.sasl.jaas.config": (
+                    "org.apache.kafka.common.security.plain.PlainLoginModule required"
+                    f' user_{_USER}="{_PASSWORD}";'
+                ),
+                "authorizer.class.name": (
+                    "org.apache.kafka.metadata.authorizer.StandardAuthorizer"
+                ),
+                # Whoever comes by the listeners without authentication.
+                "super.users": "User:ANONYMOUS",
+            }
+            | dict(properties or {}),
+        )
+        async with kafka:
+            yield GuardedBroker(kafka, guarded_port)
+
+
+@asynccontextmanager
+async def _directory() -> AsyncIterator[DataDirectory]:
+    with tempfile.TemporaryDirectory(prefix="execution-events-tests-") as parent:
+        async with DataDirectory(Path(parent) / "data") as directory:
+            yield directory
