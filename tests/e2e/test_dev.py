@@ -17,6 +17,8 @@ from tests.support.consumers import until
 from tests.support.processes import Dev, environment, processes_of, run_cli
 from tests.support.seed import SEED_BODY, SEED_EXECUTION
 
+CREATE_TOPIC = ("topic", "create", "--replication", "1", "--min-insync-replicas", "1")
+
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
@@ -125,6 +127,7 @@ async def test_all_of_it_stays_over_a_stop_and_a_kill(place: Path) -> None:
         for event in json.loads(body):
             assert event["firstTimestamp"] == "2018-08-20T06:41:44Z"
             assert event["lastTimestamp"] > "2026"
+        await run_cli(*CREATE_TOPIC, "--retention-days", "60", "--alter", env=env)
         assert await first.stop(signal.SIGINT) == 0
         assert not (first.data_dir / "endpoints.json").exists()
         assert processes_of(first.data_dir) == []
@@ -132,6 +135,7 @@ async def test_all_of_it_stays_over_a_stop_and_a_kill(place: Path) -> None:
     # With the demo the seed is published again: as the same records, so it is not counted.
     async with Dev(place / "restarted") as second:
         assert await listed(second) == body
+        assert "retention.ms is 5184000000, not 2592000000; left as it is" in second.output
         second.process.kill()
         await second.process.wait()
         await second.until_gone()
@@ -150,8 +154,8 @@ async def test_infra_only_is_kafka_and_a_migrated_postgresql(place: Path) -> Non
             EXECUTION_EVENTS_DATABASE_URL=dev.endpoints["database"],
         )
         assert await run_cli("migrate", "--check", env=env) == "up to date\n"
-        exists = await run_cli("topic", "create", env=env)
-        assert exists == "exists, left as it is: execution-events\n"
+        exists = await run_cli(*CREATE_TOPIC, env=env)
+        assert exists == "exists as asked: execution-events\n"
 
 
 async def test_a_stop_during_the_start_leaves_nothing_behind(place: Path) -> None:

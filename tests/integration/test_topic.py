@@ -137,6 +137,8 @@ async def test_a_topic_whose_configuration_is_hidden_is_not_consumed(
     limited = replace(guarded.limited(settings), management_port=unused_port)
     await make_topic(guarded.unlimited(settings), 1)
     await publish(guarded.unlimited(settings), [1])
+    with pytest.raises(RetryableError, match=r"^Kafka at .*TopicAuthorization.*grant Describe on"):
+        await check_topic(limited)
     await guarded.grant(limited.topic, "Read")
     await guarded.grant(limited.group, "Read", resource="group")
     with pytest.raises(RetryableError, match=r"^Kafka at .*TopicAuthorization.*DescribeConfigs"):

@@ -95,8 +95,8 @@ async def create_topic(
             "unclean.leader.election.enable": "false",
             "cleanup.policy": "delete",
             "retention.ms": str(retention_ms),
-            # By the producer's own time a slow spool's records would be removed as too old, and
-            # those of a fast clock be refused.
+            # By the producer's own time, Kafka would remove the records of an old spool at once,
+            # and refuse those of a clock that is ahead.
             "message.timestamp.type": "LogAppendTime",
         }
         | dict(configs or {}),

@@ -14,7 +14,7 @@ from execution_events.cli import topic
 from execution_events.cli.dev import demo
 from execution_events.cli.dev.supervisor import Say, printer, supervised
 from execution_events.cli.migrate import migrate_database
-from execution_events.consumer.topic import DAY_MS, alter_topic, create_topic
+from execution_events.consumer.topic import DAY_MS, create_topic
 from execution_events.embedded import (
     DataDirectory,
     EmbeddedKafka,
@@ -173,7 +173,7 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
 
 
 async def _create_topic(settings: Settings, say: Say) -> None:
-    """Create the topic, or alter one that an earlier version has created."""
+    """Create the topic; one that exists keeps what its user has changed, retention for one."""
     differences = await create_topic(
         settings,
         partitions=topic.DEFAULT_PARTITIONS,
@@ -181,8 +181,8 @@ async def _create_topic(settings: Settings, say: Say) -> None:
         min_insync_replicas=1,
         retention_ms=topic.DEFAULT_RETENTION_DAYS * DAY_MS,
     )
-    async for name, found, wanted in alter_topic(settings, differences or ()):
-        say("dev", f"topic {settings.topic}: {name} changed from {found} to {wanted}")
+    for name, found, wanted in differences or ():
+        say("dev", f"topic {settings.topic}: {name} is {found}, not {wanted}; left as it is")
 
 
 async def _create_database(
