@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from aiokafka.protocol.admin import CreateAclsRequest
+from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
 
 from execution_events.consumer.topic import open_admin
 from execution_events.embedded import DataDirectory, EmbeddedKafka, cache_directory
@@ -62,10 +63,24 @@ class GuardedBroker:
 
     async def grant(self, name: str, *operations: str, resource: str = "topic") -> None:
         """Allow the user operations on a topic, a group or the cluster ("kafka-cluster")."""
+        for operation in operations:
+            response = await self._change(CreateAclsRequest, name, operation, resource)
+            [(code, message)] = response.creation_responses
+            assert code == 0, message
+
+    async def revoke(self, name: str, *operations: str, resource: str = "topic") -> None:
+        """Take back what was granted."""
+        for operation in operations:
+            response = await self._change(DeleteAclsRequest, name, operation, resource)
+            [(code, message, matching)] = response.filter_responses
+            assert code == 0, message
+            assert len(matching) == 1
+
+    async def _change(self, request_type: Any, name: str, operation: str, resource: str) -> Any:
         settings = Settings(kafka_bootstrap_servers=self.kafka.bootstrap_servers)
         async with open_admin(settings) as admin:
-            for operation in operations:
-                request = CreateAclsRequest(
+            return await admin._send_to_controller(
+                request_type(
                     resource_type=_RESOURCES[resource],
                     resource_name=name,
                     resource_pattern_type_filter=_LITERAL,
@@ -74,9 +89,7 @@ class GuardedBroker:
                     operation=_OPERATIONS[operation],
                     permission_type=_ALLOW,
                 )
-                response = await admin._send_to_controller(request)
-                [(code, message)] = response.creation_responses
-                assert code == 0, message
+            )
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
 
+from execution_events.consumer.client import describe
 from execution_events.errors import RetryableError
 from execution_events.settings import Settings
 
@@ -132,7 +133,7 @@ class Brokers:
         except (KafkaError, OSError, TimeoutError) as error:
             if (dropped := self._connections.pop(address, None)) is not None:
                 dropped.close()
-            cause = "no answer" if isinstance(error, TimeoutError) else _text(error)
+            cause = "no answer" if isinstance(error, TimeoutError) else describe(error)
             raise _failed(address, cause, type(error).__name__) from error
 
     async def _ask_any(self, request: Any) -> tuple[Address, Any]:
@@ -177,10 +178,6 @@ async def _first(calls: Iterable[Awaitable[_T]]) -> _T:
 def _check(address: object, code: int, what: str) -> None:
     if for_code(code) is not NoError:
         raise _failed(address, f"{for_code(code).__name__}: {what}", code)
-
-
-def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _failed(address: object, text: str, cause: int | str) -> RetryableError:

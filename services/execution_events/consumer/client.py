@@ -5,6 +5,7 @@ all others. Here they are kept by partition, and the others go on.
 """
 
 import asyncio
+import re
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
@@ -25,10 +26,18 @@ _STOP_TIMEOUT = 5
 """Seconds to leave the group, and to close connections."""
 
 
+def describe(error: BaseException) -> str:
+    """An error's type and text; the texts of aiokafka's errors have the type too."""
+    name = type(error).__name__
+    text = re.sub(rf"^(\[Error -?\d+\] )?{name}(: |$)", "", str(error))
+    return f"{name}: {text}" if text else name
+
+
 class Trouble(NamedTuple):
     """The error of one partition; `offset` is that of a batch that cannot be read, else None."""
 
     text: str
+    cause: str
     offset: int | None = None
 
 
@@ -137,7 +146,8 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
                     return given
         except Exception as error:
             offset = records.next_fetch_offset
-            self.note(partition, Trouble(records._records.tell(offset, error), offset))
+            text = records._records.tell(offset, error)
+            self.note(partition, Trouble(text, type(error).__name__, offset))
         result._update_position()
         result._partition_records = None
         return given
@@ -164,7 +174,7 @@ class _FetchBuffer(OrderedDict[TopicPartition, Any]):
             super().__setitem__(partition, result)
         else:
             error = result._error
-            self._client.note(partition, Trouble(f"{type(error).__name__}: {error}"))
+            self._client.note(partition, Trouble(describe(error), type(error).__name__))
 
 
 class _Batches:
@@ -188,4 +198,4 @@ class _Batches:
     def tell(self, offset: int, error: Exception) -> str:
         """Why the current batch cannot be read; its last offset is what its header says."""
         last = "" if self._current is None else f" (to offset {self._current.next_offset - 1})"
-        return f"the batch at offset {offset}{last} cannot be read: {type(error).__name__}: {error}"
+        return f"the batch at offset {offset}{last} cannot be read: {describe(error)}"

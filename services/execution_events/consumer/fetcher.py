@@ -7,7 +7,7 @@ from typing import NamedTuple
 from aiokafka import ConsumerRecord, TopicPartition
 
 from execution_events.consumer.assignment import Assignment
-from execution_events.consumer.client import Client
+from execution_events.consumer.client import Client, describe
 from execution_events.consumer.failpoints import unarmed
 from execution_events.errors import RetryableError
 from execution_events.projection.batch import ReadRecord, read
@@ -142,8 +142,7 @@ class BatchFetcher:
             raise
         except Exception as error:
             # Whatever the library raises, another client goes on from what is stored.
-            name = type(error).__name__
-            raise self._failed(f"{name}: {error}", name) from error
+            raise self._failed(describe(error), type(error).__name__) from error
         finally:
             for task in (polling, stopping):
                 task.cancel()

@@ -10,7 +10,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from execution_events.consumer.brokers import EARLIEST, LATEST, Address, Brokers
-from execution_events.consumer.client import Client, Trouble
+from execution_events.consumer.client import Client, Trouble, describe
 from execution_events.consumer.codecs import Decoders
 from execution_events.errors import RetryableError
 from execution_events.projection.fingerprint import Fingerprint, fingerprint
@@ -63,12 +63,12 @@ async def read_log(
     settings: Settings,
     decoders: Decoders,
     stored: Mapping[int, StoredPosition | None],
-    unreadable: Mapping[int, int],
+    failed_at: Mapping[int, int],
     report: Report,
 ) -> None:
     """Report the state of the log of each partition in `stored`, each as soon as it is known.
 
-    `unreadable` holds offsets of batches that could not be read: they are tried again. Brokers are
+    `failed_at` holds offsets that could not be fetched or read: they are tried again. Brokers are
     asked at the same time, and one that does not answer delays the partitions that it leads alone.
     Raises `RetryableError` where no broker answers.
     """
@@ -83,7 +83,7 @@ async def read_log(
         reads = {
             number: offsets
             for number, position in stored.items()
-            if (offsets := _offsets_to_read(number, position, unreadable))
+            if (offsets := _offsets_to_read(number, position, failed_at))
         }
         async with asyncio.TaskGroup() as group:
             for leader, numbers in by_leader.items():
@@ -100,12 +100,12 @@ def no_leader(settings: Settings, number: int) -> RetryableError:
 
 
 def _offsets_to_read(
-    number: int, position: StoredPosition | None, unreadable: Mapping[int, int]
+    number: int, position: StoredPosition | None, failed_at: Mapping[int, int]
 ) -> list[int]:
     if position is None:
         return []
     offsets = [] if position.last is None else [position.last.offset]
-    if unreadable.get(number) == position.next_offset:
+    if failed_at.get(number) == position.next_offset:
         offsets.append(position.next_offset)
     return offsets
 
@@ -148,7 +148,8 @@ class _Reader:
                 report(number, end)
             else:
                 state = LogState(cluster_id, begin, end, None)
-                offsets = [at for at in reads.get(number, ()) if begin <= at < end]
+                # At the end there is no record, and a fetch may be refused all the same.
+                offsets = [at for at in reads.get(number, ()) if begin <= at <= end]
                 if offsets:
                     later[number] = state, offsets
                 else:
@@ -190,7 +191,10 @@ class _Reader:
         except (KafkaError, OSError, TimeoutError) as error:
             failure = error
         for partition, (_, [offset, *_]) in left.items():
-            cause = f"{type(failure).__name__}: {failure}" if str(failure) else "no answer"
+            if failure is None or isinstance(failure, TimeoutError):
+                cause = "no answer"
+            else:
+                cause = describe(failure)
             report(
                 partition.partition,
                 RetryableError(
@@ -202,7 +206,7 @@ class _Reader:
 
     def _troubled(self, state: LogState, trouble: Trouble) -> LogState | RetryableError:
         if trouble.offset is None:
-            return RetryableError(f"Kafka at {self._leader}: {trouble.text}", "fetch")
+            return RetryableError(f"Kafka at {self._leader}: {trouble.text}", trouble.cause)
         return state._replace(unreadable=trouble.text)
 
     @asynccontextmanager

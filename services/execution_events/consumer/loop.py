@@ -116,7 +116,8 @@ class ConsumeLoop:
                 continue
             if trouble.offset is None:
                 text = f"Kafka at {self._client.address}: partition {partition.partition}"
-                self._assignment.delay(partition, f"{text}: {trouble.text}")
+                error = RetryableError(f"{text}: {trouble.text}", trouble.cause)
+                self._seeder.found_refused(partition, position, error)
             elif trouble.offset == position:
                 self._seeder.found_unreadable(partition, position, trouble.text)
 

@@ -42,7 +42,7 @@ class _Retry(NamedTuple):
 class Seeder:
     """Seeds, delays and halts the partitions of an assignment, each by itself.
 
-    `unreadable` holds the offsets of batches that could not be read, over the life of several
+    `failed_at` holds the offsets that could not be fetched or read, over the life of several
     clients. The logs are read in tasks of their own, so that `advance`, which uses the writer
     between two batches, never waits for Kafka.
     """
@@ -53,13 +53,13 @@ class Seeder:
         writer: BatchWriter,
         metrics: ConsumerMetrics,
         read_log: ReadLog,
-        unreadable: dict[int, int],
+        failed_at: dict[int, int],
     ) -> None:
         self._assignment = assignment
         self._writer = writer
         self._metrics = metrics
         self._read_log = read_log
-        self.unreadable = unreadable
+        self._failed_at = failed_at
         self._generation = assignment.generation
         self._reading: dict[TopicPartition, StoredPosition | None] = {}
         self._states: list[tuple[TopicPartition, LogState | RetryableError]] = []
@@ -95,8 +95,13 @@ class Seeder:
 
     def found_unreadable(self, partition: TopicPartition, offset: int, reason: str) -> None:
         """Halt `partition` at a batch that cannot be read; all before it is stored."""
-        self.unreadable[partition.partition] = offset
+        self._failed_at[partition.partition] = offset
         self._halt(partition, reason)
+
+    def found_refused(self, partition: TopicPartition, offset: int, error: RetryableError) -> None:
+        """Try again later to read `partition`, whose fetch failed."""
+        self._failed_at[partition.partition] = offset
+        self._delay(partition, error)
 
     def found_locked(self, partitions: Iterable[TopicPartition]) -> None:
         """Leave out partitions that other sessions hold, until these end or are ended."""
@@ -162,11 +167,7 @@ class Seeder:
         state: LogState | RetryableError,
     ) -> None:
         if isinstance(state, RetryableError):
-            self._metrics.retries.labels(state.cause).inc()
-            failures = self._retries.get(partition, _Retry(0)).failures
-            at = time.monotonic() + backoff(failures)
-            self._retries[partition] = _Retry(at, failures + 1)
-            self._assignment.delay(partition, str(state))
+            self._delay(partition, state)
             return
         number = partition.partition
         if position is None:
@@ -178,7 +179,7 @@ class Seeder:
             return
         self._retries.pop(partition, None)
         self._locked_since.pop(partition, None)
-        self.unreadable.pop(number, None)
+        self._failed_at.pop(number, None)
         self._assignment.seed(partition, position.next_offset, position.epoch)
 
     async def _begin(self, number: int, state: LogState) -> StoredPosition:
@@ -190,6 +191,12 @@ class Seeder:
                 "partition_begins_late", partition=number, offset=state.begin, unseen=state.begin
             )
         return (await self._writer.stored_positions([number]))[number]
+
+    def _delay(self, partition: TopicPartition, error: RetryableError) -> None:
+        self._metrics.retries.labels(error.cause).inc()
+        failures = self._retries.get(partition, _Retry(0)).failures
+        self._retries[partition] = _Retry(time.monotonic() + backoff(failures), failures + 1)
+        self._assignment.delay(partition, str(error))
 
     def _halt(self, partition: TopicPartition, reason: str) -> None:
         self._assignment.halt(partition, reason)
@@ -253,7 +260,7 @@ class Seeder:
         stored = {partition.partition: self._reading[partition] for partition in partitions}
         error: RetryableError | None = None
         try:
-            await self._read_log(stored, self.unreadable, report)
+            await self._read_log(stored, self._failed_at, report)
         except RetryableError as failure:
             error = failure
         except Exception as failure:

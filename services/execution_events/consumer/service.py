@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from execution_events.consumer.assignment import Assignment
 from execution_events.consumer.backoff import backoff
 from execution_events.consumer.brokers import Brokers
-from execution_events.consumer.client import Client
+from execution_events.consumer.client import Client, describe
 from execution_events.consumer.codecs import Decoders
 from execution_events.consumer.failpoints import unarmed
 from execution_events.consumer.fetcher import BatchFetcher
@@ -93,7 +93,7 @@ class _Service:
         self._assignment: Assignment | None = None
         self._loop: ConsumeLoop | None = None
         self._problem: str | None = "starting"
-        self._unreadable: dict[int, int] = {}
+        self._failed_at: dict[int, int] = {}
         self._decoders = Decoders(settings.kafka_batch_limit).install()
         self.registry = CollectorRegistry()
         self._metrics = ConsumerMetrics(self.registry)
@@ -134,7 +134,7 @@ class _Service:
                         writer,
                         self._metrics,
                         partial(read_log, self._settings, self._decoders),
-                        self._unreadable,
+                        self._failed_at,
                     )
                     self._loop = ConsumeLoop(
                         client,
@@ -213,8 +213,8 @@ class _Service:
                 starting.result()
             yield client, assignment
         except (KafkaError, OSError) as error:
-            name = type(error).__name__
-            raise RetryableError(f"Kafka at {client.address}: {name}: {error}", name) from error
+            text = f"Kafka at {client.address}: {describe(error)}"
+            raise RetryableError(text, type(error).__name__) from error
         finally:
             for task in (starting, stopping):
                 task.cancel()

@@ -1,0 +1,278 @@
+"""Readiness, cause by cause: the time until it fails, the reason, and the time until it is back.
+
+Each service is asked all the time, and every answer comes within two seconds.
+"""
+
+import asyncio
+import json
+import re
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+
+from execution_events.consumer.service import run_consumer
+from execution_events.embedded import EmbeddedKafka
+from execution_events.reader.service import run_reader
+from execution_events.settings import Settings
+from tests.faults.proxy import Proxy
+from tests.support.brokers import GuardedBroker, guarded_broker
+from tests.support.consumers import consuming
+from tests.support.databases import Database, administrator
+from tests.support.occurrences import publish, ready
+from tests.support.topics import make_topic
+
+NOT_READY = 15
+"""Seconds until a cause must be told."""
+READY_AGAIN = 10
+"""Seconds until a service must be ready once the cause is gone."""
+ANSWER = 2
+"""Seconds for one answer, also while a peer is frozen."""
+PARTITIONS = 3
+
+
+@dataclass
+class Peers:
+    """What a service under test depends on, and how it is upset."""
+
+    broker: GuardedBroker
+    postgres: Proxy
+    database: Database
+    settings: Settings
+
+    @property
+    def kafka(self) -> EmbeddedKafka:
+        return self.broker.kafka
+
+    async def set_read_only(self, value: str) -> None:
+        name = urlsplit(self.database.administrator).path[1:]
+        async with administrator(self.database.administrator) as connection:
+            await connection.execute("SET default_transaction_read_only = off")
+            await connection.execute(
+                f'ALTER DATABASE "{name}" SET default_transaction_read_only = {value}'
+            )
+            await connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+
+
+@pytest.fixture(scope="module")
+async def broker() -> AsyncIterator[GuardedBroker]:
+    async with guarded_broker() as started:
+        yield started
+
+
+@pytest.fixture
+async def peers(
+    broker: GuardedBroker, database: Database, unused_port: int, settings: Settings
+) -> AsyncIterator[Peers]:
+    url = urlsplit(database.writer)
+    async with Proxy(url.port or 0) as proxy:
+        netloc = f"{url.netloc.rpartition('@')[0]}@127.0.0.1:{proxy.port}"
+        settings = replace(
+            broker.unlimited(settings),
+            database_url=urlunsplit(url._replace(netloc=netloc)),
+            management_port=unused_port,
+            stall_timeout=5,
+        )
+        await make_topic(settings, PARTITIONS)
+        yield Peers(broker, proxy, database, settings)
+
+
+Upset = Callable[[Peers], AbstractAsyncContextManager[None]]
+
+
+@asynccontextmanager
+async def kafka_frozen(peers: Peers) -> AsyncIterator[None]:
+    peers.kafka.process.kill(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        peers.kafka.process.kill(signal.SIGCONT)
+
+
+@asynccontextmanager
+async def kafka_gone(peers: Peers) -> AsyncIterator[None]:
+    peers.kafka.process.kill(signal.SIGKILL)
+    await peers.kafka.process.wait()
+    try:
+        yield
+    finally:
+        await peers.kafka.start()
+
+
+@asynccontextmanager
+async def postgres_frozen(peers: Peers) -> AsyncIterator[None]:
+    async with peers.postgres.black_hole():
+        yield
+
+
+@asynccontextmanager
+async def postgres_refuses(peers: Peers) -> AsyncIterator[None]:
+    async with peers.postgres.refusing():
+        yield
+
+
+@asynccontextmanager
+async def both_refuse(peers: Peers) -> AsyncIterator[None]:
+    async with kafka_gone(peers), postgres_refuses(peers):
+        yield
+
+
+@asynccontextmanager
+async def postgres_read_only(peers: Peers) -> AsyncIterator[None]:
+    await peers.set_read_only("on")
+    try:
+        yield
+    finally:
+        await peers.set_read_only("off")
+
+
+@asynccontextmanager
+async def partition_stalls(peers: Peers) -> AsyncIterator[None]:
+    """PostgreSQL answers, and a batch cannot be stored."""
+    async with (
+        administrator(peers.database.administrator) as connection,
+        connection.transaction(),
+    ):
+        await connection.execute("LOCK TABLE execution_events.event IN EXCLUSIVE MODE")
+        await publish(peers.settings, range(30))
+        yield
+
+
+async def until_ready(port: int, wanted: int, limit: float, pattern: str = "") -> float:
+    """Return the seconds until /readyz answers with `wanted` and a reason like `pattern`."""
+    begun = time.monotonic()
+    status, body = 0, ""
+    while True:
+        asked = time.monotonic()
+        status, body = await ready(port)
+        now = time.monotonic()
+        assert now - asked < ANSWER
+        if status == wanted and re.search(pattern, " | ".join(json.loads(body)["reasons"])):
+            return now - begun
+        assert now - begun < limit, f"after {limit} s /readyz gives {status} {body}"
+        await asyncio.sleep(0.1)
+
+
+async def check(service: str, peers: Peers, upset: Upset, pattern: str) -> None:
+    """Upset a peer: /readyz tells it in time, stays so, and is back in time."""
+    port = peers.settings.management_port
+    await until_ready(port, 200, 30)
+    async with upset(peers):
+        told = await until_ready(port, 503, NOT_READY, pattern)
+        # It stays so.
+        for _ in range(20):
+            assert (await ready(port))[0] == 503
+            await asyncio.sleep(0.1)
+    again = await until_ready(port, 200, READY_AGAIN)
+    times = f"not ready after {told:.1f} s, ready again after {again:.1f} s"
+    print(f"{service}, {upset.__name__}: {times}")
+
+
+KAFKA = r"Kafka at 127\.0\.0\.1:\d+: "
+POSTGRES = r"PostgreSQL at 127\.0\.0\.1:\d+"
+
+
+@pytest.mark.parametrize(
+    ("upset", "pattern"),
+    [
+        (kafka_frozen, KAFKA + "no answer"),
+        (kafka_gone, KAFKA + ".*Connect call failed"),
+        (postgres_frozen, POSTGRES + ": no answer"),
+        (postgres_refuses, POSTGRES + " cannot be reached: .*Connect call failed"),
+        (both_refuse, KAFKA + rf".*Connect call failed.*\| {POSTGRES} cannot be reached"),
+        (postgres_read_only, POSTGRES + ": it is read-only"),
+        (
+            partition_stalls,
+            rf"partition \d has records, and none has been stored for \d+ s: {POSTGRES}: .*55P03",
+        ),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+async def test_the_consumer_tells_why_it_is_not_ready(
+    peers: Peers, upset: Upset, pattern: str
+) -> None:
+    async with consuming(peers.settings):
+        await check("consumer", peers, upset, pattern)
+
+
+@pytest.mark.parametrize(
+    ("upset", "pattern"),
+    [
+        (postgres_frozen, POSTGRES + ": no answer"),
+        (postgres_refuses, POSTGRES + " cannot be reached: .*Connect call failed"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+async def test_the_reader_tells_why_it_is_not_ready(
+    peers: Peers, upset: Upset, pattern: str
+) -> None:
+    stop = asyncio.Event()
+    reading = asyncio.create_task(run_reader(peers.settings, stop))
+    try:
+        await check("reader", peers, upset, pattern)
+    finally:
+        stop.set()
+        await reading
+
+
+async def test_the_reader_is_ready_while_the_database_is_read_only(peers: Peers) -> None:
+    """It may be a replica."""
+    stop = asyncio.Event()
+    async with postgres_read_only(peers):
+        reading = asyncio.create_task(run_reader(peers.settings, stop))
+        try:
+            await until_ready(peers.settings.management_port, 200, 30)
+        finally:
+            stop.set()
+            await reading
+
+
+async def test_a_missing_right_is_told_with_kafkas_cause(peers: Peers) -> None:
+    settings = peers.broker.limited(peers.settings)
+    port = settings.management_port
+    topic, group = settings.topic, settings.group
+    await peers.broker.grant(topic, "Describe", "DescribeConfigs")
+    await peers.broker.grant(group, "Read", resource="group")
+    async with consuming(settings):
+        pattern = rf"{KAFKA}TopicAuthorizationFailedError"
+        await until_ready(port, 503, NOT_READY, pattern)
+        await peers.broker.grant(topic, "Read")
+        again = await until_ready(port, 200, READY_AGAIN)
+        print(f"consumer, READ granted: ready after {again:.1f} s")
+        await peers.broker.revoke(topic, "Read")
+        told = await until_ready(port, 503, NOT_READY, pattern)
+        print(f"consumer, READ revoked: not ready after {told:.1f} s")
+        await peers.broker.grant(topic, "Read")
+        again = await until_ready(port, 200, READY_AGAIN)
+        print(f"consumer, READ granted again: ready after {again:.1f} s")
+
+
+async def test_a_missing_right_on_the_group_is_told(peers: Peers) -> None:
+    settings = peers.broker.limited(peers.settings)
+    await peers.broker.grant(settings.topic, "Read", "Describe", "DescribeConfigs")
+    async with consuming(settings):
+        await until_ready(
+            settings.management_port, 503, NOT_READY, rf"{KAFKA}GroupAuthorizationFailedError"
+        )
+        await peers.broker.grant(settings.group, "Read", resource="group")
+        await until_ready(settings.management_port, 200, READY_AGAIN)
+
+
+async def test_a_consumer_that_starts_beside_a_frozen_broker_tells_it_and_stops(
+    peers: Peers,
+) -> None:
+    stop = asyncio.Event()
+    async with kafka_frozen(peers):
+        consumer = asyncio.create_task(run_consumer(peers.settings, stop))
+        try:
+            await until_ready(peers.settings.management_port, 503, NOT_READY, KAFKA + "no answer")
+        finally:
+            stop.set()
+            await consumer
