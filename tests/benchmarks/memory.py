@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
+import asyncpg
 from msgspec import to_builtins as builtins
 
 from execution_events.cli.progress import Progress
@@ -20,6 +21,7 @@ from tests.benchmarks.reading import Streamed, plan, stream
 from tests.benchmarks.report import Report
 from tests.benchmarks.servers import Postgres
 from tests.benchmarks.workload import EVENTS_OF_AN_EXECUTION
+from tests.support.batches import ZSTD, produce_batch
 from tests.support.consumers import until
 from tests.support.databases import Database
 from tests.support.occurrences import ready
@@ -31,6 +33,10 @@ BACKLOG_BAR = 1.1
 """Of the peak with the first backlog."""
 CONNECTIONS = 8
 
+HOSTILE = 350
+HOSTILE_BYTES = 900_000
+"""Of records that zstd makes 14 KiB of."""
+
 COLUMNS = ("Service", "MiB", "more than idle", "a second")
 
 
@@ -40,6 +46,8 @@ class Consumer:
 
     idle: float
     stored: Mapping[int, consuming.Sample]
+    hostile: Mapping[int, float]
+    """MiB at most by number of batches that hold `HOSTILE` records of `HOSTILE_BYTES`."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,7 @@ async def run(records: int, dataset: Dataset, seconds: float) -> Report:
                     number: await _stored(server, kafka, number)
                     for number in (records, TIMES * records)
                 },
+                {batches: await _hostile(server, kafka, batches) for batches in (1, HOSTILE)},
             )
         reader = await _reader(server, dataset, seconds)
     return report(dataset, consumer, reader, seconds)
@@ -90,6 +99,37 @@ async def _stored(server: Postgres, kafka: Broker, records: int) -> consuming.Sa
         sample = await consuming.store(server, settings, database, expected, 1)
     progress.end()
     return sample
+
+
+async def _hostile(server: Postgres, kafka: Broker, batches: int) -> float:
+    """MiB at most of a consumer that meets hostile records, until it has dealt with all."""
+    settings = await kafka.topic()
+    for _ in range(batches):
+        values = [bytes(HOSTILE_BYTES)] * (HOSTILE // batches)
+        await produce_batch(settings, 0, values, codec=ZSTD)
+    async with server.database() as database:
+        settings = replace(
+            settings,
+            database_url=database.writer,
+            group=f"benchmark-{secrets.token_hex(4)}",
+            management_port=0,
+        )
+        connection = await asyncpg.connect(database.owner)
+        try:
+            async with consuming.consuming(server, settings, 1) as [service]:
+
+                async def is_done() -> bool:
+                    consuming.demand_running([service])
+                    if batches > 1:
+                        letters = "SELECT count(*) FROM execution_events.dead_letter"
+                        return bool(await connection.fetchval(letters) == HOSTILE)
+                    port = management(service.output)
+                    return port is not None and "is halted" in (await ready(port))[1]
+
+                await until(is_done, "the hostile records are dealt with")
+                return usage.memory(service.process.pid, "VmHWM")
+        finally:
+            await connection.close()
 
 
 async def _reader(server: Postgres, dataset: Dataset, seconds: float) -> Reader:
@@ -159,6 +199,10 @@ def report(dataset: Dataset, consumer: Consumer, reader: Reader, seconds: float)
                 _row(f"consumer, stores {number:,} records", each.peak, consumer.idle, each.rate)
                 for number, each in consumer.stored.items()
             ),
+            *(
+                _row(f"consumer, {HOSTILE} records of 900 kB in {number} batches", each)
+                for number, each in consumer.hostile.items()
+            ),
             _row("reader, idle", reader.idle),
             _row(lists, reader.peak, reader.idle, reader.lists.rate),
             _row(f"reader, one list of {dataset.long:,} events", long, reader.idle),
@@ -166,6 +210,13 @@ def report(dataset: Dataset, consumer: Consumer, reader: Reader, seconds: float)
         [
             Verdict(
                 "memory of a consumer", max(once.peak, more.peak), MEMORY_BAR, "MiB", at_most=True
+            ),
+            Verdict(
+                "memory of a consumer with hostile records",
+                max(consumer.hostile.values()),
+                MEMORY_BAR,
+                "MiB",
+                at_most=True,
             ),
             Verdict(
                 "peak with three times the backlog",
@@ -215,6 +266,8 @@ def _notes(dataset: Dataset, reader: Reader, seconds: float) -> list[str]:
         f"The backlogs are records of executions side by side, {recurring.RECURRENCES:.0%} of them"
         f" recurrences, in {PARTITIONS} partitions and complete before the consumer starts. Each"
         " is stored into an empty database, at full speed, and every count compared.",
+        "The hostile records are invalid, and zstd makes 41 bytes of each. In one batch, which"
+        " expands to 315 MB, they halt their partition; in a batch each they become dead letters.",
         f"The reader has {dataset.executions:,} executions of {EVENTS_OF_AN_EXECUTION} events to"
         f" list for {seconds} s, each another one's as in `read`, and one of"
         f" {dataset.long:,}, which one client takes at once, in {reader.long.seconds:.1f} s.",

@@ -12,8 +12,6 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.fetch import FetchRequest
-from aiokafka.protocol.produce import ProduceRequest
-from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from aiokafka.structs import OffsetAndMetadata
 from prometheus_client import CollectorRegistry
 
@@ -23,6 +21,7 @@ from execution_events.consumer.topic import open_admin
 from execution_events.errors import HaltError
 from execution_events.management import ConsumerMetrics
 from execution_events.settings import Settings
+from tests.support.batches import produce_batch
 from tests.support.consumers import consuming, end_offsets, stored_offsets, until, until_stored
 from tests.support.databases import Database
 from tests.support.occurrences import Fetch, counts, producer, publish, ready
@@ -248,36 +247,13 @@ async def test_a_record_the_database_refuses_is_found_and_kept(
     assert {letter["detail"] for letter in letters} == {"CheckViolationError no_bombs (23514)"}
 
 
-async def produce_odd_header(settings: Settings, partition: int) -> None:
-    builder = _DefaultRecordBatchBuilderPy(
-        magic=2,
-        compression_type=0,
-        is_transactional=0,
-        producer_id=-1,
-        producer_epoch=-1,
-        base_sequence=-1,
-        batch_size=1000,
-    )
-    builder.append(0, None, None, b"x", [(OddName("name"), b"")])
-    request = ProduceRequest(
-        None, -1, 10_000, [(settings.topic, [(partition, bytes(builder.build()))])]
-    )
-    async with producer(settings) as client:
-        await client.partitions_for(settings.topic)
-        leader = client.client.cluster.leader_for_partition(
-            TopicPartition(settings.topic, partition)
-        )
-        response = await client.client.send(leader, request)
-    assert response.topics[0][1][0][1] == 0
-
-
 async def test_a_record_that_the_client_cannot_read_halts_its_partition_alone(
     settings: Settings, fetch: Fetch, unused_port: int
 ) -> None:
     settings = replace(settings, management_port=unused_port)
     await publish(settings, range(60))
     bad = (await end_offsets(settings))[1]
-    await produce_odd_header(settings, 1)
+    await produce_batch(settings, 1, [b"x"], ((OddName("name"), b""),))
     await publish(settings, range(60))
 
     async with consuming(settings):

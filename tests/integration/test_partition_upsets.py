@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -11,8 +11,6 @@ import asyncpg
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin.records_to_delete import RecordsToDelete
-from aiokafka.protocol.produce import ProduceRequest
-from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from prometheus_client import CollectorRegistry
 
 from execution_events.consumer.topic import open_admin
@@ -20,45 +18,15 @@ from execution_events.management import ConsumerMetrics
 from execution_events.projection.batch import DeadLetter
 from execution_events.settings import Settings
 from execution_events.store.batches import Batch, BatchWriter
+from tests.support.batches import ZSTD, produce_batch
 from tests.support.consumers import consuming, end_offsets, stored_offsets, until, until_stored
 from tests.support.databases import Database
 from tests.support.logs import logging_to
-from tests.support.occurrences import Fetch, counts, producer, publish, ready
+from tests.support.occurrences import Fetch, counts, publish, ready
 from tests.support.records import OddName
 
 PARTITIONS = (0, 1, 2)
 CONSUMER = "execution-events consumer"
-ZSTD = 4
-
-
-async def produce_batch(
-    settings: Settings,
-    partition: int,
-    values: Iterable[bytes],
-    headers: tuple[tuple[str, bytes], ...] = (),
-    codec: int = 0,
-) -> None:
-    """One batch of a producer, as no client library of ours would make it."""
-    builder = _DefaultRecordBatchBuilderPy(
-        magic=2,
-        compression_type=codec,
-        is_transactional=0,
-        producer_id=-1,
-        producer_epoch=-1,
-        base_sequence=-1,
-        batch_size=2**30,
-    )
-    for number, value in enumerate(values):
-        builder.append(number, timestamp=None, key=None, value=value, headers=list(headers))
-    batch = bytes(builder.build())
-    request = ProduceRequest(None, -1, 10_000, [(settings.topic, [(partition, batch)])])
-    async with producer(settings) as client:
-        await client.partitions_for(settings.topic)
-        leader = client.client.cluster.leader_for_partition(
-            TopicPartition(settings.topic, partition)
-        )
-        response = await client.client.send(leader, request)
-    assert response.topics[0][1][0][1] == 0
 
 
 async def until_others_are_stored(settings: Settings, upset: int) -> None:

@@ -276,3 +276,19 @@ async def test_a_consumer_that_starts_beside_a_frozen_broker_tells_it_and_stops(
         finally:
             stop.set()
             await consumer
+
+
+@pytest.mark.parametrize("moment", [0.05, 0.15, 0.35])
+async def test_a_consumer_stops_in_order_while_kafka_is_gone(peers: Peers, moment: float) -> None:
+    """At any moment of the client's own attempts to reach it."""
+    stop = asyncio.Event()
+    consumer = asyncio.create_task(run_consumer(peers.settings, stop))
+    await until_ready(peers.settings.management_port, 200, 30)
+    async with kafka_gone(peers):
+        # The client pauses for 0.1 s after each attempt.
+        await asyncio.wait({consumer}, timeout=moment)
+        stop.set()
+        begun = time.monotonic()
+        # Whatever it raises comes out of here, a CancelledError too.
+        await consumer
+        assert time.monotonic() - begun < peers.settings.stop_timeout

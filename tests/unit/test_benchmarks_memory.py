@@ -20,7 +20,7 @@ LISTS = load.Sample(
     wrong=0,
     errors=[],
 )
-CONSUMER = Consumer(50, {1000: STORED, 3000: replace(STORED, peak=105)})
+CONSUMER = Consumer(50, {1000: STORED, 3000: replace(STORED, peak=105)}, {1: 50, 350: 98})
 READER = Reader(60, 140, LISTS, Streamed(1.5, 70, 15, True))
 
 
@@ -36,12 +36,15 @@ def test_the_memory_report() -> None:
         ("consumer, idle", "50", "", ""),
         ("consumer, stores 1,000 records", "100", "50", "40,000"),
         ("consumer, stores 3,000 records", "105", "55", "40,000"),
+        ("consumer, 350 records of 900 kB in 1 batches", "50", "", ""),
+        ("consumer, 350 records of 900 kB in 350 batches", "98", "", ""),
         ("reader, idle", "60", "", ""),
         ("reader, lists over 8 connections", "140", "80", "1,000"),
         ("reader, one list of 1,000 events", "85", "25", ""),
     ]
     assert [(verdict.figure, verdict.met) for verdict in report.verdicts] == [
         (105, True),
+        (98, True),
         (1.05, True),
     ]
     assert report.figures["consumer"]["stored"]["3000"]["peak"] == 105
@@ -51,7 +54,7 @@ def test_the_memory_report() -> None:
 def test_what_grows_with_the_backlog_misses_both_bars() -> None:
     grown = replace(CONSUMER, stored={1000: STORED, 3000: replace(STORED, peak=210)})
     report = memory.report(Dataset(20, 1000), grown, READER, 5)
-    assert [verdict.met for verdict in report.verdicts] == [False, False]
+    assert [verdict.met for verdict in report.verdicts] == [False, True, False]
 
 
 def test_what_is_wrong_is_told() -> None:

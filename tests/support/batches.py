@@ -1,0 +1,45 @@
+"""Batches of a producer that no client library of ours would make."""
+
+from collections.abc import Iterable
+
+from aiokafka import TopicPartition
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
+
+from execution_events.settings import Settings
+from tests.support.occurrences import producer
+
+ZSTD = 4
+
+
+async def produce_batch(
+    settings: Settings,
+    partition: int,
+    values: Iterable[bytes],
+    headers: tuple[tuple[str, bytes], ...] = (),
+    codec: int = 0,
+) -> None:
+    """Append one batch of records without a key to a partition.
+
+    A compressed batch may be as large as it likes: the broker looks at its compressed size.
+    """
+    builder = _DefaultRecordBatchBuilderPy(
+        magic=2,
+        compression_type=codec,
+        is_transactional=0,
+        producer_id=-1,
+        producer_epoch=-1,
+        base_sequence=-1,
+        batch_size=2**30,
+    )
+    for number, value in enumerate(values):
+        builder.append(number, timestamp=None, key=None, value=value, headers=list(headers))
+    batch = bytes(builder.build())
+    request = ProduceRequest(None, -1, 10_000, [(settings.topic, [(partition, batch)])])
+    async with producer(settings) as client:
+        await client.partitions_for(settings.topic)
+        leader = client.client.cluster.leader_for_partition(
+            TopicPartition(settings.topic, partition)
+        )
+        response = await client.client.send(leader, request)
+    assert response.topics[0][1][0][1] == 0
