@@ -1,7 +1,7 @@
 """One topic of an episode, seen and changed from outside the consumers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Container, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -95,10 +95,11 @@ class Topic:
         async with self._client() as (client, partitions):
             return _numbered(await client.beginning_offsets(partitions))
 
-    async def ends(self) -> dict[int, int]:
-        """The last stable offset of each partition."""
+    async def ends(self, of: Container[int] | None = None) -> dict[int, int]:
+        """The last stable offset of each partition, or of those alone that are led."""
         async with self._client() as (client, partitions):
-            return _numbered(await client.end_offsets(partitions))
+            wanted = [p for p in partitions if of is None or p.partition in of]
+            return _numbered(await client.end_offsets(wanted))
 
     async def high_watermarks(self) -> dict[int, int]:
         """The end of each partition; beyond the last stable offset while a transaction is open."""
