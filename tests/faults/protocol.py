@@ -10,7 +10,8 @@ _STARTUP_MAJOR = 3
 class Moment(Enum):
     """A place of a session, inside a transaction whose first statement was executed.
 
-    The message that leads to it comes from the server, which then waits for its client.
+    The server waits for its client there, as long as one message is kept back: the client's end of
+    a COPY, or what the server answers. asyncpg sends a whole COPY at once.
     """
 
     COPY = "inside COPY FROM STDIN"
@@ -26,11 +27,17 @@ class Messages:
         self._from_client = from_client
         self._started = False
 
-    def feed(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the type and body of each message that `data` completes."""
+    def feed(self, data: bytes) -> Iterator[tuple[bytes, bytes, int]]:
+        """Yield each message that `data` completes: type, body, and where in `data` it begins.
+
+        One that began earlier begins at 0.
+        """
         self._rest += data
-        while (message := self._message()) is not None:
-            yield message
+        while True:
+            begin = len(data) - len(self._rest)
+            if (message := self._message()) is None:
+                return
+            yield *message, max(begin, 0)
 
     def _message(self) -> tuple[bytes, bytes] | None:
         if not self._from_client and not self._started and self._rest[:1] in (b"S", b"N"):
@@ -59,21 +66,25 @@ class Session:
         self._in_transaction = False
         self._executed = False
 
-    def sends(self, data: bytes) -> None:
-        """The client sends `data`."""
-        for kind, _ in self._sent.feed(data):
+    def sends(self, data: bytes) -> dict[Moment, int]:
+        """Where in the client's `data` to stop for each moment that it leads past."""
+        found: dict[Moment, int] = {}
+        for kind, _, begin in self._sent.feed(data):
             self._executed |= kind == b"E" and self._in_transaction
+            if kind == b"c" and self._executed:
+                found.setdefault(Moment.COPY, begin)
+        return found
 
-    def receives(self, data: bytes) -> set[Moment]:
-        """The moments that the server's `data` leads to."""
-        found = set()
-        for kind, body in self._received.feed(data):
+    def receives(self, data: bytes) -> dict[Moment, int]:
+        """Where in the server's `data` to stop for each moment that it leads past."""
+        found: dict[Moment, int] = {}
+        for kind, body, begin in self._received.feed(data):
             if kind == b"Z":
                 self._in_transaction = body == b"T"
                 self._executed &= self._in_transaction
-            if self._executed:
-                found |= _MOMENTS.get(kind, set())
+            if self._executed and kind in _ANSWERS:
+                found.setdefault(_ANSWERS[kind], begin)
         return found
 
 
-_MOMENTS = {b"G": {Moment.COPY}, b"1": {Moment.PARSED}, b"Z": {Moment.EXECUTED}}
+_ANSWERS = {b"1": Moment.PARSED, b"Z": Moment.EXECUTED}

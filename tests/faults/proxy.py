@@ -15,6 +15,7 @@ from tests.faults.protocol import Messages, Moment, Session
 
 HOST = "127.0.0.1"
 _CHUNK = 64 * 1024
+_END_LIMIT = 0.2  # seconds
 _LINGER_0 = struct.pack("ii", 1, 0)
 
 
@@ -34,7 +35,7 @@ class CommitFinder:
     def feed(self, data: bytes) -> bool:
         """Whether `data` completes a message that commits a transaction."""
         found = False
-        for kind, body in self._messages.feed(data):
+        for kind, body, _ in self._messages.feed(data):
             found |= kind in (b"Q", b"P") and b"COMMIT" in body.upper()
         return found
 
@@ -58,12 +59,6 @@ class _Hold:
         self.moment = moment
         self.found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.released = asyncio.Event()
-
-    async def pass_by(self, connection: _Connection, moments: set[Moment]) -> None:
-        """Return when `connection`, which comes to `moments`, may go on."""
-        if self.moment in moments and not self.found.done():
-            self.found.set_result(connection.server.get_extra_info("sockname")[1])
-            await self.released.wait()
 
 
 class Proxy:
@@ -90,6 +85,7 @@ class Proxy:
         self._commits_to_lose = 0
         self._sessions = sessions
         self._hold: _Hold | None = None
+        self._ended = asyncio.Event()
         for event in self._open.values():
             event.set()
 
@@ -105,6 +101,9 @@ class Proxy:
     ) -> None:
         self._close()
         self.cut()
+        self._ended.set()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_END_LIMIT)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -204,7 +203,7 @@ class Proxy:
     async def held_at(self, moment: Moment) -> AsyncIterator[int]:
         """Wait for a session that comes to `moment`, and keep it there until the end.
 
-        Its client has not been told yet. Gives the port of the session's connection to the server.
+        Gives the port of its connection to the server.
         """
         hold = _Hold(moment)
         self._hold = hold
@@ -275,8 +274,6 @@ class Proxy:
             if connection.dead:
                 continue
             if direction is Direction.TO_SERVER:
-                if connection.session is not None:
-                    connection.session.sends(data)
                 if connection.commits.feed(data) and self._commits_to_lose > 0:
                     self._commits_to_lose -= 1
                     connection.losing = True
@@ -284,12 +281,8 @@ class Proxy:
                 # The server has answered: the transaction is stored, and nobody will be told.
                 self.lost_commits += 1
                 raise ConnectionResetError
-            elif connection.session is not None:
-                moments = connection.session.receives(data)
-                if self._hold is not None:
-                    await self._hold.pass_by(connection, moments)
-                    if connection.dead:
-                        continue
+            if connection.session is not None:
+                data = await self._held(connection, connection.session, data, direction)
             writer.write(data)
             await writer.drain()
         # Its end passes where what was sent on it does.
@@ -297,12 +290,28 @@ class Proxy:
         with contextlib.suppress(OSError):
             writer.write_eof()
 
+    async def _held(
+        self, connection: _Connection, session: Session, data: bytes, direction: Direction
+    ) -> bytes:
+        """Keep the session at the moment that is asked for; what of `data` is still to pass."""
+        to_server = direction is Direction.TO_SERVER
+        moments = session.sends(data) if to_server else session.receives(data)
+        hold = self._hold
+        if hold is None or hold.moment not in moments or hold.found.done():
+            return data
+        place = moments[hold.moment]
+        writer = connection.server if to_server else connection.client
+        writer.write(data[:place])
+        await writer.drain()
+        hold.found.set_result(connection.server.get_extra_info("sockname")[1])
+        await hold.released.wait()
+        return b"" if connection.dead else data[place:]
+
     async def _until_passing(self, connection: _Connection, *directions: Direction) -> None:
         for direction in directions:
             await self._open[direction].wait()
         if connection.dead:
-            # Until the proxy ends.
-            await asyncio.Event().wait()
+            await self._ended.wait()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

@@ -3,6 +3,8 @@
 import asyncio
 import signal
 import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from tests.faults.consumers import Consumer
 from tests.faults.episode import PARTITIONS, SESSION_TIMEOUT, Episode, NoFaultError, Row
@@ -23,20 +25,19 @@ _WAITS_LIMIT = 2
 
 async def _frozen(episode: Episode) -> None:
     victim, proxy = await _victim(episode)
-    theirs = await _freeze(episode, victim, proxy)
-    frozen_at = time.monotonic()
-    await _taken_over(episode, theirs, frozen_at + _FROZEN)
-    victim.signal(signal.SIGCONT)
+    async with _freeze(episode, victim, proxy) as theirs:
+        await _taken_over(episode, theirs, time.monotonic() + _FROZEN)
+        victim.signal(signal.SIGCONT)
     episode.healed()
     await asyncio.sleep(episode.rng.uniform(0, 2))
 
 
 async def _host_gone(episode: Episode) -> None:
     victim, proxy = await _victim(episode)
-    theirs = await _freeze(episode, victim, proxy)
-    proxy.lose_client()
-    await victim.close()
-    await _taken_over(episode, theirs, 0)
+    async with _freeze(episode, victim, proxy) as theirs:
+        proxy.lose_client()
+        await victim.close()
+        await _taken_over(episode, theirs, 0)
 
 
 async def _victim(episode: Episode) -> tuple[Consumer, Proxy]:
@@ -55,36 +56,45 @@ async def _victim(episode: Episode) -> tuple[Consumer, Proxy]:
     return victim, proxy
 
 
-async def _freeze(episode: Episode, victim: Consumer, proxy: Proxy) -> set[int]:
-    """Stop the victim where its session holds stored offsets; the partitions of the other."""
+@asynccontextmanager
+async def _freeze(episode: Episode, victim: Consumer, proxy: Proxy) -> AsyncIterator[set[int]]:
+    """Stop the victim where its session holds stored offsets; gives the other's partitions.
+
+    What it has sent too much does not arrive before the end.
+    """
     # Each place as often as the others.
     moment = list(Moment)[episode.seed % len(Moment)]
     episode.evidence["frozen"] = moment.value
+    [other, _] = episode.consumers
     for attempt in range(1, _ATTEMPTS + 1):
         episode.evidence["attempts"] = attempt
-        [other, _] = episode.consumers
         theirs = await other.seeded()
         if moment is Moment.PARSED:
             # A statement is parsed once on each connection.
             proxy.cut()
-        try:
-            async with asyncio.timeout(_MOMENT_LIMIT), proxy.held_at(moment) as port:
-
-                async def holds(port: int = port) -> bool:
-                    return await episode.database.holds_offsets(port)
-
-                if await episode.seconds_until(holds, _WAITS_LIMIT) is None:
-                    continue
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(_MOMENT_LIMIT):
+                    port = await stack.enter_async_context(proxy.held_at(moment))
+            except TimeoutError:
+                continue
+            if await _holds_offsets(episode, port):
                 victim.signal(signal.SIGSTOP)
 
                 async def stopped() -> bool:
                     return victim.is_stopped()
 
                 await episode.until(stopped, 5, "the consumer stands still")
-                return theirs
-        except TimeoutError:
-            continue
+                yield theirs
+                return
     raise NoFaultError(f"no transaction was frozen {moment.value}")
+
+
+async def _holds_offsets(episode: Episode, port: int) -> bool:
+    async def holds() -> bool:
+        return await episode.database.holds_offsets(port)
+
+    return await episode.seconds_until(holds, _WAITS_LIMIT) is not None
 
 
 async def _taken_over(episode: Episode, theirs: set[int], until: float) -> None:
