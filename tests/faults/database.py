@@ -37,6 +37,7 @@ _HOLDS_OFFSETS = """
 SELECT EXISTS (
     SELECT FROM pg_stat_activity JOIN pg_locks USING (pid)
     WHERE client_port = $1 AND wait_event = 'ClientRead' AND granted
+        AND backend_xid IS NOT NULL
         AND relation = 'execution_events.partition_progress'::regclass
         AND mode IN ('RowShareLock', 'RowExclusiveLock')
 )

@@ -16,10 +16,10 @@ _TAKEN_LIMIT = SESSION_TIMEOUT + 15
 """Seconds in which records written after the freeze are stored in each partition."""
 _FROZEN = 66
 """Seconds; longer than every time limit of a session."""
-_ATTEMPTS = 10
+_ATTEMPTS = 20
 _MOMENT_LIMIT = 20
 """Seconds until a session comes to a moment."""
-_WAITS_LIMIT = 2
+_WAITS_LIMIT = 0.5
 """Seconds until its server is seen to wait there."""
 
 
@@ -66,10 +66,11 @@ async def _freeze(episode: Episode, victim: Consumer, proxy: Proxy) -> AsyncIter
     moment = list(Moment)[episode.seed % len(Moment)]
     episode.evidence["frozen"] = moment.value
     [other, _] = episode.consumers
+    theirs = await other.seeded()
+    over = True
     for attempt in range(1, _ATTEMPTS + 1):
         episode.evidence["attempts"] = attempt
-        theirs = await other.seeded()
-        if moment is Moment.PARSED:
+        if moment is Moment.PARSED and over:
             # A statement is parsed once on each connection.
             proxy.cut()
         async with AsyncExitStack() as stack:
@@ -77,7 +78,9 @@ async def _freeze(episode: Episode, victim: Consumer, proxy: Proxy) -> AsyncIter
                 async with asyncio.timeout(_MOMENT_LIMIT):
                     port = await stack.enter_async_context(proxy.held_at(moment))
             except TimeoutError:
+                over = True
                 continue
+            over = False
             if await _holds_offsets(episode, port):
                 victim.signal(signal.SIGSTOP)
 
