@@ -1,9 +1,9 @@
 """One topic of an episode, seen and changed from outside the consumers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Container, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
@@ -11,6 +11,8 @@ from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import KafkaError
 
 from tests.faults.record import LogRecord, Place
+
+_T = TypeVar("_T")
 
 _ATTEMPTS = 40
 _COMMITTED = "read_committed"
@@ -68,8 +70,7 @@ class Topic:
 
     async def leaders(self) -> dict[int, int]:
         """The node that leads each partition; -1 for none."""
-        async with self._admin() as admin:
-            [described] = await admin.describe_topics([self.name])
+        described = await _patiently(self._describe)
         return {
             partition["partition"]: partition["leader"] for partition in described["partitions"]
         }
@@ -85,9 +86,13 @@ class Topic:
 
         A client that begins again gets another id.
         """
-        async with self._admin() as admin:
-            [answer] = await admin.describe_consumer_groups([group])
-        [(_, _, state, _, _, members, *_)] = answer.groups
+
+        async def describe() -> Any:
+            async with self._admin() as admin:
+                [answer] = await admin.describe_consumer_groups([group])
+                return answer
+
+        [(_, _, state, _, _, members, *_)] = (await _patiently(describe)).groups
         return {member[0] for member in members} if state == "Stable" else set()
 
     async def begins(self) -> dict[int, int]:
@@ -131,6 +136,11 @@ class Topic:
                     ]
             return sorted(found, key=lambda record: record.place)
 
+    async def _describe(self) -> Any:
+        async with self._admin() as admin:
+            [described] = await admin.describe_topics([self.name])
+            return described
+
     async def _until_led(self, partitions: int) -> None:
         for _ in range(_ATTEMPTS):
             leaders = await self.leaders()
@@ -172,13 +182,11 @@ def _numbered(offsets: Mapping[TopicPartition, int]) -> dict[int, int]:
     return {partition.partition: offset for partition, offset in offsets.items()}
 
 
-async def _patiently(start: Any) -> None:
-    for attempt in range(_ATTEMPTS):
+async def _patiently(ask: Callable[[], Awaitable[_T]]) -> _T:
+    """Ask again while Kafka refuses: a client may choose a node that is away."""
+    for _ in range(_ATTEMPTS - 1):
         try:
-            await start()
+            return await ask()
         except KafkaError:
-            if attempt == _ATTEMPTS - 1:
-                raise
             await asyncio.sleep(_PAUSE)
-        else:
-            return
+    return await ask()
