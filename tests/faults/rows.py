@@ -2,6 +2,9 @@
 
 from tests.faults import (
     rows_consumer,
+    rows_corrupt,
+    rows_failover,
+    rows_frozen,
     rows_kafka,
     rows_log,
     rows_postgres,
@@ -18,7 +21,11 @@ ROWS: tuple[Row, ...] = (
     *rows_kafka.ROWS,
     *rows_transactions.ROWS,
     *rows_log.ROWS,
+    *rows_corrupt.ROWS,
+    *rows_frozen.ROWS,
+    *rows_failover.ROWS,
     *rows_kafka.ROWS_OF_THREE,
+    *rows_corrupt.ROWS_OF_THREE,
 )
 
 

@@ -44,7 +44,7 @@ async def _records_deleted(episode: Episode) -> None:
                 f"partition {partition} stands at {progress[partition]}, past the deleted records"
             )
         episode.lost[partition] = range(progress[partition], begins[partition])
-    await _accept(episode)
+    await accept(episode)
 
 
 async def _delete_to_the_end(episode: Episode, partition: int) -> None:
@@ -115,10 +115,10 @@ async def _topic_recreated(episode: Episode) -> None:
     await _until_halted(episode, set(old))
     if await episode.database.progress() != old:
         episode.violations.append("something of the new log was stored before it was accepted")
-    await _accept(episode)
+    await accept(episode)
 
 
-async def _accept(episode: Episode) -> None:
+async def accept(episode: Episode) -> None:
     """What an operator does: look at what differs, and go on with the log as it is."""
     code, output = await episode.command("topic", "accept")
     if code != 1:
@@ -131,16 +131,16 @@ async def _accept(episode: Episode) -> None:
 
 async def _until_halted(episode: Episode, partitions: set[int]) -> None:
     async def halted() -> bool:
-        return partitions <= await _halted(episode.consumers)
+        return partitions <= await halted_partitions(episode.consumers)
 
     try:
         await episode.until(halted, _HALT_LIMIT, "halted")
     except NoFaultError:
-        found = await _halted(episode.consumers)
+        found = await halted_partitions(episode.consumers)
         episode.violations.append(f"halted are {found}, and {partitions} must be: records are lost")
 
 
-async def _halted(consumers: list[Consumer]) -> set[int]:
+async def halted_partitions(consumers: list[Consumer]) -> set[int]:
     found = set()
     for consumer in consumers:
         found |= {int(number) for number in _HALTED.findall(await consumer.scrape("/metrics"))}
@@ -157,7 +157,7 @@ async def _partitions_grow(episode: Episode) -> None:
     await episode.until(used, 30, "a new partition has records")
 
 
-def _needs_accept(source: Source) -> str | None:
+def needs_accept(source: Source) -> str | None:
     if '"accept"' in (source.path / "execution_events/cli/topic.py").read_text():
         return None
     return "`topic accept` does not exist yet"
@@ -176,8 +176,8 @@ ROWS = (
         "DeleteRecords past the offset",
         3,
         _records_deleted,
-        missing=_needs_accept,
+        missing=needs_accept,
     ),
-    Row("topic-recreated", "Topic re-created", 3, _topic_recreated, missing=_needs_accept),
+    Row("topic-recreated", "Topic re-created", 3, _topic_recreated, missing=needs_accept),
     Row("partitions-grow", "Partitions 6 to 12", 3, _partitions_grow),
 )

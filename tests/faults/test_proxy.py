@@ -2,7 +2,7 @@
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -24,6 +24,7 @@ class Echo:
 
     def __init__(self) -> None:
         self.received = b""
+        self.ended = False
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -34,6 +35,7 @@ class Echo:
         except OSError:
             pass
         finally:
+            self.ended = True
             writer.close()
 
 
@@ -55,6 +57,12 @@ async def connected(
         yield reader, writer
     finally:
         writer.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.01)
 
 
 async def silent(reader: asyncio.StreamReader) -> bool:
@@ -171,3 +179,40 @@ def test_finds_a_commit_however_it_is_cut_up() -> None:
         finder = CommitFinder()
         found = [finder.feed(stream[at : at + size]) for at in range(0, len(stream), size)]
         assert found == [False] * (len(found) - 1) + [True]
+
+
+async def test_a_black_hole_passes_no_end() -> None:
+    async with proxied() as (proxy, echo), connected(proxy) as (reader, writer):
+        writer.write(b"1")
+        await reader.readexactly(1)
+        async with proxy.black_hole():
+            writer.write_eof()
+            await asyncio.sleep(SHORT)
+            assert not echo.ended
+        await until(lambda: echo.ended)
+
+
+async def test_the_server_is_not_told_that_its_client_is_lost() -> None:
+    async with proxied() as (proxy, echo):
+        async with connected(proxy) as (reader, writer):
+            writer.write(b"1")
+            await reader.readexactly(1)
+            proxy.lose_client()
+            writer.write(b"2")
+            assert await silent(reader)
+            writer.transport.abort()
+        await asyncio.sleep(SHORT)
+        assert echo.received == b"1"
+        assert not echo.ended
+        async with connected(proxy) as (again, writer):
+            writer.write(b"3")
+            assert await again.readexactly(1) == b"3"
+
+
+async def test_leads_new_connections_to_another_server() -> None:
+    async with proxied() as (proxy, _), proxied() as (other, echo):
+        proxy.retarget(other.port)
+        async with connected(proxy) as (reader, writer):
+            writer.write(b"1")
+            assert await reader.readexactly(1) == b"1"
+            assert echo.received == b"1"

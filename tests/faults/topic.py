@@ -1,9 +1,9 @@
 """One topic of an episode, seen and changed from outside the consumers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
@@ -14,6 +14,8 @@ from execution_events.consumer.topic import create_topic
 from execution_events.errors import RetryableError
 from execution_events.settings import Settings
 from tests.faults.record import LogRecord, Place
+
+_T = TypeVar("_T")
 
 _ATTEMPTS = 40
 _COMMITTED = "read_committed"
@@ -69,8 +71,7 @@ class Topic:
 
     async def leaders(self) -> dict[int, int]:
         """The node that leads each partition; -1 for none."""
-        async with self._admin() as admin:
-            [described] = await admin.describe_topics([self.name])
+        described = await _patiently(self._describe)
         return {
             partition["partition"]: partition["leader"] for partition in described["partitions"]
         }
@@ -86,9 +87,13 @@ class Topic:
 
         A client that begins again gets another id.
         """
-        async with self._admin() as admin:
-            [answer] = await admin.describe_consumer_groups([group])
-        [(_, _, state, _, _, members, *_)] = answer.groups
+
+        async def describe() -> Any:
+            async with self._admin() as admin:
+                [answer] = await admin.describe_consumer_groups([group])
+                return answer
+
+        [(_, _, state, _, _, members, *_)] = (await _patiently(describe)).groups
         return {member[0] for member in members} if state == "Stable" else set()
 
     async def begins(self) -> dict[int, int]:
@@ -96,10 +101,11 @@ class Topic:
         async with self._client() as (client, partitions):
             return _numbered(await client.beginning_offsets(partitions))
 
-    async def ends(self) -> dict[int, int]:
-        """The last stable offset of each partition."""
+    async def ends(self, of: Container[int] | None = None) -> dict[int, int]:
+        """The last stable offset of each partition, or of those alone that are led."""
         async with self._client() as (client, partitions):
-            return _numbered(await client.end_offsets(partitions))
+            wanted = [p for p in partitions if of is None or p.partition in of]
+            return _numbered(await client.end_offsets(wanted))
 
     async def high_watermarks(self) -> dict[int, int]:
         """The end of each partition; beyond the last stable offset while a transaction is open."""
@@ -130,6 +136,11 @@ class Topic:
                         if r.offset < ends[TopicPartition(self.name, r.partition)]
                     ]
             return sorted(found, key=lambda record: record.place)
+
+    async def _describe(self) -> Any:
+        async with self._admin() as admin:
+            [described] = await admin.describe_topics([self.name])
+            return described
 
     async def _until_led(self, partitions: int) -> None:
         for _ in range(_ATTEMPTS):
@@ -172,13 +183,11 @@ def _numbered(offsets: Mapping[TopicPartition, int]) -> dict[int, int]:
     return {partition.partition: offset for partition, offset in offsets.items()}
 
 
-async def _patiently(start: Any) -> None:
-    for attempt in range(_ATTEMPTS):
+async def _patiently(ask: Callable[[], Awaitable[_T]]) -> _T:
+    """Ask again while Kafka refuses: a client may choose a node that is away."""
+    for _ in range(_ATTEMPTS - 1):
         try:
-            await start()
+            return await ask()
         except (KafkaError, RetryableError):
-            if attempt == _ATTEMPTS - 1:
-                raise
             await asyncio.sleep(_PAUSE)
-        else:
-            return
+    return await ask()

@@ -45,6 +45,10 @@ class Watch:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
+    def forget(self) -> None:
+        """Begin anew: the counts are those of another server."""
+        self._seen = {}
+
     async def _poll(self) -> None:
         while True:
             # PostgreSQL is away in some episodes.
