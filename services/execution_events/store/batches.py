@@ -1,8 +1,8 @@
 """One batch of records, stored in one transaction: rows, offsets, watermarks and dead letters."""
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -30,6 +30,8 @@ APPLICATION = "execution-events consumer"
 _SERVER_SETTINGS = {
     # A batch that waits for another session holds up all of its partitions.
     "lock_timeout": "5s",
+    # A batch that takes longer is halved.
+    "statement_timeout": "20s",
     # Rows are found by their keys, whatever the statistics of a table say that has just grown.
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
@@ -37,6 +39,8 @@ _SERVER_SETTINGS = {
     "enable_mergejoin": "off",
     "jit": "off",
 }
+_COMMAND_TIMEOUT = 25
+"""Seconds until a server that does not answer is given up; it gives up itself a little earlier."""
 _CHANGES_BATCH = 10_000
 """Rows that one statement forgets: some 50 ms."""
 
@@ -130,15 +134,13 @@ class BatchWriter:
 
     async def stored_positions(self, partitions: Sequence[int]) -> dict[int, StoredPosition]:
         """The stored position of each of `partitions` that has one."""
-        connection = await self._connected()
-        with self._translated():
+        async with self._session() as connection:
             rows = await connection.fetch(_SQL["stored_positions"], self._topic, partitions)
         return {partition: _position(*position) for partition, *position in rows}
 
     async def locked_partitions(self, partitions: Sequence[int]) -> set[int]:
         """Those of `partitions` that another session has locked now."""
-        connection = await self._connected()
-        with self._translated():
+        async with self._session() as connection:
             rows = await connection.fetch(_SQL["locked_partitions"], self._topic, partitions)
         return {row["partition"] for row in rows}
 
@@ -147,8 +149,7 @@ class BatchWriter:
 
         PostgreSQL rolls their transactions back. Returns their process ids.
         """
-        connection = await self._connected()
-        with self._translated():
+        async with self._session() as connection:
             rows = await connection.fetch(
                 _SQL["end_lock_holders"], self._topic, partitions, APPLICATION
             )
@@ -156,8 +157,7 @@ class BatchWriter:
 
     async def begin_partition(self, partition: int, offset: int, cluster_id: str) -> None:
         """Store `offset` as the next of a partition that has none; else change nothing."""
-        connection = await self._connected()
-        with self._translated():
+        async with self._session() as connection:
             await connection.execute(
                 _SQL["begin_partition"], self._topic, partition, offset, cluster_id
             )
@@ -167,8 +167,7 @@ class BatchWriter:
 
         Raises `FencedError` where the stored offset is not `move.expected` any more.
         """
-        connection = await self._connected()
-        with self._translated():
+        async with self._session() as connection:
             accepted = await connection.fetch(
                 _SQL["accept_log"],
                 self._topic,
@@ -190,26 +189,20 @@ class BatchWriter:
         `RetryableError`: the server is away. `BatchRefusedError`: it holds a record that the
         database refuses. `HaltError`: all else.
         """
-        connection = await self._connected()
-        try:
-            with self._translated():
-                async with connection.transaction():
-                    self._reach("begun")
-                    await self._move_offsets(connection, batch)
-                    self._reach("offsets_set")
-                    watermarks = await self._watermarks(connection, batch.records)
-                    projection = project(batch.records, watermarks)
-                    with refused_rows():
-                        await write_events(connection, projection.events)
-                    await insert_dead_letters(connection, self._topic, projection.dead_letters)
-                    await self._move_watermarks(connection, projection.watermarks)
-                    self._reach("upserted")
-                    # By then the commit below is on its way.
-                    asyncio.get_running_loop().call_soon(self._reach, "commit_sent")
-        except RetryableError:
-            # What is left of the connection after a time-out is not worth knowing.
-            await self._disconnect()
-            raise
+        async with self._session() as connection, connection.transaction():
+            with _answered(connection):
+                self._reach("begun")
+                await self._move_offsets(connection, batch)
+                self._reach("offsets_set")
+                watermarks = await self._watermarks(connection, batch.records)
+                projection = project(batch.records, watermarks)
+                with refused_rows():
+                    await write_events(connection, projection.events)
+                await insert_dead_letters(connection, self._topic, projection.dead_letters)
+                await self._move_watermarks(connection, projection.watermarks)
+                self._reach("upserted")
+                # By then the commit is on its way.
+                asyncio.get_running_loop().call_soon(self._reach, "commit_sent")
         self._reach("committed")
         return projection
 
@@ -218,26 +211,38 @@ class BatchWriter:
 
         Who watches an execution goes on by them, and begins anew where they are gone.
         """
-        connection = await self._connected()
-        with self._translated():
+        async with self._session() as connection:
             forgotten = await connection.fetchval(_SQL["forget_changes"], kept, _CHANGES_BATCH)
         return bool(forgotten == _CHANGES_BATCH)
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[asyncpg.Connection]:
+        """The connection; dropped after a `RetryableError`, as its state is not known then."""
+        connection = await self._connected()
+        try:
+            with translated_errors(self.address), _answered(connection):
+                yield connection
+        except RetryableError:
+            await self._disconnect()
+            raise
 
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
             await self._disconnect()
             connection = await self._stack.enter_async_context(
-                connect(self._database_url, APPLICATION, _SERVER_SETTINGS)
+                connect(
+                    self._database_url,
+                    APPLICATION,
+                    _SERVER_SETTINGS,
+                    command_timeout=_COMMAND_TIMEOUT,
+                )
             )
-            with self._translated():
+            with translated_errors(self.address):
                 await require_current(connection)
                 await prepare(connection)
             self._connection = connection
             self.connections += 1
         return self._connection
-
-    def _translated(self) -> AbstractContextManager[None]:
-        return translated_errors(self.address)
 
     async def _disconnect(self) -> None:
         self._connection = None
@@ -282,6 +287,19 @@ class BatchWriter:
                 [source for _, source in watermarks],
                 list(watermarks.values()),
             )
+
+
+@contextmanager
+def _answered(connection: asyncpg.Connection) -> Iterator[None]:
+    """End a connection that has not answered in time.
+
+    The driver would wait for the answer to what it cancelled, before a rollback for example.
+    """
+    try:
+        yield
+    except TimeoutError:
+        connection.terminate()
+        raise
 
 
 def _position(

@@ -100,13 +100,14 @@ async def connect(
     application: str,
     settings: Mapping[str, str] | None = None,
     *,
+    command_timeout: float = COMMAND_TIMEOUT,
     unlimited: bool = False,
 ) -> AsyncIterator[asyncpg.Connection]:
     """One connection with these `options`, closed at the end.
 
     With `unlimited`, for migrations, a statement may take any time.
     """
-    chosen = options(application, settings or {})
+    chosen = options(application, settings or {}) | {"command_timeout": command_timeout}
     if unlimited:
         chosen["command_timeout"] = None
         chosen["server_settings"] |= {"statement_timeout": "0", "lock_timeout": "60s"}
