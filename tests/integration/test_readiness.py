@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 
 from execution_events.consumer.service import run_consumer
+from execution_events.consumer.topic import open_admin
 from execution_events.embedded import EmbeddedKafka
 from execution_events.reader.service import run_reader
 from execution_events.settings import Settings
@@ -134,6 +135,17 @@ async def postgres_read_only(peers: Peers) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def topic_deleted(peers: Peers) -> AsyncIterator[None]:
+    """aiokafka's consumer is assigned no partition then, and says nothing."""
+    async with open_admin(peers.settings) as admin:
+        await admin.delete_topics([peers.settings.topic])
+    try:
+        yield
+    finally:
+        await make_topic(peers.settings, PARTITIONS)
+
+
+@asynccontextmanager
 async def partition_stalls(peers: Peers) -> AsyncIterator[None]:
     """PostgreSQL answers, and a batch cannot be stored."""
     async with (
@@ -188,6 +200,7 @@ POSTGRES = r"PostgreSQL at 127\.0\.0\.1:\d+"
         (postgres_refuses, POSTGRES + " cannot be reached: .*Connect call failed"),
         (both_refuse, KAFKA + rf".*Connect call failed.*\| {POSTGRES} cannot be reached"),
         (postgres_read_only, POSTGRES + ": it is read-only"),
+        (topic_deleted, KAFKA + "UnknownTopicOrPartitionError"),
         (
             partition_stalls,
             rf"partition \d has records, and none has been stored for \d+ s: {POSTGRES}: .*55P03",
