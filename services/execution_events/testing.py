@@ -8,6 +8,7 @@ exactly as the real publishers do it:
     assert [event.reason for event in publisher.events] == ["启动##ActionStart", …]
 """
 
+import asyncio
 from types import TracebackType
 from typing import Self
 
@@ -29,6 +30,7 @@ class RecordingPublisher(publisher.Publisher):
 
     async def __aenter__(self) -> Self:
         self._is_open = True
+        self._loop = asyncio.get_running_loop()
         return self
 
     async def __aexit__(
@@ -47,12 +49,15 @@ class RecordingPublisher(publisher.Publisher):
         self._check_open()
 
     async def close(self) -> int:
+        if self._is_open:
+            self._require_own_loop()
         self._is_open = False
         return 0
 
     def _check_open(self) -> None:
         if not self._is_open:
             raise RuntimeError("the publisher is not open")
+        self._require_own_loop()
 
 
 class SyncRecordingPublisher(sync.Publisher):

@@ -8,12 +8,28 @@ import traceback
 from itertools import chain
 from typing import Any
 
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.conn import AIOKafkaConnection
-from aiokafka.errors import ProducerClosed
+from aiokafka.errors import (
+    InvalidTimestampError,
+    MessageSizeTooLargeError,
+    ProducerClosed,
+    RecordListTooLargeError,
+    TopicAuthorizationFailedError,
+)
+from aiokafka.producer.sender import SendProduceReqHandler
+
+from execution_events.errors import RetryableError
+from execution_events.kafka_client import create_no_topics
+
+TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
+NOT_APPENDED = (*TOO_LARGE, InvalidTimestampError, TopicAuthorizationFailedError)
+"""A broker's refusals of a batch that leave the producer as good as before."""
 
 _STOP_TIMEOUT = 2
 """Seconds that cancelled tasks may take to end."""
+_TOPIC_TIMEOUT = 5
+"""Seconds for the brokers to agree on a topic that was created a moment ago."""
 
 
 class Producer(AIOKafkaProducer):  # type: ignore[misc]
@@ -25,9 +41,9 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        create_no_topics(self.client)
         self._ended = False
         self._requests: set[asyncio.Task[Any]] = set()
-        self._send_request = self._sender._send_produce_req
         self._sender._send_produce_req = self._send_unless_ended
 
     @property
@@ -51,6 +67,38 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
                     if isinstance(value, AIOKafkaConnection):
                         value.close()
             raise
+
+    async def partition_count(self, topic: str) -> int:
+        """Return how many partitions `topic` has, by the metadata that is at hand.
+
+        Raises `RetryableError` where the topic does not exist or may not be seen, and
+        `TimeoutError` where no broker answers.
+        """
+        cluster = self.client.cluster
+        known = cluster.partitions_for_topic(topic)
+        if known is None:
+            asked = cluster._last_successful_refresh_ms
+            try:
+                async with asyncio.timeout(_TOPIC_TIMEOUT):
+                    known = await self.partitions_for(topic)
+            except TopicAuthorizationFailedError as error:
+                raise RetryableError(f"no right to describe the topic {topic}") from error
+            except TimeoutError:
+                if cluster._last_successful_refresh_ms == asked:
+                    raise
+                raise RetryableError(
+                    f"the topic {topic} does not exist: "
+                    "create it with `execution-events topic create`"
+                ) from None
+        return len(known)
+
+    async def update_metadata(self) -> None:
+        """Ask a broker for the metadata."""
+        await self.client.force_metadata_update()
+
+    def limit_batches(self, size: int) -> None:
+        """Let batches created from now on have at most `size` bytes before compression."""
+        self._message_accumulator._batch_size = size
 
     async def end(self) -> None:
         """Fail what is not acknowledged and give up all tasks and connections, within 2 s.
@@ -87,6 +135,34 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
         assert task is not None  # noqa: S101
         self._requests.add(task)
         try:
-            await self._send_request(node_id, batches)
+            await _ProduceHandler(self._sender, batches).do(node_id)
         finally:
             self._requests.discard(task)
+        self._sender._in_flight.remove(node_id)
+        self._sender._muted_partitions.difference_update(batches)
+
+
+class _ProduceHandler(SendProduceReqHandler):  # type: ignore[misc]
+    """Keeps the producer usable after a refusal, and tells the broker's reason for it."""
+
+    def handle_response(self, response: Any) -> None:
+        super().handle_response(response)
+        for topic, partitions in response.topics:
+            for partition, code, *details in partitions:
+                batch = self._batches.get(TopicPartition(topic, partition)) if code else None
+                if batch is not None and batch.future.done():
+                    self._note_refusal(batch, details)
+
+    def _note_refusal(self, batch: Any, details: list[Any]) -> None:
+        error = batch.future.exception()
+        if not isinstance(error, NOT_APPENDED):
+            return
+        # aiokafka counts a refused batch in its sequence numbers, the broker does not. One that was
+        # sent before may be in the log all the same; then the broker has counted it.
+        if batch.retry_count == 1:
+            self._sender._txn_manager.increment_sequence_number(batch.tp, -batch.record_count)
+        # Produce v8: base offset, timestamp, log start offset, errors of records, message.
+        if len(details) == 5:
+            *_, record_errors, message = details
+            reason = record_errors[0][1] if record_errors else message
+            error.args = (reason,) if reason else error.args

@@ -33,8 +33,8 @@ class Publisher:
     `publish` has raised may be or may not be in the log.
 
     Of one execution, an event whose `publish` was called after that of another had returned comes
-    after it in the log. A publisher belongs to the event loop and the process that opened it: after
-    a fork, open another one.
+    after it in the log. A publisher belongs to the event loop and the process that opened it: in
+    another loop, or after a fork, every call raises a RuntimeError; open another publisher there.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -42,6 +42,7 @@ class Publisher:
         self._names = Names()
         self._delivery: DirectDelivery | SpooledDelivery | None = None
         self._process = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod
     def from_settings(cls, environ: Mapping[str, str] | None = None) -> Self:
@@ -60,6 +61,7 @@ class Publisher:
         else:
             self._delivery = await _spooled(settings, Path(settings.spool_dir))
         self._process = os.getpid()
+        self._loop = asyncio.get_running_loop()
         return self
 
     async def __aexit__(
@@ -135,7 +137,12 @@ class Publisher:
             raise RuntimeError("the publisher is not open")
         if self._process != os.getpid():
             raise RuntimeError("the publisher was opened before a fork: open one in this process")
+        self._require_own_loop()
         return self._delivery
+
+    def _require_own_loop(self) -> None:
+        if self._loop is not asyncio.get_running_loop():
+            raise RuntimeError("the publisher was opened in another event loop: open one in this")
 
 
 async def _spooled(settings: Settings, directory: Path) -> SpooledDelivery:
