@@ -30,7 +30,7 @@ class RecordingPublisher(publisher.Publisher):
 
     async def __aenter__(self) -> Self:
         self._is_open = True
-        self._loop = asyncio.get_running_loop()
+        self._own_loop = asyncio.get_running_loop()
         return self
 
     async def __aexit__(

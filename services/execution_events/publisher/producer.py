@@ -8,7 +8,7 @@ import traceback
 from itertools import chain
 from typing import Any
 
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer
 from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import (
     InvalidTimestampError,
@@ -28,8 +28,9 @@ NOT_APPENDED = (*TOO_LARGE, InvalidTimestampError, TopicAuthorizationFailedError
 
 _STOP_TIMEOUT = 2
 """Seconds that cancelled tasks may take to end."""
-_TOPIC_TIMEOUT = 5
-"""Seconds for the brokers to agree on a topic that was created a moment ago."""
+_TOPIC_TRIES = 6
+_TOPIC_PAUSE = 0.5
+"""Times that brokers are asked for a topic that they do not know, and seconds between two."""
 
 
 class Producer(AIOKafkaProducer):  # type: ignore[misc]
@@ -71,26 +72,23 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
     async def partition_count(self, topic: str) -> int:
         """Return how many partitions `topic` has, by the metadata that is at hand.
 
-        Raises `RetryableError` where the topic does not exist or may not be seen, and
-        `TimeoutError` where no broker answers.
+        Waits for metadata that has the topic. Raises `RetryableError` where it does not exist or
+        may not be seen.
         """
         cluster = self.client.cluster
-        known = cluster.partitions_for_topic(topic)
-        if known is None:
-            asked = cluster._last_successful_refresh_ms
-            try:
-                async with asyncio.timeout(_TOPIC_TIMEOUT):
-                    known = await self.partitions_for(topic)
-            except TopicAuthorizationFailedError as error:
-                raise RetryableError(f"no right to describe the topic {topic}") from error
-            except TimeoutError:
-                if cluster._last_successful_refresh_ms == asked:
-                    raise
-                raise RetryableError(
-                    f"the topic {topic} does not exist: "
-                    "create it with `execution-events topic create`"
-                ) from None
-        return len(known)
+        # A topic that was created a moment ago is not known to all brokers.
+        for _ in range(_TOPIC_TRIES):
+            known = cluster.partitions_for_topic(topic)
+            if known is not None:
+                return len(known)
+            await self.client.add_topic(topic)
+            await self.update_metadata()
+            if topic in cluster.unauthorized_topics:
+                raise RetryableError(f"no right to describe the topic {topic}")
+            await asyncio.sleep(_TOPIC_PAUSE)
+        raise RetryableError(
+            f"the topic {topic} does not exist: create it with `execution-events topic create`"
+        )
 
     async def update_metadata(self) -> None:
         """Ask a broker for the metadata."""
@@ -143,26 +141,19 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
 
 
 class _ProduceHandler(SendProduceReqHandler):  # type: ignore[misc]
-    """Keeps the producer usable after a refusal, and tells the broker's reason for it."""
+    """Keeps the producer usable after a refusal.
+
+    aiokafka counts a refused batch in its sequence numbers, the broker does not: so what comes next
+    would be out of order.
+    """
 
     def handle_response(self, response: Any) -> None:
         super().handle_response(response)
-        for topic, partitions in response.topics:
-            for partition, code, *details in partitions:
-                batch = self._batches.get(TopicPartition(topic, partition)) if code else None
-                if batch is not None and batch.future.done():
-                    self._note_refusal(batch, details)
-
-    def _note_refusal(self, batch: Any, details: list[Any]) -> None:
-        error = batch.future.exception()
-        if not isinstance(error, NOT_APPENDED):
-            return
-        # aiokafka counts a refused batch in its sequence numbers, the broker does not. One that was
-        # sent before may be in the log all the same; then the broker has counted it.
-        if batch.retry_count == 1:
-            self._sender._txn_manager.increment_sequence_number(batch.tp, -batch.record_count)
-        # Produce v8: base offset, timestamp, log start offset, errors of records, message.
-        if len(details) == 5:
-            *_, record_errors, message = details
-            reason = record_errors[0][1] if record_errors else message
-            error.args = (reason,) if reason else error.args
+        for batch in self._batches.values():
+            # One that was sent before may be in the log, and then the broker has counted it.
+            if (
+                batch.future.done()
+                and isinstance(batch.future.exception(), NOT_APPENDED)
+                and batch.retry_count == 1
+            ):
+                self._sender._txn_manager.increment_sequence_number(batch.tp, -batch.record_count)

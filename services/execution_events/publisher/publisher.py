@@ -42,7 +42,7 @@ class Publisher:
         self._names = Names()
         self._delivery: DirectDelivery | SpooledDelivery | None = None
         self._process = 0
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._own_loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod
     def from_settings(cls, environ: Mapping[str, str] | None = None) -> Self:
@@ -61,7 +61,7 @@ class Publisher:
         else:
             self._delivery = await _spooled(settings, Path(settings.spool_dir))
         self._process = os.getpid()
-        self._loop = asyncio.get_running_loop()
+        self._own_loop = asyncio.get_running_loop()
         return self
 
     async def __aexit__(
@@ -141,7 +141,7 @@ class Publisher:
         return self._delivery
 
     def _require_own_loop(self) -> None:
-        if self._loop is not asyncio.get_running_loop():
+        if self._own_loop is not asyncio.get_running_loop():
             raise RuntimeError("the publisher was opened in another event loop: open one in this")
 
 

@@ -223,7 +223,10 @@ class Sender:
             case RetryableError():
                 return str(error)
             case InvalidTimestampError():
-                return f"Kafka refuses the time of this machine's clock: {error}"
+                return (
+                    f"Kafka refuses the time of this machine's clock: {error.description} "
+                    f"({type(error).__name__})"
+                )
             case TopicAuthorizationFailedError():
                 return f"no right to write to the topic {self._topic}"
             case ProducerClosed():

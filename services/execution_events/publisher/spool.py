@@ -11,8 +11,7 @@ from typing import Any, NamedTuple, Self
 from zlib import crc32
 
 from execution_events.errors import SpoolCorruptError, SpoolFullError
-from execution_events.publisher.record import HOLD_MS, NewRecord
-from execution_events.publisher.record import now_ms as _now
+from execution_events.publisher.record import HOLD_MS, NewRecord, now_ms
 from execution_events.publisher.spool_file import (
     HELD,
     PRAGMAS,
@@ -447,3 +446,7 @@ def _checksum(record: NewRecord) -> int:
 
 def _size(record: NewRecord | SpooledRecord) -> int:
     return len(record.key) + len(record.value) + len(record.traceparent or "") + ROW_BYTES
+
+
+def _now() -> int:
+    return now_ms()
