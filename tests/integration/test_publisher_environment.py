@@ -36,7 +36,6 @@ from tests.support.published import (
     log,
     records,
     silent,
-    topic_on,
 )
 
 HOUR_MS = 3600 * 1000
@@ -233,31 +232,33 @@ async def test_without_a_spool_a_clock_that_is_ahead_is_said(
 async def test_a_worker_that_lives_on_holds_what_it_attempted_too_long_ago(
     own_kafka: EmbeddedKafka, spooled: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = await topic_on(own_kafka, spooled)
+    own = replace(spooled, kafka_bootstrap_servers=own_kafka.bootstrap_servers)
     first, *others = events(60, executions=1)
-    async with Publisher(settings) as publisher:
-        await publisher.publish(events(1, prefix="before")[0])
-        await publisher.flush(DEADLINE)
-        with silent(own_kafka):
-            # This one is on its way, and the others wait for it.
-            await publisher.publish(first)
-            await asyncio.gather(*map(publisher.publish, others))
-            set_clock(monkeypatch, 31 * DAY_MS)
-        await publisher.publish(events(1, prefix="after")[0])
-        await publisher.flush(DEADLINE)
-        async with asyncio.timeout(DEADLINE):
-            while listed(settings).left:
-                await asyncio.sleep(0.05)
-        found = listed(settings)
-        names = {record.name for record in counted(await log(settings))}
-        assert {"before.0", "after.0"} <= names
-        assert found.held == 62 - len(names) >= 50
-    monkeypatch.undo()
-    spool = spool_of(settings)
-    assert spool.held == found.held
-    spool.accept_duplicates()
-    assert await drain(settings, spool, timeout=DEADLINE, progress=lambda _: None) == 0
-    assert len(counted(await log(settings))) == 62
+    async with topic(own, message_timestamp_type="LogAppendTime") as settings:
+        async with Publisher(settings) as publisher:
+            await publisher.publish(events(1, prefix="before")[0])
+            await publisher.flush(DEADLINE)
+            with silent(own_kafka):
+                # This one is on its way, and the others wait for it.
+                await publisher.publish(first)
+                await asyncio.gather(*map(publisher.publish, others))
+                set_clock(monkeypatch, 31 * DAY_MS)
+            await publisher.publish(events(1, prefix="after")[0])
+            await publisher.flush(DEADLINE)
+            async with asyncio.timeout(DEADLINE):
+                while listed(settings).left:
+                    await asyncio.sleep(0.05)
+            found = listed(settings)
+            names = {record.name for record in counted(await log(settings))}
+            assert {"before.0", "after.0"} <= names
+            assert found.held == 62 - len(names) >= 50
+        monkeypatch.undo()
+        spool = spool_of(settings)
+        assert spool.held == found.held
+        spool.accept_duplicates()
+        assert await drain(settings, spool, timeout=DEADLINE, progress=lambda _: None) == 0
+        by_name = {record.name for record in await log(settings)}
+        assert len(by_name) == len(await log(settings)) == 62
 
 
 # Partitions that are no more.

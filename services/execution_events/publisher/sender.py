@@ -91,7 +91,7 @@ class Sender:
     `acknowledged(records, partition, base_offset)`, `refused(record, detail)` and `expired(record)`
     are called in the event loop, one of them once for each record: `expired` for one that was
     attempted more than `HOLD_MS` ago, which is not sent any more. `waits(partition)` is called when
-    an attempt has failed; then `take_back` may be called.
+    an attempt has failed; then `take_back` may be called, but not for `EVERY_PARTITION`.
     """
 
     def __init__(
@@ -298,6 +298,7 @@ class Sender:
                     why = str(error) if isinstance(error, RetryableError) else repr(error)
                     self.reasons[EVERY_PARTITION] = why
                     _logger.warning("kafka is away", error=why, attempt=failures)
+                    self._waits(EVERY_PARTITION)
                     await asyncio.sleep(_pause(failures))
             self.reasons.pop(EVERY_PARTITION, None)
             return self._producer

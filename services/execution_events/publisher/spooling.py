@@ -16,7 +16,7 @@ from execution_events.observability import Logger
 from execution_events.publisher import spool_directory
 from execution_events.publisher.background import Background
 from execution_events.publisher.record import NewRecord
-from execution_events.publisher.sender import Outgoing, Sender
+from execution_events.publisher.sender import EVERY_PARTITION, Outgoing, Sender
 from execution_events.publisher.spool import Spool, SpooledRecord
 from execution_events.settings import Settings
 
@@ -409,7 +409,7 @@ class SpooledDelivery:
         self._note_settled()
 
     def _note_waiting(self, spool: Spool, partition: int) -> None:
-        if spool is self._spool:
+        if spool is self._spool and partition != EVERY_PARTITION:
             taken = self._sender.take_back(partition)
             self._returned.setdefault(partition, []).extend(record.sequence for record in taken)
         self._note_settled()
