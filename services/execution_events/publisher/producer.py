@@ -76,16 +76,17 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
         may not be seen.
         """
         cluster = self.client.cluster
-        # A topic that was created a moment ago is not known to all brokers.
-        for _ in range(_TOPIC_TRIES):
+        for attempt in range(_TOPIC_TRIES):
             known = cluster.partitions_for_topic(topic)
             if known is not None:
                 return len(known)
-            await self.client.add_topic(topic)
+            if attempt:
+                # One that was created a moment ago is not known to all brokers.
+                await asyncio.sleep(_TOPIC_PAUSE)
+            self.client.add_topic(topic)
             await self.update_metadata()
             if topic in cluster.unauthorized_topics:
                 raise RetryableError(f"no right to describe the topic {topic}")
-            await asyncio.sleep(_TOPIC_PAUSE)
         raise RetryableError(
             f"the topic {topic} does not exist: create it with `execution-events topic create`"
         )
