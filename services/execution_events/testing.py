@@ -16,6 +16,7 @@ from execution_events import publisher, sync
 from execution_events.events import Occurrence
 from execution_events.publisher.event import Event
 from execution_events.publisher.naming import Names
+from execution_events.publisher.publisher import OTHER_LOOP
 from execution_events.settings import Settings
 
 
@@ -50,14 +51,15 @@ class RecordingPublisher(publisher.Publisher):
 
     async def close(self) -> int:
         if self._is_open:
-            self._require_own_loop()
+            self._check_open()
         self._is_open = False
         return 0
 
     def _check_open(self) -> None:
         if not self._is_open:
             raise RuntimeError("the publisher is not open")
-        self._require_own_loop()
+        if self._own_loop is not asyncio.get_running_loop():
+            raise RuntimeError(OTHER_LOOP)
 
 
 class SyncRecordingPublisher(sync.Publisher):

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -259,6 +260,35 @@ async def test_a_worker_that_lives_on_holds_what_it_attempted_too_long_ago(
         assert await drain(settings, spool, timeout=DEADLINE, progress=lambda _: None) == 0
         by_name = {record.name for record in await log(settings)}
         assert len(by_name) == len(await log(settings)) == 62
+
+
+async def test_a_worker_that_was_frozen_in_a_request_does_not_send_it_again(
+    own_kafka: EmbeddedKafka, spooled: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """aiokafka would: it has a new connection, and the batch has no acknowledgement."""
+    own = replace(spooled, kafka_bootstrap_servers=own_kafka.bootstrap_servers)
+    async with topic(own, message_timestamp_type="LogAppendTime") as settings:
+        async with Publisher(settings) as publisher:
+            await publisher.publish(events(1, prefix="before")[0])
+            await publisher.flush(DEADLINE)
+            own_kafka.process.kill(signal.SIGSTOP)
+            try:
+                await publisher.publish(events(1)[0])
+                async with asyncio.timeout(DEADLINE):
+                    while not publisher._delivery._sender._producer._requests:  # type: ignore[union-attr]
+                        await asyncio.sleep(0.01)
+                set_clock(monkeypatch, 31 * DAY_MS)
+            finally:
+                own_kafka.process.kill(signal.SIGKILL)
+                await own_kafka.stop()
+                await own_kafka.start()
+            await publisher.publish(events(1, prefix="after")[0])
+            await publisher.flush(DEADLINE)
+            async with asyncio.timeout(DEADLINE):
+                while listed(settings).left:
+                    await asyncio.sleep(0.05)
+        assert listed(settings).held == 1
+        assert {record.name for record in await log(settings)} == {"before.0", "after.0"}
 
 
 # Partitions that are no more.

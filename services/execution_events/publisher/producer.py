@@ -5,6 +5,7 @@ The one place that knows aiokafka from the inside: 0.14, which the dependency's 
 
 import asyncio
 import traceback
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
@@ -21,6 +22,7 @@ from aiokafka.producer.sender import SendProduceReqHandler
 
 from execution_events.errors import RetryableError
 from execution_events.kafka_client import create_no_topics
+from execution_events.publisher.record import HOLD_MS, now_ms
 
 TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 NOT_APPENDED = (*TOO_LARGE, InvalidTimestampError, TopicAuthorizationFailedError)
@@ -69,31 +71,29 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
                         value.close()
             raise
 
-    async def partition_count(self, topic: str) -> int:
-        """Return how many partitions `topic` has, by the metadata that is at hand.
+    def known_partitions(self, topic: str) -> int:
+        """Return how many partitions `topic` has by the metadata at hand, 0 where it is missing."""
+        # aiokafka's own method makes a set of them, and this is asked for each batch.
+        return len(self.client.cluster._partitions.get(topic, ()))
 
-        Waits for metadata that has the topic. Raises `RetryableError` where it does not exist or
-        may not be seen.
+    async def find_partitions(self, topic: str) -> int:
+        """Ask a broker how many partitions `topic` has.
+
+        Raises `RetryableError` where it does not exist or may not be seen.
         """
-        cluster = self.client.cluster
         for attempt in range(_TOPIC_TRIES):
-            known = cluster.partitions_for_topic(topic)
-            if known is not None:
-                return len(known)
             if attempt:
                 # One that was created a moment ago is not known to all brokers.
                 await asyncio.sleep(_TOPIC_PAUSE)
             self.client.add_topic(topic)
-            await self.update_metadata()
-            if topic in cluster.unauthorized_topics:
+            await self.client.force_metadata_update()
+            if known := self.known_partitions(topic):
+                return known
+            if topic in self.client.cluster.unauthorized_topics:
                 raise RetryableError(f"no right to describe the topic {topic}")
         raise RetryableError(
             f"the topic {topic} does not exist: create it with `execution-events topic create`"
         )
-
-    async def update_metadata(self) -> None:
-        """Ask a broker for the metadata."""
-        await self.client.force_metadata_update()
 
     def limit_batches(self, size: int) -> None:
         """Let batches created from now on have at most `size` bytes before compression."""
@@ -134,11 +134,30 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
         assert task is not None  # noqa: S101
         self._requests.add(task)
         try:
-            await _ProduceHandler(self._sender, batches).do(node_id)
+            if _are_recent(batches.values()):
+                await _ProduceHandler(self._sender, batches).do(node_id)
+            else:
+                for batch in batches.values():
+                    batch.failure(ProducerClosed())
         finally:
             self._requests.discard(task)
         self._sender._in_flight.remove(node_id)
         self._sender._muted_partitions.difference_update(batches)
+
+
+def _are_recent(batches: Iterable[Any]) -> bool:
+    """Whether these batches, which are sent now, were first sent less than `HOLD_MS` ago.
+
+    aiokafka sends a batch again by itself, also when the process was frozen or the machine asleep,
+    which no timer of the event loop has seen.
+    """
+    now = now_ms()
+    for batch in batches:
+        if batch.retry_count == 1:
+            batch.first_sent = now
+        elif batch.first_sent < now - HOLD_MS:
+            return False
+    return True
 
 
 class _ProduceHandler(SendProduceReqHandler):  # type: ignore[misc]

@@ -22,6 +22,8 @@ from execution_events.settings import Settings
 
 _logger = Logger(__name__)
 
+OTHER_LOOP = "the publisher was opened in another event loop: open one in this"
+
 
 class Publisher:
     """Publishes the events of a worker; an asynchronous context manager.
@@ -137,12 +139,9 @@ class Publisher:
             raise RuntimeError("the publisher is not open")
         if self._process != os.getpid():
             raise RuntimeError("the publisher was opened before a fork: open one in this process")
-        self._require_own_loop()
-        return self._delivery
-
-    def _require_own_loop(self) -> None:
         if self._own_loop is not asyncio.get_running_loop():
-            raise RuntimeError("the publisher was opened in another event loop: open one in this")
+            raise RuntimeError(OTHER_LOOP)
+        return self._delivery
 
 
 async def _spooled(settings: Settings, directory: Path) -> SpooledDelivery:

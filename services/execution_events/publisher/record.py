@@ -30,4 +30,4 @@ class NewRecord(msgspec.Struct, frozen=True, gc=False):
     def of(cls, occurrence: Occurrence, traceparent: str | None = None) -> Self:
         """The record that carries `occurrence`, made now."""
         key, value = wire.encode(occurrence)
-        return cls(key, value, traceparent, now_ms())
+        return cls(key, value, traceparent, time.time_ns() // 1_000_000)

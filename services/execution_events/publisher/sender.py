@@ -252,7 +252,8 @@ class Sender:
         producer = await self._connected()
         count = 0
         try:
-            await self._require_partition(producer, partition)
+            if partition >= producer.known_partitions(self._topic):
+                await self._find_partition(producer, partition)
             timestamp = now_ms()
             batch = producer.create_batch()
             append, encode_headers = batch.append, wire.encode_headers
@@ -272,18 +273,15 @@ class Sender:
                 await self._drop(producer, error)
             return count, -1, error
 
-    async def _require_partition(self, producer: Producer, partition: int) -> None:
-        self.partitions = await producer.partition_count(self._topic)
+    async def _find_partition(self, producer: Producer, partition: int) -> None:
+        """Raise a `RetryableError` where a broker does not know `partition` of the topic either."""
+        async with asyncio.timeout(_REQUEST_TIMEOUT):
+            self.partitions = await producer.find_partitions(self._topic)
         if partition >= self.partitions:
-            # It may have grown a moment ago.
-            async with asyncio.timeout(_REQUEST_TIMEOUT):
-                await producer.update_metadata()
-            self.partitions = await producer.partition_count(self._topic)
-            if partition >= self.partitions:
-                raise PartitionMissingError(
-                    f"the topic {self._topic} has only {self.partitions} partitions: "
-                    "`execution-events spool drain --accept-duplicates` gives events new ones"
-                )
+            raise PartitionMissingError(
+                f"the topic {self._topic} has only {self.partitions} partitions: "
+                "`execution-events spool drain --accept-duplicates` gives events new ones"
+            )
 
     async def _connected(self) -> Producer:
         async with self._connecting:
@@ -315,7 +313,7 @@ class Sender:
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT):
                 await producer.start()
-                self.partitions = await producer.partition_count(self._topic)
+                self.partitions = await producer.find_partitions(self._topic)
         except BaseException as error:
             await producer.end()
             if isinstance(error, KafkaError | OSError | RetryableError):
@@ -367,20 +365,23 @@ class _Lane:
             if self._expire():
                 suspects = size = 0
             while not self.waiting:
-                self._sender.note_success(self._partition)
+                if failures:
+                    failures = 0
+                    self._sender.note_success(self._partition)
                 self._wake.clear()
                 await self._wake.wait()
             # What is in flight stays at the head of the line until its fate is known.
             most = (suspects + 1) // 2 or _BATCH_RECORDS
             count, base, error = await self._sender.send(self.waiting, self._partition, most)
             if error is None:
-                failures = 0
+                if failures:
+                    failures = 0
+                    self._sender.note_success(self._partition)
                 suspects = max(0, suspects - count)
                 if size and not suspects:
                     self._sender.limit_batches(size // 2)
                     size = 0
                 records = [self.waiting.popleft() for _ in range(count)]
-                self._sender.note_success(self._partition)
                 self._sender.settle_acknowledged(records, self._partition, base)
             elif not isinstance(error, TOO_LARGE):
                 failures += 1
