@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import copy
 from functools import partial
-from itertools import chain
 from types import TracebackType
 from typing import NamedTuple, Self, TypeVar
 
@@ -17,7 +16,8 @@ from execution_events.publisher import spool_directory
 from execution_events.publisher.background import Background
 from execution_events.publisher.record import NewRecord
 from execution_events.publisher.sender import EVERY_PARTITION, Outgoing, Sender
-from execution_events.publisher.spool import Spool, SpooledRecord
+from execution_events.publisher.spool import Spool
+from execution_events.publisher.spool_turn import Changes, exchange
 from execution_events.settings import Settings
 
 _T = TypeVar("_T")
@@ -164,7 +164,7 @@ class SpooledDelivery:
     def _close_spool(self) -> int:
         spool = self._spool
         try:
-            _exchange(spool, [], self._changes(), 0, None, frozenset(), 0)
+            exchange(spool, [], self._changes(), 0, None, frozenset(), 0)
         except Exception as error:
             # What stays there will be sent again, and not be counted again.
             _logger.warning("spool not up to date", spool=str(spool.path), error=str(error))
@@ -284,7 +284,7 @@ class SpooledDelivery:
         try:
             given, full = await self._in_thread(
                 partial(
-                    _exchange,
+                    exchange,
                     self._spool,
                     [kept.record for kept in new],
                     changes,
@@ -324,9 +324,9 @@ class SpooledDelivery:
             if not kept.durable.done():
                 kept.durable.set_result(None)
 
-    def _changes(self) -> "_Changes":
+    def _changes(self) -> Changes:
         """What the spool does not know yet."""
-        changes = _Changes(
+        changes = Changes(
             self._acknowledged,
             self._refused,
             self._expired,
@@ -336,7 +336,7 @@ class SpooledDelivery:
         self._acknowledged, self._refused, self._expired, self._returned = [], [], [], {}
         return changes
 
-    def _restore(self, changes: "_Changes") -> None:
+    def _restore(self, changes: Changes) -> None:
         """The spool may not know `changes` yet."""
         self._acknowledged = changes.acknowledged + self._acknowledged
         self._refused = changes.refused + self._refused
@@ -451,41 +451,6 @@ def _closed_error() -> RetryableError:
 def _fail(kept: _Kept, error: Exception) -> None:
     if not kept.durable.done():
         kept.durable.set_exception(error)
-
-
-class _Changes(NamedTuple):
-    """What became of records in flight, and why others wait, by partition."""
-
-    acknowledged: list[int]
-    refused: list[tuple[int, str]]
-    expired: list[int]
-    returned: dict[int, list[int]]
-    reasons: dict[int, str]
-
-
-def _exchange(
-    spool: Spool,
-    new: list[NewRecord],
-    changes: _Changes,
-    room: int,
-    partition_of: Callable[[bytes], int] | None,
-    passed: frozenset[int],
-    accept_partitions: int,
-) -> tuple[list[SpooledRecord], SpoolFullError | None]:
-    """One turn. A full spool stores nothing new, and still gives what it has."""
-    for sequence, detail in changes.refused:
-        spool.refuse(sequence, detail)
-    spool.hold(changes.expired)
-    if changes.returned:
-        spool.take_back(chain.from_iterable(changes.returned.values()))
-    spool.note_reasons(changes.reasons)
-    if accept_partitions:
-        spool.accept_partitions(accept_partitions)
-    exchange = partial(spool.exchange, room=max(0, room), partition_of=partition_of, passed=passed)
-    try:
-        return exchange(new, changes.acknowledged), None
-    except SpoolFullError as error:
-        return exchange((), changes.acknowledged), error
 
 
 async def drain(
