@@ -1,4 +1,4 @@
-"""What surrounds a publisher and is not as it should be: clocks, partitions, limits, no topic."""
+"""A publisher where clocks, partitions, limits or the topic are not as they should be."""
 
 import asyncio
 import os

@@ -146,7 +146,7 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
 
 
 def _are_recent(batches: Iterable[Any]) -> bool:
-    """Whether these batches, which are sent now, were first sent less than `HOLD_MS` ago.
+    """Tell if these batches, which are sent now, were first sent less than `HOLD_MS` ago.
 
     aiokafka sends a batch again by itself, also when the process was frozen or the machine asleep,
     which no timer of the event loop has seen.

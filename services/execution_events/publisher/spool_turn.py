@@ -12,7 +12,7 @@ from execution_events.publisher.spool import Spool, SpooledRecord
 
 
 class Changes(NamedTuple):
-    """What became of records in flight, and why others wait, by partition."""
+    """Fates of records in flight, and the reasons why others wait, by partition."""
 
     acknowledged: list[int]
     refused: list[tuple[int, str]]

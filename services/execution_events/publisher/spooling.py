@@ -242,7 +242,7 @@ class SpooledDelivery:
         return self._sender.partitions > 0 and not any(s.pending for s in self._retired)
 
     def _goes_on(self) -> bool:
-        """Whether a partition has records in the spool that need wait no longer."""
+        """Tell if a partition may have records in the spool that need wait no longer."""
         return any(p not in self._sender.reasons for p in (*self._passed, *self._returned))
 
     def _may_take(self) -> bool:
@@ -325,7 +325,7 @@ class SpooledDelivery:
                 kept.durable.set_result(None)
 
     def _changes(self) -> Changes:
-        """What the spool does not know yet."""
+        """Take what the spool does not know yet."""
         changes = Changes(
             self._acknowledged,
             self._refused,
