@@ -88,6 +88,14 @@ def _setting(
 
 _port = _number(0, 65535)
 
+_WORKERS_PATHS = (
+    "spool_dir",
+    "kafka_ssl_ca_file",
+    "kafka_ssl_certificate_file",
+    "kafka_ssl_key_file",
+)
+"""Are absolute in `Settings`, with `~` as the home directory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -224,6 +232,17 @@ class Settings:
     log_level: str = _setting(
         "debug, info, warning or error", "info", _one_of("debug", "info", "warning", "error")
     )
+
+    def __post_init__(self) -> None:
+        # Once: a worker may change its directory.
+        for name in _WORKERS_PATHS:
+            path = getattr(self, name)
+            if path is not None:
+                try:
+                    path = str(Path(path).expanduser().absolute())
+                except (RuntimeError, OSError) as error:
+                    raise SettingsError(f"{variable_of(name)}: {error}, in {path!r}") from error
+                object.__setattr__(self, name, path)
 
     def require_database_url(self) -> str:
         """The database's address, or a `SettingsError` that says how to give it."""

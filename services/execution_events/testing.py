@@ -8,6 +8,7 @@ exactly as the real publishers do it:
     assert [event.reason for event in publisher.events] == ["启动##ActionStart", …]
 """
 
+import asyncio
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +16,7 @@ from execution_events import publisher, sync
 from execution_events.events import Occurrence
 from execution_events.publisher.event import Event
 from execution_events.publisher.naming import Names
+from execution_events.publisher.publisher import OTHER_LOOP
 from execution_events.settings import Settings
 
 
@@ -29,6 +31,7 @@ class RecordingPublisher(publisher.Publisher):
 
     async def __aenter__(self) -> Self:
         self._is_open = True
+        self._own_loop = asyncio.get_running_loop()
         return self
 
     async def __aexit__(
@@ -47,12 +50,16 @@ class RecordingPublisher(publisher.Publisher):
         self._check_open()
 
     async def close(self) -> int:
+        if self._is_open:
+            self._check_open()
         self._is_open = False
         return 0
 
     def _check_open(self) -> None:
         if not self._is_open:
             raise RuntimeError("the publisher is not open")
+        if self._own_loop is not asyncio.get_running_loop():
+            raise RuntimeError(OTHER_LOOP)
 
 
 class SyncRecordingPublisher(sync.Publisher):

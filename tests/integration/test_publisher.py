@@ -16,7 +16,7 @@ from msgspec.structs import astuple
 
 from execution_events.embedded import EmbeddedKafka
 from execution_events.errors import RetryableError, SettingsError
-from execution_events.publisher import Publisher, direct, sender
+from execution_events.publisher import Publisher, direct, producer, sender
 from execution_events.publisher.direct import DirectDelivery
 from execution_events.publisher.sender import Outgoing
 from execution_events.publisher.spool_directory import list_spools
@@ -130,9 +130,12 @@ async def test_kafka_silent_at_opening_is_said_in_time(
 async def test_a_topic_that_is_not_there_is_said(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender, "_CONNECT_TIMEOUT", 0.5)
+    monkeypatch.setattr(producer, "_TOPIC_PAUSE", 0.1)
     async with nothing_left():
-        with pytest.raises(RetryableError):
+        with pytest.raises(
+            RetryableError,
+            match=r"topic not-there does not exist: .* `execution-events topic create`",
+        ):
             await Publisher(replace(settings, topic="not-there")).__aenter__()
 
 
@@ -321,7 +324,7 @@ async def test_a_flush_ends_while_others_publish(either: Settings) -> None:
             await publisher.publish(mine)
             await publisher.flush(5)
             lines = publisher._delivery._sender.lines  # type: ignore[union-attr]
-            pending = b"".join(record.value for line in lines for record in line)
+            pending = b"".join(record.value for _, line in lines for record in line)
             assert f'"{mine.name}"'.encode() not in pending
         for worker in workers:
             worker.cancel()
@@ -381,6 +384,59 @@ async def test_a_fork_can_neither_use_nor_close_it(either: Settings) -> None:
             await asyncio.gather(*map(publisher.publish, published[10:]))
             await publisher.flush()
     assert len(await log(either)) == 20
+
+
+async def test_another_event_loop_can_neither_use_nor_close_it(either: Settings) -> None:
+    published = events(20)
+    async with Publisher(either) as publisher:
+        await asyncio.gather(*map(publisher.publish, published[:10]))
+        element = publisher.element(
+            execution_id="e", namespace="n", object_name="o", elem_type="t", elem_id="i"
+        )
+
+        async def complain() -> list[str]:
+            said = []
+            for call in (
+                publisher.publish(published[0]),
+                element.event("启动##ActionStart", action_name="create"),
+                element.action("create").__aenter__(),
+                publisher.flush(),
+                publisher.close(),
+                publisher.__aexit__(None, None, None),
+            ):
+                with pytest.raises(RuntimeError) as raised:
+                    async with asyncio.timeout(2):
+                        await call
+                said.append(str(raised.value))
+            return said
+
+        said = await asyncio.to_thread(asyncio.run, complain())
+        assert all("another event loop" in text for text in said)
+        await asyncio.gather(*map(publisher.publish, published[10:]))
+        await publisher.flush()
+    assert len(await log(either)) == 20
+
+
+async def test_a_worker_may_change_its_directory(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for spool_dir in ("spool", "~/home"):
+        environ = {
+            "EXECUTION_EVENTS_SPOOL_DIR": spool_dir,
+            "EXECUTION_EVENTS_KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers,
+            "EXECUTION_EVENTS_TOPIC": settings.topic,
+        }
+        monkeypatch.chdir(tmp_path)
+        async with Publisher.from_settings(environ) as publisher:
+            monkeypatch.chdir(tmp_path / "elsewhere")
+            for event in events(3):
+                await publisher.publish(event)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} >= {"spool", "home"}
+    assert len(await log(settings)) == 6
 
 
 async def test_a_program_that_cancels_all_tasks_can_still_publish(either: Settings) -> None:

@@ -12,13 +12,20 @@ from typing import Any
 import msgspec
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.errors import CorruptRecordException
+from aiokafka.errors import (
+    CorruptRecordException,
+    InvalidTimestampError,
+    MessageSizeTooLargeError,
+    TopicAuthorizationFailedError,
+    UnknownError,
+)
 from msgspec.structs import astuple
 
 from execution_events.embedded import EmbeddedKafka
 from execution_events.errors import EventError, RetryableError
 from execution_events.publisher import Publisher, sender
 from execution_events.publisher.producer import Producer
+from execution_events.publisher.record import HOLD_MS, now_ms
 from execution_events.publisher.sender import Outgoing, Sender
 from execution_events.settings import Settings
 from tests.support.consumers import DEADLINE, consuming, until_stored
@@ -43,11 +50,16 @@ class Sent(Sender):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(
-            settings, SOURCE, acknowledged=self._note_acknowledged, refused=self._note_refused
+            settings,
+            SOURCE,
+            acknowledged=self._note_acknowledged,
+            refused=self._note_refused,
+            expired=self._note_expired,
         )
         self.last = 0
         self.settled: list[int] = []
         self.refusals: list[int] = []
+        self.expirations: list[int] = []
         self._moved = asyncio.Event()
 
     def put(self, count: int, partitions: Sequence[int] = (0, 1, 2)) -> None:
@@ -67,6 +79,10 @@ class Sent(Sender):
 
     def _note_refused(self, record: Outgoing, detail: str) -> None:
         self.refusals.append(record.sequence)
+        self._moved.set()
+
+    def _note_expired(self, record: Outgoing) -> None:
+        self.expirations.append(record.sequence)
         self._moved.set()
 
 
@@ -204,9 +220,10 @@ async def test_a_record_that_kafka_refuses_holds_up_nothing(
     assert len(batches) <= 1 + 7 + 1 + 1
 
 
-async def test_one_refusal_is_not_believed(settings: Settings) -> None:
+@pytest.mark.parametrize("error", [CorruptRecordException(), MessageSizeTooLargeError()])
+async def test_one_refusal_is_not_believed(settings: Settings, error: Exception) -> None:
     async with sending(settings) as sent:
-        send, errors = sent.send, [CorruptRecordException()]
+        send, errors = sent.send, [error]
 
         async def damaged_once(*arguments: Any) -> Any:
             return (1, -1, errors.pop()) if errors else await send(*arguments)
@@ -215,6 +232,67 @@ async def test_one_refusal_is_not_believed(settings: Settings) -> None:
         sent.put(1)
         await sent.until_settled()
     assert (sent.settled, sent.refusals) == ([1], [])
+
+
+REFUSALS = [
+    InvalidTimestampError("out of range"),
+    TopicAuthorizationFailedError("events"),
+    CorruptRecordException(),
+    UnknownError(),
+]
+
+
+@pytest.mark.parametrize("error", REFUSALS, ids=lambda error: type(error).__name__)
+async def test_a_refusal_of_the_environment_holds_up_its_partition_alone(
+    settings: Settings, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with sending(settings) as sent:
+        send, refuses = sent.send, True
+
+        async def refused(waiting: Any, partition: int, most: int) -> Any:
+            if partition == 1 and refuses:
+                return 1, -1, error
+            return await send(waiting, partition, most)
+
+        sent.send = refused  # type: ignore[method-assign]
+        sent.put(300)
+        async with asyncio.timeout(DEADLINE):
+            while sent.pending > 100 or not sent.reasons:
+                await asyncio.sleep(0.01)
+        assert sent.refusals == []
+        assert sent.reasons.keys() == {1}
+        assert type(error).__name__ in sent.reasons[1] or "no right" in sent.reasons[1]
+        refuses = False
+        await sent.until_settled()
+        assert sent.reasons == {}
+    assert sorted(sent.settled) == list(range(1, 301))
+    told = [r for r in caplog.records if r.message == "partitions_wait"]
+    assert [r.fields["partitions"] for r in told] == [[1]]  # type: ignore[attr-defined]
+
+
+async def test_what_was_attempted_too_long_ago_is_not_sent(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it waits with the sender of a process that lives on."""
+    async with sending(settings) as sent:
+        send, away = sent.send, True
+
+        async def absent(waiting: Any, partition: int, most: int) -> Any:
+            return (1, -1, RetryableError("away")) if away else await send(waiting, partition, most)
+
+        sent.send = absent  # type: ignore[method-assign]
+        sent.put(30)
+        now = now_ms()
+        await asyncio.sleep(0)
+        monkeypatch.setattr(sender, "now_ms", lambda: now + HOLD_MS + 1000)
+        await sent.until_settled()
+        away = False
+        monkeypatch.undo()
+        sent.put(30)
+        await sent.until_settled()
+    assert sorted(sent.expirations) == list(range(1, 31))
+    assert sorted(sent.settled) == list(range(31, 61))
+    assert len(await log(settings)) == 30
 
 
 async def test_a_partition_that_is_not_there_is_waited_for(settings: Settings) -> None:

@@ -1,6 +1,7 @@
 """Through a spool: what is on the disk when, the window, full and failing disks, damage."""
 
 import asyncio
+import random
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -11,10 +12,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
+from aiokafka.partitioner import murmur2
 
 from execution_events.embedded import EmbeddedKafka
 from execution_events.errors import RetryableError, SpoolCorruptError, SpoolFullError
-from execution_events.publisher import spool_directory, spooling
+from execution_events.publisher import sender, spool_directory, spooling
 from execution_events.publisher.record import NewRecord
 from execution_events.publisher.sender import Outgoing, Sender
 from execution_events.publisher.spool import Spool
@@ -537,6 +539,60 @@ async def test_what_kafka_refuses_stays_listed_and_holds_up_nothing(settings: Se
     assert info.summary is not None
     assert (info.summary.left, info.summary.refused) == (0, 1)
     assert len(counted(await log(settings))) == 99
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_partitions_that_wait_now_and_then_keep_their_order_and_stop_no_other(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    rng = random.Random(seed)
+    monkeypatch.setattr(spooling, "_WINDOW", 60)
+    monkeypatch.setattr(sender, "_BACK_OFF", (0.01, 0.05))
+    waiting: set[int] = set()
+    send = Sender.send
+
+    async def refused(self: Sender, records: Any, partition: int, most: int) -> Any:
+        result = await send(self, records, partition, min(most, rng.randrange(1, 40)))
+        # Also what has arrived may be taken for refused.
+        return (1, -1, RetryableError("waits")) if partition in waiting else result
+
+    monkeypatch.setattr(Sender, "send", refused)
+    with opened_spool(settings) as spool:
+        spool.exchange(records(events(500)), [], room=200, partition_of=lambda key: key[-1] % 3)
+    async with delivering(settings) as delivery:
+        for batch in range(20):
+            waiting = set(rng.sample(range(3), rng.randrange(3)))
+            await keep_all(delivery, records(events(50, prefix=f"later-{batch}")))
+            await asyncio.sleep(rng.uniform(0, 0.1))
+        waiting = {1}
+        last = records(events(300, prefix="last"))
+        others = sum(key_partition(record) != 1 for record in last)
+        await keep_all(delivery, last)
+        async with asyncio.timeout(DEADLINE):
+            while others > sum(
+                record.name.startswith("last.") and record.partition != 1
+                for record in await log(settings)
+            ):
+                await asyncio.sleep(0.1)
+        flushing = asyncio.create_task(delivery.flush())
+        await asyncio.wait([flushing], timeout=0.3)
+        assert not flushing.done()
+        waiting = set()
+        async with asyncio.timeout(DEADLINE):
+            await flushing
+        await flush(delivery)
+        assert delivery._sender.pending == 0
+    found = counted(await log(settings))
+    assert len(found) == 500 + 1000 + 300
+    for partition in range(3):
+        names = [r.name for r in found if r.partition == partition and r.name.startswith("event.")]
+        assert names == sorted(names, key=lambda name: int(name.rpartition(".")[2]))
+    with opened_spool(settings) as spool:
+        assert (spool.left, spool.held, spool.refused, spool.reasons) == (0, 0, 0, {})
+
+
+def key_partition(record: NewRecord) -> int:
+    return int((murmur2(record.key) & 0x7FFFFFFF) % 3)
 
 
 async def test_a_spool_is_drained(settings: Settings) -> None:

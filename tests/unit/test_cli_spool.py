@@ -12,8 +12,8 @@ import pytest
 
 from execution_events.cli import spool as command
 from execution_events.cli.main import main
-from execution_events.publisher.record import NewRecord
-from execution_events.publisher.spool import HOLD_MS, Spool
+from execution_events.publisher.record import HOLD_MS, NewRecord
+from execution_events.publisher.spool import Spool
 from execution_events.publisher.spool_directory import open_spool
 from execution_events.settings import Settings, variable_of
 
@@ -43,10 +43,17 @@ def directory(_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def kafka(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Have Kafka acknowledge so many records in all and then no more."""
     budget = [0]
+    reasons = {2: "no leader", 5: "no such partition", 7: "no such partition"}
 
     async def drain(
-        settings: Settings, spool: Spool, *, timeout: float, progress: Callable[[int], None]
+        settings: Settings,
+        spool: Spool,
+        *,
+        timeout: float,
+        progress: Callable[[int], None],
+        accept_partitions: bool = False,
     ) -> int:
+        spool.note_reasons(reasons)
         given = spool.exchange([], [], room=budget[0], partition_of=lambda _: 0)
         budget[0] -= len(given)
         spool.exchange([], [record.sequence for record in given], room=0, partition_of=None)
@@ -182,11 +189,35 @@ def test_a_list_as_json_is_one_object_a_line(
         "refused": 1,
         "bytes": 240,
         "oldest": "2023-11-14T22:13:20Z",
+        "waiting": [],
     }
     unreadable = spools[str(broken)]
     assert unreadable.pop("problem").startswith("damaged: ")
     assert unreadable.keys() == {*found, "source"} - {"problem"}
     assert {name for name, value in unreadable.items() if value is not None} == {"path", "state"}
+
+
+def test_a_list_tells_why_events_wait(
+    make: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make(left=2)
+    with Spool(path, MAX_BYTES) as spool:
+        spool.note_reasons({2: "no leader", 7: "no leader", 5: "the clock"})
+        assert main(["spool", "list"]) == 0
+        assert capsys.readouterr().out.splitlines()[1:] == [
+            "  waiting in partition 2, 7: no leader",
+            "  waiting in partition 5: the clock",
+        ]
+        assert main(["spool", "list", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["waiting"] == [
+            {"partitions": [2, 7], "reason": "no leader"},
+            {"partitions": [5], "reason": "the clock"},
+        ]
+        spool.note_reasons({-1: "Kafka is away", 7: "no leader"})
+    assert main(["spool", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["waiting"] == [
+        {"partitions": [], "reason": "Kafka is away"}
+    ]
 
 
 def test_an_empty_directory_has_an_empty_list(
@@ -226,7 +257,11 @@ def test_what_is_left_is_told_and_exits_1(
     path = make(left=3)
     kafka(2)
     assert main(["spool", "drain"]) == 1
-    assert capsys.readouterr().out == f"{path}: sent 2, left 1\n"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{path}: sent 2, left 1",
+        "  waiting in partition 2: no leader",
+        "  waiting in partition 5, 7: no such partition",
+    ]
 
 
 def test_what_is_held_or_refused_is_told_with_the_command_that_sends_it(
@@ -274,6 +309,10 @@ def test_without_kafka_everything_stays(
     monkeypatch.setenv(variable_of("close_timeout"), "1")
     path = make(left=3)
     assert main(["spool", "drain", "--timeout", "0.2"]) == 1
-    assert capsys.readouterr().out == f"{path}: sent 0, left 3\n"
+    said, why = capsys.readouterr().out.splitlines()
+    assert said == f"{path}: sent 0, left 3"
+    assert why.startswith(f"  waiting: Kafka at 127.0.0.1:{unused_port}: ")
+    assert main(["spool", "list"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == why
     with Spool(path, MAX_BYTES) as spool:
         assert spool.left == 3

@@ -1,5 +1,6 @@
 """The publishers for workers' tests do what the real ones do."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -40,6 +41,16 @@ async def test_it_stands_where_a_publisher_is_made_or_passed() -> None:
     async with made as publisher:
         await publisher.publish(EVENT)
     assert [event.reason for event in made.events] == [EVENT.reason]
+
+
+def test_it_belongs_to_its_event_loop_as_the_real_one_does() -> None:
+    async def opened() -> RecordingPublisher:
+        return await RecordingPublisher().__aenter__()
+
+    publisher = asyncio.run(opened())
+    for call in (publisher.publish(EVENT), publisher.flush(), publisher.close()):
+        with pytest.raises(RuntimeError, match="another event loop"):
+            asyncio.run(call)
 
 
 def test_the_one_for_threads_does_too() -> None:

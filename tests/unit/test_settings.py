@@ -283,3 +283,25 @@ def test_a_variable_that_no_setting_has_is_found() -> None:
     right = [*(variable_of(field.name) for field in FIELDS), f"{PREFIX}TEST_BACKEND", "PATH"]
     right += [f"{variable_of(name)}_FILE" for name in SECRETS]
     assert unknown(dict.fromkeys([*wrong, *right], "x")) == sorted(wrong)
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["spool_dir", "kafka_ssl_ca_file", "kafka_ssl_certificate_file", "kafka_ssl_key_file"],
+)
+def test_a_path_of_a_worker_is_absolute_once(
+    field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/worker")
+    paths = {"a/b": str(tmp_path / "a/b"), "~/a": "/home/worker/a", "/a/~": "/a/~"}
+    for path, absolute in paths.items():
+        for settings in (load({variable_of(field): path}), Settings(**{field: path})):  # type: ignore[arg-type]
+            assert getattr(settings, field) == absolute
+    assert shown({variable_of(field): "a/b"}, variable_of(field)) == str(tmp_path / "a/b")
+
+
+def test_a_home_directory_that_is_not_there_is_refused() -> None:
+    message = refusal({variable_of("spool_dir"): "~no-such-user/spool"})
+    assert message.startswith(f"{variable_of('spool_dir')}: ")
+    assert "'~no-such-user/spool'" in message

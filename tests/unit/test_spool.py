@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from msgspec.structs import astuple, replace
+from msgspec.structs import replace
 
 from execution_events.errors import (
     HaltError,
@@ -23,7 +23,8 @@ from execution_events.errors import (
 )
 from execution_events.publisher import spool as module
 from execution_events.publisher.record import NewRecord
-from execution_events.publisher.spool import Spool, SpooledRecord, create, summary
+from execution_events.publisher.spool import Spool, SpooledRecord
+from execution_events.publisher.spool_file import create, summary
 
 MAX_BYTES = 64 * 1024 * 1024
 HOLD_MS = 30 * 24 * 60 * 60 * 1000
@@ -33,6 +34,17 @@ TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 def record(number: int, size: int = 0) -> NewRecord:
     """A record that can be told from all others, with `size` bytes more."""
     return NewRecord(b"key-%d" % (number % 7), b"%d " % number + b"x" * size, None, number)
+
+
+def attempted(sequence: int, partition: int, new: NewRecord) -> SpooledRecord:
+    """What is given of `new`, but for the time of its first attempt."""
+    return SpooledRecord(sequence, partition, new.key, new.value, new.traceparent, 0)
+
+
+def timeless(given: list[SpooledRecord]) -> list[SpooledRecord]:
+    """What is given, after a check that all was attempted a moment ago."""
+    assert all(0 <= module._now() - record.attempted_at < 60_000 for record in given)
+    return [record._replace(attempted_at=0) for record in given]
 
 
 def number_of(given: SpooledRecord) -> int:
@@ -76,8 +88,8 @@ def spool(path: Path) -> Iterator[Spool]:
 
 def test_a_record_is_given_as_it_was_kept(spool: Spool) -> None:
     new = NewRecord(b"\x00\xff", "价值".encode(), TRACEPARENT, 1_700_000_000_123)
-    assert spool.exchange([new], [], room=1, partition_of=lambda _: 5) == [
-        SpooledRecord(1, 5, *astuple(new))
+    assert timeless(spool.exchange([new], [], room=1, partition_of=lambda _: 5)) == [
+        attempted(1, 5, new)
     ]
 
 
@@ -87,8 +99,8 @@ def test_a_record_is_given_as_it_was_kept_by_another_opening(path: Path) -> None
         assert spool.exchange([new], [], room=9, partition_of=None) == []
         source = spool.source
     with Spool(path, MAX_BYTES) as spool:
-        assert spool.exchange([], [], room=9, partition_of=lambda _: 5) == [
-            SpooledRecord(1, 5, *astuple(new))
+        assert timeless(spool.exchange([], [], room=9, partition_of=lambda _: 5)) == [
+            attempted(1, 5, new)
         ]
         assert spool.source == source
 
@@ -367,6 +379,115 @@ def test_accepted_duplicates_come_last_as_if_they_were_new(
         assert (spool.left, spool.held, spool.last) == (7, 0, 13)
 
 
+def test_what_is_attempted_long_ago_by_now_is_held(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Spool(path, MAX_BYTES) as spool:
+        put(spool, 1, 2, 3, 4)
+        take(spool, room=3)
+        spool.exchange([], [1], room=0, partition_of=None)
+    with Spool(path, MAX_BYTES) as spool:
+        # In memory, and so the sender's to watch; the other waits in the file.
+        [second] = take(spool, room=1)
+        now = module._now()
+        monkeypatch.setattr(module, "_now", lambda: now + HOLD_MS + 1)
+        put(spool, 5)
+        assert (spool.left, spool.held) == (3, 1)
+        assert list(map(number_of, take(spool))) == [4, 5]
+        spool.hold([second.sequence])
+        spool.hold([second.sequence])
+        assert (spool.left, spool.held) == (2, 2)
+        assert summary(path).held == 2
+        assert spool.accept_duplicates() == 2
+
+
+def test_what_was_held_stays_held_when_the_clock_is_set_back(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What follows it in its partition has been sent meanwhile, and it would be a duplicate."""
+    now = module._now()
+    with Spool(path, MAX_BYTES) as spool:
+        put(spool, 1, 2)
+        take(spool, room=1)
+    with Spool(path, MAX_BYTES) as spool:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_now", lambda: now + 365 * 24 * 3600 * 1000)
+            assert list(map(number_of, take(spool))) == [2]
+        assert take(spool) == []
+        assert (spool.left, spool.held) == (1, 1)
+    with Spool(path, MAX_BYTES) as spool:
+        assert (spool.left, spool.held) == (1, 1)
+        assert list(map(number_of, take(spool))) == [2]
+
+
+# Partitions that wait.
+
+
+def test_the_records_of_a_partition_are_passed_over_until_it_goes_on(spool: Spool) -> None:
+    put(spool, *range(7, 21))
+    first = spool.exchange([], [], room=3, partition_of=partition_of, passed={0, 1})
+    assert list(map(number_of, first)) == [9, 10, 11]
+    new = [record(21), record(23)]
+    second = spool.exchange(new, [], room=99, partition_of=partition_of, passed={0, 1})
+    assert list(map(number_of, second)) == [12, 13, 16, 17, 18, 19, 20, 23]
+    assert spool.given == spool.last
+    third = spool.exchange([record(24)], [], room=99, partition_of=partition_of, passed={1})
+    assert list(map(number_of, third)) == [7, 14, 21, 24]
+    assert list(map(number_of, take(spool))) == [8, 15]
+    assert take(spool) == []
+
+
+def test_what_is_taken_back_is_given_again_before_later_records(spool: Spool) -> None:
+    put(spool, 1, 2, 3, 4)
+    given = take(spool)
+    spool.take_back([given[1].sequence, given[2].sequence])
+    spool.exchange([], [given[2].sequence], room=0, partition_of=None)
+    assert spool.left == 4
+    again = spool.exchange([record(5)], [], room=9, partition_of=lambda _: 99)
+    assert again[:2] == given[1:3]
+    assert list(map(number_of, again)) == [2, 3, 5]
+
+
+def test_the_reasons_to_wait_can_be_read_by_others_and_afterwards(path: Path) -> None:
+    with Spool(path, MAX_BYTES) as spool:
+        spool.note_reasons({3: "no leader", -1: "Kafka is away"})
+        assert summary(path).reasons == {-1: "Kafka is away", 3: "no leader"}
+        spool.note_reasons({4: "no leader"})
+    assert summary(path).reasons == {4: "no leader"}
+    with Spool(path, MAX_BYTES) as spool:
+        assert spool.reasons == {4: "no leader"}
+        spool.note_reasons({})
+    assert summary(path).reasons == {}
+
+
+def test_a_file_of_before_there_were_reasons_is_read_and_used(path: Path) -> None:
+    with Spool(path, MAX_BYTES) as spool:
+        put(spool, 1)
+        spool._connection.execute("DROP TABLE waits")
+    assert (summary(path).left, summary(path).reasons) == (1, {})
+    with Spool(path, MAX_BYTES) as spool:
+        spool.note_reasons({0: "no leader"})
+        assert summary(path).reasons == {0: "no leader"}
+
+
+def test_records_of_partitions_that_are_no_more_get_others(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MOVED_AT_ONCE", 2)
+    with Spool(path, MAX_BYTES) as spool:
+        put(spool, *range(1, 8))
+        take(spool, room=6)
+    with Spool(path, MAX_BYTES) as spool:
+        assert spool.accept_partitions(3) == 4
+        assert spool.accept_partitions(3) == 0
+        assert (spool.left, spool.last) == (7, 11)
+        given = spool.exchange([], [], room=99, partition_of=lambda _: 2)
+    assert [(r.sequence, number_of(r), r.partition) for r in given] == [
+        *((1, 1, 1), (2, 2, 2), (7, 7, 2)),
+        *((8, 3, 2), (9, 4, 2), (10, 5, 2), (11, 6, 2)),
+    ]
+
+
 # Bounds and failures.
 
 
@@ -627,9 +748,15 @@ class Model(RuleBasedStateMachine):
         acknowledged=st.lists(st.integers(0, 12), max_size=4),
         room=st.integers(0, 5),
         connected=st.booleans(),
+        passed=st.frozensets(st.integers(0, 6), max_size=5),
     )
     def exchange(
-        self, sizes: list[int], acknowledged: list[int], room: int, connected: bool
+        self,
+        sizes: list[int],
+        acknowledged: list[int],
+        room: int,
+        connected: bool,
+        passed: frozenset[int],
     ) -> None:
         new = []
         for size in sizes:
@@ -638,25 +765,60 @@ class Model(RuleBasedStateMachine):
         flying = self.in_state("in flight")
         done = [flying[i] for i in acknowledged if i < len(flying)]
         call = (new, [kept.sequence for kept in done])
-        partition = self.opened
-        partitioner = (lambda _: partition) if connected else None
+        opened = self.opened
+
+        def partition_of_key(key: bytes) -> int:
+            return (partition_of(key) + opened) % 7
+
+        partitioner = partition_of_key if connected else None
         self.kept = [kept for kept in self.kept if kept not in done]
         if new and self.bytes([kept.new for kept in self.kept] + new) > self.BOUND:
             with pytest.raises(SpoolFullError):
-                self.spool.exchange(*call, room=room, partition_of=partitioner)
+                self.spool.exchange(*call, room=room, partition_of=partitioner, passed=passed)
             return
         for one in new:
             self.last += 1
             self.kept.append(_Kept(self.last, one))
-        expected = self.in_state("waiting")[: room if connected else 0]
-        for kept in expected:
-            kept.state = "in flight"
-            kept.partition = self.opened if kept.partition is None else kept.partition
-        given = self.spool.exchange(*call, room=room, partition_of=partitioner)
-        assert given == [
-            SpooledRecord(kept.sequence, kept.partition or 0, *astuple(kept.new))
-            for kept in expected
+        expected: list[tuple[_Kept, int]] = []
+        for kept in self.in_state("waiting") if connected else ():
+            place = partition_of_key(kept.new.key) if kept.partition is None else kept.partition
+            if len(expected) < room and place not in passed:
+                expected.append((kept, place))
+        for kept, place in expected:
+            kept.state, kept.partition = "in flight", place
+        given = self.spool.exchange(*call, room=room, partition_of=partitioner, passed=passed)
+        assert timeless(given) == [
+            attempted(kept.sequence, place, kept.new) for kept, place in expected
         ]
+
+    @rule(which=st.lists(st.integers(0, 5), max_size=3))
+    def take_back(self, which: list[int]) -> None:
+        flying = self.in_state("in flight")
+        returned = [flying[i] for i in which if i < len(flying)]
+        for kept in returned:
+            kept.state = "waiting"
+        self.spool.take_back([kept.sequence for kept in returned])
+
+    @rule(which=st.lists(st.integers(0, 5), max_size=3))
+    def hold(self, which: list[int]) -> None:
+        flying = self.in_state("in flight")
+        held = [flying[i] for i in set(which) if i < len(flying)]
+        for kept in held:
+            kept.state = "held"
+        self.spool.hold([kept.sequence for kept in held])
+
+    @rule(partitions=st.integers(0, 7))
+    def accept_partitions(self, partitions: int) -> None:
+        if not self.in_state("in flight"):
+            stranded = [
+                kept for kept in self.in_state("waiting") if (kept.partition or 0) >= partitions > 0
+            ]
+            for kept in stranded:
+                self.last += 1
+                self.kept.remove(kept)
+                self.kept.append(_Kept(self.last, kept.new))
+            if partitions:
+                assert self.spool.accept_partitions(partitions) == len(stranded)
 
     @rule(which=st.integers(0, 3))
     def refuse(self, which: int) -> None:
@@ -671,8 +833,7 @@ class Model(RuleBasedStateMachine):
         if aged:
             age(self.path, HOLD_MS)
         for kept in self.in_state("waiting", "in flight"):
-            attempted = kept.partition is not None
-            kept.state = "held" if attempted and aged else "waiting"
+            kept.state = "held" if kept.partition is not None and aged else "waiting"
         self.spool = Spool(self.path, self.BOUND)
         self.opened += 1
 
@@ -693,10 +854,13 @@ class Model(RuleBasedStateMachine):
         assert spool.refused == len(self.in_state("refused"))
         assert spool.bytes == self.bytes([kept.new for kept in self.kept])
         assert spool.last == self.last
-        assert (spool.given == spool.last) == (not self.in_state("waiting"))
+        waiting = self.in_state("waiting")
+        assert spool.given == spool.last or waiting
+        over = {kept.partition for kept in waiting if kept.sequence <= spool.given}
+        assert not over or over - {None} <= spool._passed.keys() != set()
         oldest = min((kept.new.timestamp for kept in self.kept), default=None)
         assert summary(self.path) == (
-            (spool.source, spool.left, spool.held, spool.refused, spool.bytes, oldest)
+            (spool.source, spool.left, spool.held, spool.refused, spool.bytes, oldest, {})
         )
 
 

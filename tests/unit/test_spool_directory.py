@@ -418,7 +418,7 @@ def test_a_list_tells_what_each_holds(directory: Path, owner: Process) -> None:
         infos = {info.path: info for info in list_spools(directory)}
         mine = infos[behind]
         assert (mine.owned, mine.set_aside, mine.problem) == (True, False, None)
-        assert mine.summary == (ours.source, 0, 0, 1, 3 + 5 + 32, 1_700_000_000_000)
+        assert mine.summary == (ours.source, 0, 0, 1, 3 + 5 + 32, 1_700_000_000_000, {})
         assert infos[theirs].owned
         assert (infos[damaged].owned, infos[damaged].summary) == (False, None)
         assert (infos[damaged].problem or "").startswith("damaged: ")

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
@@ -12,6 +13,7 @@ import msgspec
 from execution_events.cli.numbers import seconds
 from execution_events.cli.progress import Progress
 from execution_events.errors import ExecutionEventsError, SettingsError
+from execution_events.publisher.sender import EVERY_PARTITION
 from execution_events.publisher.spool import Spool
 from execution_events.publisher.spool_directory import SpoolInfo, adopt, list_spools, spools
 from execution_events.publisher.spooling import drain
@@ -29,7 +31,8 @@ def add_commands(commands: Any) -> None:
         help="list the spools of a directory",
         description="List the spools of a directory: how many events each has left to send, holds "
         "back because they were attempted more than 30 days ago, and has kept because Kafka "
-        "refused them. A spool in use belongs to a process that runs.",
+        "refused them; and why events wait, by partition. A spool in use belongs to a process that "
+        "runs.",
     )
     listing.add_argument("--json", action="store_true", help="one JSON object a line")
     listing.set_defaults(run=_list)
@@ -43,8 +46,8 @@ def add_commands(commands: Any) -> None:
     draining.add_argument(
         "--accept-duplicates",
         action="store_true",
-        help="also send events that are held or were refused; those that were counted already, "
-        "so long ago that it may be forgotten, count again",
+        help="also send events that are held or were refused, and give new partitions to those "
+        "whose partition the topic no longer has; events that were counted already count again",
     )
     draining.add_argument(
         "--timeout",
@@ -102,6 +105,11 @@ def _json_line(info: SpoolInfo) -> str:
             "refused": found and found.refused,
             "bytes": found and found.bytes,
             "oldest": found and _moment(found.oldest),
+            "waiting": found
+            and [
+                {"partitions": partitions, "reason": reason}
+                for reason, partitions in _waiting(found.reasons)
+            ],
         }
     ).decode()
 
@@ -110,9 +118,28 @@ def _line(info: SpoolInfo) -> str:
     place = f"{info.path}  {_state(info).replace('_', ' ')}"
     if info.summary is None:
         return f"{place}  {info.problem}"
-    source, left, held, refused, size, oldest = info.summary
+    source, left, held, refused, size, oldest, reasons = info.summary
     since = "" if oldest is None else f"  oldest {_moment(oldest)}"
-    return f"{place}  left {left}  held {held}  refused {refused}  bytes {size}{since}  {source}"
+    counts = f"left {left}  held {held}  refused {refused}  bytes {size}"
+    return "\n".join([f"{place}  {counts}{since}  {source}", *_reason_lines(reasons)])
+
+
+def _waiting(reasons: Mapping[int, str]) -> list[tuple[str, list[int]]]:
+    """Each reason with its partitions; one with none is of all of them, and then the only one."""
+    if (reason := reasons.get(EVERY_PARTITION)) is not None:
+        return [(reason, [])]
+    waiting: dict[str, list[int]] = {}
+    for partition, reason in sorted(reasons.items()):
+        waiting.setdefault(reason, []).append(partition)
+    return list(waiting.items())
+
+
+def _reason_lines(reasons: Mapping[int, str]) -> list[str]:
+    lines = []
+    for reason, partitions in _waiting(reasons):
+        which = f" in partition {', '.join(map(str, partitions))}" if partitions else ""
+        lines.append(f"  waiting{which}: {reason}")
+    return lines
 
 
 def _moment(milliseconds: int | None) -> str | None:
@@ -144,7 +171,9 @@ async def _drain_all(
             with spool:
                 if accept_duplicates:
                     spool.accept_duplicates()
-                print(f"{path}: {await _send(settings, spool, timeout)}")
+                print(f"{path}: {await _send(settings, spool, timeout, accept_duplicates)}")
+                for line in _reason_lines(spool.reasons) if spool.left else ():
+                    print(line)
         except SettingsError:
             raise
         except ExecutionEventsError as error:
@@ -161,7 +190,7 @@ async def _drain_all(
     return code
 
 
-async def _send(settings: Settings, spool: Spool, timeout: float) -> str:
+async def _send(settings: Settings, spool: Spool, timeout: float, accept_duplicates: bool) -> str:
     """Send what is left and say what became of it."""
     total, refused = spool.left, spool.refused
     if total:
@@ -172,6 +201,7 @@ async def _send(settings: Settings, spool: Spool, timeout: float) -> str:
                 spool,
                 timeout=timeout,
                 progress=lambda sent: progress.show(sent, "sent"),
+                accept_partitions=accept_duplicates,
             )
         finally:
             progress.end()

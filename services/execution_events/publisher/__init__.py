@@ -4,7 +4,8 @@
 - `Event`: what a worker says. `Names`: names and dates it. `reasons`: the life cycle's catalogue.
 - `direct`, `spooling`: delivery without a spool and through one; `sender`: to Kafka, in order.
 - `producer`, `background`: aiokafka's producer, and tasks, that end and begin as we need it.
-- `spool`, `spool_directory`: the files of a spool.
+- `spool`, `spool_file`, `spool_directory`: the records of a spool, its file, its directory;
+  `spool_turn`: what passes between a spool and its sender.
 """
 
 from execution_events.publisher.element import Action, Element

@@ -9,7 +9,7 @@ from typing import Self
 from execution_events.errors import EventError, RetryableError
 from execution_events.publisher.background import Background
 from execution_events.publisher.record import NewRecord
-from execution_events.publisher.sender import Acknowledged, Outgoing, Sender
+from execution_events.publisher.sender import EVERY_PARTITION, Acknowledged, Outgoing, Sender
 from execution_events.settings import Settings
 
 _PENDING_MAX = 32 * 1024 * 1024
@@ -38,6 +38,7 @@ class DirectDelivery:
             source or f"urn:uuid:{uuid.uuid4()}",
             acknowledged=self._acknowledged,
             refused=self._refused,
+            expired=self._expired,
         )
         self._bytes = 0
         self._moved = asyncio.Event()
@@ -142,7 +143,7 @@ class DirectDelivery:
         if self._sweeper is not None:
             await self._sweeper.stop()
         await self._sender.close()
-        for line in self._sender.lines:
+        for _, line in self._sender.lines:
             for record in line:
                 _fail(
                     record,
@@ -166,6 +167,11 @@ class DirectDelivery:
         _fail(record, EventError(detail))
         self._note_move()
 
+    def _expired(self, record: Outgoing) -> None:
+        # Its waiter has given up long ago.
+        self._bytes -= _size(record)
+        self._note_move()
+
     def _note_move(self) -> None:
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
@@ -176,15 +182,19 @@ class DirectDelivery:
         while True:
             await asyncio.sleep(_SWEEP)
             now = loop.time()
-            for line in self._sender.lines:
+            for partition, line in self._sender.lines:
                 # All have the same time to wait, so the oldest come first.
                 for record in line:
                     if record.deadline > now:
                         break
-                    _fail(record, self._late())
+                    _fail(record, self._late(partition))
 
-    def _late(self) -> RetryableError:
-        return RetryableError(f"Kafka has acknowledged nothing for {self._timeout} s")
+    def _late(self, partition: int = EVERY_PARTITION) -> RetryableError:
+        reason = self._sender.reason(partition)
+        return RetryableError(
+            f"Kafka has acknowledged nothing for {self._timeout} s"
+            + (f": {reason}" if reason else "")
+        )
 
 
 def _size(record: Outgoing) -> int:

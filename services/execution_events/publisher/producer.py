@@ -5,15 +5,34 @@ The one place that knows aiokafka from the inside: 0.14, which the dependency's 
 
 import asyncio
 import traceback
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.conn import AIOKafkaConnection
-from aiokafka.errors import ProducerClosed
+from aiokafka.errors import (
+    InvalidTimestampError,
+    MessageSizeTooLargeError,
+    ProducerClosed,
+    RecordListTooLargeError,
+    TopicAuthorizationFailedError,
+)
+from aiokafka.producer.sender import SendProduceReqHandler
+
+from execution_events.errors import RetryableError
+from execution_events.kafka_client import forbid_topic_creation
+from execution_events.publisher.record import HOLD_MS, now_ms
+
+TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
+NOT_APPENDED = (*TOO_LARGE, InvalidTimestampError, TopicAuthorizationFailedError)
+"""A broker's refusals of a batch that leave the producer as good as before."""
 
 _STOP_TIMEOUT = 2
 """Seconds that cancelled tasks may take to end."""
+_TOPIC_TRIES = 6
+_TOPIC_PAUSE = 0.5
+"""Times that brokers are asked for a topic that they do not know, and seconds between two."""
 
 
 class Producer(AIOKafkaProducer):  # type: ignore[misc]
@@ -25,9 +44,9 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        forbid_topic_creation(self.client)
         self._ended = False
         self._requests: set[asyncio.Task[Any]] = set()
-        self._send_request = self._sender._send_produce_req
         self._sender._send_produce_req = self._send_unless_ended
 
     @property
@@ -51,6 +70,34 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
                     if isinstance(value, AIOKafkaConnection):
                         value.close()
             raise
+
+    def known_partitions(self, topic: str) -> int:
+        """Return how many partitions `topic` has by the metadata at hand, 0 where it is missing."""
+        # aiokafka's own method makes a set of them, and this is asked for each batch.
+        return len(self.client.cluster._partitions.get(topic, ()))
+
+    async def find_partitions(self, topic: str) -> int:
+        """Ask a broker how many partitions `topic` has.
+
+        Raises `RetryableError` where it does not exist or may not be seen.
+        """
+        for attempt in range(_TOPIC_TRIES):
+            if attempt:
+                # One that was created a moment ago is not known to all brokers.
+                await asyncio.sleep(_TOPIC_PAUSE)
+            self.client.add_topic(topic)
+            await self.client.force_metadata_update()
+            if known := self.known_partitions(topic):
+                return known
+            if topic in self.client.cluster.unauthorized_topics:
+                raise RetryableError(f"no right to describe the topic {topic}")
+        raise RetryableError(
+            f"the topic {topic} does not exist: create it with `execution-events topic create`"
+        )
+
+    def limit_batches(self, size: int) -> None:
+        """Let batches created from now on have at most `size` bytes before compression."""
+        self._message_accumulator._batch_size = size
 
     async def end(self) -> None:
         """Fail what is not acknowledged and give up all tasks and connections, within 2 s.
@@ -87,6 +134,46 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
         assert task is not None  # noqa: S101
         self._requests.add(task)
         try:
-            await self._send_request(node_id, batches)
+            if _are_recent(batches.values()):
+                await _ProduceHandler(self._sender, batches).do(node_id)
+            else:
+                for batch in batches.values():
+                    batch.failure(ProducerClosed())
         finally:
             self._requests.discard(task)
+        self._sender._in_flight.remove(node_id)
+        self._sender._muted_partitions.difference_update(batches)
+
+
+def _are_recent(batches: Iterable[Any]) -> bool:
+    """Tell if these batches, which are sent now, were first sent less than `HOLD_MS` ago.
+
+    aiokafka sends a batch again by itself, also when the process was frozen or the machine asleep,
+    which no timer of the event loop has seen.
+    """
+    now = now_ms()
+    for batch in batches:
+        if batch.retry_count == 1:
+            batch.first_sent = now
+        elif batch.first_sent < now - HOLD_MS:
+            return False
+    return True
+
+
+class _ProduceHandler(SendProduceReqHandler):  # type: ignore[misc]
+    """Keeps the producer usable after a refusal.
+
+    aiokafka counts a refused batch in its sequence numbers, the broker does not: so what comes next
+    would be out of order.
+    """
+
+    def handle_response(self, response: Any) -> None:
+        super().handle_response(response)
+        for batch in self._batches.values():
+            # One that was sent before may be in the log, and then the broker has counted it.
+            if (
+                batch.future.done()
+                and isinstance(batch.future.exception(), NOT_APPENDED)
+                and batch.retry_count == 1
+            ):
+                self._sender._txn_manager.increment_sequence_number(batch.tp, -batch.record_count)

@@ -22,6 +22,8 @@ from execution_events.settings import Settings
 
 _logger = Logger(__name__)
 
+OTHER_LOOP = "the publisher was opened in another event loop: open one in this"
+
 
 class Publisher:
     """Publishes the events of a worker; an asynchronous context manager.
@@ -33,8 +35,8 @@ class Publisher:
     `publish` has raised may be or may not be in the log.
 
     Of one execution, an event whose `publish` was called after that of another had returned comes
-    after it in the log. A publisher belongs to the event loop and the process that opened it: after
-    a fork, open another one.
+    after it in the log. A publisher belongs to the event loop and the process that opened it: in
+    another loop, or after a fork, every call raises a RuntimeError; open another publisher there.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -42,6 +44,7 @@ class Publisher:
         self._names = Names()
         self._delivery: DirectDelivery | SpooledDelivery | None = None
         self._process = 0
+        self._own_loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod
     def from_settings(cls, environ: Mapping[str, str] | None = None) -> Self:
@@ -60,6 +63,7 @@ class Publisher:
         else:
             self._delivery = await _spooled(settings, Path(settings.spool_dir))
         self._process = os.getpid()
+        self._own_loop = asyncio.get_running_loop()
         return self
 
     async def __aexit__(
@@ -135,6 +139,8 @@ class Publisher:
             raise RuntimeError("the publisher is not open")
         if self._process != os.getpid():
             raise RuntimeError("the publisher was opened before a fork: open one in this process")
+        if self._own_loop is not asyncio.get_running_loop():
+            raise RuntimeError(OTHER_LOOP)
         return self._delivery
 
 

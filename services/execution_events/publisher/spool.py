@@ -2,132 +2,88 @@
 
 import os
 import sqlite3
-import threading
-import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 from zlib import crc32
 
-from execution_events.errors import HaltError, RetryableError, SpoolCorruptError, SpoolFullError
-from execution_events.publisher.record import NewRecord
+from execution_events.errors import SpoolCorruptError, SpoolFullError
+from execution_events.publisher.record import HOLD_MS, NewRecord, now_ms
+from execution_events.publisher.spool_file import (
+    HELD,
+    PRAGMAS,
+    REASONS_TABLE,
+    ROW_BYTES,
+    WAITING,
+    between_forks,
+    check_version,
+    connect,
+    read_summary,
+    translated,
+)
 
-SCHEMA_VERSION = 1
-HOLD_MS = 30 * 24 * 3600 * 1000
-"""How long after its first attempt a record may be sent again, in milliseconds: half of the time
-for which consumers remember a source that sends nothing."""
-
-_BUSY_TIMEOUT = 10
-"""Seconds to wait for another process that reads the file, as `spool list` does."""
-_ROW_BYTES = 32
-"""What a row takes apart from its contents, about."""
 _MOVED_AT_ONCE = 1000
+_HOLD_INTERVAL_MS = 60_000
+"""Milliseconds between two readings of the whole file for what is to be held by now."""
 _RESERVE = 16 * 1024 * 1024
 """Free bytes of the disk that new records leave: to send a record and to forget it are writes too,
 so a spool that has filled its disk could not be drained."""
 
-_PRAGMAS = (
-    "journal_mode = WAL",
-    "synchronous = FULL",
-    # On macOS fsync alone leaves data in the drive's cache.
-    "fullfsync = ON",
-    "checkpoint_fullfsync = ON",
-    "wal_autocheckpoint = 1000",
-    "secure_delete = OFF",
-)
-_SCHEMA = f"""
-BEGIN;
-CREATE TABLE spool (source TEXT NOT NULL);
-CREATE TABLE record (
-    -- ce_sequence. AUTOINCREMENT: the number of a record that was deleted never comes again.
-    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
-    -- Both NULL until the record is given for the first time, and then never changed.
-    partition INTEGER,
-    attempted_at INTEGER,
-    -- Why Kafka will never take it; NULL for all others.
-    refused TEXT,
-    -- CRC-32 of key and value: SQLite would not see that their bytes have changed.
-    checksum INTEGER NOT NULL,
-    key BLOB NOT NULL,
-    value BLOB NOT NULL,
-    traceparent TEXT,
-    timestamp INTEGER NOT NULL
-);
-PRAGMA user_version = {SCHEMA_VERSION};
-COMMIT;
-"""
-_HELD = "refused IS NULL AND attempted_at < :horizon"
-_WAITING = "refused IS NULL AND (attempted_at IS NULL OR attempted_at >= :horizon)"
-_SUMMARY = f"""
-SELECT COUNT(*) FILTER (WHERE {_WAITING}) AS "left",
-       COUNT(*) FILTER (WHERE {_HELD}) AS held,
-       COUNT(refused) AS refused,
-       COALESCE(SUM(LENGTH(key) + LENGTH(value) + COALESCE(LENGTH(traceparent), 0)
-                    + {_ROW_BYTES}), 0) AS bytes,
-       MIN(timestamp) AS oldest
-FROM record
-"""  # noqa: S608
-_ANY_LEFT = f"SELECT EXISTS (SELECT 1 FROM record WHERE {_WAITING})"  # noqa: S608
 _INSERT = """
 INSERT INTO record
     (sequence, partition, attempted_at, checksum, key, value, traceparent, timestamp)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 """
 _NEXT = f"""
-SELECT checksum, sequence, partition, key, value, traceparent, timestamp
-FROM record WHERE sequence > :given AND {_WAITING} ORDER BY sequence LIMIT :room
+SELECT checksum, sequence, partition, attempted_at, key, value, traceparent
+FROM record WHERE sequence > :given AND {WAITING}
+  AND (partition IS NULL OR partition NOT IN ({{skipped}}))
+ORDER BY sequence LIMIT :room
 """  # noqa: S608
+_OLD = (
+    "SELECT sequence FROM record WHERE refused IS NULL AND attempted_at < :horizon AND attempted_at"
+)
+# Held for good, whatever the clock says later: what follows may have been sent meanwhile, and then
+# the sequence is at or below the source's watermark.
+_HOLD = "UPDATE record SET attempted_at = 0 WHERE sequence = ?"
+_HOLD_ALL = f"UPDATE record SET attempted_at = 0 WHERE attempted_at AND {HELD}"  # noqa: S608
+_OLDEST_ATTEMPT = f"SELECT MIN(attempted_at) FROM record WHERE {WAITING}"  # noqa: S608
 _CLAIM = "UPDATE record SET partition = ?, attempted_at = ? WHERE sequence = ?"
 _DELETE = "DELETE FROM record WHERE sequence = ?"
 _REFUSE = "UPDATE record SET refused = ? WHERE sequence = ?"
-_ASIDE = f"(refused IS NOT NULL OR {_HELD})"
+_ASIDE = f"(refused IS NOT NULL OR {HELD})"
 _ASIDE_UP_TO = f"""
 SELECT COUNT(*), COUNT(refused), MAX(sequence)
 FROM (SELECT sequence, refused FROM record WHERE {_ASIDE} ORDER BY sequence LIMIT :most)
 """  # noqa: S608
-_ASIDE_COPY = f"""
+_RENEW_COPY = """
 INSERT INTO record (checksum, key, value, traceparent, timestamp)
 SELECT checksum, key, value, traceparent, timestamp
-FROM record WHERE {_ASIDE} AND sequence <= :up_to ORDER BY sequence
+FROM record WHERE {which} AND sequence <= :up_to ORDER BY sequence
+"""
+_RENEW_DELETE = "DELETE FROM record WHERE {which} AND sequence <= :up_to"
+_STRANDED = f"{WAITING} AND partition >= :partitions"
+_STRANDED_UP_TO = f"""
+SELECT COUNT(*), MAX(sequence)
+FROM (SELECT sequence FROM record WHERE {_STRANDED} ORDER BY sequence LIMIT :most)
 """  # noqa: S608
-_ASIDE_DELETE = f"DELETE FROM record WHERE {_ASIDE} AND sequence <= :up_to"  # noqa: S608
 
 PartitionOf = Callable[[bytes], int]
 """The partition of a key."""
 
-# A fork waits for the statement or transaction under way, so that the child's copy of a connection,
-# which is closed with the child, holds neither half of one nor a mutex.
-between_forks = threading.Lock()
-os.register_at_fork(
-    before=between_forks.acquire,
-    after_in_parent=between_forks.release,
-    after_in_child=between_forks.release,
-)
-
 
 class SpooledRecord(NamedTuple):
-    """A record to send, with the partition of its first attempt. `timestamp` is in ms."""
+    """A record to send, with the partition and the time, in ms, of its first attempt."""
 
     sequence: int
     partition: int
     key: bytes
     value: bytes
     traceparent: str | None
-    timestamp: int
-
-
-class Summary(NamedTuple):
-    """What a spool file holds; see `Spool`. `oldest` is the least timestamp in ms, if any."""
-
-    source: str
-    left: int
-    held: int
-    refused: int
-    bytes: int
-    oldest: int | None
+    attempted_at: int
 
 
 class Spool:
@@ -150,8 +106,8 @@ class Spool:
     left: int
     """How many records are neither acknowledged nor held nor refused."""
     held: int
-    """How many were attempted too long ago when the file was opened: consumers may have forgotten
-    which of them they have counted. Not given until `accept_duplicates`."""
+    """How many were attempted too long ago: consumers may have forgotten which of them they have
+    counted. Not given until `accept_duplicates`, whatever the clock says later."""
     refused: int
     """How many Kafka will never take. Not given until `accept_duplicates`."""
     bytes: int
@@ -160,7 +116,10 @@ class Spool:
     last: int
     """The greatest sequence so far."""
     given: int
-    """All records up to this sequence were given since the file was opened, or are not to be."""
+    """All records up to this sequence were given since the file was opened, or are not to be, or
+    were passed over."""
+    reasons: dict[int, str]
+    """What was noted last; see `Summary`."""
 
     def __init__(
         self, path: Path, max_bytes: int, release: Callable[[], None] = lambda: None
@@ -170,10 +129,13 @@ class Spool:
         self._release = release
         self._process = os.getpid()
         self._horizon = _now() - HOLD_MS
-        self._in_flight: dict[int, int] = {}
+        self._oldest_attempt = inf
+        self._in_flight: dict[int, SpooledRecord] = {}
+        # By partition that is passed over: nothing of it up to this sequence is to be given.
+        self._passed: dict[int, int] = {}
         self._acknowledged: list[int] = []
         with translated(path):
-            self._connection = _connect(path, "rw")
+            self._connection = connect(path, "rw")
         try:
             with translated(path):
                 self._load()
@@ -199,8 +161,11 @@ class Spool:
         *,
         room: int,
         partition_of: PartitionOf | None,
+        passed: Set[int] = frozenset(),
     ) -> list[SpooledRecord]:
         """Forget `acknowledged`, keep `new` in order, and give the next `room` records.
+
+        Records of the partitions `passed` are passed over, until they are not in it any more.
 
         One transaction and one fsync, none where there is nothing to write. Records are given in
         order of sequence, each once since the file was opened, with its partition stored:
@@ -217,41 +182,55 @@ class Spool:
         if full is not None:
             new, room, size = (), 0, 0
         now = _now()
-        waiting = self.left - len(self._in_flight)
+        self._hold_old(now)
         claims: list[tuple[int, int, int]] = []
         rows: list[tuple[Any, ...]] = []
         give: list[SpooledRecord] = []
+        given = self.given
         if partition_of is not None:
-            for sequence, partition, *content in self._next(min(room, waiting)):
-                if partition is None:
-                    partition = partition_of(content[0])
-                    claims.append((partition, now, sequence))
-                give.append(SpooledRecord(sequence, partition, *content))
+            given, forgotten = self._pass(passed), set(self._acknowledged)
+            if len(self._in_flight) == self.left:
+                given = self.last
+            while given < self.last and (wanted := room - len(give)) > 0:
+                found = self._next(given, wanted, passed)
+                for given, partition, attempted_at, key, value, traceparent in found:
+                    if partition is None:
+                        partition, attempted_at = partition_of(key), now
+                        if partition in passed:
+                            continue
+                        claims.append((partition, now, given))
+                    if given not in self._in_flight and given not in forgotten:
+                        give.append(
+                            SpooledRecord(given, partition, key, value, traceparent, attempted_at)
+                        )
+                if len(found) < wanted:
+                    given = self.last
         last = self.last
         for record in new:
-            fields = record.key, record.value, record.traceparent, record.timestamp
-            last += 1
+            fields = record.key, record.value, record.traceparent
             # What waits has all been taken where there is still room.
-            if partition_of is not None and len(give) < room:
+            taken = partition_of is not None and given == last and len(give) < room
+            last += 1
+            partition = None
+            if taken and partition_of is not None:
+                given = last
                 partition = partition_of(record.key)
-                give.append(SpooledRecord(last, partition, *fields))
-                rows.append((last, partition, now, _checksum(record), *fields))
+            if partition is None or partition in passed:
+                rows.append((last, None, None, _checksum(record), *fields, record.timestamp))
             else:
-                rows.append((last, None, None, _checksum(record), *fields))
+                give.append(SpooledRecord(last, partition, *fields, now))
+                rows.append((last, partition, now, _checksum(record), *fields, record.timestamp))
         if self._acknowledged or claims or rows:
             with self._transaction() as connection:
                 connection.executemany(_DELETE, [(done,) for done in self._acknowledged])
                 connection.executemany(_CLAIM, claims)
                 connection.executemany(_INSERT, rows)
         self._acknowledged.clear()
-        self._in_flight |= {record.sequence: _size(record) for record in give}
+        self._in_flight |= {record.sequence: record for record in give}
         self.last = last
+        self.given = last if len(self._in_flight) == self.left + len(rows) else given
         self.left += len(rows)
         self.bytes += size
-        if len(self._in_flight) == self.left:
-            self.given = self.last
-        elif give:
-            self.given = give[-1].sequence
         if full is not None:
             raise SpoolFullError(f"{self.path}: {full}")
         return give
@@ -270,6 +249,39 @@ class Spool:
             self.left -= 1
             self.refused += 1
 
+    def hold(self, sequences: Sequence[int]) -> None:
+        """Hold records that were given, and were attempted too long ago to be sent again.
+
+        A sequence that is not in flight is passed over.
+        """
+        self._require_own_process()
+        held = [sequence for sequence in sequences if sequence in self._in_flight]
+        if held:
+            self._hold(held)
+            for sequence in held:
+                del self._in_flight[sequence]
+
+    def take_back(self, sequences: Iterable[int]) -> None:
+        """Take records that were given, and will not be sent now, as not given yet.
+
+        A sequence that is not in flight is passed over.
+        """
+        self._require_own_process()
+        for sequence in sequences:
+            record = self._in_flight.pop(sequence, None)
+            if record is not None:
+                self._oldest_attempt = min(self._oldest_attempt, record.attempted_at)
+                self.given = min(self.given, sequence - 1)
+
+    def note_reasons(self, reasons: Mapping[int, str]) -> None:
+        """Keep why records wait, by partition, for `summary`; see there."""
+        self._require_own_process()
+        if reasons != self.reasons:
+            with self._transaction() as connection:
+                connection.execute("DELETE FROM waits")
+                connection.executemany("INSERT INTO waits VALUES (?, ?)", list(reasons.items()))
+            self.reasons = dict(reasons)
+
     def accept_duplicates(self) -> int:
         """Give what is held or refused after all, and return how many records that are.
 
@@ -282,14 +294,30 @@ class Spool:
         while self.held or self.refused:
             with self._transaction() as connection:
                 number, refused, which["up_to"] = connection.execute(_ASIDE_UP_TO, which).fetchone()
-                connection.execute(_ASIDE_COPY, which)
-                connection.execute(_ASIDE_DELETE, which)
+                _renew(connection, _ASIDE, which)
             moved += number
             self.refused -= refused
             self.held -= number - refused
             self.left += number
             self.last += number
         return moved
+
+    def accept_partitions(self, partitions: int) -> int:
+        """Give what was attempted to a partition from `partitions` on to others after all.
+
+        Only before anything was given; else like `accept_duplicates`.
+        """
+        self._require_own_process()
+        which = {"horizon": self._horizon, "most": _MOVED_AT_ONCE, "partitions": partitions}
+        moved = 0
+        while True:
+            with self._transaction() as connection:
+                number, which["up_to"] = connection.execute(_STRANDED_UP_TO, which).fetchone()
+                if not number:
+                    return moved
+                _renew(connection, _STRANDED, which)
+            moved += number
+            self.last += number
 
     def close(self) -> None:
         """Close the file and give up its lock. Further calls, and calls in a fork, do nothing."""
@@ -300,14 +328,18 @@ class Spool:
 
     def _load(self) -> None:
         connection = self._connection
-        _check_version(self.path, connection)
+        check_version(self.path, connection)
         [verdict] = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise SpoolCorruptError(f"{self.path}: damaged: {' '.join(verdict.split())}")
-        for pragma in _PRAGMAS:
+        for pragma in PRAGMAS:
             connection.execute(f"PRAGMA {pragma}")
-        summary = _summary(connection, self._horizon)
-        self.source, self.left, self.held, self.refused, self.bytes, _ = summary
+        connection.execute(REASONS_TABLE)
+        summary = read_summary(connection, self._horizon)
+        self.source, self.left, self.held, self.refused, self.bytes, _, self.reasons = summary
+        self._oldest_attempt = self._find_oldest_attempt()
+        with self._transaction():
+            connection.execute(_HOLD_ALL, {"horizon": self._horizon})
         last = connection.execute(
             "SELECT seq FROM sqlite_sequence WHERE name = 'record'"
         ).fetchone()
@@ -326,21 +358,61 @@ class Spool:
 
     def _forget(self, acknowledged: Sequence[int]) -> None:
         for sequence in acknowledged:
-            size = self._in_flight.pop(sequence, None)
-            if size is not None:
+            record = self._in_flight.pop(sequence, None)
+            if record is not None:
                 self._acknowledged.append(sequence)
                 self.left -= 1
-                self.bytes -= size
+                self.bytes -= _size(record)
 
-    def _next(self, room: int) -> Iterator[tuple[Any, ...]]:
-        if room > 0:
-            place = {"given": self.given, "horizon": self._horizon, "room": room}
+    def _pass(self, passed: Set[int]) -> int:
+        """Note which partitions are passed over from now on; where to go on giving."""
+        given = self.given
+        for partition in [partition for partition in self._passed if partition not in passed]:
+            given = min(given, self._passed.pop(partition))
+        for partition in passed:
+            self._passed[partition] = min(given, self._passed.get(partition, given))
+        self.given = given
+        return given
+
+    def _next(self, given: int, number: int, passed: Set[int]) -> list[tuple[Any, ...]]:
+        """The next `number` records after `given`, also those in flight or forgotten just now.
+
+        Those of the partitions `passed` only where they have no partition yet.
+        """
+        skipped = ", ".join(map(str, sorted(passed)))
+        place = {"given": given, "horizon": self._horizon, "room": number}
+        with between_forks, translated(self.path):
+            found = self._connection.execute(_NEXT.format(skipped=skipped), place).fetchall()
+        for checksum, sequence, _, _, key, value, _ in found:
+            if checksum != crc32(value, crc32(key)):
+                raise SpoolCorruptError(f"{self.path}: damaged: record {sequence}")
+        return [record for _, *record in found]
+
+    def _hold_old(self, now: int) -> None:
+        """Hold what was attempted too long ago by now, but for what is in flight."""
+        horizon = now - HOLD_MS
+        due = max(self._oldest_attempt, self._horizon + _HOLD_INTERVAL_MS)
+        if due < horizon or self._oldest_attempt < self._horizon:
+            horizon = max(horizon, self._horizon)
             with between_forks, translated(self.path):
-                found = self._connection.execute(_NEXT, place).fetchall()
-            for checksum, *record in found:
-                if checksum != crc32(record[3], crc32(record[2])):
-                    raise SpoolCorruptError(f"{self.path}: damaged: record {record[0]}")
-                yield tuple(record)
+                found = self._connection.execute(_OLD, {"horizon": horizon}).fetchall()
+            there = {*self._in_flight, *self._acknowledged}
+            self._hold([sequence for [sequence] in found if sequence not in there])
+            self._horizon = horizon
+            self._oldest_attempt = self._find_oldest_attempt()
+
+    def _hold(self, sequences: Sequence[int]) -> None:
+        with self._transaction() as connection:
+            connection.executemany(_HOLD, [(sequence,) for sequence in sequences])
+        self.left -= len(sequences)
+        self.held += len(sequences)
+
+    def _find_oldest_attempt(self) -> float:
+        with between_forks, translated(self.path):
+            [oldest] = self._connection.execute(
+                _OLDEST_ATTEMPT, {"horizon": self._horizon}
+            ).fetchone()
+        return inf if oldest is None else float(oldest)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -362,89 +434,10 @@ class Spool:
             )
 
 
-def create(path: Path) -> None:
-    """Make an empty spool file, readable by its owner alone; `path` appears when it is complete.
-
-    Raises the errors of `Spool`. Whoever calls it fsyncs the directory.
-    """
-    with translated(path):
-        unfinished = path.with_suffix(".new")
-        unfinished.touch(mode=0o600, exist_ok=False)
-        with closing(_connect(unfinished, "rw")) as connection:
-            for pragma in ("page_size = 4096", *_PRAGMAS):
-                connection.execute(f"PRAGMA {pragma}")
-            connection.executescript(_SCHEMA)
-            connection.execute("INSERT INTO spool VALUES (?)", (uuid.uuid4().urn,))
-        unfinished.rename(path)
-
-
-def summary(path: Path) -> Summary:
-    """What the file holds now, without changing it; its owner may be at work.
-
-    Raises the errors of `Spool`. Not every damage is seen.
-    """
-    with translated(path), closing(_connect(path, "ro")) as connection:
-        _check_version(path, connection)
-        return _summary(connection, _now() - HOLD_MS)
-
-
-def has_left(path: Path) -> bool:
-    """Whether `Spool.left` would not be 0, at little cost; else like `summary`."""
-    with translated(path), closing(_connect(path, "ro")) as connection:
-        _check_version(path, connection)
-        [found] = connection.execute(_ANY_LEFT, {"horizon": _now() - HOLD_MS}).fetchone()
-        return bool(found)
-
-
-def _summary(connection: sqlite3.Connection, horizon: int) -> Summary:
-    [source] = connection.execute("SELECT source FROM spool").fetchone()
-    return Summary(source, *connection.execute(_SUMMARY, {"horizon": horizon}).fetchone())
-
-
-def _check_version(path: Path, connection: sqlite3.Connection) -> None:
-    # SQLite would take a file that has lost its contents for a new one, and remove its WAL.
-    if path.stat().st_size == 0:
-        raise SpoolCorruptError(f"{path}: damaged: empty")
-    [version] = connection.execute("PRAGMA user_version").fetchone()
-    if version == 0:
-        raise SpoolCorruptError(f"{path}: damaged: no spool")
-    if version > SCHEMA_VERSION:
-        raise HaltError(
-            f"{path}: written by a newer version, with schema {version} where this one knows "
-            f"{SCHEMA_VERSION}: drain it with that version"
-        )
-
-
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    return sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={mode}",
-        uri=True,
-        timeout=_BUSY_TIMEOUT,
-        isolation_level=None,
-        check_same_thread=False,
-    )
-
-
-@contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Errors of SQLite and of the system about `path`, as errors of this package."""
-    try:
-        yield
-    except OSError as error:
-        raise RetryableError(f"{error.filename or path}: {error.strerror}") from error
-    except sqlite3.Error as error:
-        code: int | None = getattr(error, "sqlite_errorcode", None)
-        if code is None:
-            if isinstance(error, sqlite3.OperationalError):  # A text is not UTF-8.
-                raise SpoolCorruptError(f"{path}: damaged: {type(error).__name__}") from error
-            raise
-        # The lower byte is the kind of error; the others tell its variants apart.
-        match code & 0xFF:
-            case sqlite3.SQLITE_FULL:
-                raise SpoolFullError(f"{path}: the disk is full") from error
-            case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-                raise SpoolCorruptError(f"{path}: damaged: {error.sqlite_errorname}") from error
-        raise RetryableError(f"{path}: cannot be used: {error.sqlite_errorname}") from error
+def _renew(connection: sqlite3.Connection, which: str, values: Mapping[str, int]) -> None:
+    """Have the records `which`, up to `up_to` of `values`, be new ones at the end."""
+    connection.execute(_RENEW_COPY.format(which=which), values)
+    connection.execute(_RENEW_DELETE.format(which=which), values)
 
 
 def _checksum(record: NewRecord) -> int:
@@ -452,8 +445,8 @@ def _checksum(record: NewRecord) -> int:
 
 
 def _size(record: NewRecord | SpooledRecord) -> int:
-    return len(record.key) + len(record.value) + len(record.traceparent or "") + _ROW_BYTES
+    return len(record.key) + len(record.value) + len(record.traceparent or "") + ROW_BYTES
 
 
 def _now() -> int:
-    return time.time_ns() // 1_000_000
+    return now_ms()

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from execution_events.errors import ExecutionEventsError, RetryableError, SpoolCorruptError
 from execution_events.observability import Logger
-from execution_events.publisher.spool import (
-    Spool,
+from execution_events.publisher.spool import Spool
+from execution_events.publisher.spool_file import (
     Summary,
     between_forks,
     create,

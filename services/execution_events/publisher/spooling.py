@@ -15,8 +15,9 @@ from execution_events.observability import Logger
 from execution_events.publisher import spool_directory
 from execution_events.publisher.background import Background
 from execution_events.publisher.record import NewRecord
-from execution_events.publisher.sender import Outgoing, Sender
-from execution_events.publisher.spool import Spool, SpooledRecord
+from execution_events.publisher.sender import EVERY_PARTITION, Outgoing, Sender
+from execution_events.publisher.spool import Spool
+from execution_events.publisher.spool_turn import Changes, exchange
 from execution_events.settings import Settings
 
 _T = TypeVar("_T")
@@ -45,12 +46,19 @@ class SpooledDelivery:
     forgets the acknowledged ones and takes the next to send, in one transaction. So callers at the
     same time share one fsync, and a record is sent only once it and its partition are on the disk.
 
+    A partition that waits keeps one record in memory; what follows goes back to the spool, so that
+    the window is there for the others. With `accept_partitions`, records of partitions that the
+    topic does not have get others before anything is sent.
+
     It owns `spool` and closes it. A spool that turns out to be damaged is set aside and replaced;
     what was in memory of it is sent before anything of the new one.
     """
 
-    def __init__(self, settings: Settings, spool: Spool) -> None:
+    def __init__(
+        self, settings: Settings, spool: Spool, *, accept_partitions: bool = False
+    ) -> None:
         self._settings = settings
+        self._accept_partitions = accept_partitions
         self._new: deque[_Kept] = deque()
         self._storing: list[_Kept] = []
         self._due = asyncio.Event()
@@ -156,7 +164,7 @@ class SpooledDelivery:
     def _close_spool(self) -> int:
         spool = self._spool
         try:
-            _exchange(spool, [], self._acknowledged, self._refused, 0, None)
+            exchange(spool, [], self._changes(), 0, None, frozenset(), 0)
         except Exception as error:
             # What stays there will be sent again, and not be counted again.
             _logger.warning("spool not up to date", spool=str(spool.path), error=str(error))
@@ -170,6 +178,8 @@ class SpooledDelivery:
             spool.source,
             acknowledged=partial(self._note_acknowledged, spool),
             refused=partial(self._note_refused, spool),
+            expired=partial(self._note_expired, spool),
+            waits=partial(self._note_waiting, spool),
         )
         self._spool = spool
         self._damaged = False
@@ -177,13 +187,24 @@ class SpooledDelivery:
         self._given = spool.given
         self._acknowledged: list[int] = []
         self._refused: list[tuple[int, str]] = []
-        if spool.held:
+        self._expired: list[int] = []
+        # By partition: what is not sent now and goes back to the spool.
+        self._returned: dict[int, list[int]] = {}
+        # What the spool passes over.
+        self._passed: frozenset[int] = frozenset()
+        self._held = 0
+        self._note_held()
+
+    def _note_held(self) -> None:
+        held = self._spool.held
+        if held > self._held:
             _logger.warning(
                 "spooled events are held",
-                spool=str(spool.path),
-                events=spool.held,
+                spool=str(self._spool.path),
+                events=held,
                 next_step="execution-events spool drain --accept-duplicates",
             )
+        self._held = held
 
     async def _connect(self) -> None:
         await self._sender.until_connected()
@@ -220,10 +241,14 @@ class SpooledDelivery:
         """Whether records may leave the spool: those of a damaged one before come first."""
         return self._sender.partitions > 0 and not any(s.pending for s in self._retired)
 
+    def _goes_on(self) -> bool:
+        """Tell if a partition may have records in the spool that need wait no longer."""
+        return any(p not in self._sender.reasons for p in (*self._passed, *self._returned))
+
     def _may_take(self) -> bool:
         """Whether a turn would give records to send."""
         return (
-            self._given < self._spool.last
+            (self._given < self._spool.last or self._goes_on())
             and self._sender.pending <= _WINDOW // 2
             and self._may_send()
         )
@@ -234,8 +259,9 @@ class SpooledDelivery:
             return False
         if spool is not self._spool:
             return True
+        # A partition that waits has its first record with the sender.
         oldest = self._sender.oldest
-        return self._given >= last and (oldest is None or oldest > last)
+        return self._given >= last and not self._goes_on() and (oldest is None or oldest > last)
 
     async def _turn_or_replace(self) -> None:
         try:
@@ -253,31 +279,43 @@ class SpooledDelivery:
 
     async def _turn(self) -> None:
         new = self._storing = self._next_new()
-        acknowledged, self._acknowledged = self._acknowledged, []
-        refused, self._refused = self._refused, []
+        changes = self._changes()
+        passed, partitions = frozenset(self._sender.reasons), self._sender.partitions
         try:
             given, full = await self._in_thread(
                 partial(
-                    _exchange,
+                    exchange,
                     self._spool,
                     [kept.record for kept in new],
-                    acknowledged,
-                    refused,
+                    changes,
                     _WINDOW - self._sender.pending,
                     self._sender.partition_of if self._may_send() else None,
+                    passed,
+                    partitions if self._accept_partitions else 0,
                 )
             )
         except Exception:
-            self._acknowledged = acknowledged + self._acknowledged
-            self._refused = refused + self._refused
+            self._restore(changes)
             raise
         for record in given:
+            partition = record.partition
+            # Nothing goes before what is on its way back.
+            if partition in self._sender.reasons or partition in self._returned:
+                self._returned.setdefault(partition, []).append(record.sequence)
+                continue
             self._sender.submit(
-                record.partition,
+                partition,
                 Outgoing(
-                    record.sequence, record.key, record.value, record.traceparent, record.timestamp
+                    record.sequence,
+                    record.key,
+                    record.value,
+                    record.traceparent,
+                    record.attempted_at,
                 ),
             )
+        self._passed = passed
+        self._accept_partitions = self._accept_partitions and not partitions
+        self._note_held()
         self._given = self._spool.given
         if full is not None:
             raise full
@@ -285,6 +323,26 @@ class SpooledDelivery:
         for kept in new:
             if not kept.durable.done():
                 kept.durable.set_result(None)
+
+    def _changes(self) -> Changes:
+        """Take what the spool does not know yet."""
+        changes = Changes(
+            self._acknowledged,
+            self._refused,
+            self._expired,
+            self._returned,
+            dict(self._sender.reasons),
+        )
+        self._acknowledged, self._refused, self._expired, self._returned = [], [], [], {}
+        return changes
+
+    def _restore(self, changes: Changes) -> None:
+        """The spool may not know `changes` yet."""
+        self._acknowledged = changes.acknowledged + self._acknowledged
+        self._refused = changes.refused + self._refused
+        self._expired = changes.expired + self._expired
+        for partition, sequences in changes.returned.items():
+            self._returned[partition] = sequences + self._returned.get(partition, [])
 
     def _next_new(self) -> list[_Kept]:
         new: list[_Kept] = []
@@ -343,6 +401,19 @@ class SpooledDelivery:
             self._refused.append((record.sequence, detail))
         self._note_settled()
 
+    def _note_expired(self, spool: Spool, record: Outgoing) -> None:
+        if spool is not self._spool:
+            _logger.error("event_expired", spool=str(spool.path), sequence=record.sequence)
+        else:
+            self._expired.append(record.sequence)
+        self._note_settled()
+
+    def _note_waiting(self, spool: Spool, partition: int) -> None:
+        if spool is self._spool and partition != EVERY_PARTITION:
+            taken = self._sender.take_back(partition)
+            self._returned.setdefault(partition, []).extend(record.sequence for record in taken)
+        self._note_settled()
+
     def _note_settled(self) -> None:
         self._due.set()
         if self._may_take():
@@ -382,33 +453,21 @@ def _fail(kept: _Kept, error: Exception) -> None:
         kept.durable.set_exception(error)
 
 
-def _exchange(
-    spool: Spool,
-    new: list[NewRecord],
-    acknowledged: list[int],
-    refused: list[tuple[int, str]],
-    room: int,
-    partition_of: Callable[[bytes], int] | None,
-) -> tuple[list[SpooledRecord], SpoolFullError | None]:
-    """One turn. A full spool stores nothing new, and still gives what it has."""
-    for sequence, detail in refused:
-        spool.refuse(sequence, detail)
-    try:
-        given = spool.exchange(new, acknowledged, room=max(0, room), partition_of=partition_of)
-    except SpoolFullError as error:
-        return spool.exchange((), acknowledged, room=max(0, room), partition_of=partition_of), error
-    return given, None
-
-
 async def drain(
-    settings: Settings, spool: Spool, *, timeout: float, progress: Callable[[int], None]
+    settings: Settings,
+    spool: Spool,
+    *,
+    timeout: float,
+    progress: Callable[[int], None],
+    accept_partitions: bool = False,
 ) -> int:
     """Send what `spool` has left, and close it; give how many records stay in it.
 
+    With `accept_partitions`, records of partitions that the topic does not have get others.
     Gives up after `timeout` seconds without an acknowledgement. `progress` is told how many
     records have been acknowledged so far.
     """
-    async with SpooledDelivery(settings, spool) as delivery:
+    async with SpooledDelivery(settings, spool, accept_partitions=accept_partitions) as delivery:
         first = left = delivery.left
         with suppress(TimeoutError):
             while left:

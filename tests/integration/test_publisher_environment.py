@@ -1,0 +1,445 @@
+"""A publisher where clocks, partitions, limits or the topic are not as they should be."""
+
+import asyncio
+import os
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import NewTopic, RecordsToDelete
+from aiokafka.structs import TopicPartition
+
+from execution_events import wire
+from execution_events.consumer.topic import create_topic
+from execution_events.embedded import DataDirectory, EmbeddedKafka, cache_directory
+from execution_events.errors import RetryableError
+from execution_events.publisher import Publisher, sender, spooling
+from execution_events.publisher.producer import Producer
+from execution_events.publisher.record import NewRecord
+from execution_events.publisher.spool_directory import list_spools, open_spool
+from execution_events.publisher.spooling import drain
+from execution_events.settings import Settings
+from tests.support.consumers import DEADLINE, consuming, until_stored
+from tests.support.occurrences import Fetch
+from tests.support.published import (
+    _records,
+    administrator,
+    counted,
+    events,
+    log,
+    records,
+    silent,
+)
+
+HOUR_MS = 3600 * 1000
+DAY_MS = 24 * HOUR_MS
+
+
+@pytest.fixture
+def spooled(settings: Settings, tmp_path: Path) -> Settings:
+    return replace(settings, spool_dir=str(tmp_path / "spool"), close_timeout=1)
+
+
+@asynccontextmanager
+async def topic(settings: Settings, partitions: int = 3, **config: str) -> AsyncIterator[Settings]:
+    """The settings for a topic of a test's own, with `config`."""
+    settings = replace(settings, topic=f"{settings.topic}-own")
+    async with administrator(settings) as client:
+        await create(client, settings, partitions, **config)
+        yield settings
+
+
+async def create(client: Any, settings: Settings, partitions: int, **config: str) -> None:
+    answer = await client.create_topics(
+        [
+            NewTopic(
+                settings.topic,
+                partitions,
+                1,
+                topic_configs={name.replace("_", "."): value for name, value in config.items()},
+            )
+        ]
+    )
+    assert [error[1] for error in answer.topic_errors] == [0]
+
+
+def spool_of(settings: Settings) -> Any:
+    assert settings.spool_dir is not None
+    return open_spool(Path(settings.spool_dir), settings.spool_max_bytes)
+
+
+def listed(settings: Settings) -> Any:
+    assert settings.spool_dir is not None
+    [info] = list_spools(Path(settings.spool_dir))
+    return info.summary
+
+
+def aged(new: list[NewRecord], milliseconds: int) -> list[NewRecord]:
+    return [msgspec.structs.replace(r, timestamp=r.timestamp - milliseconds) for r in new]
+
+
+def set_clock(monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
+    """Have this process's clock be `ahead` milliseconds ahead."""
+    real = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real() + ahead * 1_000_000)
+
+
+@pytest.fixture
+def producers(monkeypatch: pytest.MonkeyPatch) -> list[Producer]:
+    """All producers that are made."""
+    made: list[Producer] = []
+
+    class Counted(Producer):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            made.append(self)
+
+    monkeypatch.setattr("execution_events.publisher.sender.Producer", Counted)
+    return made
+
+
+# Clocks.
+
+
+async def test_a_record_has_the_time_of_its_sending_and_its_event_that_of_its_publishing(
+    spooled: Settings,
+) -> None:
+    before = time.time_ns() // 1_000_000
+    new = records(events(30))
+    async with topic(spooled, message_timestamp_type="CreateTime") as settings:
+        spool = spool_of(settings)
+        spool.exchange(aged(new, 20 * DAY_MS), [], room=0, partition_of=None)
+        assert await drain(settings, spool, timeout=DEADLINE, progress=lambda _: None) == 0
+        found = await _records(settings)
+    assert len(found) == 30
+    assert all(before <= record.timestamp <= time.time_ns() // 1_000_000 for record in found)
+    # It does not depend on the record's time.
+    assert sorted(record.value for record in found) == sorted(record.value for record in new)
+    assert {wire.decode(r.key, r.value, 0) for r in found} == {
+        wire.decode(r.key, r.value, before) for r in new
+    }
+
+
+async def test_a_record_sent_twice_with_two_times_counts_once(
+    settings: Settings, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = records(events(30))
+
+    async with topic(settings, message_timestamp_type="CreateTime") as own, consuming(own):
+        for ahead in (0, 1800_000, -HOUR_MS):
+            with monkeypatch.context() as patch:
+                set_clock(patch, ahead)
+                done = asyncio.Event()
+                opened = sender.Sender(
+                    own,
+                    "urn:test:twice",
+                    acknowledged=lambda *_, done=done: done.set(),
+                    refused=lambda *_: None,
+                    expired=lambda _: None,
+                )
+                for sequence, record in enumerate(new, 1):
+                    opened.submit(
+                        0, sender.Outgoing(sequence, record.key, record.value, None, time_ms())
+                    )
+                async with asyncio.timeout(DEADLINE):
+                    while opened.pending:
+                        await asyncio.sleep(0.01)
+                await opened.close()
+        await until_stored(own)
+        found = await _records(own)
+    assert len(found) == 90
+    assert len({record.timestamp // (10 * 60_000) for record in found}) == 3
+    rows = await fetch("SELECT name, count FROM event")
+    assert {row["name"]: row["count"] for row in rows} == {e.name: e.count for e in events(30)}
+
+
+def time_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+async def test_a_clock_that_is_ahead_keeps_events_in_the_spool_and_says_why(
+    spooled: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with topic(spooled, message_timestamp_type="CreateTime") as settings:
+        published = events(300)
+        async with Publisher(settings) as publisher:
+            with monkeypatch.context() as patch:
+                set_clock(patch, 2 * HOUR_MS)
+                await asyncio.gather(*map(publisher.publish, published[:200]))
+                with pytest.raises(RetryableError, match="not acknowledged all"):
+                    await publisher.flush(2)
+                async with asyncio.timeout(DEADLINE):
+                    while not listed(settings).reasons:
+                        await asyncio.sleep(0.05)
+                found = listed(settings)
+                assert (found.left, found.refused, found.held) == (200, 0, 0)
+                for reason in found.reasons.values():
+                    assert "refuses the time of this machine's clock" in reason
+                    assert "out of acceptable range. (InvalidTimestampError)" in reason
+                assert await log(settings) == []
+            await asyncio.gather(*map(publisher.publish, published[200:]))
+            await publisher.flush(DEADLINE)
+            async with asyncio.timeout(DEADLINE):
+                while listed(settings).reasons:
+                    await asyncio.sleep(0.05)
+        assert len(counted(await log(settings))) == 300
+    told = [record for record in caplog.records if record.message == "partitions_wait"]
+    assert len(told) == 1
+    assert "out of acceptable range. (InvalidTimestampError)" in told[0].fields["error"]  # type: ignore[attr-defined]
+    assert "kafka producer replaced" not in caplog.messages
+
+
+async def test_a_clock_that_is_ahead_leaves_events_behind_at_closing(
+    spooled: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with topic(spooled, message_timestamp_type="CreateTime") as settings:
+        with monkeypatch.context() as patch:
+            set_clock(patch, 2 * HOUR_MS)
+            publisher = await Publisher(settings).__aenter__()
+            await asyncio.gather(*map(publisher.publish, events(20)))
+            assert await publisher.close() == 20
+        found = listed(settings)
+        assert (found.left, found.refused) == (20, 0)
+        assert found.reasons
+        assert all("clock" in reason for reason in found.reasons.values())
+        spool = spool_of(settings)
+        assert await drain(settings, spool, timeout=DEADLINE, progress=lambda _: None) == 0
+        assert len(counted(await log(settings))) == 20
+
+
+async def test_without_a_spool_a_clock_that_is_ahead_is_said(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with topic(settings, message_timestamp_type="CreateTime") as own:
+        own = replace(own, publish_timeout=1, close_timeout=1)
+        [event] = events(1)
+        async with Publisher(own) as publisher:
+            with monkeypatch.context() as patch:
+                set_clock(patch, 2 * HOUR_MS)
+                with pytest.raises(RetryableError, match=r"for 1 s: .*this machine's clock"):
+                    await publisher.publish(event)
+            await publisher.flush(DEADLINE)
+        assert len(counted(await log(own))) == 1
+
+
+async def test_a_worker_that_lives_on_holds_what_it_attempted_too_long_ago(
+    own_kafka: EmbeddedKafka, spooled: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = replace(spooled, kafka_bootstrap_servers=own_kafka.bootstrap_servers)
+    first, *others = events(60, executions=1)
+    async with topic(own, message_timestamp_type="LogAppendTime") as settings:
+        async with Publisher(settings) as publisher:
+            await publisher.publish(events(1, prefix="before")[0])
+            await publisher.flush(DEADLINE)
+            with silent(own_kafka):
+                # This one is on its way, and the others wait for it.
+                await publisher.publish(first)
+                await asyncio.gather(*map(publisher.publish, others))
+                set_clock(monkeypatch, 31 * DAY_MS)
+            await publisher.publish(events(1, prefix="after")[0])
+            await publisher.flush(DEADLINE)
+            async with asyncio.timeout(DEADLINE):
+                while listed(settings).left:
+                    await asyncio.sleep(0.05)
+            found = listed(settings)
+            names = {record.name for record in counted(await log(settings))}
+            assert {"before.0", "after.0"} <= names
+            assert found.held == 62 - len(names) >= 50
+        monkeypatch.undo()
+        spool = spool_of(settings)
+        assert spool.held == found.held
+        spool.accept_duplicates()
+        assert await drain(settings, spool, timeout=DEADLINE, progress=lambda _: None) == 0
+        by_name = {record.name for record in await log(settings)}
+        assert len(by_name) == len(await log(settings)) == 62
+
+
+async def test_a_worker_that_was_frozen_in_a_request_does_not_send_it_again(
+    own_kafka: EmbeddedKafka, spooled: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """aiokafka would: it has a new connection, and the batch has no acknowledgement."""
+    own = replace(spooled, kafka_bootstrap_servers=own_kafka.bootstrap_servers)
+    async with topic(own, message_timestamp_type="LogAppendTime") as settings:
+        async with Publisher(settings) as publisher:
+            await publisher.publish(events(1, prefix="before")[0])
+            await publisher.flush(DEADLINE)
+            own_kafka.process.kill(signal.SIGSTOP)
+            try:
+                await publisher.publish(events(1)[0])
+                async with asyncio.timeout(DEADLINE):
+                    while not publisher._delivery._sender._producer._requests:  # type: ignore[union-attr]
+                        await asyncio.sleep(0.01)
+                set_clock(monkeypatch, 31 * DAY_MS)
+            finally:
+                own_kafka.process.kill(signal.SIGKILL)
+                await own_kafka.stop()
+                await own_kafka.start()
+            await publisher.publish(events(1, prefix="after")[0])
+            await publisher.flush(DEADLINE)
+            async with asyncio.timeout(DEADLINE):
+                while listed(settings).left:
+                    await asyncio.sleep(0.05)
+        assert listed(settings).held == 1
+        assert {record.name for record in await log(settings)} == {"before.0", "after.0"}
+
+
+# Partitions that are no more.
+
+
+async def stranded(settings: Settings, number: int, partitions: int = 40) -> None:
+    """A spool with so many records that were attempted on a topic of so many partitions."""
+    with spool_of(settings) as spool:
+        given = spool.exchange(
+            records(events(number, executions=number)),
+            [],
+            room=number,
+            partition_of=lambda key: int(key.rpartition(b"-")[2]) % partitions,
+        )
+        assert len(given) == number
+
+
+async def test_records_of_partitions_that_are_no_more_stop_nothing_and_say_why(
+    spooled: Settings, producers: list[Producer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spooling, "_WINDOW", 100)
+    await stranded(spooled, 1200)
+    async with Publisher(spooled) as publisher:
+        async with asyncio.timeout(DEADLINE):
+            for event in events(300, prefix="later"):
+                await publisher.publish(event)
+            while listed(spooled).left > 1200 - 90:
+                await asyncio.sleep(0.05)
+        assert len(listed(spooled).reasons) == 37
+        assert await publisher.close() == 1200 - 90
+    assert len(producers) == 1
+    assert set(listed(spooled).reasons) == set(range(3, 40))
+    [reason] = set(listed(spooled).reasons.values())
+    assert "has only 3 partitions: `execution-events spool drain --accept-duplicates`" in reason
+    assert len(counted(await log(spooled))) == 300 + 90
+    for accept, left in ((False, 1110), (True, 0)):
+        spool = spool_of(spooled)
+        assert left == await drain(
+            spooled, spool, timeout=2, progress=lambda _: None, accept_partitions=accept
+        )
+    assert len(counted(await log(spooled))) == 1500
+    assert listed(spooled).reasons == {}
+
+
+# Limits of the topic.
+
+
+@pytest.mark.parametrize("spool", [False, True])
+async def test_batches_above_the_limit_of_the_topic_are_split_by_one_producer(
+    settings: Settings,
+    spooled: Settings,
+    producers: list[Producer],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    spool: bool,
+) -> None:
+    sizes = []
+    send_batch = Producer.send_batch
+
+    async def counting(self: Producer, batch: Any, *arguments: Any, **options: Any) -> Any:
+        sizes.append(batch.record_count())
+        return await send_batch(self, batch, *arguments, **options)
+
+    monkeypatch.setattr(Producer, "send_batch", counting)
+    hard = "".join(chr(0x4E00 + number * 7919 % 20000) for number in range(700))
+    published = [
+        msgspec.structs.replace(event, message=f"{number * 7919 % 10007}{hard[number:]}")
+        for number, event in enumerate(events(600))
+    ]
+    base = spooled if spool else settings
+    async with topic(base, partitions=1, max_message_bytes="4000") as own:
+        async with Publisher(own) as publisher:
+            await asyncio.gather(*map(publisher.publish, published))
+            await publisher.flush(DEADLINE)
+            first = len(sizes)
+            await asyncio.gather(*map(publisher.publish, events(600, prefix="second")))
+            await publisher.flush(DEADLINE)
+        assert len(counted(await log(own))) == 1200
+    assert len(producers) == 1
+    assert first < 200
+    # What it has found out holds for what comes later.
+    assert len(sizes) - first < 100
+    assert "kafka producer replaced" not in caplog.messages
+
+
+# Without the topic.
+
+
+@pytest.fixture(scope="module")
+async def creating_kafka() -> AsyncIterator[EmbeddedKafka]:
+    """A broker that creates the topics that it is asked for, and removes old records at once."""
+    with tempfile.TemporaryDirectory(prefix="execution-events-tests-") as parent:
+        async with DataDirectory(Path(parent) / "data") as directory:
+            settings = {
+                "auto.create.topics.enable": "true",
+                "log.retention.check.interval.ms": "200",
+                "log.initial.task.delay.ms": "0",
+            }
+            async with EmbeddedKafka(
+                directory, cache_directory(os.environ), settings=settings
+            ) as kafka:
+                yield kafka
+
+
+async def test_a_topic_that_does_not_exist_is_not_created(
+    creating_kafka: EmbeddedKafka, settings: Settings, spooled: Settings
+) -> None:
+    address = creating_kafka.bootstrap_servers
+    own = replace(settings, kafka_bootstrap_servers=address)
+    with pytest.raises(RetryableError, match=f"topic {own.topic} does not exist: create it with"):
+        await Publisher(own).__aenter__()
+    own = replace(spooled, kafka_bootstrap_servers=address)
+    async with administrator(own) as client, Publisher(own) as publisher:
+        await publisher.publish(events(1)[0])
+        async with asyncio.timeout(DEADLINE):
+            while not listed(own).reasons:
+                await asyncio.sleep(0.05)
+        assert "does not exist: create it with `execution-events" in listed(own).reasons[-1]
+        assert own.topic not in await client.list_topics()
+        await create_topic(
+            own, partitions=3, replication=1, min_insync_replicas=1, retention_ms=DAY_MS
+        )
+        await publisher.flush(DEADLINE)
+    assert len(await log(own)) == 1
+
+
+async def test_an_old_spool_is_not_lost_to_retention(
+    creating_kafka: EmbeddedKafka, spooled: Settings
+) -> None:
+    own = replace(spooled, kafka_bootstrap_servers=creating_kafka.bootstrap_servers)
+    async with topic(
+        own, partitions=2, message_timestamp_type="CreateTime", retention_ms=str(HOUR_MS)
+    ) as own:
+        spool = spool_of(own)
+        spool.exchange(aged(records(events(5)), 2 * DAY_MS), [], room=5, partition_of=lambda _: 0)
+        spool.close()
+        spool = spool_of(own)
+        assert await drain(own, spool, timeout=DEADLINE, progress=lambda _: None) == 0
+        # What is as old in the other partition goes after that.
+        async with AIOKafkaProducer(bootstrap_servers=own.kafka_bootstrap_servers) as other:
+            await other.send_and_wait(
+                own.topic, b"", partition=1, timestamp_ms=time_ms() - 2 * DAY_MS
+            )
+        place = TopicPartition(own.topic, 1)
+        async with administrator(own) as client, asyncio.timeout(DEADLINE):
+            while await start_of(client, place) == 0:
+                await asyncio.sleep(0.1)
+            assert await start_of(client, TopicPartition(own.topic, 0)) == 0
+
+
+async def start_of(client: Any, place: TopicPartition) -> int:
+    """The first offset of a partition."""
+    answer = await client.delete_records({place: RecordsToDelete(before_offset=0)})
+    return int(answer[place])
