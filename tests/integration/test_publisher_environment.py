@@ -14,11 +14,10 @@ from typing import Any
 import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import NewTopic, RecordsToDelete
+from aiokafka.admin import RecordsToDelete
 from aiokafka.structs import TopicPartition
 
 from execution_events import wire
-from execution_events.consumer.topic import create_topic
 from execution_events.embedded import DataDirectory, EmbeddedKafka, cache_directory
 from execution_events.errors import RetryableError
 from execution_events.publisher import Publisher, sender, spooling
@@ -38,6 +37,7 @@ from tests.support.published import (
     records,
     silent,
 )
+from tests.support.topics import make_topic
 
 HOUR_MS = 3600 * 1000
 DAY_MS = 24 * HOUR_MS
@@ -52,23 +52,9 @@ def spooled(settings: Settings, tmp_path: Path) -> Settings:
 async def topic(settings: Settings, partitions: int = 3, **config: str) -> AsyncIterator[Settings]:
     """The settings for a topic of a test's own, with `config`."""
     settings = replace(settings, topic=f"{settings.topic}-own")
-    async with administrator(settings) as client:
-        await create(client, settings, partitions, **config)
-        yield settings
-
-
-async def create(client: Any, settings: Settings, partitions: int, **config: str) -> None:
-    answer = await client.create_topics(
-        [
-            NewTopic(
-                settings.topic,
-                partitions,
-                1,
-                topic_configs={name.replace("_", "."): value for name, value in config.items()},
-            )
-        ]
-    )
-    assert [error[1] for error in answer.topic_errors] == [0]
+    configs = {name.replace("_", "."): value for name, value in config.items()}
+    assert await make_topic(settings, partitions, configs) is None
+    yield settings
 
 
 def spool_of(settings: Settings) -> Any:
@@ -408,9 +394,7 @@ async def test_a_topic_that_does_not_exist_is_not_created(
                 await asyncio.sleep(0.05)
         assert "does not exist: create it with `execution-events" in listed(own).reasons[-1]
         assert own.topic not in await client.list_topics()
-        await create_topic(
-            own, partitions=3, replication=1, min_insync_replicas=1, retention_ms=DAY_MS
-        )
+        await make_topic(own, 3)
         await publisher.flush(DEADLINE)
     assert len(await log(own)) == 1
 
