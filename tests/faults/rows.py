@@ -1,6 +1,7 @@
 """The fault matrix: every row, in the order of the report."""
 
 from tests.faults import (
+    rows_accept,
     rows_consumer,
     rows_kafka,
     rows_log,
@@ -18,6 +19,7 @@ ROWS: tuple[Row, ...] = (
     *rows_kafka.ROWS,
     *rows_transactions.ROWS,
     *rows_log.ROWS,
+    *rows_accept.ROWS,
     *rows_kafka.ROWS_OF_THREE,
 )
 

@@ -44,7 +44,7 @@ async def _records_deleted(episode: Episode) -> None:
                 f"partition {partition} stands at {progress[partition]}, past the deleted records"
             )
         episode.lost[partition] = range(progress[partition], begins[partition])
-    await _accept(episode)
+    await accept(episode)
 
 
 async def _delete_to_the_end(episode: Episode, partition: int) -> None:
@@ -78,23 +78,10 @@ async def _retention(episode: Episode) -> None:
 async def _topic_recreated(episode: Episode) -> None:
     await episode.load.stop()
     old = await episode.until_caught_up(_HALT_LIMIT)
-    await episode.note_log()
-    if 0 in old.values():
-        raise NoFaultError(f"a partition was empty: {old}")
+    await judge_log_before(episode, old)
     await episode.topic.delete()
     await asyncio.sleep(1)
     await episode.topic.create(PARTITIONS)
-    # The old log comes first, and its offsets mean other records than the new one's.
-    old_log = list(episode.seen.values())
-    promises = episode.load.acknowledged
-    stored = await episode.database.snapshot()
-    episode.violations += judge(old_log, stored, old, promises).differences
-    episode.seen = {
-        (record.partition, record.offset - _BEFORE): record._replace(offset=record.offset - _BEFORE)
-        for record in old_log
-    }
-    episode.load.forget()
-    episode.audited = False
     # The same messages again: those with a source must not count a second time.
     worker = Worker(
         Author(episode.seed, 0),
@@ -115,10 +102,30 @@ async def _topic_recreated(episode: Episode) -> None:
     await _until_halted(episode, set(old))
     if await episode.database.progress() != old:
         episode.violations.append("something of the new log was stored before it was accepted")
-    await _accept(episode)
+    await accept(episode)
 
 
-async def _accept(episode: Episode) -> None:
+async def judge_log_before(episode: Episode, ends: dict[int, int]) -> None:
+    """Judge what is stored of a log that ends at `ends` and is to be replaced by another.
+
+    It comes first for the oracle, and its offsets mean other records than the new one's.
+    """
+    await episode.note_log()
+    if 0 in ends.values():
+        raise NoFaultError(f"a partition was empty: {ends}")
+    old_log = list(episode.seen.values())
+    promises = episode.load.acknowledged
+    stored = await episode.database.snapshot()
+    episode.violations += judge(old_log, stored, ends, promises).differences
+    episode.seen = {
+        (record.partition, record.offset - _BEFORE): record._replace(offset=record.offset - _BEFORE)
+        for record in old_log
+    }
+    episode.load.forget()
+    episode.audited = False
+
+
+async def accept(episode: Episode) -> None:
     """What an operator does: look at what differs, and go on with the log as it is."""
     code, output = await episode.command("topic", "accept")
     if code != 1:
@@ -157,7 +164,7 @@ async def _partitions_grow(episode: Episode) -> None:
     await episode.until(used, 30, "a new partition has records")
 
 
-def _needs_accept(source: Source) -> str | None:
+def needs_accept(source: Source) -> str | None:
     if '"accept"' in (source.path / "execution_events/cli/topic.py").read_text():
         return None
     return "`topic accept` does not exist yet"
@@ -176,8 +183,8 @@ ROWS = (
         "DeleteRecords past the offset",
         3,
         _records_deleted,
-        missing=_needs_accept,
+        missing=needs_accept,
     ),
-    Row("topic-recreated", "Topic re-created", 3, _topic_recreated, missing=_needs_accept),
+    Row("topic-recreated", "Topic re-created", 3, _topic_recreated, missing=needs_accept),
     Row("partitions-grow", "Partitions 6 to 12", 3, _partitions_grow),
 )
