@@ -87,6 +87,15 @@ class Consumer:
         self._supervisor.cancel()
         await asyncio.gather(self._supervisor, return_exceptions=True)
 
+    @property
+    def pid(self) -> int | None:
+        """The process id of this life, None between two."""
+        return None if self._process is None else self._process.pid
+
+    def set(self, variable: str, value: str) -> None:
+        """Start its next lives with `variable`."""
+        self._environment[variable] = value
+
     def signal(self, number: signal.Signals) -> None:
         """Send `number` to the process."""
         assert self._process is not None

@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -57,8 +57,9 @@ class Row:
     """One row of the fault matrix.
 
     `fault` makes the fault and returns when it is healed. The consumers reach the server `proxied`
-    through its proxy. `alone`: the fault meets every episode on the same servers. `missing` says
-    why the product at hand cannot be put to it, None if it can.
+    through its proxy. `alone`: the fault meets every episode on the same servers. `settings` are
+    variables of its processes. `missing` says why the product at hand cannot be put to it, None if
+    it can.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Row:
     small_disk: bool = False
     poison: float = 0.0
     first_fail_point: Callable[[random.Random], str] | None = None
+    settings: Mapping[str, str] = field(default_factory=dict, hash=False)
     missing: Callable[[Source], str | None] = lambda source: None
 
 
@@ -235,7 +237,7 @@ class Episode:
         if self.has_time_limits(self.source):
             variables["EXECUTION_EVENTS_SESSION_TIMEOUT"] = str(SESSION_TIMEOUT)
             variables["EXECUTION_EVENTS_MAX_POLL_INTERVAL"] = str(MAX_POLL_INTERVAL)
-        return self.source.environment() | variables
+        return self.source.environment() | variables | dict(self.row.settings)
 
 
 async def run_episode(

@@ -5,6 +5,7 @@ from tests.faults import (
     rows_consumer,
     rows_kafka,
     rows_log,
+    rows_memory,
     rows_postgres,
     rows_transactions,
     rows_zombie,
@@ -20,6 +21,7 @@ ROWS: tuple[Row, ...] = (
     *rows_transactions.ROWS,
     *rows_log.ROWS,
     *rows_accept.ROWS,
+    *rows_memory.ROWS,
     *rows_kafka.ROWS_OF_THREE,
 )
 

@@ -29,13 +29,13 @@ async def _records_deleted(episode: Episode) -> None:
     await _delete_to_the_end(episode, running)
     for consumer in episode.consumers:
         consumer.signal(signal.SIGCONT)
-    await _until_halted(episode, {running})
+    await until_halted(episode, {running})
 
     await asyncio.gather(*(consumer.stop() for consumer in episode.consumers))
     await asyncio.sleep(1)
     await _delete_to_the_end(episode, stopped)
     await asyncio.gather(*(consumer.start() for consumer in episode.consumers))
-    await _until_halted(episode, {running, stopped})
+    await until_halted(episode, {running, stopped})
     progress = await episode.database.progress() or {}
     begins = await episode.topic.begins()
     for partition in (running, stopped):
@@ -99,7 +99,7 @@ async def _topic_recreated(episode: Episode) -> None:
         await episode.until(longer, _HALT_LIMIT, "the new log is longer than the old one")
         await load.stop()
         episode.acknowledged = load.acknowledged
-    await _until_halted(episode, set(old))
+    await until_halted(episode, set(old))
     if await episode.database.progress() != old:
         episode.violations.append("something of the new log was stored before it was accepted")
     await accept(episode)
@@ -136,7 +136,7 @@ async def accept(episode: Episode) -> None:
     episode.healed()
 
 
-async def _until_halted(episode: Episode, partitions: set[int]) -> None:
+async def until_halted(episode: Episode, partitions: set[int]) -> None:
     async def halted() -> bool:
         return partitions <= await _halted(episode.consumers)
 
