@@ -6,6 +6,7 @@ from tests.faults import (
     rows_kafka,
     rows_log,
     rows_memory,
+    rows_network,
     rows_postgres,
     rows_transactions,
     rows_zombie,
@@ -23,6 +24,7 @@ ROWS: tuple[Row, ...] = (
     *rows_accept.ROWS,
     *rows_memory.ROWS,
     *rows_kafka.ROWS_OF_THREE,
+    *rows_network.ROWS_OF_THREE,
 )
 
 

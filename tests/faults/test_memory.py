@@ -26,7 +26,7 @@ class Process:
 @asynccontextmanager
 async def having(size: int) -> AsyncIterator[asyncio.subprocess.Process]:
     """A process that had `size` bytes for a moment, and has said so."""
-    program = f"held = bytes({size}); held = b''.join([held]); print(flush=True); input()"
+    program = f"held = b'x' * {size}; print(flush=True); input()"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", program),
         stdin=asyncio.subprocess.PIPE,
