@@ -57,9 +57,9 @@ class Row:
     """One row of the fault matrix.
 
     `fault` makes the fault and returns when it is healed. The consumers reach the server `proxied`
-    through its proxy. `alone`: the fault meets every episode on the same servers. `settings` are
-    variables of its processes. `missing` says why the product at hand cannot be put to it, None if
-    it can.
+    through its proxy; with `worker_proxied` the fault's own worker does, in their place. `alone`:
+    the fault meets every episode on the same servers. `settings` are variables of its processes.
+    `missing` says why the product at hand cannot be put to it, None if it can.
     """
 
     name: str
@@ -69,6 +69,7 @@ class Row:
     brokers: int = 1
     consumers: int = 2
     proxied: Server | None = None
+    worker_proxied: bool = False
     alone: bool = False
     transactions: bool = False
     small_disk: bool = False
@@ -202,11 +203,14 @@ class Episode:
         partition, offset = place
         return offset in self.lost.get(partition, ())
 
-    async def command(self, *arguments: str) -> tuple[int, str]:
-        """The exit code and output of `execution-events` with the consumers' settings."""
+    async def command(self, *arguments: str, **variables: str) -> tuple[int, str]:
+        """The exit code and output of `execution-events` with the consumers' settings.
+
+        `variables` are set in place of theirs.
+        """
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "execution_events.cli", *arguments),
-            env=self.environment(),
+            env=self.environment() | variables,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
@@ -221,9 +225,10 @@ class Episode:
     def environment(self) -> dict[str, str]:
         """The variables of a process of the product."""
         kafka, port = self.brokers.bootstrap_servers, self.cluster.postgres.port
-        if self.row.proxied is Server.KAFKA:
+        proxied = None if self.row.worker_proxied else self.row.proxied
+        if proxied is Server.KAFKA:
             kafka = self.brokers.proxied_servers
-        elif self.row.proxied is Server.POSTGRES:
+        elif proxied is Server.POSTGRES:
             port = self.cluster.postgres_proxy.port
         variables = {
             "EXECUTION_EVENTS_KAFKA_BOOTSTRAP_SERVERS": kafka,

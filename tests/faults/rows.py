@@ -2,6 +2,7 @@
 
 from tests.faults import (
     rows_accept,
+    rows_clock,
     rows_consumer,
     rows_kafka,
     rows_log,
@@ -23,6 +24,7 @@ ROWS: tuple[Row, ...] = (
     *rows_log.ROWS,
     *rows_accept.ROWS,
     *rows_memory.ROWS,
+    *rows_clock.ROWS,
     *rows_kafka.ROWS_OF_THREE,
     *rows_network.ROWS_OF_THREE,
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import KafkaError
 
@@ -28,22 +29,29 @@ class Topic:
 
     async def create(self, partitions: int) -> None:
         """Create it with the settings that the guarantees need."""
-        topic = NewTopic(
-            self.name,
-            partitions,
-            self._replication,
-            topic_configs={
-                "min.insync.replicas": str(max(1, self._replication - 1)),
-                "unclean.leader.election.enable": "false",
-                "cleanup.policy": "delete",
-                "retention.ms": "-1",
-            },
-        )
+        topic = NewTopic(self.name, partitions, self._replication, topic_configs=self._configs())
         async with self._admin() as admin:
             answer = await admin.create_topics([topic])
             for _, code, message, *_ in answer.topic_errors:
                 assert code == 0, message
         await self._until_led(partitions)
+
+    async def stamp_records(self, stamp: str) -> None:
+        """Have records the time of their `stamp`: CreateTime, or LogAppendTime."""
+        configs = self._configs() | {"message.timestamp.type": stamp}
+        resource = ConfigResource(ConfigResourceType.TOPIC, self.name, configs)
+        async with self._admin() as admin:
+            for answer in await admin.alter_configs([resource]):
+                for code, message, *_ in answer.resources:
+                    assert code == 0, message
+
+    def _configs(self) -> dict[str, str]:
+        return {
+            "min.insync.replicas": str(max(1, self._replication - 1)),
+            "unclean.leader.election.enable": "false",
+            "cleanup.policy": "delete",
+            "retention.ms": "-1",
+        }
 
     async def delete(self) -> None:
         """Delete it, with all its records."""
