@@ -9,6 +9,7 @@ from tests.faults import (
     rows_memory,
     rows_network,
     rows_postgres,
+    rows_spool,
     rows_transactions,
     rows_zombie,
 )
@@ -25,6 +26,7 @@ ROWS: tuple[Row, ...] = (
     *rows_accept.ROWS,
     *rows_memory.ROWS,
     *rows_clock.ROWS,
+    *rows_spool.ROWS,
     *rows_kafka.ROWS_OF_THREE,
     *rows_network.ROWS_OF_THREE,
 )

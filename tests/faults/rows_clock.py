@@ -29,7 +29,7 @@ _EVENTS = 100
 _WORKS_LIMIT = 30  # seconds
 _SENT_LIMIT = 30
 """Seconds in which everything is sent, once the clock is right: the worker tries again in 5 s."""
-_LOST_REPLIES = 2
+_LOST_REPLIES = 1
 """Seconds in which what is sent is stored, and its reply is lost."""
 _AWAY = 64
 """Seconds without a reply: after 60 the worker makes another producer, which knows of no batch
@@ -84,8 +84,10 @@ async def _later(episode: Episode) -> None:
         async with broker.proxy.black_hole(Direction.TO_CLIENT):
             began = time.monotonic()
             await asyncio.sleep(_LOST_REPLIES)
-            hands.move(timedelta())
             old = worker.journal().begun
+            # Until the last of them is given to be sent.
+            await asyncio.sleep(_LOST_REPLIES)
+            hands.move(timedelta())
             await episode.until_caught_up(_WORKS_LIMIT)
             await _forget_sources(episode, later)
             await asyncio.sleep(_AWAY - (time.monotonic() - began))
