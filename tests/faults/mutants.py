@@ -1,7 +1,12 @@
 """A check that cannot fail proves nothing: the product is broken on purpose, in a copy."""
 
+import asyncio
 import random
+import re
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.faults.results import Catch, Result, today
 from tests.faults.rows import row
@@ -10,6 +15,10 @@ from tests.faults.source import Source
 
 _ROUNDS = 3
 """How often the rows of a mutant are tried, each time with another seed."""
+_ROOT = Path(__file__).parents[2]
+_PASSED, _FAILED = 0, 1
+"""Exit codes of pytest; any other says nothing of the product."""
+_FAILURE = re.compile(r"^(?:FAILED|ERROR) (\S+)(?: - (.*))?$", re.M)
 
 
 @dataclass(frozen=True)
@@ -31,12 +40,13 @@ class Edit:
 
 @dataclass(frozen=True)
 class Mutant:
-    """One mistake, and the rows that must notice it."""
+    """One mistake, and the rows that must notice it; where no row can, the tests that must."""
 
     name: str
     description: str
     edits: tuple[Edit, ...]
-    rows: tuple[str, ...]
+    rows: tuple[str, ...] = ()
+    tests: tuple[str, ...] = ()
 
 
 MUTANTS = (
@@ -51,7 +61,7 @@ MUTANTS = (
                 "    AND progress.partition = move.partition\n",
             ),
         ),
-        ("zombie-at-point", "pg-commit-lost"),
+        ("zombie-at-point", "pg-commit-lost", "three-no-coordinator"),
     ),
     Mutant(
         "offsets-outside",
@@ -123,7 +133,7 @@ MUTANTS = (
                 "        self.assigned = set(assigned)\n",
             ),
         ),
-        ("scale", "zombie"),
+        ("scale", "zombie", "three-controller"),
     ),
     Mutant(
         "refused-watermark",
@@ -150,16 +160,120 @@ MUTANTS = (
         ),
         ("transactions",),
     ),
+    Mutant(
+        "no-fingerprint",
+        "The last stored record is not compared with the log's",
+        (
+            Edit(
+                "consumer/log.py",
+                "    if stored.last is not None and stored.last.offset >= log.begin"
+                " and log.last != stored.last:\n"
+                '        return f"the log has another record at offset {stored.last.offset}'
+                ' than the stored one"\n',
+                "",
+            ),
+        ),
+        ("topic-recreated",),
+    ),
+    Mutant(
+        "unsynced-spool",
+        "A spool's transactions are not synced to the disk",
+        (Edit("publisher/spool.py", '"synchronous = FULL"', '"synchronous = OFF"'),),
+        ("spool-hung", "spool-slow"),
+    ),
+    Mutant(
+        "spool-in-loop",
+        "A spool is written in the event loop",
+        (
+            Edit(
+                "publisher/spooling.py",
+                "done = asyncio.get_running_loop().run_in_executor(self._thread, call)\n",
+                "done = asyncio.get_running_loop().create_future()\n"
+                "        done.set_result(call())\n",
+            ),
+        ),
+        ("spool-slow", "spool-hung"),
+    ),
+    Mutant(
+        "overlapping-halves",
+        "The first half of a batch moves its partition to the end of the whole",
+        (
+            Edit(
+                "store/batches.py",
+                "Move(whole.expected, first.offset)",
+                "Move(whole.expected, whole.next)",
+            ),
+        ),
+        tests=("tests/integration/test_consumer.py", "tests/unit/test_consume_loop.py"),
+    ),
+    Mutant(
+        "no-generation",
+        "A batch of an earlier generation is stored, and its offsets are taken for this one's",
+        (
+            Edit(
+                "consumer/loop.py",
+                "        if fetched.generation != self._assignment.generation:\n",
+                "        if False:\n",
+            ),
+            Edit(
+                "consumer/loop.py",
+                "        while left and fetched.generation == self._assignment.generation:\n",
+                "        while left:\n",
+            ),
+            Edit(
+                "consumer/loop.py",
+                "        if generation == self._assignment.generation:\n"
+                "            for partition in self._partitions(batch):\n",
+                "        if True:\n            for partition in self._partitions(batch):\n",
+            ),
+        ),
+        tests=("tests/integration/test_consumer_machine.py",),
+    ),
+    Mutant(
+        "unlocked-letter",
+        "A dead letter is not locked while it is retried",
+        (
+            Edit(
+                "store/queries/dead_letters.sql",
+                "WHERE id = $1 AND state = 'open'\nFOR UPDATE\n",
+                "WHERE id = $1 AND state = 'open'\n",
+            ),
+        ),
+        tests=(
+            "tests/integration/test_dead_letters.py::test_two_retries_at_once_count_once",
+            "tests/integration/test_dead_letters.py"
+            "::test_a_discard_waits_for_a_retry_and_finds_it_done",
+        ),
+    ),
+    Mutant(
+        "unlocked-prune",
+        "Executions are not locked while they are pruned",
+        (
+            Edit(
+                "store/queries/prune.sql",
+                "ORDER BY execution_id, namespace\nFOR UPDATE OF execution SKIP LOCKED\n",
+                "ORDER BY execution_id, namespace\n",
+            ),
+        ),
+        tests=("tests/integration/test_prune.py",),
+    ),
 )
 
 
 async def hunt(mutant: Mutant) -> Catch:
-    """Run the mutant's rows until one notices; the first episode that does is in the result."""
+    """Run the mutant's rows until one notices; the first episode that does is in the result.
+
+    In place of rows its tests, which must pass without it.
+    """
     print(f"mutant {mutant.name}: {mutant.description}", flush=True)
     with snapshot() as source:
         digest = source.digest()
+        if mutant.tests and (failure := await failing(mutant.tests, source)):
+            raise RuntimeError(f"{failure[0]} fails without the mutant: {failure[1]}")
         for edit in mutant.edits:
             edit.apply(source)
+        if mutant.tests:
+            return _catch_by_test(mutant, await failing(mutant.tests, source), digest)
         seeds = [random.randrange(1, 2**31) for _ in range(_ROUNDS)]
         plan = [Planned(row(name), seed) for seed in seeds for name in mutant.rows]
         results = await run_all(source, plan, _forget, until_violation=True)
@@ -169,6 +283,33 @@ async def hunt(mutant: Mutant) -> Catch:
             return _catch(mutant, result, digest)
     print("  NOT CAUGHT", flush=True)
     return _catch(mutant, None, digest)
+
+
+async def failing(tests: Sequence[str], source: Source) -> tuple[str, str] | None:
+    """The first of `tests` that fails on `source`, and how; None where all pass.
+
+    RuntimeError where they cannot be run.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests),
+        cwd=_ROOT,
+        env=source.environment(),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    if process.returncode == _PASSED:
+        return None
+    found = _FAILURE.search(output.decode())
+    if process.returncode != _FAILED or found is None:
+        raise RuntimeError(f"pytest ended with {process.returncode}:\n{output.decode()}")
+    return found[1], found[2] or ""
+
+
+def _catch_by_test(mutant: Mutant, failure: tuple[str, str] | None, digest: str) -> Catch:
+    test, symptom = failure or (None, "")
+    print("  NOT CAUGHT" if test is None else f"  caught by {test}", flush=True)
+    return Catch(mutant.name, mutant.description, test, None, symptom, digest, today())
 
 
 def _catch(mutant: Mutant, result: Result | None, digest: str) -> Catch:
