@@ -227,7 +227,10 @@ MUTANTS = (
                 "        if True:\n            for partition in self._partitions(batch):\n",
             ),
         ),
-        tests=("tests/integration/test_consumer_machine.py",),
+        tests=(
+            "tests/integration/test_consumer_machine.py"
+            "::test_a_batch_of_an_earlier_generation_is_not_stored",
+        ),
     ),
     Mutant(
         "unlocked-letter",
@@ -293,7 +296,8 @@ async def failing(tests: Sequence[str], source: Source) -> tuple[str, str] | Non
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests),
         cwd=_ROOT,
-        env=source.environment(),
+        # Wide enough for what the summary says of a failure.
+        env=source.environment() | {"COLUMNS": "400"},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
