@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import os
 import signal
 import uuid
@@ -89,6 +90,12 @@ class Broker:
         assert self._process is not None
         await self._process.until_ready(self._answers, _READY_LIMIT)
 
+    def quorum(self) -> tuple[int, int]:
+        """The epoch of the controllers' quorum and the node that leads it, as this node knows."""
+        metadata = self._home / DATA / "__cluster_metadata-0" / "quorum-state"
+        state = json.loads(metadata.read_text())
+        return state["leaderEpoch"], state["leaderId"]
+
     def signal(self, number: signal.Signals) -> None:
         """Send `number` to the process."""
         assert self._process is not None
@@ -141,6 +148,10 @@ class Brokers:
     def proxied_servers(self) -> str:
         """The addresses whose every connection leads through a proxy."""
         return ",".join(f"{HOST}:{broker.proxy.port}" for broker in self.nodes)
+
+    def controller(self) -> tuple[int, int]:
+        """The newest epoch of the controllers' quorum, and the node that leads it; -1 for none."""
+        return max(broker.quorum() for broker in self.nodes)
 
     def by_id(self, node_id: int) -> Broker:
         """The node with this id."""

@@ -101,6 +101,15 @@ class Consumer:
             return [str(reason) for reason in json.loads(await self.scrape("/readyz"))["reasons"]]
         return []
 
+    @property
+    def pid(self) -> int | None:
+        """The process id of this life, None between two."""
+        return None if self._process is None else self._process.pid
+
+    def set(self, variable: str, value: str) -> None:
+        """Start its next lives with `variable`."""
+        self._environment[variable] = value
+
     def signal(self, number: signal.Signals) -> None:
         """Send `number` to the process."""
         assert self._process is not None

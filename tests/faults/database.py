@@ -48,6 +48,17 @@ SELECT count(DISTINCT transaction) FROM faults.move
 WHERE before IS NOT NULL AND backend NOT IN (SELECT pid FROM pg_stat_activity)
 """
 
+_AGE_SOURCES = """
+UPDATE execution_events.producer_progress
+SET changed_at = changed_at - make_interval(secs => $2)
+WHERE source LIKE $1
+RETURNING source
+"""
+_FORGIVE_PRUNE = """
+DELETE FROM faults.touched
+WHERE relation = 'producer_progress' AND transaction NOT IN (SELECT transaction FROM faults.move)
+"""
+
 
 class EventRow(NamedTuple):
     """One row of `event`; times in microseconds since the Unix epoch."""
@@ -116,6 +127,23 @@ class EpisodeDatabase:
     def move_to(self, administrator_url: str) -> None:
         """Read the database of this name on another server from now on."""
         self.administrator_url = _with_path(administrator_url, self.name)
+
+    def owner_url(self, port: int) -> str:
+        """The owner's address, for what the consumers have no right to."""
+        return f"postgresql://{OWNER}:{PASSWORD}@{HOST}:{port}/{self.name}"
+
+    async def age_sources(self, pattern: str, seconds: float) -> int:
+        """Have the watermarks of sources LIKE `pattern` last moved so much earlier; how many."""
+        async with self.connect() as connection, connection.transaction():
+            # The audit is of what the product does.
+            await connection.execute("SET LOCAL session_replication_role = replica")
+            aged = await connection.fetch(_AGE_SOURCES, pattern, seconds)
+        return len(aged)
+
+    async def forgive_prune(self) -> None:
+        """Take what a prune of sources did out of the audit, while no consumer stores anything."""
+        async with self.connect() as connection:
+            await connection.execute(_FORGIVE_PRUNE)
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[asyncpg.Connection]:

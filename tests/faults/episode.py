@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -59,10 +59,11 @@ class Row:
     """One row of the fault matrix.
 
     `fault` makes the fault and returns when it is healed. The consumers reach the server `proxied`
-    through its proxy. `alone`: the fault meets every episode on the same servers. `missing` says
-    why the product at hand cannot be put to it, None if it can. `worker_for_each_partition`: what
-    becomes of one partition holds up no record of another. `own_postgres`: no other episode uses
-    the episode's server, which has a proxy of its own.
+    through its proxy; with `worker_proxied` the fault's own worker does, in their place. `alone`:
+    the fault meets every episode on the same servers. `settings` are variables of its processes.
+    `worker_for_each_partition`: what becomes of one partition holds up no record of another.
+    `own_postgres`: no other episode uses the episode's server, which has a proxy of its own.
+    `missing` says why the product at hand cannot be put to it, None if it can.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Row:
     brokers: int = 1
     consumers: int = 2
     proxied: Server | None = None
+    worker_proxied: bool = False
     alone: bool = False
     transactions: bool = False
     small_disk: bool = False
@@ -81,6 +83,7 @@ class Row:
     """Of the topic; None for as many as brokers."""
     worker_for_each_partition: bool = False
     own_postgres: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict, hash=False)
     missing: Callable[[Source], str | None] = lambda source: None
 
 
@@ -226,11 +229,14 @@ class Episode:
         partition, offset = place
         return offset in self.lost.get(partition, ())
 
-    async def command(self, *arguments: str) -> tuple[int, str]:
-        """The exit code and output of `execution-events` with the consumers' settings."""
+    async def command(self, *arguments: str, **variables: str) -> tuple[int, str]:
+        """The exit code and output of `execution-events` with the consumers' settings.
+
+        `variables` are set in place of theirs.
+        """
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "execution_events.cli", *arguments),
-            env=self.environment(),
+            env=self.environment() | variables,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
@@ -245,9 +251,10 @@ class Episode:
     def environment(self) -> dict[str, str]:
         """The variables of a process of the product."""
         kafka, port = self.brokers.bootstrap_servers, self.cluster.postgres.port
-        if self.row.proxied is Server.KAFKA:
+        proxied = None if self.row.worker_proxied else self.row.proxied
+        if proxied is Server.KAFKA:
             kafka = self.brokers.proxied_servers
-        elif self.row.proxied is Server.POSTGRES:
+        elif proxied is Server.POSTGRES:
             port = self.cluster.postgres_proxy.port
         if self.own_postgres is not None:
             port = self.own_postgres.proxy.port
@@ -263,7 +270,7 @@ class Episode:
         if self.has_time_limits(self.source):
             variables["EXECUTION_EVENTS_SESSION_TIMEOUT"] = str(SESSION_TIMEOUT)
             variables["EXECUTION_EVENTS_MAX_POLL_INTERVAL"] = str(MAX_POLL_INTERVAL)
-        return self.source.environment() | variables
+        return self.source.environment() | variables | dict(self.row.settings)
 
 
 async def run_episode(

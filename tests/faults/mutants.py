@@ -1,7 +1,12 @@
 """A check that cannot fail proves nothing: the product is broken on purpose, in a copy."""
 
+import asyncio
 import random
+import re
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.faults.results import Catch, Result, today
 from tests.faults.rows import row
@@ -10,6 +15,10 @@ from tests.faults.source import Source
 
 _ROUNDS = 3
 """How often the rows of a mutant are tried, each time with another seed."""
+_ROOT = Path(__file__).parents[2]
+_PASSED, _FAILED = 0, 1
+"""Exit codes of pytest; any other says nothing of the product."""
+_FAILURE = re.compile(r"^(?:FAILED|ERROR) (\S+)(?: - (.*))?$", re.M)
 
 
 @dataclass(frozen=True)
@@ -31,12 +40,13 @@ class Edit:
 
 @dataclass(frozen=True)
 class Mutant:
-    """One mistake, and the rows that must notice it."""
+    """One mistake, and the rows that must notice it; where no row can, the tests that must."""
 
     name: str
     description: str
     edits: tuple[Edit, ...]
-    rows: tuple[str, ...]
+    rows: tuple[str, ...] = ()
+    tests: tuple[str, ...] = ()
 
 
 MUTANTS = (
@@ -46,12 +56,12 @@ MUTANTS = (
         (
             Edit(
                 "store/queries/batches.sql",
-                "    AND progress.partition = move.partition\n"
-                "    AND progress.next_offset = move.expected\n",
-                "    AND progress.partition = move.partition\n",
+                "        AND progress.epoch = move.epoch\n"
+                "        AND progress.next_offset = move.expected\n",
+                "",
             ),
         ),
-        ("zombie-at-point", "pg-commit-lost"),
+        ("zombie-at-point", "pg-commit-lost", "three-no-coordinator"),
     ),
     Mutant(
         "offsets-outside",
@@ -59,12 +69,15 @@ MUTANTS = (
         (
             Edit(
                 "store/batches.py",
-                "                async with connection.transaction():\n"
-                '                    self._reach("begun")\n'
-                "                    await self._move_offsets(connection, batch)\n",
-                "                await self._move_offsets(connection, batch)\n"
-                "                async with connection.transaction():\n"
-                '                    self._reach("begun")\n',
+                "        async with self._session() as connection, connection.transaction():\n"
+                "            with _answered(connection):\n"
+                '                self._reach("begun")\n'
+                "                await self._move_offsets(connection, batch)\n",
+                "        async with self._session() as connection:\n"
+                "            await self._move_offsets(connection, batch)\n"
+                "        async with self._session() as connection, connection.transaction():\n"
+                "            with _answered(connection):\n"
+                '                self._reach("begun")\n',
             ),
         ),
         ("kill-offsets-set",),
@@ -74,7 +87,7 @@ MUTANTS = (
         "An offset out of range continues at the log's end",
         (
             Edit(
-                "consumer/service.py",
+                "consumer/client.py",
                 'auto_offset_reset="none"',
                 'auto_offset_reset="latest"',
             ),
@@ -87,8 +100,8 @@ MUTANTS = (
         (
             Edit(
                 "store/batches.py",
-                "                    with refused_rows():\n",
-                '                    with __import__("contextlib").suppress('
+                "                with refused_rows():\n",
+                '                with __import__("contextlib").suppress('
                 "asyncpg.PostgresError):\n",
             ),
         ),
@@ -119,11 +132,11 @@ MUTANTS = (
             ),
             Edit(
                 "consumer/assignment.py",
-                "        self.assigned = set(assigned)\n        self.positions.clear()\n",
-                "        self.assigned = set(assigned)\n",
+                "        self.positions.clear()\n        self.epochs.clear()\n",
+                "",
             ),
         ),
-        ("scale", "zombie"),
+        ("scale", "zombie", "three-controller"),
     ),
     Mutant(
         "refused-watermark",
@@ -143,23 +156,169 @@ MUTANTS = (
         "Records of aborted transactions are read",
         (
             Edit(
-                "consumer/service.py",
+                "consumer/client.py",
                 'isolation_level="read_committed"',
                 'isolation_level="read_uncommitted"',
             ),
         ),
         ("transactions",),
     ),
+    Mutant(
+        "no-fingerprint",
+        "The last stored record is not compared with the log's",
+        (
+            Edit(
+                "consumer/log.py",
+                "    if stored.last is not None and stored.last.offset >= log.begin"
+                " and log.last != stored.last:\n"
+                '        return f"the log has another record at offset {stored.last.offset}'
+                ' than the stored one"\n',
+                "",
+            ),
+        ),
+        ("topic-recreated",),
+    ),
+    Mutant(
+        "unsynced-spool",
+        "A spool's transactions are not synced to the disk",
+        (Edit("publisher/spool_file.py", '"synchronous = FULL"', '"synchronous = OFF"'),),
+        ("spool-hung", "spool-slow"),
+    ),
+    Mutant(
+        "spool-in-loop",
+        "A spool is written in the event loop",
+        (
+            Edit(
+                "publisher/spooling.py",
+                "done = asyncio.get_running_loop().run_in_executor(self._thread, call)\n",
+                "done = asyncio.get_running_loop().create_future()\n"
+                "        done.set_result(call())\n",
+            ),
+        ),
+        ("spool-slow", "spool-hung"),
+    ),
+    Mutant(
+        "overlapping-halves",
+        "The first half of a batch moves its partition to the end of the whole",
+        (
+            Edit(
+                "store/batches.py",
+                "whole._replace(next=first.offset)",
+                "whole",
+            ),
+        ),
+        tests=("tests/integration/test_consumer.py", "tests/unit/test_consume_loop.py"),
+    ),
+    Mutant(
+        "no-generation",
+        "A batch of an earlier generation is stored, and its offsets are taken for this one's",
+        (
+            Edit(
+                "consumer/loop.py",
+                "        if fetched.generation != self._assignment.generation:\n",
+                "        if False:\n",
+            ),
+            Edit(
+                "consumer/loop.py",
+                "        while left and fetched.generation == self._assignment.generation:\n",
+                "        while left:\n",
+            ),
+            Edit(
+                "consumer/loop.py",
+                "        if generation == self._assignment.generation:\n"
+                "            for partition in self._partitions(batch):\n",
+                "        if True:\n            for partition in self._partitions(batch):\n",
+            ),
+        ),
+        tests=(
+            "tests/integration/test_consumer_machine.py"
+            "::test_a_batch_of_an_earlier_generation_is_not_stored",
+        ),
+    ),
+    Mutant(
+        "no-epoch",
+        "The stored offset is compared without the epoch of its log",
+        (Edit("store/queries/batches.sql", "        AND progress.epoch = move.epoch\n", ""),),
+        ("accept-frozen",),
+    ),
+    Mutant(
+        "believed-offsets",
+        "Stored offsets are not read again after they were read once",
+        (Edit("consumer/seeding.py", "        await self._verify()\n", ""),),
+        ("pg-failover", "pg-restore"),
+    ),
+    Mutant(
+        "waiting-for-locks",
+        "A batch waits for the sessions that hold its partitions",
+        (
+            Edit(
+                "store/queries/batches.sql",
+                "    FOR UPDATE SKIP LOCKED\n),\nmoved AS (\n",
+                "    FOR UPDATE\n),\nmoved AS (\n",
+            ),
+        ),
+        ("host-gone",),
+    ),
+    Mutant(
+        "patience-without-end",
+        "The session of a frozen consumer is never ended",
+        (
+            Edit(
+                "consumer/seeding.py",
+                "        if late and (ended := await self._writer.end_lock_holders(late)):\n",
+                "        if ended := []:\n",
+            ),
+        ),
+        tests=(
+            "tests/integration/test_partition_upsets.py"
+            "::test_a_consumer_that_is_frozen_inside_copy_is_ended",
+        ),
+    ),
+    Mutant(
+        "unlocked-letter",
+        "A dead letter is not locked while it is retried",
+        (
+            Edit(
+                "store/queries/dead_letters.sql",
+                "WHERE id = $1 AND state = 'open'\nFOR UPDATE\n",
+                "WHERE id = $1 AND state = 'open'\n",
+            ),
+        ),
+        tests=(
+            "tests/integration/test_dead_letters.py::test_two_retries_at_once_count_once",
+            "tests/integration/test_dead_letters.py"
+            "::test_a_discard_waits_for_a_retry_and_finds_it_done",
+        ),
+    ),
+    Mutant(
+        "unlocked-prune",
+        "Executions are not locked while they are pruned",
+        (
+            Edit(
+                "store/queries/prune.sql",
+                "ORDER BY execution_id, namespace\nFOR UPDATE OF execution SKIP LOCKED\n",
+                "ORDER BY execution_id, namespace\n",
+            ),
+        ),
+        tests=("tests/integration/test_prune.py",),
+    ),
 )
 
 
 async def hunt(mutant: Mutant) -> Catch:
-    """Run the mutant's rows until one notices; the first episode that does is in the result."""
+    """Run the mutant's rows until one notices; the first episode that does is in the result.
+
+    In place of rows its tests, which must pass without it.
+    """
     print(f"mutant {mutant.name}: {mutant.description}", flush=True)
     with snapshot() as source:
         digest = source.digest()
+        if mutant.tests and (failure := await failing(mutant.tests, source)):
+            raise RuntimeError(f"{failure[0]} fails without the mutant: {failure[1]}")
         for edit in mutant.edits:
             edit.apply(source)
+        if mutant.tests:
+            return _catch_by_test(mutant, await failing(mutant.tests, source), digest)
         seeds = [random.randrange(1, 2**31) for _ in range(_ROUNDS)]
         plan = [Planned(row(name), seed) for seed in seeds for name in mutant.rows]
         results = await run_all(source, plan, _forget, until_violation=True)
@@ -169,6 +328,34 @@ async def hunt(mutant: Mutant) -> Catch:
             return _catch(mutant, result, digest)
     print("  NOT CAUGHT", flush=True)
     return _catch(mutant, None, digest)
+
+
+async def failing(tests: Sequence[str], source: Source) -> tuple[str, str] | None:
+    """The first of `tests` that fails on `source`, and how; None where all pass.
+
+    RuntimeError where they cannot be run.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests),
+        cwd=_ROOT,
+        # Wide enough for what the summary says of a failure.
+        env=source.environment() | {"COLUMNS": "400"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    if process.returncode == _PASSED:
+        return None
+    found = _FAILURE.search(output.decode())
+    if process.returncode != _FAILED or found is None:
+        raise RuntimeError(f"pytest ended with {process.returncode}:\n{output.decode()}")
+    return found[1], found[2] or ""
+
+
+def _catch_by_test(mutant: Mutant, failure: tuple[str, str] | None, digest: str) -> Catch:
+    test, symptom = failure or (None, "")
+    print("  NOT CAUGHT" if test is None else f"  caught by {test}", flush=True)
+    return Catch(mutant.name, mutant.description, test, None, symptom, digest, today())
 
 
 def _catch(mutant: Mutant, result: Result | None, digest: str) -> Catch:

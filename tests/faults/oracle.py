@@ -13,6 +13,8 @@ _V = TypeVar("_V")
 
 _SHOWN = 20
 """Differences of one kind that are spelt out; the rest are counted."""
+_TEXT = 500
+"""Characters of a difference that are shown: a dead letter may be large."""
 
 
 class Acknowledged(NamedTuple):
@@ -224,6 +226,6 @@ def _audit(model: Model, stored: Stored, ends: Mapping[int, int]) -> Iterable[st
 
 def _limited(kind: str, differences: Iterable[str]) -> Iterable[str]:
     found = list(differences)
-    yield from (f"{kind}: {difference}" for difference in found[:_SHOWN])
+    yield from (f"{kind}: {difference[:_TEXT]}" for difference in found[:_SHOWN])
     if len(found) > _SHOWN:
         yield f"{kind}: {len(found) - _SHOWN} more"

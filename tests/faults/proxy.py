@@ -5,13 +5,14 @@ import contextlib
 import random
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from enum import Enum
 from types import TracebackType
 from typing import Self
 
 from tests.faults.protocol import Messages, Moment, Session
+from tests.faults.requests import GROUP_APIS, ApiKeys
 
 HOST = "127.0.0.1"
 _CHUNK = 64 * 1024
@@ -46,6 +47,8 @@ class _Connection:
         self.server = server
         self.commits = CommitFinder()
         self.session: Session | None = None
+        self.requests = ApiKeys()
+        self.apis: set[int] = set()
         self.losing = False
         self.dead = False
 
@@ -59,6 +62,27 @@ class _Hold:
         self.moment = moment
         self.found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.released = asyncio.Event()
+
+
+class Partition:
+    """The connections that are cut off from a group's coordinator, until `healed`."""
+
+    def __init__(self, is_victim: Callable[[int], bool]) -> None:
+        self.healed = asyncio.Event()
+        self.cut: set[_Connection] = set()
+        self._is_victim = is_victim
+        self._others: set[_Connection] = set()
+
+    async def hold(self, connection: _Connection) -> None:
+        """Return once `connection` is not cut off, or not any more."""
+        if not connection.apis & GROUP_APIS or connection in self._others:
+            return
+        if connection not in self.cut:
+            if not self._is_victim(connection.client.get_extra_info("peername")[1]):
+                self._others.add(connection)
+                return
+            self.cut.add(connection)
+        await self.healed.wait()
 
 
 class Proxy:
@@ -86,6 +110,7 @@ class Proxy:
         self._sessions = sessions
         self._hold: _Hold | None = None
         self._ended = asyncio.Event()
+        self._partition: Partition | None = None
         for event in self._open.values():
             event.set()
 
@@ -152,6 +177,26 @@ class Proxy:
                     connection.dead = True
             for direction in closed:
                 self._open[direction].set()
+
+    @asynccontextmanager
+    async def no_coordinator(
+        self, is_victim: Callable[[int], bool], *, forgetful: bool = False
+    ) -> AsyncIterator[Partition]:
+        """Forward nothing, either way, between some clients and the group's coordinator here.
+
+        `is_victim` is asked with the port of a client that sends requests about its group. Its
+        other connections stay as they are: what it asks the leaders here goes by those. The end is
+        as in `black_hole`.
+        """
+        self._partition = partition = Partition(is_victim)
+        try:
+            yield partition
+        finally:
+            self._partition = None
+            if forgetful:
+                for connection in partition.cut:
+                    connection.dead = True
+            partition.healed.set()
 
     @asynccontextmanager
     async def delayed(
@@ -271,6 +316,10 @@ class Proxy:
                 if reader.at_eof():
                     raise ConnectionResetError
             await self._open[direction].wait()
+            if direction is Direction.TO_SERVER:
+                connection.apis |= connection.requests.feed(data)
+            if self._partition is not None:
+                await self._partition.hold(connection)
             if connection.dead:
                 continue
             if direction is Direction.TO_SERVER:

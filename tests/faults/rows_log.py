@@ -29,13 +29,13 @@ async def _records_deleted(episode: Episode) -> None:
     await _delete_to_the_end(episode, running)
     for consumer in episode.consumers:
         consumer.signal(signal.SIGCONT)
-    await _until_halted(episode, {running})
+    await until_halted(episode, {running})
 
     await asyncio.gather(*(consumer.stop() for consumer in episode.consumers))
     await asyncio.sleep(1)
     await _delete_to_the_end(episode, stopped)
     await asyncio.gather(*(consumer.start() for consumer in episode.consumers))
-    await _until_halted(episode, {running, stopped})
+    await until_halted(episode, {running, stopped})
     progress = await episode.database.progress() or {}
     begins = await episode.topic.begins()
     for partition in (running, stopped):
@@ -78,23 +78,10 @@ async def _retention(episode: Episode) -> None:
 async def _topic_recreated(episode: Episode) -> None:
     await episode.load.stop()
     old = await episode.until_caught_up(_HALT_LIMIT)
-    await episode.note_log()
-    if 0 in old.values():
-        raise NoFaultError(f"a partition was empty: {old}")
+    await judge_log_before(episode, old)
     await episode.topic.delete()
     await asyncio.sleep(1)
     await episode.topic.create(PARTITIONS)
-    # The old log comes first, and its offsets mean other records than the new one's.
-    old_log = list(episode.seen.values())
-    promises = episode.load.acknowledged
-    stored = await episode.database.snapshot()
-    episode.violations += judge(old_log, stored, old, promises).differences
-    episode.seen = {
-        (record.partition, record.offset - _BEFORE): record._replace(offset=record.offset - _BEFORE)
-        for record in old_log
-    }
-    episode.load.forget()
-    episode.audited = False
     # The same messages again: those with a source must not count a second time.
     worker = Worker(
         Author(episode.seed, 0),
@@ -112,10 +99,30 @@ async def _topic_recreated(episode: Episode) -> None:
         await episode.until(longer, _HALT_LIMIT, "the new log is longer than the old one")
         await load.stop()
         episode.acknowledged = load.acknowledged
-    await _until_halted(episode, set(old))
+    await until_halted(episode, set(old))
     if await episode.database.progress() != old:
         episode.violations.append("something of the new log was stored before it was accepted")
     await accept(episode)
+
+
+async def judge_log_before(episode: Episode, ends: dict[int, int]) -> None:
+    """Judge what is stored of a log that ends at `ends` and is to be replaced by another.
+
+    It comes first for the oracle, and its offsets mean other records than the new one's.
+    """
+    await episode.note_log()
+    if 0 in ends.values():
+        raise NoFaultError(f"a partition was empty: {ends}")
+    old_log = list(episode.seen.values())
+    promises = episode.load.acknowledged
+    stored = await episode.database.snapshot()
+    episode.violations += judge(old_log, stored, ends, promises).differences
+    episode.seen = {
+        (record.partition, record.offset - _BEFORE): record._replace(offset=record.offset - _BEFORE)
+        for record in old_log
+    }
+    episode.load.forget()
+    episode.audited = False
 
 
 async def accept(episode: Episode) -> None:
@@ -129,7 +136,7 @@ async def accept(episode: Episode) -> None:
     episode.healed()
 
 
-async def _until_halted(episode: Episode, partitions: set[int]) -> None:
+async def until_halted(episode: Episode, partitions: set[int]) -> None:
     async def halted() -> bool:
         return partitions <= await halted_partitions(episode.consumers)
 

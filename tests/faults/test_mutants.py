@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import source
-from tests.faults.mutants import MUTANTS, Edit, Mutant
+from tests.faults.mutants import MUTANTS, Edit, Mutant, failing
 from tests.faults.results import Catch, Result, append, episodes, latest, report
 from tests.faults.rows import ROWS
 
@@ -24,6 +24,25 @@ def test_an_edit_that_fits_nothing_is_an_error(tmp_path: Path) -> None:
     copied = source.copy(tmp_path / "services")
     with pytest.raises(ValueError, match="0 times"):
         Edit("errors.py", "no such line", "").apply(copied)
+
+
+def test_a_mutant_has_rows_or_tests_to_be_caught_by() -> None:
+    assert all(bool(mutant.rows) != bool(mutant.tests) for mutant in MUTANTS)
+
+
+async def test_tests_that_a_mutant_fails_are_told_from_tests_that_cannot_run(
+    tmp_path: Path,
+) -> None:
+    copied = source.copy(tmp_path / "services")
+    edit = Edit("projection/fold.py", "event.count + count", "event.count")
+    tests = ("tests/unit/test_fold.py",)
+    assert await failing(tests, copied) is None
+    edit.apply(copied)
+    failure = await failing(tests, copied)
+    assert failure is not None
+    assert failure[0].startswith("tests/unit/test_fold.py::")
+    with pytest.raises(RuntimeError, match="pytest ended with 4"):
+        await failing(("tests/unit/no_such_test.py",), copied)
 
 
 def test_rows_have_names_of_their_own() -> None:

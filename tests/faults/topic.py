@@ -12,6 +12,7 @@ from aiokafka.errors import KafkaError
 
 from execution_events.consumer.topic import create_topic
 from execution_events.errors import RetryableError
+from execution_events.kafka_client import IncrementalAlterConfigs
 from execution_events.settings import Settings
 from tests.faults.record import LogRecord, Place
 
@@ -47,6 +48,14 @@ class Topic:
 
         await _patiently(create)
         await self._until_led(partitions)
+
+    async def stamp_records(self, stamp: str) -> None:
+        """Have records the time of their `stamp`: CreateTime, or LogAppendTime."""
+        request = IncrementalAlterConfigs(self.name, {"message.timestamp.type": stamp})
+        async with self._admin() as admin:
+            answer = await admin._send_request(request)
+        [(code, message, *_)] = answer.resources
+        assert code == 0, message
 
     async def delete(self) -> None:
         """Delete it, with all its records."""

@@ -383,3 +383,28 @@ def _lose_a_reply(group_type: type[RuleBasedStateMachine]) -> None:
     group.fetch(1)
     run(member.loop._store(group.fetched.pop(0)))
     group.teardown()
+
+
+async def test_a_batch_of_an_earlier_generation_is_not_stored(
+    servers: Servers, template_database: str
+) -> None:
+    async with databases.cloned(servers.administrator_url, template_database) as database:
+        await asyncio.to_thread(_rebalance_with_a_batch, machine(database, Tally()))
+
+
+def _rebalance_with_a_batch(group_type: type[RuleBasedStateMachine]) -> None:
+    """The partitions are the same member's again, and more records follow than it holds."""
+    group: Any = group_type()
+    group.begin()
+    group.rebalance((0,) * PARTITIONS)
+    member, run = group.members[0], group.runner.run
+    run(member.loop._seed())
+    fetched = run(member.loop._fetcher.fetch())
+    group.publish(12)
+    group.rebalance((0,) * PARTITIONS)
+    run(member.loop._seed())
+    following = run(member.loop._store_and_fetch(fetched))
+    if following is not None:
+        run(member.loop._store(following))
+    group.rows_are_the_fold_of_what_is_stored()
+    group.teardown()

@@ -1,16 +1,19 @@
 """A worker that publishes through a spool until it is killed, and keeps a journal of its own.
 
-    python -m tests.support.spooling_worker JOURNAL
+    python -m tests.support.spooling_worker JOURNAL [--interval SECONDS] [--beats FILE]
 
 Settings are in the environment. The journal has a line for each event before its `publish` is
 called, and one after it has returned. Every event has a name of its own and a random count, so that
-one that is lost cannot hide one that is counted twice.
+one that is lost cannot hide one that is counted twice. Each of its tasks waits for `--interval`
+after an event. `--beats` gets a line with the monotonic time every 0.1 s, as long as the event loop
+runs.
 """
 
+import argparse
 import asyncio
 import random
 import secrets
-import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +22,8 @@ from execution_events.events import RECORD_COUNT_MAX
 
 _TASKS = 8
 _EXECUTIONS = 20
+BEAT = 0.1
+"""Seconds between two beats."""
 
 
 class Journal(NamedTuple):
@@ -37,7 +42,7 @@ class Journal(NamedTuple):
         return journal
 
 
-async def _work(publisher: Publisher, journal: Path) -> None:
+async def _work(publisher: Publisher, journal: Path, interval: float) -> None:
     with journal.open("a", buffering=1) as file:
         while True:
             name = f"job.{secrets.token_hex(8)}"
@@ -55,17 +60,32 @@ async def _work(publisher: Publisher, journal: Path) -> None:
             print("begun", name, event.count, file=file)
             await publisher.publish(event)
             print("durable", name, event.count, file=file)
+            await asyncio.sleep(interval)
 
 
-async def _main(journal: Path) -> None:
+async def _beat(beats: Path) -> None:
+    with beats.open("a", buffering=1) as file:
+        while True:
+            print(time.monotonic(), file=file)
+            await asyncio.sleep(BEAT)
+
+
+async def _main(journal: Path, interval: float, beats: Path | None) -> None:
     if journal.exists():
         # The next line must not be joined to half of one.
         text = journal.read_text()
         journal.write_text(text[: text.rfind("\n") + 1])
     async with Publisher.from_settings() as publisher, asyncio.TaskGroup() as group:
         for _ in range(_TASKS):
-            group.create_task(_work(publisher, journal))
+            group.create_task(_work(publisher, journal, interval))
+        if beats is not None:
+            group.create_task(_beat(beats))
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("journal", type=Path)
+    parser.add_argument("--interval", type=float, default=0.0)
+    parser.add_argument("--beats", type=Path)
+    arguments = parser.parse_args()
+    asyncio.run(_main(arguments.journal, arguments.interval, arguments.beats))

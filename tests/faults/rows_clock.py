@@ -1,0 +1,208 @@
+"""A worker's clock that is wrong, or moves by weeks while the worker lives."""
+
+import asyncio
+import json
+import signal
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection
+from datetime import timedelta
+
+from tests.faults import clock
+from tests.faults.clock import ProcessClock
+from tests.faults.episode import Episode, NoFaultError, Row, Server
+from tests.faults.proxy import Direction
+from tests.faults.source import Source
+from tests.faults.worker import WorkerProcess
+from tests.support.spooling_worker import Journal
+
+_STAMPS = ("CreateTime", "LogAppendTime")
+_SPOOLS = "urn:uuid:%"
+"""The sources of spools, and none of the harness's own workers."""
+_AHEAD, _BEHIND = timedelta(hours=2), timedelta(days=-365)
+_LATER = (timedelta(days=31), timedelta(days=61))
+"""Later than a record may be sent again; and later than consumers remember a source, too."""
+_INTERVAL = 0.1
+"""Seconds between two events of one of the worker's tasks: some 80 a second in all."""
+_EVENTS = 100
+"""Events that the worker must have published before anything changes."""
+_WORKS_LIMIT = 30  # seconds
+_SENT_LIMIT = 30
+"""Seconds in which everything is sent, once the clock is right: the worker tries again in 5 s."""
+_LOST_REPLIES = 1
+"""Seconds in which what is sent is stored, and its reply is lost."""
+_AWAY = 64
+"""Seconds without a reply: after 60 the worker makes another producer, which knows of no batch
+that is in the log."""
+
+
+async def _wrong(episode: Episode) -> None:
+    shift = (_AHEAD, _BEHIND)[episode.seed // 2 % 2]
+    stamp = await _stamp(episode)
+    episode.evidence["clock"] = str(shift)
+    hands = ProcessClock(episode.directory / "clock", shift)
+    worker = WorkerProcess(
+        episode.environment(), episode.directory, command=hands.command, interval=_INTERVAL
+    )
+    async with worker.running() as process:
+        await _until_published(episode, worker, _EVENTS)
+        if shift == _BEHIND or stamp == "LogAppendTime":
+            await _require_sent(episode, worker, _EVENTS)
+        else:
+            # Kafka takes nothing more than an hour ahead.
+            await _until_published(episode, worker, 2 * _EVENTS)
+            if _sent(worker) > 0:
+                raise NoFaultError("Kafka takes records of this clock")
+        hands.move(timedelta())
+        await _require_sent(episode, worker, len(worker.journal().durable))
+        process.kill(signal.SIGKILL)
+        await process.wait()
+    await _drain(episode, worker)
+
+
+async def _later(episode: Episode) -> None:
+    """The replies to a batch of each partition are lost; then weeks pass.
+
+    The clock is weeks behind at first, so that it is right at the end.
+    """
+    later = _LATER[episode.seed // 2 % 2]
+    await _stamp(episode)
+    episode.evidence["later"] = f"{later.days} days"
+    hands = ProcessClock(episode.directory / "clock", -later)
+    servers = episode.brokers.proxied_servers
+    worker = WorkerProcess(
+        episode.environment() | {"EXECUTION_EVENTS_KAFKA_BOOTSTRAP_SERVERS": servers},
+        episode.directory,
+        command=hands.command,
+        interval=_INTERVAL,
+    )
+    await episode.load.stop()
+    [broker] = episode.brokers.nodes
+    async with worker.running() as process:
+        await _until_published(episode, worker, _EVENTS)
+        await _require_sent(episode, worker, _EVENTS)
+        async with broker.proxy.black_hole(Direction.TO_CLIENT):
+            began = time.monotonic()
+            await asyncio.sleep(_LOST_REPLIES)
+            old = worker.journal().begun
+            # Until the last of them is given to be sent.
+            await asyncio.sleep(_LOST_REPLIES)
+            hands.move(timedelta())
+            await episode.until_caught_up(_WORKS_LIMIT)
+            await _forget_sources(episode, later)
+            await asyncio.sleep(_AWAY - (time.monotonic() - began))
+        before = await episode.topic.ends()
+
+        async def sends() -> bool:
+            ends = await episode.topic.ends()
+            return all(end > before[partition] for partition, end in ends.items())
+
+        await episode.until(sends, _SENT_LIMIT, "the worker sends to each partition again")
+        process.kill(signal.SIGKILL)
+        await process.wait()
+    if not await _drain(episode, worker):
+        raise NoFaultError("no reply was lost")
+    copies = await _copies(episode, old)
+    if again := copies.total() - len(copies):
+        episode.violations.append(f"{again} records were sent again after {later.days} days")
+
+
+async def _copies(episode: Episode, names: Collection[str]) -> Counter[str]:
+    """How often the events of these names are in the log."""
+    bodies = [json.loads(record.value or b"0") for record in await episode.topic.records()]
+    found = [body["metadata"]["name"] for body in bodies]
+    return Counter(name for name in found if name in names)
+
+
+async def _stamp(episode: Episode) -> str:
+    stamp = _STAMPS[episode.seed % 2]
+    episode.evidence["stamp"] = stamp
+    await episode.topic.stamp_records(stamp)
+    return stamp
+
+
+async def _forget_sources(episode: Episode, later: timedelta) -> None:
+    """Have the database's memory of the worker age as well, and forget what is to be forgotten."""
+    aged = await episode.database.age_sources(_SPOOLS, later.total_seconds())
+    owner = episode.database.owner_url(episode.cluster.postgres.port)
+    code, output = await episode.command(
+        *("prune", "--older-than", "9999d"), EXECUTION_EVENTS_DATABASE_URL=owner
+    )
+    if not aged or code:
+        raise NoFaultError(f"{aged} watermarks aged; prune ended with {code}: {output}")
+    await episode.database.forgive_prune()
+
+
+async def _until_published(episode: Episode, worker: WorkerProcess, events: int) -> None:
+    async def published() -> bool:
+        return len(worker.journal().durable) >= events
+
+    await episode.until(published, _WORKS_LIMIT, f"{events} events are published")
+
+
+def _sent(worker: WorkerProcess) -> int:
+    """How many events are sent; one that is held counts as well, as it has been sent before."""
+    return len(worker.journal().durable) - worker.left() - worker.refused()
+
+
+async def _require_sent(episode: Episode, worker: WorkerProcess, events: int) -> None:
+    async def sent() -> bool:
+        return _sent(worker) >= events
+
+    await _require(episode, sent, f"{events} events are sent")
+
+
+async def _require(episode: Episode, condition: Callable[[], Awaitable[bool]], what: str) -> None:
+    try:
+        await episode.until(condition, _SENT_LIMIT, what)
+    except NoFaultError as error:
+        episode.violations.append(str(error))
+
+
+async def _drain(episode: Episode, worker: WorkerProcess) -> int:
+    """Send what the worker left, and account for what is held: how many events that are.
+
+    What is held may be in the log, and nothing else may be left.
+    """
+    episode.healed()
+    directory = str(worker.spools)
+    code, output = await episode.command("spool", "drain", directory)
+    _, listed = await episode.command("spool", "list", "--json", directory)
+    spools = [json.loads(line) for line in listed.splitlines() if line.startswith("{")]
+    held = worker.held()
+    episode.evidence["held"] = len(held)
+    told = {what: sum(spool[what] or 0 for spool in spools) for what in ("left", "held", "refused")}
+    if told != {"left": 0, "held": len(held), "refused": 0} or code != bool(held):
+        episode.violations.append(
+            f"{len(held)} events are held; spool list tells {told}, spool drain {code}: {output}"
+        )
+    journal = worker.journal()
+    episode.published = Journal(
+        journal.begun,
+        {name: count for name, count in journal.durable.items() if name not in held},
+    )
+    return len(held)
+
+
+def _missing(source: Source) -> str | None:
+    return clock.missing()
+
+
+ROWS = (
+    Row(
+        "clock-wrong",
+        "A worker's clock 2 h ahead or a year behind, and put right while it lives",
+        10,
+        _wrong,
+        missing=_missing,
+    ),
+    Row(
+        "clock-later",
+        "31 or 61 days pass in a living worker that lost Kafka's replies",
+        10,
+        _later,
+        proxied=Server.KAFKA,
+        worker_proxied=True,
+        missing=_missing,
+    ),
+)
