@@ -171,3 +171,40 @@ def test_finds_a_commit_however_it_is_cut_up() -> None:
         finder = CommitFinder()
         found = [finder.feed(stream[at : at + size]) for at in range(0, len(stream), size)]
         assert found == [False] * (len(found) - 1) + [True]
+
+
+def request(api_key: int) -> bytes:
+    return (20).to_bytes(4) + api_key.to_bytes(2) + b"\0" * 18
+
+
+async def test_a_client_is_cut_off_from_a_coordinator_alone() -> None:
+    async with (
+        proxied() as (proxy, echo),
+        connected(proxy) as (group, group_writer),
+        connected(proxy) as (leader, leader_writer),
+        connected(proxy) as (other, other_writer),
+    ):
+        victims = [writer.get_extra_info("sockname")[1] for writer in (group_writer, leader_writer)]
+        async with proxy.no_coordinator(victims.__contains__) as partition:
+            for writer, api in ((group_writer, 12), (leader_writer, 1), (other_writer, 12)):
+                writer.write(request(api))
+            assert await leader.readexactly(24) == request(1)
+            assert await other.readexactly(24) == request(12)
+            assert await silent(group)
+            assert len(partition.cut) == 1
+        assert await group.readexactly(24) == request(12)
+        assert len(echo.received) == 3 * 24
+
+
+async def test_what_was_cut_off_may_stay_silent() -> None:
+    async with (
+        proxied() as (proxy, _),
+        connected(proxy) as (group, group_writer),
+        connected(proxy) as (later, later_writer),
+    ):
+        async with proxy.no_coordinator(lambda port: True, forgetful=True):
+            group_writer.write(request(11))
+            assert await silent(group)
+        assert await silent(group)
+        later_writer.write(request(11))
+        assert await later.readexactly(24) == request(11)
