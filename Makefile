@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --custom-compile-command "make lock" $(ARGS)
 
-.PHONY: help install run test faults faults-full mutants bench bench-growth bench-peers check format lock build clean
+.PHONY: help install run test faults faults-full faults-tools mutants bench bench-growth bench-peers check format lock build clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -34,6 +34,9 @@ faults: install ## Each fault of the matrix once, against the real servers; ARGS
 faults-full: install ## The whole matrix: about 80 minutes, and goes on where it was stopped; then the report
 	$(BIN)/python -m tests.faults run --full
 	$(BIN)/python -m tests.faults report
+
+faults-tools: ## On Debian, as root: what moves a worker's clock and slows its disk; rows without it are left out
+	apt-get install -y -qq faketime gcc libc6-dev
 
 mutants: install ## Break each guarantee on purpose: the matrix must notice
 	@exec $(BIN)/python -m tests.faults mutants

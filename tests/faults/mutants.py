@@ -101,8 +101,7 @@ MUTANTS = (
             Edit(
                 "store/batches.py",
                 "                with refused_rows():\n",
-                '                with __import__("contextlib").suppress('
-                "asyncpg.PostgresError):\n",
+                '                with __import__("contextlib").suppress(asyncpg.PostgresError):\n',
             ),
         ),
         ("pg-deadlock", "pg-disk-full"),
@@ -196,6 +195,16 @@ MUTANTS = (
             ),
         ),
         ("spool-slow", "spool-hung"),
+    ),
+    Mutant(
+        "no-hold",
+        "What was attempted long ago is sent again by a worker that lives on",
+        (
+            Edit(
+                "publisher/sender.py", "            if self._expire():\n", "            if False:\n"
+            ),
+        ),
+        ("clock-later",),
     ),
     Mutant(
         "overlapping-halves",

@@ -47,7 +47,8 @@ class Messages:
         prefix = 1 if self._started or not self._from_client else 0
         if len(self._rest) < prefix + 4:
             return None
-        size = int.from_bytes(self._rest[prefix : prefix + 4])
+        # No message is shorter; other protocols pass here as well, and must not hold it up.
+        size = max(4, int.from_bytes(self._rest[prefix : prefix + 4]))
         if len(self._rest) < prefix + size:
             return None
         kind, body = self._rest[:prefix], self._rest[prefix + 4 : prefix + size]

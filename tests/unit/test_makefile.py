@@ -15,6 +15,7 @@ TARGETS = [
     "test",
     "faults",
     "faults-full",
+    "faults-tools",
     "mutants",
     "bench",
     "bench-growth",
