@@ -118,6 +118,7 @@ ROWS_OF_THREE = (
         _no_coordinator,
         brokers=3,
         proxied=Server.KAFKA,
+        alone=True,
         missing=_needs_proc,
     ),
 )
