@@ -28,10 +28,10 @@ run: install ## Kafka, PostgreSQL and all services on this machine, data in .dat
 test: install ## All tests; ARGS="tests/unit -k fold"
 	@exec $(BIN)/pytest $(ARGS)
 
-faults: install ## Each fault of the matrix once, against the real servers; ARGS="--row scale --seed 5"
+faults: install ## Each fault of the matrix once, less the long ones, against the real servers; ARGS="--row scale --seed 5"
 	@exec $(BIN)/python -m tests.faults run --short $(ARGS)
 
-faults-full: install ## The whole matrix: about 80 minutes, and goes on where it was stopped; then the report
+faults-full: install ## The whole matrix: about three hours, and goes on where it was stopped; then the report
 	$(BIN)/python -m tests.faults run --full
 	$(BIN)/python -m tests.faults report
 

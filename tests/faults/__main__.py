@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     size = running.add_mutually_exclusive_group()
     size.add_argument("--episodes", type=int, metavar="N", help="of each row")
     size.add_argument(
-        "--short", action="store_true", help="one of each row, some side by side (default)"
+        "--short", action="store_true", help="one of each row but the long ones (default)"
     )
     size.add_argument(
         "--full",
@@ -104,7 +104,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace, kept: Iterable[Result]) -> list[Planned]:
-    chosen = [row(name) for name in arguments.row] if arguments.row else list(ROWS)
+    is_short = not arguments.row and not arguments.full and arguments.episodes is None
+    chosen = [row(name) for name in arguments.row or ()] or [
+        each for each in ROWS if not (is_short and each.is_long)
+    ]
     if arguments.full:
         # Seeds count from 1, so that a run that was interrupted knows what is left.
         passed = {key for key, last in results.latest(kept).items() if last.passed}

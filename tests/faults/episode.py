@@ -84,6 +84,8 @@ class Row:
     worker_for_each_partition: bool = False
     own_postgres: bool = False
     settings: Mapping[str, str] = field(default_factory=dict, hash=False)
+    is_long: bool = False
+    """Left out of a short run: it takes a minute, and others run beside it in no lane."""
     missing: Callable[[Source], str | None] = lambda source: None
 
 

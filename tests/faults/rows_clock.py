@@ -201,6 +201,7 @@ ROWS = (
         "31 or 61 days pass in a living worker that lost Kafka's replies",
         10,
         _later,
+        is_long=True,
         proxied=Server.KAFKA,
         worker_proxied=True,
         missing=_missing,

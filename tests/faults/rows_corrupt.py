@@ -185,5 +185,6 @@ ROWS_OF_THREE = (
         replication=1,
         worker_for_each_partition=True,
         alone=True,
+        is_long=True,
     ),
 )

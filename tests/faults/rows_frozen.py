@@ -131,6 +131,7 @@ ROWS = (
         10,
         _frozen,
         consumers=1,
+        is_long=True,
     ),
     Row(
         "host-gone",

@@ -117,6 +117,7 @@ ROWS_OF_THREE = (
         10,
         _no_coordinator,
         brokers=3,
+        is_long=True,
         proxied=Server.KAFKA,
         alone=True,
         missing=_needs_proc,
