@@ -1,12 +1,15 @@
 """Batches of a producer that no client library of ours would make."""
 
+import asyncio
 from collections.abc import Iterable
 
 from aiokafka import TopicPartition
+from aiokafka.errors import NotLeaderForPartitionError, for_code
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 
 from execution_events.settings import Settings
+from tests.support.consumers import DEADLINE
 from tests.support.occurrences import producer
 
 ZSTD = 4
@@ -41,5 +44,12 @@ async def produce_batch(
         leader = client.client.cluster.leader_for_partition(
             TopicPartition(settings.topic, partition)
         )
-        response = await client.client.send(leader, request)
-    assert response.topics[0][1][0][1] == 0
+        async with asyncio.timeout(DEADLINE):
+            while True:
+                response = await client.client.send(leader, request)
+                [(_, [(_, code, *_)])] = response.topics
+                if for_code(code) is not NotLeaderForPartitionError:
+                    break
+                # The topic was made a moment ago.
+                await asyncio.sleep(0.05)
+    assert code == 0, f"the broker refused the batch: {for_code(code).__name__}"
