@@ -19,6 +19,7 @@ _log = Logger(__name__)
 
 _PROBE_INTERVAL = 5
 _PROBE_TIMEOUT = 5
+_NOW_TIMEOUT = 1.8
 _PROBE_PAUSE = 0.5
 """Seconds between attempts of one probe."""
 
@@ -39,6 +40,8 @@ class Probe:
         self._peer = peer
         self._check = check
         self._answered = answered
+        self._is_logged = False
+        self._asking = asyncio.Lock()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -50,20 +53,31 @@ class Probe:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
+    async def now(self) -> str | None:
+        """Return why the peer does not answer one more request, at most after 2 s."""
+        try:
+            async with asyncio.timeout(_NOW_TIMEOUT):
+                await self._ask()
+        except TimeoutError:
+            return f"{self._peer}: no answer within {_NOW_TIMEOUT} s"
+        except ExecutionEventsError as error:
+            return str(error)
+        return None
+
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             at = loop.time() + _PROBE_INTERVAL
-            self._note(await self._ask())
+            self._note(await self._try())
             await asyncio.sleep(max(0, at - loop.time()))
 
-    async def _ask(self) -> str | None:
+    async def _try(self) -> str | None:
         problem = f"{self._peer}: no answer within {_PROBE_TIMEOUT} s"
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT):
                 while True:
                     try:
-                        await self._check()
+                        await self._ask()
                     except RetryableError as error:
                         problem = str(error)
                         await asyncio.sleep(_PROBE_PAUSE)
@@ -74,16 +88,22 @@ class Probe:
                         _log.exception("probe_failed", peer=self._peer)
                         return f"{self._peer}: {type(error).__name__}: {error}"
                     else:
-                        self._answered.set_to_current_time()
                         return None
         except TimeoutError:
             return problem
 
+    async def _ask(self) -> None:
+        async with self._asking:
+            await self._check()
+        self._answered.set_to_current_time()
+
     def _note(self, problem: str | None) -> None:
         if problem is not None and problem != self.problem:
             _log.warning("peer_unavailable", error=problem)
-        elif problem is None and self.problem is not None:
+            self._is_logged = True
+        elif problem is None and self._is_logged:
             _log.info("peer_answers", peer=self._peer)
+            self._is_logged = False
         self.problem = problem
 
 

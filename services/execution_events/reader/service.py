@@ -61,8 +61,8 @@ async def run_reader(settings: Settings, stop: asyncio.Event) -> None:
         )
 
         async def readiness() -> list[str]:
-            problem = [] if probe.problem is None else [probe.problem]
-            return [*problem, *access.problems()]
+            problem = await probe.now()
+            return [*([] if problem is None else [problem]), *access.problems()]
 
         app = create_app(lists, feeds, metrics, access, Limits(settings, metrics))
         bounds = Bounds(
