@@ -109,6 +109,7 @@ ROWS_OF_THREE = (
         10,
         _controller_failover,
         brokers=3,
+        is_long=True,
         alone=True,
     ),
     Row(

@@ -179,7 +179,7 @@ async def check(service: str, peers: Peers, upset: Upset, pattern: str) -> None:
     async with upset(peers):
         told = await until_ready(port, 503, NOT_READY, pattern)
         # It stays so.
-        for _ in range(20):
+        for _ in range(5):
             assert (await ready(port))[0] == 503
             await asyncio.sleep(0.1)
     again = await until_ready(port, 200, READY_AGAIN)
@@ -291,7 +291,7 @@ async def test_a_consumer_that_starts_beside_a_frozen_broker_tells_it_and_stops(
             await consumer
 
 
-@pytest.mark.parametrize("moment", [0.05, 0.15, 0.35])
+@pytest.mark.parametrize("moment", [0.05, 0.25])
 async def test_a_consumer_stops_in_order_while_kafka_is_gone(peers: Peers, moment: float) -> None:
     """At any moment of the client's own attempts to reach it."""
     stop = asyncio.Event()
