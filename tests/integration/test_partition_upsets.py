@@ -250,3 +250,18 @@ async def test_records_before_the_beginning_of_a_new_partition_are_told(
     assert told["level"] == "warning"
     assert (told["partition"], told["offset"], told["unseen"]) == (1, ends[1], ends[1])
     assert registry.get_sample_value("execution_events_unseen_records_total") == ends[1]
+
+
+async def test_a_batch_beyond_the_bytes_of_a_fetch_is_read_alone(
+    settings: Settings, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether its bytes come over the network or only when it is expanded."""
+    monkeypatch.setattr("execution_events.consumer.fetcher._BATCH_BYTES", 100_000)
+    for codec in (0, ZSTD):
+        for _ in range(3):
+            await produce_batch(settings, 0, [b"x" * 100_000] * 3, codec=codec)
+    await publish(settings, range(30))
+    async with consuming(settings):
+        await until_stored(settings)
+    assert await counts(fetch) == Counter(range(30))
+    assert await fetch("SELECT count(*) FROM dead_letter") == [(18,)]

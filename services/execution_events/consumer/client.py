@@ -7,6 +7,7 @@ all others. Here they are kept by partition, and the others go on.
 import asyncio
 import re
 from collections import OrderedDict
+from itertools import islice
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -127,29 +128,31 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
             leaving.cancel()
             await asyncio.gather(leaving, return_exceptions=True)
 
+    @property
+    def may_expand(self) -> bool:
+        """Whether the call of `getmany` under way may begin another batch."""
+        return self.read_bytes < self._budget
+
     def drain(self, result: FetchResult, max_records: int | None) -> list[ConsumerRecord]:
         """As aiokafka's `FetchResult.getall`, up to the bytes of this call and the first error."""
         partition = result._topic_partition
-        if not result.check_assignment(partition) or not result.has_more():
+        if not result.check_assignment(partition) or not result.has_more() or not self.may_expand:
             return []
-        given: list[ConsumerRecord] = []
-        if self.read_bytes >= self._budget:
-            return given
         records = result._partition_records
-        self._fetched_bytes += records._records.take_size()
-        decoders, budget = self._decoders, self._budget - self._fetched_bytes
+        self._fetched_bytes += records._records.begin()
+        given: list[ConsumerRecord] = []
         try:
-            for record in records:
-                given.append(record)
-                if len(given) == max_records or decoders.expanded >= budget:
-                    result._update_position()
-                    return given
+            # What was taken before an error stays in the list.
+            given.extend(islice(records._records_iterator, max_records))
+        except _BudgetSpentError:
+            pass
         except Exception as error:
             offset = records.next_fetch_offset
             text = records._records.tell(offset, error)
             self.note(partition, Trouble(text, type(error).__name__, offset))
         result._update_position()
-        result._partition_records = None
+        if len(given) != max_records:
+            result._partition_records = None
         return given
 
     def note(self, partition: TopicPartition, trouble: Trouble) -> None:
@@ -169,7 +172,7 @@ class _FetchBuffer(OrderedDict[TopicPartition, Any]):
     def __setitem__(self, partition: TopicPartition, result: Any) -> None:
         if isinstance(result, FetchResult):
             records = result._partition_records
-            records._records = _Batches(records._records)
+            records._records = _Batches(records._records, self._client)
             result.getall = lambda max_records=None: self._client.drain(result, max_records)
             super().__setitem__(partition, result)
         else:
@@ -177,22 +180,33 @@ class _FetchBuffer(OrderedDict[TopicPartition, Any]):
             self._client.note(partition, Trouble(describe(error), type(error).__name__))
 
 
+class _BudgetSpentError(Exception):
+    """Fetch the rest again: it would take more memory than the call may."""
+
+
 class _Batches:
     """The batches of one fetch, and the one that is being read."""
 
-    def __init__(self, batches: Any) -> None:
+    def __init__(self, batches: Any, client: Client) -> None:
         self._batches = batches
+        self._client = client
         self._size: int = batches.size_in_bytes()
+        self._is_first = True
         self._current: Any = None
         self.has_next = batches.has_next
 
     def next_batch(self) -> Any:
+        # The first one of each call is read, however large it is: else nothing would ever be.
+        if not self._is_first and not self._client.may_expand:
+            raise _BudgetSpentError
+        self._is_first = False
         self._current = self._batches.next_batch()
         return self._current
 
-    def take_size(self) -> int:
-        """The bytes of all, the first time."""
+    def begin(self) -> int:
+        """Begin to give records out; return the bytes of all batches, the first time."""
         size, self._size = self._size, 0
+        self._is_first = True
         return size
 
     def tell(self, offset: int, error: Exception) -> str:
