@@ -200,7 +200,7 @@ POSTGRES = r"PostgreSQL at 127\.0\.0\.1:\d+"
         (postgres_refuses, POSTGRES + " cannot be reached: .*Connect call failed"),
         (both_refuse, KAFKA + rf".*Connect call failed.*\| {POSTGRES} cannot be reached"),
         (postgres_read_only, POSTGRES + ": it is read-only"),
-        (topic_deleted, KAFKA + "UnknownTopicOrPartitionError"),
+        (topic_deleted, KAFKA + "the topic .* does not exist: run"),
         (
             partition_stalls,
             rf"partition \d has records, and none has been stored for \d+ s: {POSTGRES}: .*55P03",
@@ -305,3 +305,10 @@ async def test_a_consumer_stops_in_order_while_kafka_is_gone(peers: Peers, momen
         # Whatever it raises comes out of here, a CancelledError too.
         await consumer
         assert time.monotonic() - begun < peers.settings.stop_timeout
+
+
+async def test_a_bootstrap_server_that_is_silent_holds_up_nothing(peers: Peers) -> None:
+    async with Proxy(peers.kafka.port) as silent, silent.black_hole():
+        servers = f"127.0.0.1:{silent.port},{peers.settings.kafka_bootstrap_servers}"
+        async with consuming(replace(peers.settings, kafka_bootstrap_servers=servers)):
+            await until_ready(peers.settings.management_port, 200, READY_AGAIN)

@@ -5,13 +5,12 @@ error, each broker is asked by itself, and one that is frozen holds up no other.
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 from aiokafka.conn import AIOKafkaConnection, collect_hosts, create_conn
-from aiokafka.errors import KafkaError, NoError, for_code
+from aiokafka.errors import KafkaError, NoError, UnknownTopicOrPartitionError, for_code
 from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.metadata import MetadataRequest
@@ -21,12 +20,12 @@ from execution_events.consumer.client import describe
 from execution_events.errors import RetryableError
 from execution_events.settings import Settings
 
-_T = TypeVar("_T")
-
 EARLIEST = -2
 LATEST = -1
 _READ_COMMITTED = 1
 _GROUP = 0
+_PATIENCE = 1
+"""Seconds until another broker is asked as well."""
 _REQUEST_TIMEOUT = 4
 """Seconds to connect to a broker, and as many for its answer."""
 
@@ -93,6 +92,9 @@ class Brokers:
         self._known = list(by_id.values())
         leaders: dict[int, Address] = {}
         for code, topic, _, partitions in response.topics:
+            if for_code(code) is UnknownTopicOrPartitionError:
+                missing = f"the topic {topic} does not exist: run `execution-events topic create`"
+                raise _failed(self._name(), missing, code)
             if code:
                 raise _failed(self._name(), f"{for_code(code).__name__}: topic {topic}", code)
             for _, partition, leader, *_ in partitions:
@@ -137,13 +139,35 @@ class Brokers:
             raise _failed(address, cause, type(error).__name__) from error
 
     async def _ask_any(self, request: Any) -> tuple[Address, Any]:
-        """The first broker that answers, and its answer, else the first error."""
+        """The first broker that answers, and its answer, else the first error.
 
-        async def ask(address: Address) -> tuple[Address, Any]:
-            return address, await self.ask(address, request)
-
-        addresses = dict.fromkeys([*self._known, *self._bootstrap])
-        return await _first([ask(address) for address in addresses])
+        One is asked after the other, connected ones first; one that is silent for a second holds
+        up no further one.
+        """
+        addresses = list(dict.fromkeys([*self._connections, *self._known, *self._bootstrap]))
+        asked: dict[asyncio.Task[Any], Address] = {}
+        errors: list[RetryableError] = []
+        try:
+            while addresses or asked:
+                if addresses:
+                    address = addresses.pop(0)
+                    asked[asyncio.create_task(self.ask(address, request))] = address
+                done, _ = await asyncio.wait(
+                    asked,
+                    timeout=_PATIENCE if addresses else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                for task in done:
+                    address = asked.pop(task)
+                    try:
+                        return address, task.result()
+                    except RetryableError as error:
+                        errors.append(error)
+            raise errors[0]
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
 
     async def _connected(self, address: Address) -> AIOKafkaConnection:
         async with self._connecting.setdefault(address, asyncio.Lock()):
@@ -155,24 +179,6 @@ class Brokers:
 
     def _name(self) -> str:
         return ",".join(map(str, self._bootstrap))
-
-
-async def _first(calls: Iterable[Awaitable[_T]]) -> _T:
-    tasks = {asyncio.ensure_future(call) for call in calls}
-    errors: list[BaseException] = []
-    try:
-        while tasks:
-            done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                if (error := task.exception()) is None:
-                    return task.result()
-                errors.append(error)
-        raise errors[0]
-    finally:
-        for task in tasks:
-            task.cancel()
-            with suppress(asyncio.CancelledError, RetryableError):
-                await task
 
 
 def _check(address: object, code: int, what: str) -> None:

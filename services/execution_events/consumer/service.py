@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
@@ -11,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from execution_events.consumer.assignment import Assignment
 from execution_events.consumer.backoff import backoff
-from execution_events.consumer.brokers import Brokers
+from execution_events.consumer.brokers import Address, Brokers
 from execution_events.consumer.client import Client, describe
 from execution_events.consumer.codecs import Decoders
 from execution_events.consumer.failpoints import unarmed
@@ -116,8 +117,10 @@ class _Service:
         while not self._stop.is_set():
             try:
                 await writer.connect()
-                await check_topic(self._settings)
-                async with self._client() as (client, assignment):
+                # One broker that answers: aiokafka would ask them one after the other.
+                answered = (await self._brokers.topology()).answered
+                await check_topic(replace(self._settings, kafka_bootstrap_servers=str(answered)))
+                async with self._client(answered) as (client, assignment):
                     if self._stop.is_set():
                         return
                     attempt = 0
@@ -186,14 +189,12 @@ class _Service:
         return sorted(partition.partition for partition in assigned)
 
     @asynccontextmanager
-    async def _client(self) -> AsyncIterator[tuple[Client, Assignment]]:
-        # One broker that answers: aiokafka would ask them one after the other.
-        topology = await self._brokers.topology()
+    async def _client(self, broker: Address) -> AsyncIterator[tuple[Client, Assignment]]:
         session_ms = self._settings.session_timeout * 1000
         client = Client(
             self._settings,
             self._decoders,
-            bootstrap_servers=str(topology.answered),
+            bootstrap_servers=str(broker),
             client_id="execution-events-consumer",
             group_id=self._settings.group,
             partition_assignment_strategy=(RoundRobinPartitionAssignor,),
