@@ -1,7 +1,7 @@
-"""aiokafka's consumer, where it has to be known from the inside: 0.14, as the dependency demands.
+"""aiokafka's consumer from the inside: 0.14, as the dependency demands.
 
-aiokafka raises the errors of one partition out of `getmany`, where they cost what was fetched of
-all others. Here they are kept by partition, and the others go on.
+aiokafka raises the error of one partition out of `getmany` and drops what it has fetched of all.
+This client keeps errors by partition, so that the other partitions go on.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ _STOP_TIMEOUT = 5
 
 
 def describe(error: BaseException) -> str:
-    """An error's type and text; the texts of aiokafka's errors have the type too."""
+    """Return an error's type and text; the texts of aiokafka's errors repeat the type."""
     name = type(error).__name__
     text = re.sub(rf"^(\[Error -?\d+\] )?{name}(: |$)", "", str(error))
     return f"{name}: {text}" if text else name
 
 
 class Trouble(NamedTuple):
-    """The error of one partition; `offset` is that of a batch that cannot be read, else None."""
+    """The error of one partition; `offset` is that of an unreadable batch, else None."""
 
     text: str
     cause: str
@@ -45,8 +45,8 @@ class Trouble(NamedTuple):
 class Client(AIOKafkaConsumer):  # type: ignore[misc]
     """A consumer whose partitions fail one by one.
 
-    A partition with an entry in `troubles` is paused; all before its batch has been given out.
-    To seek it ends the trouble.
+    A partition with an entry in `troubles` is paused, and all records before its unreadable batch
+    have been returned. Seeking the partition removes the entry.
     """
 
     def __init__(self, settings: Settings, decoders: Decoders, **options: Any) -> None:
@@ -67,11 +67,11 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
 
     @property
     def read_bytes(self) -> int:
-        """Bytes of records that were given out so far, as fetched and as expanded, about."""
+        """Approximate bytes of the records returned so far, as fetched and as expanded."""
         return self._fetched_bytes + self._decoders.expanded
 
     async def start(self) -> None:
-        """Connect and join the group; nothing stays open where it fails."""
+        """Connect and join the group; a failure leaves nothing open."""
         try:
             await super().start()
         except BaseException:
@@ -87,10 +87,10 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
         max_records: int | None = None,
         max_bytes: int = 2**63,
     ) -> dict[TopicPartition, list[ConsumerRecord]]:
-        """As aiokafka's; at most one batch of a producer beyond `max_bytes`.
+        """Return what aiokafka's `getmany` does, at most one producer batch beyond `max_bytes`.
 
-        `KafkaError` where the task that fetches has ended: aiokafka logs the error that ended it,
-        and gives no record any more.
+        Raises `KafkaError` once aiokafka's fetch task has ended: aiokafka logs the error and
+        returns no record any more.
         """
         if self._fetcher.error_future.done():
             raise KafkaError("the task that fetches has ended")
@@ -101,7 +101,7 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
         return records
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
-        """Go on at `offset`, whatever the trouble was."""
+        """Continue at `offset` and clear the partition's trouble."""
         super().seek(partition, offset)
         self.troubles.pop(partition, None)
 
@@ -111,7 +111,7 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
         Raises nothing: all is stored by then, and the group notices by itself that a member has
         gone.
         """
-        # aiokafka awaits its own tasks after it has cancelled them, and some let that out.
+        # aiokafka awaits tasks that it has cancelled, and some pass the CancelledError on.
         leaving = asyncio.create_task(super().stop())
         try:
             await asyncio.wait({leaving}, timeout=timeout)
@@ -130,11 +130,11 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
 
     @property
     def may_expand(self) -> bool:
-        """Whether the call of `getmany` under way may begin another batch."""
+        """True while the current call of `getmany` may begin another batch."""
         return self.read_bytes < self._budget
 
     def drain(self, result: FetchResult, max_records: int | None) -> list[ConsumerRecord]:
-        """As aiokafka's `FetchResult.getall`, up to the bytes of this call and the first error."""
+        """Return the records of `result` up to the call's limits and the first unreadable batch."""
         partition = result._topic_partition
         if not result.check_assignment(partition) or not result.has_more() or not self.may_expand:
             return []
@@ -142,7 +142,7 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
         self._fetched_bytes += records._records.begin()
         given: list[ConsumerRecord] = []
         try:
-            # What was taken before an error stays in the list.
+            # Records taken before an error stay in the list.
             given.extend(islice(records._records_iterator, max_records))
         except _BudgetSpentError:
             pass
@@ -156,14 +156,14 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
         return given
 
     def note(self, partition: TopicPartition, trouble: Trouble) -> None:
-        """Pause `partition` and remember why."""
+        """Pause `partition` and keep its trouble."""
         self.troubles[partition] = trouble
         if partition in self.assignment():
             self.pause(partition)
 
 
 class _FetchBuffer(OrderedDict[TopicPartition, Any]):
-    """What aiokafka has fetched and not given out yet."""
+    """The fetched records that aiokafka has not returned yet, by partition."""
 
     def __init__(self, client: Client) -> None:
         super().__init__()
@@ -181,11 +181,11 @@ class _FetchBuffer(OrderedDict[TopicPartition, Any]):
 
 
 class _BudgetSpentError(Exception):
-    """Fetch the rest again: it would take more memory than the call may."""
+    """Fetch the remaining batches again: the call has used its bytes."""
 
 
 class _Batches:
-    """The batches of one fetch, and the one that is being read."""
+    """The batches of one fetch; remembers the batch being read."""
 
     def __init__(self, batches: Any, client: Client) -> None:
         self._batches = batches
@@ -196,7 +196,7 @@ class _Batches:
         self.has_next = batches.has_next
 
     def next_batch(self) -> Any:
-        # The first one of each call is read, however large it is: else nothing would ever be.
+        # The first batch of each call is read whatever its size, or it would never be.
         if not self._is_first and not self._client.may_expand:
             raise _BudgetSpentError
         self._is_first = False
@@ -204,12 +204,12 @@ class _Batches:
         return self._current
 
     def begin(self) -> int:
-        """Begin to give records out; return the bytes of all batches, the first time."""
+        """Start a call; return the bytes of all batches the first time, then 0."""
         size, self._size = self._size, 0
         self._is_first = True
         return size
 
     def tell(self, offset: int, error: Exception) -> str:
-        """Why the current batch cannot be read; its last offset is what its header says."""
+        """Return a reason that names the batch; its last offset comes from its header."""
         last = "" if self._current is None else f" (to offset {self._current.next_offset - 1})"
         return f"the batch at offset {offset}{last} cannot be read: {describe(error)}"

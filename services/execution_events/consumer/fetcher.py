@@ -18,8 +18,8 @@ _POLL_MS = 100
 _SLICE = 250
 """Records that are fetched and read at a stretch: 1 ms, and few enough for a processor's cache."""
 _BATCH_BYTES = 16 * 1024 * 1024
-"""Where a batch ends, in bytes as fetched and as expanded; its last slice may go beyond it by one
-batch of a producer. Twice what the most records of usual size take."""
+"""The size at which a batch ends, as fetched and as expanded; the last slice may exceed it by one
+producer batch. About twice what 10,000 records of usual size take."""
 _KEEP_TIME = 60
 """Seconds for which records are kept after one that the database refused."""
 

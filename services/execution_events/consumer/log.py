@@ -37,7 +37,7 @@ class LogState(NamedTuple):
 
 
 Report = Callable[[int, LogState | RetryableError], None]
-"""Told of the state of a partition's log, or why it is not known."""
+"""Receives the state of a partition's log, or the error that hides it."""
 
 
 def difference(stored: StoredPosition, log: LogState) -> str | None:

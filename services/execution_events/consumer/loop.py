@@ -40,7 +40,7 @@ _NOTHING_SEEDED = 0.1
 """Seconds between polls that keep this member in its group while it has nothing to read."""
 
 EndOffset = Callable[[int], int]
-"""Gives the end of a partition's log as a leader last told it; 0 before that."""
+"""Returns the end of a partition's log as its leader last reported it; 0 before that."""
 
 
 class ConsumeLoop:
@@ -74,7 +74,7 @@ class ConsumeLoop:
         self._failures = 0
         self._advance_at = 0.0
         self.problem: str | None = None
-        """Why PostgreSQL takes nothing, while it does not."""
+        """The last error of PostgreSQL, None once it has taken something."""
 
     async def run(self) -> None:
         """Fetch and store until `stop` is set; a batch in hand is stored first."""
@@ -100,7 +100,7 @@ class ConsumeLoop:
             await asyncio.gather(committing, self._seeder.close(), return_exceptions=True)
 
     def stalled(self) -> dict[int, float]:
-        """Seconds for which records of a partition have waited without any being stored."""
+        """Return, by partition with lag, the seconds since it last moved."""
         now = time.monotonic()
         return {
             partition.partition: now - self._waiting_since.setdefault(partition, now)
@@ -109,7 +109,7 @@ class ConsumeLoop:
         }
 
     def _note_troubles(self) -> None:
-        """Take up what the client has met in single partitions."""
+        """Delay or halt the partitions that the client has trouble with."""
         for partition, trouble in list(self._client.troubles.items()):
             position = self._assignment.positions.get(partition)
             if position is None:
@@ -122,7 +122,7 @@ class ConsumeLoop:
                 self._seeder.found_unreadable(partition, position, trouble.text)
 
     async def _advance(self) -> None:
-        """Let partitions be seeded; what PostgreSQL refuses is tried again later."""
+        """Advance the seeding; after an error of PostgreSQL, try again later."""
         if time.monotonic() < self._advance_at:
             return
         try:

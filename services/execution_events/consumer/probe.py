@@ -1,4 +1,4 @@
-"""Requests to Kafka apart from the consumer's own: whether it answers, and where logs end."""
+"""Probe requests to Kafka, apart from the consumer's own: health, and the ends of logs."""
 
 import asyncio
 from collections import defaultdict

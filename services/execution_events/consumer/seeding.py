@@ -1,4 +1,4 @@
-"""Where assigned partitions go on: their stored offsets, once their logs were compared."""
+"""Seeding: assigned partitions continue at their stored offsets once their logs are compared."""
 
 import asyncio
 import time
@@ -33,7 +33,7 @@ ReadLog = Callable[
 
 
 class _Retry(NamedTuple):
-    """When a partition may be looked at again, and how often that has failed in a row."""
+    """The time of a partition's next attempt, and its failures in a row."""
 
     at: float
     failures: int = 0
@@ -70,7 +70,7 @@ class Seeder:
         self._changed = asyncio.Event()
 
     async def advance(self) -> None:
-        """Do what is due; raises `RetryableError` where PostgreSQL is away."""
+        """Run all steps that are due; raises `RetryableError` while PostgreSQL is away."""
         if self._generation != self._assignment.generation:
             self._forget()
         await self._verify()
@@ -79,7 +79,7 @@ class Seeder:
         await self._begin_reading()
 
     async def wait(self, timeout: float) -> None:
-        """Return when there is more to do, at most after `timeout` seconds."""
+        """Return when a log has been read, at most after `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout):
                 await self._changed.wait()
@@ -104,7 +104,7 @@ class Seeder:
         self._delay(partition, error)
 
     def found_locked(self, partitions: Iterable[TopicPartition]) -> None:
-        """Leave out partitions that other sessions hold, until these end or are ended."""
+        """Delay partitions that other sessions have locked until these sessions end."""
         now = time.monotonic()
         for partition in partitions:
             self._locked_since.setdefault(partition, now)
@@ -125,9 +125,9 @@ class Seeder:
         self._locked_since.clear()
 
     async def _verify(self) -> None:
-        """Compare the believed offsets with the stored ones after a new connection, and in turn.
+        """Compare positions with the stored offsets, after each new connection and periodically.
 
-        A failover or a restore may have lost commits, and without a new record nothing else tells.
+        A failover or a restore may have lost commits; without a new record nothing else fails.
         """
         connections, at = self._verified
         positions = self._assignment.positions
@@ -203,7 +203,7 @@ class Seeder:
         self._retries[partition] = _Retry(time.monotonic() + _RECHECK_INTERVAL)
 
     async def _look_at_locks(self) -> None:
-        """End the sessions that hold partitions for too long, and go on with those that are free.
+        """End sessions that hold partitions for too long, and resume partitions that are free.
 
         A consumer that is frozen while it stores a batch keeps its locks: PostgreSQL has no time
         limit for a client in the middle of COPY.
