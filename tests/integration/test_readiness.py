@@ -6,7 +6,9 @@ Each service is asked all the time, and every answer comes within two seconds.
 import asyncio
 import json
 import re
+import secrets
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -21,6 +23,8 @@ from execution_events.embedded import EmbeddedKafka
 from execution_events.reader.service import run_reader
 from execution_events.settings import Settings
 from tests.faults.proxy import Proxy
+from tests.support import databases
+from tests.support.backends import Servers
 from tests.support.brokers import GuardedBroker, guarded_broker
 from tests.support.consumers import consuming
 from tests.support.databases import Database, administrator
@@ -68,21 +72,42 @@ async def broker() -> AsyncIterator[GuardedBroker]:
         yield started
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+@asynccontextmanager
+async def prepared(
+    broker: GuardedBroker, servers: Servers, template_database: str
+) -> AsyncIterator[Peers]:
+    """Peers of one service: a database of its own behind a proxy, and a topic."""
+    async with databases.cloned(servers.administrator_url, template_database) as database:
+        url = urlsplit(database.writer)
+        async with Proxy(url.port or 0) as proxy:
+            netloc = f"{url.netloc.rpartition('@')[0]}@127.0.0.1:{proxy.port}"
+            name = f"test-{secrets.token_hex(4)}"
+            settings = broker.unlimited(
+                Settings(
+                    topic=name,
+                    group=name,
+                    database_url=urlunsplit(url._replace(netloc=netloc)),
+                    management_port=free_port(),
+                    reader_port=0,
+                    stall_timeout=5,
+                )
+            )
+            await make_topic(settings, PARTITIONS)
+            yield Peers(broker, proxy, database, settings)
+
+
 @pytest.fixture
 async def peers(
-    broker: GuardedBroker, database: Database, unused_port: int, settings: Settings
+    broker: GuardedBroker, servers: Servers, template_database: str
 ) -> AsyncIterator[Peers]:
-    url = urlsplit(database.writer)
-    async with Proxy(url.port or 0) as proxy:
-        netloc = f"{url.netloc.rpartition('@')[0]}@127.0.0.1:{proxy.port}"
-        settings = replace(
-            broker.unlimited(settings),
-            database_url=urlunsplit(url._replace(netloc=netloc)),
-            management_port=unused_port,
-            stall_timeout=5,
-        )
-        await make_topic(settings, PARTITIONS)
-        yield Peers(broker, proxy, database, settings)
+    async with prepared(broker, servers, template_database) as prepared_peers:
+        yield prepared_peers
 
 
 Upset = Callable[[Peers], AbstractAsyncContextManager[None]]
@@ -195,56 +220,57 @@ POSTGRES = r"PostgreSQL at 127\.0\.0\.1:\d+"
     ("upset", "pattern"),
     [
         (kafka_frozen, KAFKA + "no answer"),
-        (kafka_gone, KAFKA + ".*Connect call failed"),
-        (postgres_frozen, POSTGRES + ": no answer"),
-        (postgres_refuses, POSTGRES + " cannot be reached: .*Connect call failed"),
         (both_refuse, KAFKA + rf".*Connect call failed.*\| {POSTGRES} cannot be reached"),
-        (postgres_read_only, POSTGRES + ": it is read-only"),
         (topic_deleted, KAFKA + "the topic .* does not exist: run"),
-        (
-            partition_stalls,
-            rf"partition \d has records, and none has been stored for \d+ s: {POSTGRES}: .*55P03",
-        ),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
-async def test_the_consumer_tells_why_it_is_not_ready(
+async def test_the_consumer_tells_why_kafka_does_not_serve_it(
     peers: Peers, upset: Upset, pattern: str
 ) -> None:
     async with consuming(peers.settings):
         await check("consumer", peers, upset, pattern)
 
 
-@pytest.mark.parametrize(
-    ("upset", "pattern"),
-    [
-        (postgres_frozen, POSTGRES + ": no answer"),
-        (postgres_refuses, POSTGRES + " cannot be reached: .*Connect call failed"),
-    ],
-    ids=lambda value: value.__name__ if callable(value) else "",
-)
-async def test_the_reader_tells_why_it_is_not_ready(
-    peers: Peers, upset: Upset, pattern: str
+async def test_services_tell_why_postgresql_does_not_serve_them(
+    broker: GuardedBroker, servers: Servers, template_database: str
 ) -> None:
+    silent = POSTGRES + ": no answer"
+    refused = POSTGRES + " cannot be reached: .*Connect call failed"
+    stalled = r"partition \d has records, and none has been stored for \d+ s: "
+
+    async def check_one(service: str, upset: Upset, pattern: str) -> None:
+        run = {"consumer": consuming, "reader": reading}[service]
+        async with prepared(broker, servers, template_database) as peers, run(peers.settings):
+            await check(service, peers, upset, pattern)
+
+    # Each waits most of its time.
+    await asyncio.gather(
+        check_one("consumer", postgres_frozen, silent),
+        check_one("consumer", postgres_refuses, refused),
+        check_one("consumer", postgres_read_only, POSTGRES + ": it is read-only"),
+        check_one("consumer", partition_stalls, stalled + POSTGRES + ": .*55P03"),
+        check_one("reader", postgres_frozen, silent),
+        check_one("reader", postgres_refuses, refused),
+    )
+
+
+@asynccontextmanager
+async def reading(settings: Settings) -> AsyncIterator[None]:
+    """Run a reader; at the end it is stopped in order, and its errors are raised."""
     stop = asyncio.Event()
-    reading = asyncio.create_task(run_reader(peers.settings, stop))
+    reader = asyncio.create_task(run_reader(settings, stop))
     try:
-        await check("reader", peers, upset, pattern)
+        yield
     finally:
         stop.set()
-        await reading
+        await reader
 
 
 async def test_the_reader_is_ready_while_the_database_is_read_only(peers: Peers) -> None:
     """It may be a replica."""
-    stop = asyncio.Event()
-    async with postgres_read_only(peers):
-        reading = asyncio.create_task(run_reader(peers.settings, stop))
-        try:
-            await until_ready(peers.settings.management_port, 200, 30)
-        finally:
-            stop.set()
-            await reading
+    async with postgres_read_only(peers), reading(peers.settings):
+        await until_ready(peers.settings.management_port, 200, 30)
 
 
 async def test_a_missing_right_is_told_with_kafkas_cause(peers: Peers) -> None:
