@@ -398,11 +398,11 @@ def _rebalance_with_a_batch(group_type: type[RuleBasedStateMachine]) -> None:
     group.begin()
     group.rebalance((0,) * PARTITIONS)
     member, run = group.members[0], group.runner.run
-    run(member.loop._seed())
+    run(seed(member.loop))
     fetched = run(member.loop._fetcher.fetch())
     group.publish(12)
     group.rebalance((0,) * PARTITIONS)
-    run(member.loop._seed())
+    run(seed(member.loop))
     following = run(member.loop._store_and_fetch(fetched))
     if following is not None:
         run(member.loop._store(following))

@@ -207,6 +207,7 @@ async def test_no_request_creates_the_topic(
 async def test_a_consumer_does_not_create_the_topic_that_was_deleted(
     guarded: GuardedBroker, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("WARNING", logger="aiokafka")
     settings = guarded.unlimited(settings)
     await make_topic(settings, 3)
     await publish(settings, range(30))

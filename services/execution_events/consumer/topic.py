@@ -103,6 +103,7 @@ async def create_topic(
     )
     topic = NewTopic(settings.topic, partitions, replication, topic_configs=dict(wanted.configs))
     async with open_admin(settings) as admin:
+        await _until_controlled(admin, settings)
         response = await admin.create_topics([topic])
         [(_, code, message, *_)] = response.topic_errors
         error = for_code(code)
@@ -217,6 +218,20 @@ async def _describe(admin: AIOKafkaAdminClient, settings: Settings) -> _Topic | 
     )
 
 
+async def _until_controlled(admin: AIOKafkaAdminClient, settings: Settings) -> None:
+    """Return once a broker knows the cluster's controller, which aiokafka takes for granted."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _APPLY_TIMEOUT
+    while admin._client.cluster.controller is None:
+        if loop.time() > deadline:
+            raise RetryableError(
+                f"Kafka at {settings.kafka_bootstrap_servers}: the cluster has had no controller "
+                f"for {_APPLY_TIMEOUT} s"
+            )
+        await asyncio.sleep(_POLL_INTERVAL)
+        await admin._client.force_metadata_update()
+
+
 async def _until_described(
     admin: AIOKafkaAdminClient, settings: Settings, condition: Callable[[_Topic], bool]
 ) -> _Topic:
@@ -249,6 +264,7 @@ async def _add_partitions(admin: AIOKafkaAdminClient, settings: Settings, total:
     request = CreatePartitionsRequest(
         [(settings.topic, (total, None))], admin._request_timeout_ms, validate_only=False
     )
+    await _until_controlled(admin, settings)
     response = await admin._send_to_controller(request)
     [(_, code, message)] = response.topic_errors
     if code:
