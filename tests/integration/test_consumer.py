@@ -16,9 +16,10 @@ from aiokafka.structs import OffsetAndMetadata
 from prometheus_client import CollectorRegistry
 
 from execution_events import wire
+from execution_events.consumer.fetcher import BatchFetcher
 from execution_events.consumer.service import run_consumer
 from execution_events.consumer.topic import open_admin
-from execution_events.errors import HaltError
+from execution_events.errors import HaltError, RetryableError
 from execution_events.management import ConsumerMetrics
 from execution_events.settings import Settings
 from tests.support.batches import produce_batch
@@ -367,6 +368,28 @@ async def test_a_client_whose_fetches_end_is_replaced(
         await until_stored(settings)
     assert failed
     assert await counts(fetch) == Counter(range(20))
+
+
+async def test_clients_that_fail_one_after_the_other_are_replaced_more_and_more_slowly(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[int] = []
+
+    def counted(attempt: int) -> float:
+        attempts.append(attempt)
+        return 0
+
+    async def fails(*_: object, **__: object) -> None:
+        raise RetryableError("no client can fetch", "RuntimeError")
+
+    async def failed_often() -> bool:
+        return len(attempts) >= 3
+
+    monkeypatch.setattr("execution_events.consumer.service.backoff", counted)
+    monkeypatch.setattr(BatchFetcher, "poll", fails)
+    async with consuming(settings):
+        await until(failed_often, "three clients failed")
+    assert attempts[:3] == [0, 1, 2]
 
 
 async def test_metrics_tell_outcomes_and_lag(

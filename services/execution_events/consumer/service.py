@@ -1,6 +1,8 @@
 """The consumer's process."""
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -35,6 +37,8 @@ HEARTBEATS = 10
 """In a session: the others hear by their next one that a member has joined or left."""
 _LEAVE_TIMEOUT = 3
 """Seconds to leave the group at a stop."""
+_SETTLED = 10
+"""Seconds that a client has to work before its failure counts as the first one again."""
 
 
 async def run_consumer(settings: Settings, stop: asyncio.Event, reach: Reach = unarmed) -> None:
@@ -115,6 +119,7 @@ class _Service:
         """Connect, consume, and begin again with a new client whenever one is of no more use."""
         attempt = 0
         while not self._stop.is_set():
+            joined = math.inf
             try:
                 await writer.connect()
                 # One broker that answers: aiokafka would ask them one after the other.
@@ -123,7 +128,7 @@ class _Service:
                 async with self._client(answered) as (client, assignment):
                     if self._stop.is_set():
                         return
-                    attempt = 0
+                    joined = time.monotonic()
                     self._assignment = assignment
                     fetcher = BatchFetcher(
                         client,
@@ -151,6 +156,8 @@ class _Service:
                     )
                     await self._loop.run()
             except RetryableError as error:
+                if time.monotonic() - joined > _SETTLED:
+                    attempt = 0
                 self._problem = str(error)
                 self._metrics.retries.labels(error.cause).inc()
                 _log.warning("consumer_restarts", error=self._problem, attempt=attempt)
