@@ -6,7 +6,6 @@ the file that `EXECUTION_EVENTS_<FIELD>_FILE` names.
 
 import dataclasses
 import re
-import ssl
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,9 @@ from urllib.parse import urlsplit
 from execution_events.errors import SettingsError
 
 PREFIX = "EXECUTION_EVENTS_"
+TOPIC_PARTITIONS = 6
+TOPIC_RETENTION_DAYS = 30
+"""Defaults of `topic create` and `dev`."""
 
 # Stricter than urlsplit, whose errors show the password, and which ends it at any / ? or #.
 _HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*)(?::[0-9]+)?"
@@ -252,31 +254,6 @@ class Settings:
                 "expected postgresql://user:password@host:port/database"
             )
         return self.database_url
-
-    def kafka_client(self) -> dict[str, Any]:
-        """The arguments that every aiokafka client takes to reach the brokers."""
-        protocol = self.kafka_security_protocol
-        client: dict[str, Any] = {
-            "bootstrap_servers": self.kafka_bootstrap_servers,
-            "security_protocol": protocol,
-        }
-        if protocol.startswith("SASL"):
-            client |= {
-                "sasl_mechanism": self.kafka_sasl_mechanism,
-                "sasl_plain_username": self.kafka_sasl_username,
-                "sasl_plain_password": self.kafka_sasl_password,
-            }
-        if protocol.endswith("SSL"):
-            try:
-                context = ssl.create_default_context(cafile=self.kafka_ssl_ca_file)
-                if self.kafka_ssl_certificate_file is not None:
-                    context.load_cert_chain(
-                        self.kafka_ssl_certificate_file, self.kafka_ssl_key_file
-                    )
-            except (OSError, ssl.SSLError) as error:
-                raise SettingsError(f"{PREFIX}KAFKA_SSL_…_FILE: {error}") from error
-            client["ssl_context"] = context
-        return client
 
 
 class SettingInfo(NamedTuple):

@@ -18,7 +18,7 @@ from execution_events import publisher as asynchronous
 from execution_events import settings as settings_module
 from execution_events.errors import RetryableError
 from execution_events.events import NORMAL
-from execution_events.observability import Logger
+from execution_events.logs import Logger
 from execution_events.publisher.element import Identity, Scope, Subject, note_unpublished
 from execution_events.publisher.event import Event
 from execution_events.settings import Settings

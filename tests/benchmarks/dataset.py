@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from itertools import islice
 
 from execution_events.events import Occurrence
-from execution_events.store.batches import BatchWriter
+from execution_events.store.write.batches import BatchWriter
 from tests.benchmarks.reference import COLUMNS, create_table
 from tests.benchmarks.workload import BEGUN, EVENTS_OF_AN_EXECUTION, SIDE_BY_SIDE, occurrence
 from tests.support import records

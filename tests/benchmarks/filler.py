@@ -18,8 +18,8 @@ import uvloop
 from execution_events import settings as settings_module
 from execution_events.cli.progress import Progress
 from execution_events.projection.fold import fold
-from execution_events.store.database import connect
-from execution_events.store.events import prepare, write_events
+from execution_events.store.connection import connect
+from execution_events.store.write.events import prepare, write_events
 from tests.benchmarks.dataset import Dataset
 
 _BATCH = 10_000

@@ -15,7 +15,7 @@ import msgspec
 import uvloop
 
 from execution_events import settings as settings_module
-from execution_events.publisher import Event, Publisher, reasons
+from execution_events.publisher import Event, Publisher, lifecycle
 from tests.benchmarks.course import Course, name_of
 from tests.benchmarks.workload import event
 
@@ -65,7 +65,7 @@ async def run(course: Course) -> Published:
 def _events(course: Course) -> list[Event]:
     executions = course.executions
     return [
-        event(executions[place], f"job-{number}", "create", reasons.ACTION_START, name_of(number))
+        event(executions[place], f"job-{number}", "create", lifecycle.ACTION_START, name_of(number))
         for number, place in enumerate(course.places())
     ]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from execution_events import settings as settings_module
 from execution_events.errors import RetryableError
-from execution_events.publisher import Publisher, reasons
+from execution_events.publisher import Publisher, lifecycle
 from tests.benchmarks.figures import percentile
 from tests.benchmarks.lines import answer, lines
 from tests.benchmarks.workload import EVENTS_OF_AN_EXECUTION, OBJECT_NAME, event
@@ -70,7 +70,7 @@ class Load:
                         execution,
                         f"job-{element}",
                         "create",
-                        reasons.ACTION_START,
+                        lifecycle.ACTION_START,
                         name_of(element, number),
                     )
                 )

@@ -26,6 +26,7 @@ from confluent_kafka.aio import AIOProducer
 
 from execution_events import settings as settings_module
 from execution_events import sync, wire
+from execution_events.kafka.connection import client_options
 from execution_events.publisher import Event, Names, Publisher
 from execution_events.publisher.record import NewRecord
 from execution_events.publisher.tracing import current_traceparent
@@ -37,7 +38,7 @@ WINDOW = 1000
 WIDE = 5000
 """Records in flight where the reference alone has so many: with more it is no faster."""
 BATCH_BYTES = 256 * 1024
-"""The publisher's; see `execution_events.publisher.sender`."""
+"""The publisher's; see `execution_events.publisher.delivery.sender`."""
 FLUSH_TIMEOUT = 120
 """Seconds."""
 
@@ -111,7 +112,7 @@ async def _share(
 
 def _aiokafka(settings: Settings) -> AIOKafkaProducer:
     return AIOKafkaProducer(
-        **settings.kafka_client(),
+        **client_options(settings),
         acks="all",
         enable_idempotence=True,
         compression_type="zstd",

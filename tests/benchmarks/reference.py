@@ -25,8 +25,8 @@ from starlette.routing import Route
 
 from execution_events import settings as settings_module
 from execution_events.cli.services import run_until_stopped
-from execution_events.observability import Logger, configure_logging
-from execution_events.serving import serve
+from execution_events.logs import Logger, configure_logging
+from execution_events.web.server import serve
 
 POOL = 8
 """Connections to PostgreSQL, as many as the reader's."""

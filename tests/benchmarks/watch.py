@@ -10,7 +10,7 @@ import httpx
 import msgspec
 
 from execution_events.cli.progress import Progress
-from execution_events.store.batches import BatchWriter
+from execution_events.store.write.batches import BatchWriter
 from tests.benchmarks import changes as changes_module
 from tests.benchmarks import servers, usage
 from tests.benchmarks.changes import Change, Commit, Judgement, Watcher, judge

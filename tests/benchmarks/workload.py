@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 from itertools import cycle, islice
 
 from execution_events.events import Occurrence, event_name
-from execution_events.publisher import Event, reasons
-from execution_events.publisher.reasons import Reason
+from execution_events.publisher import Event, lifecycle
+from execution_events.publisher.lifecycle import Reason
 
 NAMESPACE = "c51567523b744d098a8a81ede51894ac"
 OBJECT_NAME = "gcs-exec-3-08-20-144951"
@@ -22,7 +22,7 @@ APART = timedelta(milliseconds=37)
 """Between two events of an execution, whose times are not those of now."""
 
 _ACTIONS = ("create", "delete")
-_REASONS = (reasons.ACTION_START, reasons.SUCCESSFUL_FINISH)
+_REASONS = (lifecycle.ACTION_START, lifecycle.SUCCESSFUL_FINISH)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 
 from execution_events.embedded import EmbeddedPostgres
-from execution_events.store.provision import provision_database
+from execution_events.store.schema.provision import provision_database
 from tests.faults.model import Fields, Identity
 from tests.faults.proxy import HOST
 from tests.faults.record import Headers, Place

@@ -68,7 +68,7 @@ MUTANTS = (
         "The offsets are moved before the transaction of the rows",
         (
             Edit(
-                "store/batches.py",
+                "store/write/batches.py",
                 "        async with self._session() as connection, connection.transaction():\n"
                 "            with _answered(connection):\n"
                 '                self._reach("begun")\n'
@@ -87,7 +87,7 @@ MUTANTS = (
         "An offset out of range continues at the log's end",
         (
             Edit(
-                "consumer/client.py",
+                "kafka/consumer.py",
                 'auto_offset_reset="none"',
                 'auto_offset_reset="latest"',
             ),
@@ -99,7 +99,7 @@ MUTANTS = (
         "An SQL error is swallowed inside the transaction",
         (
             Edit(
-                "store/batches.py",
+                "store/write/batches.py",
                 "                with refused_rows():\n",
                 '                with __import__("contextlib").suppress(asyncpg.PostgresError):\n',
             ),
@@ -155,7 +155,7 @@ MUTANTS = (
         "Records of aborted transactions are read",
         (
             Edit(
-                "consumer/client.py",
+                "kafka/consumer.py",
                 'isolation_level="read_committed"',
                 'isolation_level="read_uncommitted"',
             ),
@@ -167,7 +167,7 @@ MUTANTS = (
         "The last stored record is not compared with the log's",
         (
             Edit(
-                "consumer/log.py",
+                "consumer/log_check.py",
                 "    if stored.last is not None and stored.last.offset >= log.begin"
                 " and log.last != stored.last:\n"
                 '        return f"the log has another record at offset {stored.last.offset}'
@@ -180,7 +180,7 @@ MUTANTS = (
     Mutant(
         "unsynced-spool",
         "A spool's transactions are not synced to the disk",
-        (Edit("publisher/spool_file.py", '"synchronous = FULL"', '"synchronous = OFF"'),),
+        (Edit("publisher/spool/file.py", '"synchronous = FULL"', '"synchronous = OFF"'),),
         ("spool-hung", "spool-slow"),
     ),
     Mutant(
@@ -188,7 +188,7 @@ MUTANTS = (
         "A spool is written in the event loop",
         (
             Edit(
-                "publisher/spooling.py",
+                "publisher/delivery/spooled.py",
                 "done = asyncio.get_running_loop().run_in_executor(self._thread, call)\n",
                 "done = asyncio.get_running_loop().create_future()\n"
                 "        done.set_result(call())\n",
@@ -201,7 +201,9 @@ MUTANTS = (
         "What was attempted long ago is sent again by a worker that lives on",
         (
             Edit(
-                "publisher/sender.py", "            if self._expire():\n", "            if False:\n"
+                "publisher/delivery/sender.py",
+                "            if self._expire():\n",
+                "            if False:\n",
             ),
         ),
         ("clock-later",),
@@ -211,7 +213,7 @@ MUTANTS = (
         "The first half of a batch moves its partition to the end of the whole",
         (
             Edit(
-                "store/batches.py",
+                "store/write/batches.py",
                 "whole._replace(next=first.offset)",
                 "whole",
             ),

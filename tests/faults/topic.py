@@ -10,9 +10,9 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import KafkaError
 
-from execution_events.consumer.topic import create_topic
 from execution_events.errors import RetryableError
-from execution_events.kafka_client import IncrementalAlterConfigs
+from execution_events.kafka.protocol import IncrementalAlterConfigs
+from execution_events.kafka.topic import create_topic
 from execution_events.settings import Settings
 from tests.faults.record import LogRecord, Place
 

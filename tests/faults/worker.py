@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 from execution_events.embedded import ChildProcess
-from execution_events.publisher.spool_directory import list_spools
+from execution_events.publisher.spool.directory import list_spools
 from tests.support.spooling_worker import Journal
 
 _HOLD = 30 * 24 * 3600

@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 
 from execution_events.embedded import EmbeddedKafka
-from execution_events.store.batches import BatchWriter
+from execution_events.store.write.batches import BatchWriter
 from tests.support import brokers, databases
 from tests.support.backends import Servers
 from tests.support.databases import Database, administrator

@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from execution_events.settings import Settings
-from execution_events.store.batches import BatchWriter
+from execution_events.store.write.batches import BatchWriter
 from tests.support.consumers import consuming, until
 from tests.support.filling import write
 from tests.support.readers import named
@@ -69,7 +69,7 @@ async def test_old_changes_are_forgotten_in_parts(
     changes: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("execution_events.store.batches._CHANGES_BATCH", 2)
+    monkeypatch.setattr("execution_events.store.write.batches._CHANGES_BATCH", 2)
     await write(owner, [named("a", execution_id=f"execution-{number}") for number in range(3)])
     kept = timedelta(minutes=1)
     assert not await writer.forget_changes(kept)
@@ -86,7 +86,7 @@ async def test_a_consumer_forgets_old_changes(
     settings: Settings, owner: asyncpg.Connection, changes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In parts, beside what it stores, and without anything to store."""
-    monkeypatch.setattr("execution_events.store.batches._CHANGES_BATCH", 2)
+    monkeypatch.setattr("execution_events.store.write.batches._CHANGES_BATCH", 2)
     monkeypatch.setattr("execution_events.consumer.loop._FORGET_INTERVAL", 0.1)
     await write(owner, [named("a", execution_id=f"execution-{number}") for number in range(9)])
     await owner.execute("UPDATE execution_events.execution_change SET revision = revision - 6e8")
@@ -103,7 +103,7 @@ async def test_the_oldest_are_forgotten_first(
     writer: BatchWriter, changes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or one in between is missing, and whoever stands before the rest cannot tell."""
-    monkeypatch.setattr("execution_events.store.batches._CHANGES_BATCH", 1)
+    monkeypatch.setattr("execution_events.store.write.batches._CHANGES_BATCH", 1)
     for number, name in enumerate("abc"):
         await writer.store(batch(log([named(name)], begin=number)))
     left = await changes()

@@ -14,11 +14,11 @@ import pytest
 from execution_events.errors import HaltError
 from execution_events.events import Occurrence
 from execution_events.projection.fold import fold
-from execution_events.store.batches import BatchWriter
-from execution_events.store.database import connect
-from execution_events.store.dead_letters import DeadLetters, Filter, Result
-from execution_events.store.events import prepare, write_events
-from execution_events.store.prune import moment_before, prune_executions
+from execution_events.store.connection import connect
+from execution_events.store.write.batches import BatchWriter
+from execution_events.store.write.dead_letters import DeadLetters, Filter, Result
+from execution_events.store.write.events import prepare, write_events
+from execution_events.store.write.prune import moment_before, prune_executions
 from tests.support.consumers import DEADLINE, until
 from tests.support.databases import Database, administrator
 from tests.support.readers import named

@@ -18,9 +18,9 @@ from prometheus_client import CollectorRegistry
 from execution_events import wire
 from execution_events.consumer.fetcher import BatchFetcher
 from execution_events.consumer.service import run_consumer
-from execution_events.consumer.topic import open_admin
 from execution_events.errors import HaltError, RetryableError
-from execution_events.management import ConsumerMetrics
+from execution_events.kafka.topic import open_admin
+from execution_events.metrics import ConsumerMetrics
 from execution_events.settings import Settings
 from tests.support.batches import produce_batch
 from tests.support.consumers import consuming, end_offsets, stored_offsets, until, until_stored

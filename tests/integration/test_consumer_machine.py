@@ -24,16 +24,16 @@ from hypothesis.stateful import (
 from prometheus_client import CollectorRegistry
 
 from execution_events.consumer.assignment import Assignment
-from execution_events.consumer.client import Trouble
 from execution_events.consumer.fetcher import BatchFetcher, Fetched
-from execution_events.consumer.log import LogState, Report
+from execution_events.consumer.log_check import LogState, Report
 from execution_events.consumer.loop import ConsumeLoop
 from execution_events.consumer.seeding import Seeder
 from execution_events.errors import RetryableError
-from execution_events.management import ConsumerMetrics
+from execution_events.kafka.consumer import Trouble
+from execution_events.metrics import ConsumerMetrics
 from execution_events.projection.batch import Projection
 from execution_events.projection.fingerprint import fingerprint
-from execution_events.store.batches import Batch, BatchWriter, StoredPosition
+from execution_events.store.write.batches import Batch, BatchWriter, StoredPosition
 from tests.support import databases
 from tests.support.backends import Servers
 from tests.support.databases import Database

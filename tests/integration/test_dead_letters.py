@@ -16,8 +16,8 @@ import pytest
 from execution_events import wire
 from execution_events.errors import RetryableError
 from execution_events.settings import Settings
-from execution_events.store.batches import BatchWriter
-from execution_events.store.dead_letters import (
+from execution_events.store.write.batches import BatchWriter
+from execution_events.store.write.dead_letters import (
     CUT_BYTES,
     RECORD_MAX_BYTES,
     DeadLetters,

@@ -16,12 +16,12 @@ from execution_events.events import TIMESTAMP_MAX, TIMESTAMP_MIN
 from execution_events.projection.body import body_of
 from execution_events.projection.fold import fold
 from execution_events.settings import Settings
-from execution_events.store import migrate
-from execution_events.store.batches import BatchWriter
-from execution_events.store.database import connect
-from execution_events.store.events import prepare
-from execution_events.store.listing import EventLists
-from execution_events.store.migrate import Migration, migrations, pending, require_current
+from execution_events.store.connection import connect
+from execution_events.store.read.events import EventLists
+from execution_events.store.schema import migrate
+from execution_events.store.schema.migrate import Migration, migrations, pending, require_current
+from execution_events.store.write.batches import BatchWriter
+from execution_events.store.write.events import prepare
 from tests.support import databases
 from tests.support.backends import Servers
 from tests.support.databases import Database, migrate_as_owner

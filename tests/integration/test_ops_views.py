@@ -9,7 +9,7 @@ import pytest
 from execution_events import wire
 from execution_events.events import COUNT_MAX, Occurrence
 from execution_events.projection.batch import read
-from execution_events.store.batches import Batch, BatchWriter, Move
+from execution_events.store.write.batches import Batch, BatchWriter, Move
 from tests.support.databases import Database, administrator
 from tests.support.records import EPOCH, LogRecord, batch, log, occurrence
 

@@ -13,11 +13,11 @@ from aiokafka import TopicPartition
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from prometheus_client import CollectorRegistry
 
-from execution_events.consumer.topic import open_admin
-from execution_events.management import ConsumerMetrics
+from execution_events.kafka.topic import open_admin
+from execution_events.metrics import ConsumerMetrics
 from execution_events.projection.batch import DeadLetter
 from execution_events.settings import Settings
-from execution_events.store.batches import Batch, BatchWriter
+from execution_events.store.write.batches import Batch, BatchWriter
 from tests.support.batches import ZSTD, produce_batch
 from tests.support.consumers import consuming, end_offsets, stored_offsets, until, until_stored
 from tests.support.databases import Database

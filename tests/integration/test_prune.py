@@ -12,10 +12,10 @@ import asyncpg
 import pytest
 
 from execution_events.settings import Settings
-from execution_events.store import prune
-from execution_events.store.batches import BatchWriter
-from execution_events.store.dead_letters import DeadLetters, Filter
-from execution_events.store.prune import (
+from execution_events.store.write import prune
+from execution_events.store.write.batches import BatchWriter
+from execution_events.store.write.dead_letters import DeadLetters, Filter
+from execution_events.store.write.prune import (
     SOURCE_IDLE,
     Step,
     moment_before,

@@ -16,10 +16,12 @@ from msgspec.structs import astuple
 
 from execution_events.embedded import EmbeddedKafka
 from execution_events.errors import RetryableError, SettingsError
-from execution_events.publisher import Publisher, direct, producer, sender
-from execution_events.publisher.direct import DirectDelivery
-from execution_events.publisher.sender import Outgoing
-from execution_events.publisher.spool_directory import list_spools
+from execution_events.kafka import producer
+from execution_events.publisher import Publisher
+from execution_events.publisher.delivery import direct, sender
+from execution_events.publisher.delivery.direct import DirectDelivery
+from execution_events.publisher.delivery.sender import Outgoing
+from execution_events.publisher.spool.directory import list_spools
 from execution_events.settings import Settings
 from tests.support.consumers import DEADLINE, consuming, until_stored
 from tests.support.occurrences import Fetch

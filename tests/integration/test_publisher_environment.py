@@ -20,11 +20,13 @@ from aiokafka.structs import TopicPartition
 from execution_events import wire
 from execution_events.embedded import DataDirectory, EmbeddedKafka, cache_directory
 from execution_events.errors import RetryableError
-from execution_events.publisher import Publisher, sender, spooling
-from execution_events.publisher.producer import Producer
+from execution_events.kafka.producer import Producer
+from execution_events.publisher import Publisher
+from execution_events.publisher.delivery import sender
+from execution_events.publisher.delivery import spooled as spooled_delivery
+from execution_events.publisher.delivery.spooled import drain
 from execution_events.publisher.record import NewRecord
-from execution_events.publisher.spool_directory import list_spools, open_spool
-from execution_events.publisher.spooling import drain
+from execution_events.publisher.spool.directory import list_spools, open_spool
 from execution_events.settings import Settings
 from tests.support.consumers import DEADLINE, consuming, until_stored
 from tests.support.occurrences import Fetch
@@ -88,7 +90,7 @@ def producers(monkeypatch: pytest.MonkeyPatch) -> list[Producer]:
             super().__init__(**options)
             made.append(self)
 
-    monkeypatch.setattr("execution_events.publisher.sender.Producer", Counted)
+    monkeypatch.setattr("execution_events.publisher.delivery.sender.Producer", Counted)
     return made
 
 
@@ -295,7 +297,7 @@ async def stranded(settings: Settings, number: int, partitions: int = 40) -> Non
 async def test_records_of_partitions_that_are_no_more_stop_nothing_and_say_why(
     spooled: Settings, producers: list[Producer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spooling, "_WINDOW", 100)
+    monkeypatch.setattr(spooled_delivery, "_WINDOW", 100)
     await stranded(spooled, 1200)
     async with Publisher(spooled) as publisher:
         async with asyncio.timeout(DEADLINE):

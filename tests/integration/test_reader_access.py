@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from execution_events.errors import SettingsError
 from execution_events.reader.service import run_reader
 from execution_events.settings import Settings
-from execution_events.store.batches import BatchWriter
+from execution_events.store.write.batches import BatchWriter
 from tests.support.consumers import until
 from tests.support.databases import Database
 from tests.support.issuers import AUDIENCE, ISSUER, KeyServer, ec_key

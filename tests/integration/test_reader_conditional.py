@@ -6,8 +6,9 @@ import asyncpg
 import pytest
 
 from execution_events.projection.body import decode
-from execution_events.store.batches import BatchWriter
-from execution_events.store.listing import EventLists, Page, Selection
+from execution_events.store.read.events import EventLists, Page
+from execution_events.store.read.selection import Selection
+from execution_events.store.write.batches import BatchWriter
 from tests.support.databases import Database
 from tests.support.readers import EVENTS, Reader, decoded, named
 from tests.support.records import batch, log, occurrence

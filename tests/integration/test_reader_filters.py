@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from execution_events.store.batches import BatchWriter
+from execution_events.store.write.batches import BatchWriter
 from tests.support.readers import EVENTS, Reader, at, named
 from tests.support.records import batch, log
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from execution_events.events import COUNT_MAX
 from execution_events.projection.body import decode
-from execution_events.store import listing
-from execution_events.store.batches import BatchWriter
-from execution_events.store.listing import EventLists, Position, Selection
+from execution_events.store.read import events as listing
+from execution_events.store.read.events import EventLists
+from execution_events.store.read.selection import Position, Selection
+from execution_events.store.write.batches import BatchWriter
 from tests.support import golden
 from tests.support.databases import Database
 from tests.support.filling import write

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from execution_events.store.batches import BatchWriter
+from execution_events.store.write.batches import BatchWriter
 from tests.support import schemathesis_hooks
 from tests.support.databases import Database
 from tests.support.processes import environment

@@ -16,18 +16,19 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
-from execution_events.management import ReaderMetrics
+from execution_events.metrics import ReaderMetrics
 from execution_events.projection.body import decode
-from execution_events.reader.access import Access
 from execution_events.reader.app import create_app
-from execution_events.reader.feeds import Feeds
-from execution_events.reader.limits import Limits
 from execution_events.reader.streaming import StreamLimits
-from execution_events.serving import serve
 from execution_events.settings import Settings
-from execution_events.store import listing
-from execution_events.store.batches import BatchWriter
-from execution_events.store.listing import EventLists, Selection
+from execution_events.store.read import events as listing
+from execution_events.store.read.events import EventLists
+from execution_events.store.read.feeds import Feeds
+from execution_events.store.read.selection import Selection
+from execution_events.store.write.batches import BatchWriter
+from execution_events.web.auth.access import Access
+from execution_events.web.limits import Limits
+from execution_events.web.server import serve
 from tests.support.consumers import DEADLINE, until
 from tests.support.databases import Database, administrator
 from tests.support.filling import fill

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from execution_events.store.batches import BatchWriter
+from execution_events.store.write.batches import BatchWriter
 from tests.support import databases
 from tests.support.backends import Servers
 from tests.support.databases import Database

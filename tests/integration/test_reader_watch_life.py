@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from execution_events.reader.watch import WatchLimits
-from execution_events.store.batches import BatchWriter
+from execution_events.store.write.batches import BatchWriter
 from tests.faults.proxy import Proxy
 from tests.support.apis import Api, serving
 from tests.support.consumers import DEADLINE, until
@@ -248,7 +248,7 @@ async def test_who_missed_much_begins_anew(
     begins: str,
 ) -> None:
     """A list is sent while it is read; what was missed is held as a whole."""
-    monkeypatch.setattr("execution_events.store.revisions.MOST_CHANGES", 3)
+    monkeypatch.setattr("execution_events.store.read.changes.MOST_CHANGES", 3)
     await written.add(named("a"))
     watcher = Watcher()
     async with serving(database.reader) as api:
@@ -281,7 +281,7 @@ async def test_watches_stay_while_the_database_is_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Several looks fail.
-    monkeypatch.setattr("execution_events.reader.feeds._AWAY", 0.05)
+    monkeypatch.setattr("execution_events.store.read.feeds._AWAY", 0.05)
     await written.add(named("a"))
     watchers = [Watcher() for _ in range(20)]
     async with (

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from execution_events.management import ReaderMetrics
-from execution_events.reader.access import Caller, IssuerAwayError
-from execution_events.reader.issuer import LEEWAY, Issuer
-from execution_events.reader.token_file import TokenFile
+from execution_events.metrics import ReaderMetrics
 from execution_events.reader.watch import WatchLimits
+from execution_events.web.auth.access import Caller, IssuerAwayError
+from execution_events.web.auth.issuer import LEEWAY, Issuer
+from execution_events.web.auth.token_file import TokenFile
 from tests.support.apis import serving
 from tests.support.consumers import until
 from tests.support.databases import Database

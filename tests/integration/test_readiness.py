@@ -18,8 +18,8 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 
 from execution_events.consumer.service import run_consumer
-from execution_events.consumer.topic import open_admin
 from execution_events.embedded import EmbeddedKafka
+from execution_events.kafka.topic import open_admin
 from execution_events.reader.service import run_reader
 from execution_events.settings import Settings
 from tests.faults.proxy import Proxy

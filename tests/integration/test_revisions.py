@@ -8,9 +8,10 @@ import asyncpg
 import pytest
 
 from execution_events.errors import BatchTooSlowError
-from execution_events.store import revisions
-from execution_events.store.listing import EventLists, Selection
-from execution_events.store.revisions import Asked, parse_revisions
+from execution_events.store.read import changes as revisions
+from execution_events.store.read.changes import Asked, parse_revisions
+from execution_events.store.read.events import EventLists
+from execution_events.store.read.selection import Selection
 from tests.support.consumers import DEADLINE, until
 from tests.support.databases import Database, administrator
 from tests.support.readers import named

@@ -7,7 +7,8 @@ from itertools import product
 import asyncpg
 import pytest
 
-from execution_events.store.listing import EventLists, Page, Selection
+from execution_events.store.read.events import EventLists, Page
+from execution_events.store.read.selection import Selection
 from tests.support.backends import Servers
 from tests.support.databases import PASSWORD, Database, administrator
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from execution_events.events import TIMESTAMP_MAX, TIMESTAMP_MIN, Occurrence
 from execution_events.projection.body import decode
-from execution_events.reader.selecting import selects
-from execution_events.store.listing import Column, EventLists, Selection
-from execution_events.store.revisions import Asked
+from execution_events.store.read.changes import Asked
+from execution_events.store.read.events import EventLists
+from execution_events.store.read.selection import Column, Selection, selects
 from tests.support.databases import Database
 from tests.support.filling import write
 from tests.support.records import EPOCH, occurrence

@@ -23,10 +23,11 @@ from msgspec.structs import astuple
 
 from execution_events.embedded import EmbeddedKafka
 from execution_events.errors import EventError, RetryableError
-from execution_events.publisher import Publisher, sender
-from execution_events.publisher.producer import Producer
+from execution_events.kafka.producer import Producer
+from execution_events.publisher import Publisher
+from execution_events.publisher.delivery import sender
+from execution_events.publisher.delivery.sender import Outgoing, Sender
 from execution_events.publisher.record import HOLD_MS, now_ms
-from execution_events.publisher.sender import Outgoing, Sender
 from execution_events.settings import Settings
 from tests.support.consumers import DEADLINE, consuming, until_stored
 from tests.support.occurrences import Fetch

@@ -14,13 +14,9 @@ import pytest
 import uvloop
 from starlette.types import Receive, Scope, Send
 
-from execution_events.serving import (
-    HEAD_MAX_BYTES,
-    HEADERS_MAX,
-    TARGET_MAX_BYTES,
-    Bounds,
-    serve,
-)
+from execution_events.web.connections import Bounds
+from execution_events.web.errors import HEAD_MAX_BYTES, HEADERS_MAX, TARGET_MAX_BYTES
+from execution_events.web.server import serve
 from tests.support.consumers import DEADLINE
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -520,7 +516,7 @@ def test_a_large_head_is_refused_before_it_is_parsed(
     async def accept(self: object, scope: Scope, receive: Receive, send: Send) -> None:
         parsed.append(len(scope["headers"]))
 
-    monkeypatch.setattr("execution_events.serving._Acceptable.__call__", accept)
+    monkeypatch.setattr("execution_events.web.server._Acceptable.__call__", accept)
 
     async def test() -> None:
         async with running(Bounds()) as server:

@@ -16,12 +16,13 @@ from aiokafka.partitioner import murmur2
 
 from execution_events.embedded import EmbeddedKafka
 from execution_events.errors import RetryableError, SpoolCorruptError, SpoolFullError
-from execution_events.publisher import sender, spool_directory, spooling
+from execution_events.publisher.delivery import sender, spooled
+from execution_events.publisher.delivery.sender import Outgoing, Sender
+from execution_events.publisher.delivery.spooled import SpooledDelivery, drain
 from execution_events.publisher.record import NewRecord
-from execution_events.publisher.sender import Outgoing, Sender
-from execution_events.publisher.spool import Spool
-from execution_events.publisher.spool_directory import list_spools, open_spool
-from execution_events.publisher.spooling import SpooledDelivery, drain
+from execution_events.publisher.spool import directory as spool_directory
+from execution_events.publisher.spool.directory import list_spools, open_spool
+from execution_events.publisher.spool.spool import Spool
 from execution_events.settings import Settings
 from tests.support.consumers import DEADLINE, consuming, until_stored
 from tests.support.occurrences import Fetch
@@ -122,7 +123,7 @@ async def test_a_backlog_is_sent_in_order_within_the_window(
         assert delivery.left == 20_000
         await flush(delivery)
     assert len(pending) == 20_000
-    assert max(pending) <= spooling._WINDOW
+    assert max(pending) <= spooled._WINDOW
     found = await log(settings)
     assert len(found) == len(counted(found)) == 20_000
     with opened_spool(settings) as spool:
@@ -202,7 +203,7 @@ async def test_it_opens_and_keeps_without_kafka_and_delivers_when_kafka_is_there
 async def test_a_full_spool_raises_until_kafka_is_back(
     own_kafka: EmbeddedKafka, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spooling, "_PAUSE", 0.02)
+    monkeypatch.setattr(spooled, "_PAUSE", 0.02)
     settings = replace(await topic_on(own_kafka, settings), spool_max_bytes=2**20)
     async with delivering(settings) as delivery:
         with silent(own_kafka):
@@ -273,7 +274,7 @@ async def test_who_waits_for_a_full_spool_is_told_of_its_closing(
 async def test_a_disk_that_fails_is_tried_again(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr(spooling, "_PAUSE", 0.02)
+    monkeypatch.setattr(spooled, "_PAUSE", 0.02)
     spool = opened_spool(settings)
     fails = False
 
@@ -305,7 +306,7 @@ async def test_a_spool_that_is_damaged_in_use_is_replaced(
     own_kafka: EmbeddedKafka, settings: Settings, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = await topic_on(own_kafka, settings)
-    monkeypatch.setattr(spooling, "_WINDOW", 1000)
+    monkeypatch.setattr(spooled, "_WINDOW", 1000)
     # More than SQLite keeps in memory.
     published = [msgspec.structs.replace(event, message="x" * 2000) for event in events(3000)]
     before, after = records(published[:2000]), records(published[2000:])
@@ -322,7 +323,7 @@ async def test_a_spool_that_is_damaged_in_use_is_replaced(
                         file.seek(page * 4096)
                         file.write(b"\xa5" * 4096)
                 # It reads some of them.
-                monkeypatch.setattr(spooling, "_WINDOW", 1010)
+                monkeypatch.setattr(spooled, "_WINDOW", 1010)
                 async with asyncio.timeout(DEADLINE):
                     await keep_all(delivery, after)
                 assert delivery._spool is not damaged
@@ -348,7 +349,7 @@ async def test_a_spool_that_is_damaged_in_use_is_replaced(
 async def test_a_damaged_spool_is_replaced_when_the_disk_can_again(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, policy: str
 ) -> None:
-    monkeypatch.setattr(spooling, "_PAUSE", 0.02)
+    monkeypatch.setattr(spooled, "_PAUSE", 0.02)
     fails = False
     opening = spool_directory.open_spool
 
@@ -546,7 +547,7 @@ async def test_partitions_that_wait_now_and_then_keep_their_order_and_stop_no_ot
     settings: Settings, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     rng = random.Random(seed)
-    monkeypatch.setattr(spooling, "_WINDOW", 60)
+    monkeypatch.setattr(spooled, "_WINDOW", 60)
     monkeypatch.setattr(sender, "_BACK_OFF", (0.01, 0.05))
     waiting: set[int] = set()
     send = Sender.send

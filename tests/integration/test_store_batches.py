@@ -13,7 +13,7 @@ from execution_events.errors import BatchRefusedError, FencedError, PartitionsLo
 from execution_events.events import COUNT_MAX, RECORD_COUNT_MAX
 from execution_events.projection.batch import read
 from execution_events.projection.fold import fold
-from execution_events.store.batches import Batch, BatchWriter, Move
+from execution_events.store.write.batches import Batch, BatchWriter, Move
 from tests.support.databases import Database
 from tests.support.records import EPOCH, LogRecord, batch, log, occurrence
 

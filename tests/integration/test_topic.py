@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from execution_events.consumer.topic import check_topic, open_admin
 from execution_events.errors import RetryableError
+from execution_events.kafka.topic import check_topic, open_admin
 from execution_events.settings import Settings
 from tests.support.brokers import GuardedBroker, guarded_broker
 from tests.support.consumers import consuming, stored_offsets, until, until_stored

@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 import httpx
 from prometheus_client import CollectorRegistry
 
-from execution_events.management import ReaderMetrics
-from execution_events.reader.access import Access
+from execution_events.metrics import ReaderMetrics
 from execution_events.reader.app import create_app
-from execution_events.reader.feeds import Feeds
-from execution_events.reader.limits import Limits
 from execution_events.reader.watch import WatchLimits
-from execution_events.serving import serve
 from execution_events.settings import Settings
-from execution_events.store.listing import EventLists
+from execution_events.store.read.events import EventLists
+from execution_events.store.read.feeds import Feeds
+from execution_events.web.auth.access import Access
+from execution_events.web.limits import Limits
+from execution_events.web.server import serve
 from tests.support.consumers import DEADLINE
 
 

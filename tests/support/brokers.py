@@ -10,10 +10,10 @@ from typing import Any
 
 from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
 
-from execution_events.consumer.topic import open_admin
 from execution_events.embedded import DataDirectory, EmbeddedKafka, cache_directory
 from execution_events.embedded.directory import HOST
 from execution_events.embedded.kafka import Node, server_properties
+from execution_events.kafka.topic import open_admin
 from execution_events.settings import Settings
 
 _USER, _PASSWORD = "limited", "a-password"

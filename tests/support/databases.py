@@ -8,9 +8,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
-from execution_events.store.database import connect
-from execution_events.store.migrate import migrate
-from execution_events.store.provision import provision_database
+from execution_events.store.connection import connect
+from execution_events.store.schema.migrate import migrate
+from execution_events.store.schema.provision import provision_database
 
 OWNER = "execution_events_owner"
 PASSWORD = secrets.token_urlsafe(12)

@@ -6,7 +6,7 @@ import asyncpg
 
 from execution_events.events import Occurrence
 from execution_events.projection.fold import fold
-from execution_events.store.events import prepare, write_events
+from execution_events.store.write.events import prepare, write_events
 from tests.support.records import occurrence
 
 _MESSAGE = "元素(job)开始. ## Element(job) starts. " * 6

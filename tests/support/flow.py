@@ -8,7 +8,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from execution_events.events import Occurrence
-from execution_events.store.batches import BatchWriter
+from execution_events.store.write.batches import BatchWriter
 from tests.support.databases import Database
 from tests.support.readers import at
 from tests.support.records import batch, log, occurrence

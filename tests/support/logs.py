@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from execution_events.observability import configure_logging
+from execution_events.logs import configure_logging
 
 
 @contextmanager

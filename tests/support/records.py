@@ -9,7 +9,7 @@ import msgspec
 from execution_events import wire
 from execution_events.events import Occurrence
 from execution_events.projection.batch import DeadLetter, Refusal, read
-from execution_events.store.batches import Batch, BatchWriter, Move
+from execution_events.store.write.batches import Batch, BatchWriter, Move
 from execution_events.wire import Headers
 
 DATABASE = Refusal(wire.REFUSED_BY_DATABASE, "CheckViolationError no_bombs (23514)")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from execution_events.consumer.topic import DAY_MS, Difference, create_topic
+from execution_events.kafka.topic import DAY_MS, Difference, create_topic
 from execution_events.settings import Settings
 
 CREATE_TIME = {"message.timestamp.type": "CreateTime"}

@@ -18,9 +18,9 @@ from prometheus_client import CollectorRegistry
 from starlette.datastructures import Headers
 
 from execution_events.errors import SettingsError
-from execution_events.management import ReaderMetrics
-from execution_events.reader import issuer as issuer_module
-from execution_events.reader.access import (
+from execution_events.metrics import ReaderMetrics
+from execution_events.web.auth import issuer as issuer_module
+from execution_events.web.auth.access import (
     ANYONE,
     Access,
     AccessError,
@@ -28,8 +28,8 @@ from execution_events.reader.access import (
     IssuerAwayError,
     is_namespace,
 )
-from execution_events.reader.issuer import LEEWAY, Issuer, IssuerError, parse_keys
-from execution_events.reader.token_file import (
+from execution_events.web.auth.issuer import LEEWAY, Issuer, IssuerError, parse_keys
+from execution_events.web.auth.token_file import (
     FILE_MAX_BYTES,
     TokenFile,
     TokenFileError,
@@ -354,7 +354,7 @@ async def test_a_file_that_did_not_change_is_not_read_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = TokenFile(path, metrics())
-    monkeypatch.setattr("execution_events.reader.token_file.parse_tokens", None)
+    monkeypatch.setattr("execution_events.web.auth.token_file.parse_tokens", None)
     await tokens.refresh()
     assert tokens.problems() == []
 

@@ -13,7 +13,7 @@ from jsonschema import Draft7Validator, Draft202012Validator
 from execution_events import wire
 from execution_events.errors import RecordRefusedError
 from execution_events.settings import Settings
-from execution_events.store.prune import SOURCE_IDLE
+from execution_events.store.write.prune import SOURCE_IDLE
 from execution_events.wire import Origin
 from tests.support import golden
 from tests.support.golden import SCHEMAS

@@ -13,8 +13,8 @@ import pytest
 from execution_events.cli import spool as command
 from execution_events.cli.main import main
 from execution_events.publisher.record import HOLD_MS, NewRecord
-from execution_events.publisher.spool import Spool
-from execution_events.publisher.spool_directory import open_spool
+from execution_events.publisher.spool.directory import open_spool
+from execution_events.publisher.spool.spool import Spool
 from execution_events.settings import Settings, variable_of
 
 MAX_BYTES = 2**26

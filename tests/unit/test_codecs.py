@@ -8,7 +8,7 @@ import cramjam
 import pytest
 from aiokafka.record import default_records
 
-from execution_events.consumer.codecs import BatchTooLargeError, Decoders, zstd_content_size
+from execution_events.kafka.codecs import BatchTooLargeError, Decoders, zstd_content_size
 
 LIMIT = 8 * 2**20
 CODECS = ("gzip", "snappy", "lz4", "zstd")

@@ -7,14 +7,14 @@ import pytest
 from aiokafka import TopicPartition
 from prometheus_client import CollectorRegistry
 
+from execution_events.backoff import backoff
 from execution_events.consumer.assignment import Assignment
-from execution_events.consumer.backoff import backoff
 from execution_events.consumer.fetcher import BatchFetcher
 from execution_events.consumer.loop import ConsumeLoop
 from execution_events.consumer.seeding import Seeder
 from execution_events.errors import RetryableError
-from execution_events.management import ConsumerMetrics
-from execution_events.store.batches import BatchWriter
+from execution_events.metrics import ConsumerMetrics
+from execution_events.store.write.batches import BatchWriter
 
 
 class FailingClient:

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from execution_events.projection.body import Body, Ref
-from execution_events.reader import feeds
-from execution_events.reader.feeds import Feed
-from execution_events.store.revisions import Asked, Change, Revisions, Step
+from execution_events.store.read import feeds
+from execution_events.store.read.changes import Asked, Change, Revisions, Step
+from execution_events.store.read.feeds import Feed
 from tests.support.records import EPOCH
 
 NAMESPACES = ("m", "n")

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from execution_events.management import ReaderMetrics
-from execution_events.reader.limits import LimitError, Limits
+from execution_events.metrics import ReaderMetrics
 from execution_events.settings import Settings
+from execution_events.web.limits import LimitError, Limits
 
 
 class Measured:

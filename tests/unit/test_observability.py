@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from execution_events.observability import Logger, configure_logging
+from execution_events.logs import Logger, configure_logging
 
 log = Logger("execution_events.tests")
 library = logging.getLogger("library.of.others")

@@ -10,8 +10,8 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
 from execution_events import events, wire
+from execution_events.bilingual import half
 from execution_events.reader import query
-from execution_events.reader.rendering import half
 from tests.support import golden
 from tests.support.golden import SCHEMAS
 

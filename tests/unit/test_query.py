@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from execution_events.events import TIMESTAMP_MAX, TIMESTAMP_MIN
 from execution_events.reader import query as query_module
 from execution_events.reader.query import Query, QueryError, parse_query
-from execution_events.store.listing import Position, Selection
+from execution_events.store.read.selection import Position, Selection
 from tests.support.strategies import names, texts, timestamps
 
 MOMENT = datetime(2018, 8, 20, 6, 41, 44, tzinfo=UTC)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from execution_events.errors import SettingsError
+from execution_events.kafka.connection import client_options
 from execution_events.settings import PREFIX, Settings, describe, load, unknown, variable_of
 
 FIELDS = dataclasses.fields(Settings)
@@ -135,7 +136,7 @@ def test_a_certificate_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         kafka_security_protocol="SSL", kafka_ssl_ca_file=str(tmp_path / "absent.pem")
     )
     with pytest.raises(SettingsError, match=r"KAFKA_SSL_.*_FILE: .*No such file"):
-        settings.kafka_client()
+        client_options(settings)
 
 
 JWKS = {

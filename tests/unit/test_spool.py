@@ -21,10 +21,10 @@ from execution_events.errors import (
     SpoolCorruptError,
     SpoolFullError,
 )
-from execution_events.publisher import spool as module
 from execution_events.publisher.record import NewRecord
-from execution_events.publisher.spool import Spool, SpooledRecord
-from execution_events.publisher.spool_file import create, summary
+from execution_events.publisher.spool import spool as module
+from execution_events.publisher.spool.file import create, summary
+from execution_events.publisher.spool.spool import Spool, SpooledRecord
 
 MAX_BYTES = 64 * 1024 * 1024
 HOLD_MS = 30 * 24 * 60 * 60 * 1000
@@ -217,7 +217,7 @@ _WRITER = """
 import os, signal, sys
 from pathlib import Path
 from execution_events.publisher.record import NewRecord
-from execution_events.publisher.spool import Spool
+from execution_events.publisher.spool.spool import Spool
 
 path, statement, at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 spool = Spool(path, 2**26)
@@ -555,7 +555,7 @@ import resource, sys
 from pathlib import Path
 from execution_events.errors import RetryableError, SpoolFullError
 from execution_events.publisher.record import NewRecord
-from execution_events.publisher.spool import Spool
+from execution_events.publisher.spool.spool import Spool
 
 def limit(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))

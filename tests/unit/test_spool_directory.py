@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 
 from execution_events.errors import RetryableError, SpoolCorruptError
-from execution_events.publisher import spool_directory
 from execution_events.publisher.record import NewRecord
-from execution_events.publisher.spool import Spool
-from execution_events.publisher.spool_directory import (
+from execution_events.publisher.spool import directory as spool_directory
+from execution_events.publisher.spool.directory import (
     adopt,
     list_spools,
     open_spool,
@@ -25,6 +24,7 @@ from execution_events.publisher.spool_directory import (
     set_aside,
     spools,
 )
+from execution_events.publisher.spool.spool import Spool
 
 MAX_BYTES = 64 * 1024 * 1024
 
@@ -63,7 +63,7 @@ _OWNER = """
 import sys
 from pathlib import Path
 from execution_events.publisher.record import NewRecord
-from execution_events.publisher.spool_directory import open_spool
+from execution_events.publisher.spool.directory import open_spool
 sys.stdin.readline()
 spool = open_spool(Path(sys.argv[1]), 2**26)
 print(spool.path, flush=True)
@@ -227,7 +227,7 @@ def test_listing_disturbs_neither_owners_nor_those_who_open(directory: Path) -> 
 _FORKING = """
 import os, sys
 from pathlib import Path
-from execution_events.publisher.spool_directory import list_spools, open_spool
+from execution_events.publisher.spool.directory import list_spools, open_spool
 sys.stdin.readline()
 spool = open_spool(Path(sys.argv[1]), 2**26)
 if os.fork():
@@ -268,7 +268,7 @@ _FORKING_AT_WORK = """
 import os, sys, threading
 from pathlib import Path
 from execution_events.publisher.record import NewRecord
-from execution_events.publisher.spool_directory import open_spool
+from execution_events.publisher.spool.directory import open_spool
 sys.stdin.readline()
 spool = open_spool(Path(sys.argv[1]), 2**26)
 new = [NewRecord(b"key", b"x" * 1000, None, 0)] * 64

@@ -7,11 +7,12 @@ from contextlib import asynccontextmanager
 import pytest
 from starlette.types import Message
 
-from execution_events.reader.feeds import Feeds
 from execution_events.reader.query import parse_query
 from execution_events.reader.watch import Watch, WatchLimits
-from execution_events.store.listing import Page, Position, Stream
-from execution_events.store.revisions import Asked, Revisions, Step
+from execution_events.store.read.changes import Asked, Revisions, Step
+from execution_events.store.read.events import Page, Stream
+from execution_events.store.read.feeds import Feeds
+from execution_events.store.read.selection import Position
 from tests.support.records import EPOCH
 
 BODY = b'{"metadata":{"name":"a","namespace":"n"}}'

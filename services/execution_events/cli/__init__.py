@@ -1,5 +1,5 @@
 """The command `execution-events`: parse, call, print.
 
 - `main`: the command line, errors and exit codes.
-- One module for each command; `dev/` for the one that runs everything.
+- One module for each command.
 """

@@ -17,7 +17,7 @@ from execution_events.settings import Settings
 from execution_events.wire import REASONS, REFUSED_BY_DATABASE
 
 if TYPE_CHECKING:
-    from execution_events.store.dead_letters import Content, ListedDeadLetter
+    from execution_events.store.write.dead_letters import Content, ListedDeadLetter
 
 _SHOWN_FAILURES = 10
 _CONDITIONS = ("ids", "reason", "topic", "partition", "since", "until")
@@ -132,7 +132,7 @@ async def _print_letters(
 ) -> int:
     with extra("consumer"):
         from execution_events.cli.letter_view import json_line, line
-        from execution_events.store.dead_letters import DeadLetters, Filter, State
+        from execution_events.store.write.dead_letters import DeadLetters, Filter, State
     which = Filter(**conditions, state=None if state == "all" else State(state))
     number = 0
     async with DeadLetters.open(settings.require_database_url()) as letters:
@@ -163,7 +163,7 @@ def _show(arguments: argparse.Namespace, settings: Settings) -> int:
 
 async def _find(settings: Settings, number: int) -> tuple["ListedDeadLetter", "Content"]:
     with extra("consumer"):
-        from execution_events.store.dead_letters import DeadLetters, Filter
+        from execution_events.store.write.dead_letters import DeadLetters, Filter
     async with DeadLetters.open(settings.require_database_url()) as letters:
         content = await letters.content(number)
         async for letter in letters.list(Filter([number])):
@@ -186,7 +186,7 @@ async def _close_letters(
 ) -> int:
     with extra("consumer"):
         from execution_events.cli.letter_view import TRUNCATED
-        from execution_events.store.dead_letters import DeadLetters, Filter, Result, State
+        from execution_events.store.write.dead_letters import DeadLetters, Filter, Result, State
     ended = "retried" if verb == "retry" else "discarded"
     results: Counter[Result] = Counter()
     async with DeadLetters.open(settings.require_database_url()) as letters:

@@ -12,6 +12,7 @@ def extra(name: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
+        library = (error.name or "a library").partition(".")[0]
         raise SettingsError(
-            f"{error.name} is not installed: pip install 'execution-events[{name}]'"
+            f"{library} is not installed: pip install 'execution-events[{name}]'"
         ) from error

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from execution_events.store.dead_letters import Content, ListedDeadLetter
+from execution_events.store.write.dead_letters import Content, ListedDeadLetter
 
 TRUNCATED = "only its beginning was kept, so it cannot be retried"
 

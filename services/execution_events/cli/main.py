@@ -6,11 +6,10 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from execution_events.cli import dead_letters, migrate, prune, publish, services, spool, topic
+from execution_events.cli import dead_letters, dev, migrate, prune, publish, services, spool, topic
 from execution_events.cli import settings as settings_command
-from execution_events.cli.dev import command as dev
 from execution_events.errors import ExecutionEventsError, SettingsError
-from execution_events.observability import configure_logging
+from execution_events.logs import configure_logging
 from execution_events.settings import PREFIX, load
 
 _EPILOG = f"""\

@@ -28,10 +28,8 @@ def _migrate(arguments: argparse.Namespace, settings: Settings) -> int:
 
 async def _check(settings: Settings) -> int:
     with extra("consumer"):
-        from execution_events.store.database import connect
-        from execution_events.store.migrate import pending
-    async with connect(settings.require_database_url(), "execution-events migrate") as connection:
-        missing = await pending(connection)
+        from execution_events.operations.migration import missing_migrations
+    missing = await missing_migrations(settings)
     for migration in missing:
         print(f"missing: {migration.version:04} {migration.name}")
     if missing:
@@ -42,26 +40,9 @@ async def _check(settings: Settings) -> int:
 
 
 async def _apply(settings: Settings) -> int:
-    for name in await migrate_database(settings):
-        print(f"applied: {name}")
+    with extra("consumer"):
+        from execution_events.operations.migration import migrate_database
+    for migration in await migrate_database(settings):
+        print(f"applied: {migration.version:04} {migration.name}")
     print("up to date")
     return 0
-
-
-async def migrate_database(settings: Settings) -> list[str]:
-    """Apply what is missing, and return its names."""
-    with extra("consumer"):
-        from execution_events.store.database import connect
-        from execution_events.store.migrate import migrate
-    passwords = {
-        "execution_events_writer": settings.writer_password,
-        "execution_events_reader": settings.reader_password,
-        "execution_events_ops": settings.ops_password,
-    }
-    async with connect(
-        settings.require_database_url(), "execution-events migrate", unlimited=True
-    ) as connection:
-        applied = await migrate(
-            connection, {role: password for role, password in passwords.items() if password}
-        )
-    return [f"{migration.version:04} {migration.name}" for migration in applied]

@@ -55,9 +55,9 @@ def _prune(arguments: argparse.Namespace, settings: Settings) -> int:
 
 async def _remove(arguments: argparse.Namespace, settings: Settings, stop: asyncio.Event) -> int:
     with extra("consumer"):
-        from execution_events.store import prune
-        from execution_events.store.database import connect
-        from execution_events.store.migrate import require_current
+        from execution_events.store.connection import connect
+        from execution_events.store.schema.migrate import require_current
+        from execution_events.store.write import prune
     async with connect(settings.require_database_url(), "execution-events prune") as connection:
         await require_current(connection)
         before = await prune.moment_before(connection, arguments.older_than)

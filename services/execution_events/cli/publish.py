@@ -16,9 +16,9 @@ from execution_events.cli.numbers import seconds
 from execution_events.cli.progress import Progress
 from execution_events.errors import ExecutionEventsError, RecordRefusedError, RetryableError
 from execution_events.events import Occurrence
-from execution_events.publisher.direct import DirectDelivery
+from execution_events.publisher.delivery.direct import DirectDelivery
+from execution_events.publisher.delivery.sender import Acknowledged
 from execution_events.publisher.record import NewRecord
-from execution_events.publisher.sender import Acknowledged
 from execution_events.settings import Settings
 
 _WINDOW = 10_000

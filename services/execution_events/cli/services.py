@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from execution_events.cli.extras import extra
-from execution_events.observability import Logger
+from execution_events.logs import Logger
 from execution_events.settings import Settings
 
 _log = Logger(__name__)

@@ -13,10 +13,10 @@ import msgspec
 from execution_events.cli.numbers import seconds
 from execution_events.cli.progress import Progress
 from execution_events.errors import ExecutionEventsError, SettingsError
-from execution_events.publisher.sender import EVERY_PARTITION
-from execution_events.publisher.spool import Spool
-from execution_events.publisher.spool_directory import SpoolInfo, adopt, list_spools, spools
-from execution_events.publisher.spooling import drain
+from execution_events.publisher.delivery.sender import EVERY_PARTITION
+from execution_events.publisher.delivery.spooled import drain
+from execution_events.publisher.spool.directory import SpoolInfo, adopt, list_spools, spools
+from execution_events.publisher.spool.spool import Spool
 from execution_events.settings import Settings, variable_of
 
 _ACCEPT = "execution-events spool drain --accept-duplicates"

@@ -2,15 +2,12 @@
 
 import argparse
 import asyncio
-from typing import Any
+from typing import Any, Literal
 
 from execution_events.cli.extras import extra
 from execution_events.cli.numbers import positive
-from execution_events.errors import RetryableError, SettingsError
-from execution_events.settings import Settings
-
-DEFAULT_PARTITIONS = 6
-DEFAULT_RETENTION_DAYS = 30
+from execution_events.errors import SettingsError
+from execution_events.settings import TOPIC_PARTITIONS, TOPIC_RETENTION_DAYS, Settings
 
 
 def add_commands(commands: Any) -> None:
@@ -28,7 +25,7 @@ def add_commands(commands: Any) -> None:
     create.add_argument(
         "--partitions",
         type=positive,
-        default=DEFAULT_PARTITIONS,
+        default=TOPIC_PARTITIONS,
         help="the most consumers that can share the work",
     )
     create.add_argument("--replication", type=positive, default=3, help="copies of each record")
@@ -41,7 +38,7 @@ def add_commands(commands: Any) -> None:
     create.add_argument(
         "--retention-days",
         type=positive,
-        default=DEFAULT_RETENTION_DAYS,
+        default=TOPIC_RETENTION_DAYS,
         help="how long records are kept: as long as consumers may be away, and more",
     )
     create.add_argument(
@@ -62,7 +59,7 @@ def add_commands(commands: Any) -> None:
     )
     accept.add_argument(
         "--from",
-        dest="begin",
+        dest="start",
         choices=("beginning", "end"),
         default="beginning",
         help="where to go on: at the log's beginning (default), as all records in a log that was "
@@ -83,7 +80,7 @@ def _create(arguments: argparse.Namespace, settings: Settings) -> int:
 
 async def _create_topic(arguments: argparse.Namespace, settings: Settings) -> int:
     with extra("consumer"):
-        from execution_events.consumer.topic import DAY_MS, alter_topic, create_topic, obstacles
+        from execution_events.kafka.topic import DAY_MS, alter_topic, create_topic, obstacles
     differences = await create_topic(
         settings,
         partitions=arguments.partitions,
@@ -112,42 +109,28 @@ async def _create_topic(arguments: argparse.Namespace, settings: Settings) -> in
 
 
 def _accept(arguments: argparse.Namespace, settings: Settings) -> int:
-    return asyncio.run(_accept_logs(settings, arguments.begin, accepted=arguments.yes))
+    return asyncio.run(_accept_logs(settings, arguments.start, dry_run=not arguments.yes))
 
 
-async def _accept_logs(settings: Settings, begin: str, *, accepted: bool) -> int:
+async def _accept_logs(
+    settings: Settings, start: Literal["beginning", "end"], *, dry_run: bool
+) -> int:
     with extra("consumer"):
-        from execution_events.consumer.codecs import Decoders
-        from execution_events.consumer.log import LogState, difference, read_log
-        from execution_events.consumer.topic import check_topic
-        from execution_events.store.batches import BatchWriter, Move
-    partitions = await check_topic(settings)
-    states: dict[int, LogState | RetryableError] = {}
-    failed = False
-    async with BatchWriter(settings.require_database_url(), settings.topic) as writer:
-        stored = await writer.stored_positions(partitions)
-        decoders = Decoders(settings.kafka_batch_limit).install()
-        await read_log(settings, decoders, stored, {}, states.__setitem__)
-        differences = 0
-        for number, position in sorted(stored.items()):
-            state = states[number]
-            if isinstance(state, RetryableError):
-                print(f"partition {number}: cannot be compared: {state}")
-                failed = True
-                continue
-            if (reason := difference(position, state)) is None:
-                continue
-            differences += 1
-            offset = state.begin if begin == "beginning" else state.end
-            print(f"partition {number}: {reason}")
-            print(f"    the log holds {state.begin} to {state.end}; it would go on at {offset}")
-            if accepted:
-                move = Move(position.next_offset, offset, position.epoch)
-                await writer.accept_log(number, move, state.cluster_id)
-                print("    accepted")
-    if differences and not accepted:
+        from execution_events.operations.accept import UnreadLog, accept_logs
+    replaced = unread = 0
+    async for log in accept_logs(settings, start, dry_run=dry_run):
+        if isinstance(log, UnreadLog):
+            unread += 1
+            print(f"partition {log.partition}: cannot be compared: {log.error}")
+            continue
+        replaced += 1
+        print(f"partition {log.partition}: {log.difference}")
+        print(f"    the log holds {log.begin} to {log.end}; it would go on at {log.offset}")
+        if not dry_run:
+            print("    accepted")
+    if replaced and dry_run:
         print("nothing was changed; repeat with --yes to go on")
         return 1
-    if not differences and not failed:
+    if not replaced and not unread:
         print("nothing differs")
-    return 1 if failed else 0
+    return 1 if unread else 0

@@ -6,8 +6,8 @@ from aiokafka import TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 
 from execution_events.consumer.failpoints import unarmed
-from execution_events.observability import Logger
-from execution_events.store.batches import Reach
+from execution_events.logs import Logger
+from execution_events.store.write.batches import Reach
 
 _log = Logger(__name__)
 

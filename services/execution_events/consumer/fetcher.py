@@ -7,11 +7,11 @@ from typing import NamedTuple
 from aiokafka import ConsumerRecord, TopicPartition
 
 from execution_events.consumer.assignment import Assignment
-from execution_events.consumer.client import Client, describe
 from execution_events.consumer.failpoints import unarmed
 from execution_events.errors import RetryableError
+from execution_events.kafka.consumer import Client, describe
 from execution_events.projection.batch import ReadRecord, read
-from execution_events.store.batches import Batch, Move, Reach
+from execution_events.store.write.batches import Batch, Move, Reach
 
 _POLL_MS = 100
 """How long a fetch waits for the first record; what is assigned meanwhile waits for it."""

@@ -10,9 +10,8 @@ import msgspec
 from aiokafka import TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
 
+from execution_events.backoff import backoff
 from execution_events.consumer.assignment import Assignment
-from execution_events.consumer.backoff import backoff
-from execution_events.consumer.client import Client
 from execution_events.consumer.fetcher import BatchFetcher, Fetched
 from execution_events.consumer.seeding import Seeder
 from execution_events.errors import (
@@ -22,10 +21,11 @@ from execution_events.errors import (
     PartitionsLockedError,
     RetryableError,
 )
-from execution_events.management import ConsumerMetrics
-from execution_events.observability import Logger
+from execution_events.kafka.consumer import Client
+from execution_events.logs import Logger
+from execution_events.metrics import ConsumerMetrics
 from execution_events.projection.batch import DeadLetter, Projection, Refusal
-from execution_events.store.batches import Batch, BatchWriter
+from execution_events.store.write.batches import Batch, BatchWriter
 from execution_events.wire import REFUSED_BY_DATABASE
 
 _log = Logger(__name__)

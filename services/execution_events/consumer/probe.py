@@ -4,9 +4,9 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
-from execution_events.consumer.brokers import LATEST, Address, Brokers
-from execution_events.consumer.log import no_leader
+from execution_events.consumer.log_check import no_leader
 from execution_events.errors import RetryableError
+from execution_events.kafka.brokers import LATEST, Address, Brokers
 from execution_events.settings import Settings
 
 

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from aiokafka import TopicPartition
 
+from execution_events.backoff import backoff
 from execution_events.consumer.assignment import Assignment
-from execution_events.consumer.backoff import backoff
-from execution_events.consumer.log import LogState, Report, difference
+from execution_events.consumer.log_check import LogState, Report, difference
 from execution_events.errors import RetryableError
-from execution_events.management import ConsumerMetrics
-from execution_events.observability import Logger
-from execution_events.store.batches import BatchWriter, StoredPosition
+from execution_events.logs import Logger
+from execution_events.metrics import ConsumerMetrics
+from execution_events.store.write.batches import BatchWriter, StoredPosition
 
 _log = Logger(__name__)
 

@@ -12,24 +12,26 @@ from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssigno
 from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
 
+from execution_events.backoff import backoff
 from execution_events.consumer.assignment import Assignment
-from execution_events.consumer.backoff import backoff
-from execution_events.consumer.brokers import Address, Brokers
-from execution_events.consumer.client import Client, describe
-from execution_events.consumer.codecs import Decoders
 from execution_events.consumer.failpoints import unarmed
 from execution_events.consumer.fetcher import BatchFetcher
-from execution_events.consumer.log import read_log
+from execution_events.consumer.log_check import read_log
 from execution_events.consumer.loop import ConsumeLoop
 from execution_events.consumer.probe import KafkaProbe
 from execution_events.consumer.seeding import Seeder
-from execution_events.consumer.topic import check_topic
 from execution_events.errors import RetryableError
-from execution_events.management import ConsumerMetrics, Probe, serve_management
-from execution_events.observability import Logger
+from execution_events.kafka.brokers import Address, Brokers
+from execution_events.kafka.codecs import Decoders
+from execution_events.kafka.consumer import Client, describe
+from execution_events.kafka.topic import check_topic
+from execution_events.logs import Logger
+from execution_events.metrics import ConsumerMetrics
 from execution_events.settings import Settings
-from execution_events.store.batches import BatchWriter, Reach
 from execution_events.store.probe import DatabaseProbe
+from execution_events.store.write.batches import BatchWriter, Reach
+from execution_events.web.management import serve_management
+from execution_events.web.probe import Probe
 
 _log = Logger(__name__)
 

@@ -18,6 +18,7 @@ from execution_events.embedded.directory import HOST, DataDirectory
 from execution_events.embedded.errors import EmbeddedError, MissingExtraError
 from execution_events.embedded.process import ChildProcess, ignore, run
 from execution_events.embedded.server import Server
+from execution_events.errors import HaltError, RetryableError
 
 GRACE = 20.0  # seconds
 PROBE_TIMEOUT = 5.0  # seconds
@@ -164,24 +165,16 @@ class EmbeddedPostgres(Server):
         unfinished.rename(place.data)
 
     async def _answers(self) -> bool:
-        import asyncpg  # not at the top: it comes with the same extra as the server
+        # Not at the top: asyncpg comes with the same extra as the server.
+        from execution_events.store.connection import connect
 
         try:
-            connection = await asyncpg.connect(
-                host=self.host,
-                port=self.port,
-                user=self.user,
-                password=self.password,
-                database="postgres",
-                ssl=False,
-                timeout=PROBE_TIMEOUT,
-            )
-        except (OSError, TimeoutError, asyncpg.CannotConnectNowError):
+            async with asyncio.timeout(PROBE_TIMEOUT), connect(self.dsn(), "execution-events dev"):
+                return True
+        except (RetryableError, TimeoutError):
             return False
-        except asyncpg.PostgresError as error:
+        except HaltError as error:
             raise EmbeddedError(f"PostgreSQL refuses its superuser: {error}") from error
-        await connection.close()
-        return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
 """Publishing, for workers.
 
-- `Publisher`: what a worker publishes with; `Element` and `Action`: the scopes of its work.
-- `Event`: what a worker says. `Names`: names and dates it. `reasons`: the life cycle's catalogue.
-- `direct`, `spooling`: delivery without a spool and through one; `sender`: to Kafka, in order.
-- `producer`, `background`: aiokafka's producer, and tasks, that end and begin as we need it.
-- `spool`, `spool_file`, `spool_directory`: the records of a spool, its file, its directory;
-  `spool_turn`: what passes between a spool and its sender.
+- `publisher`: `Publisher`, what a worker publishes with.
+- `element`: elements and actions, as scopes of a worker's code.
+- `event`: an event as a worker states it; `naming` names and dates it.
+- `lifecycle`: the reasons and messages of an action's life cycle.
+- `record`: an encoded event on its way; `tracing`: its trace.
+- `delivery/`: from `publish` to the acknowledgement of Kafka, with a spool or without.
+- `spool/`: records on this machine's disk.
 """
 
 from execution_events.publisher.element import Action, Element

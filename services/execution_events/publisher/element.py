@@ -13,10 +13,10 @@ from typing import Any, NotRequired, Protocol, Self, TypedDict, Unpack
 
 from execution_events.errors import EventError
 from execution_events.events import NORMAL
-from execution_events.observability import Logger
-from execution_events.publisher import reasons
+from execution_events.logs import Logger
+from execution_events.publisher import lifecycle
 from execution_events.publisher.event import Event
-from execution_events.publisher.reasons import Reason
+from execution_events.publisher.lifecycle import Reason
 
 _logger = Logger(__name__)
 
@@ -86,20 +86,20 @@ class Scope:
         self.action_name = action_name
 
     def start(self) -> Event:
-        return self.subject.report(reasons.ACTION_START, self.action_name)
+        return self.subject.report(lifecycle.ACTION_START, self.action_name)
 
     def retry(self, error: BaseException | None) -> Event:
-        return self.subject.report(reasons.ACTION_RETRY, self.action_name, error)
+        return self.subject.report(lifecycle.ACTION_RETRY, self.action_name, error)
 
     def end(self, error: BaseException | None) -> Event:
         """What becomes of the action when its scope is left, with `error` or without."""
         if error is None:
-            return self.subject.report(reasons.SUCCESSFUL_FINISH, self.action_name)
+            return self.subject.report(lifecycle.SUCCESSFUL_FINISH, self.action_name)
         if isinstance(error, _CANCELLATIONS):
-            return self.subject.report(reasons.ACTION_CANCELLED, self.action_name)
+            return self.subject.report(lifecycle.ACTION_CANCELLED, self.action_name)
         if isinstance(error, TimeoutError):
-            return self.subject.report(reasons.ACTION_TIMEOUT, self.action_name, error)
-        return self.subject.report(reasons.ACTION_FAILED, self.action_name, error)
+            return self.subject.report(lifecycle.ACTION_TIMEOUT, self.action_name, error)
+        return self.subject.report(lifecycle.ACTION_FAILED, self.action_name, error)
 
     def enter(self) -> None:
         """Make it the current scope of this task or thread and of the tasks it will create."""

@@ -9,14 +9,14 @@ from typing import Self
 
 from execution_events import settings as settings_module
 from execution_events.errors import RetryableError
-from execution_events.observability import Logger
-from execution_events.publisher.direct import DirectDelivery
+from execution_events.logs import Logger
+from execution_events.publisher.delivery.direct import DirectDelivery
+from execution_events.publisher.delivery.spooled import SpooledDelivery
 from execution_events.publisher.element import Element
 from execution_events.publisher.event import Event
 from execution_events.publisher.naming import Names
 from execution_events.publisher.record import NewRecord
-from execution_events.publisher.spool_directory import open_spool
-from execution_events.publisher.spooling import SpooledDelivery
+from execution_events.publisher.spool.directory import open_spool
 from execution_events.publisher.tracing import current_traceparent
 from execution_events.settings import Settings
 

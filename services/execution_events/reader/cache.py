@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from starlette.responses import Response
 
-from execution_events.store.revisions import Namespaces
+from execution_events.store.read.changes import Namespaces
 
 CACHE_BYTES = 64 * 2**20
 _SHARE = 16

@@ -6,15 +6,11 @@ Headers that make no sense ask for nothing: the answer is JSON, plain and whole.
 import base64
 import hashlib
 import re
-from collections.abc import Iterator
 from typing import Literal
 
 from execution_events.reader.rendering import Format
+from execution_events.web.preferences import preferences
 
-Encoding = Literal["zstd", "gzip"]
-
-_ENCODINGS: tuple[Encoding, ...] = ("zstd", "gzip")
-_QUALITY = re.compile(r"(?:0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
 _BODIES = "1"
 """To be raised when bodies change for the same events."""
 _ENTITY_TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
@@ -25,7 +21,7 @@ def choose_format(accept: str) -> Format | Literal["watch"]:
 
     One event a line is `application/x-ndjson`, a watch `text/event-stream`.
     """
-    ranges = dict(_preferences(accept))
+    ranges = dict(preferences(accept))
     lines, watch = (ranges.get(n, 0.0) for n in ("application/x-ndjson", "text/event-stream"))
     other = max(lines, watch)
     # The most specific range tells how good a type is (RFC 9110, 12.5.1).
@@ -35,15 +31,6 @@ def choose_format(accept: str) -> Format | Literal["watch"]:
     if other == 0 or other < json or (other == json and best == "application/json"):
         return "json"
     return "lines" if lines > watch else "watch"
-
-
-def choose_encoding(accept_encoding: str) -> Encoding | None:
-    """The encoding that the caller prefers, zstd on a tie; None leaves the body as it is."""
-    codings = dict(_preferences(accept_encoding))
-    others = codings.get("*", 0.0)
-    best = max(_ENCODINGS, key=lambda encoding: codings.get(encoding, others))
-    quality = codings.get(best, others)
-    return best if quality > 0 and quality >= codings.get("identity", 0.0) else None
 
 
 def entity_tag(query: bytes, format_: Format, revisions: str) -> str:
@@ -58,16 +45,3 @@ def matches(if_none_match: str, tag: str) -> bool:
     if if_none_match.strip() == "*":
         return True
     return tag.removeprefix("W/") in _ENTITY_TAG.findall(if_none_match)
-
-
-def _preferences(header: str) -> Iterator[tuple[str, float]]:
-    """The members of an Accept header with their quality; malformed ones are left out."""
-    for member in header.split(","):
-        name, *parameters = (part.strip().lower() for part in member.split(";"))
-        quality = "1"
-        for parameter in parameters:
-            key, _, value = parameter.partition("=")
-            if key.strip() == "q":
-                quality = value.strip()
-        if name and _QUALITY.fullmatch(quality):
-            yield name, float(quality)

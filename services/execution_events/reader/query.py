@@ -12,8 +12,8 @@ from urllib.parse import quote_plus, unquote_to_bytes, urlencode
 import msgspec
 
 from execution_events import events
-from execution_events.reader.rendering import Lang
-from execution_events.store.listing import Column, Position, Selection
+from execution_events.bilingual import Lang
+from execution_events.store.read.selection import Column, Position, Selection
 from execution_events.wire import A_TIMESTAMP, parse_timestamp
 
 LIMIT_MAX = 1000

@@ -5,12 +5,11 @@ from typing import Literal
 
 import msgspec
 
+from execution_events.bilingual import Lang, half
 from execution_events.projection.body import decode, encode
 
 Format = Literal["json", "lines"]
 """One array, or one event a line."""
-Lang = Literal["both", "zh", "en"]
-"""The half of reason and message to show."""
 
 
 class Rendering:
@@ -48,14 +47,3 @@ def in_language(body: bytes, lang: Lang) -> bytes:
             event, reason=half(event.reason, lang), message=half(event.message, lang)
         )
     )
-
-
-def half(bilingual: str, lang: Lang) -> str:
-    """`lang`'s part of `<zh>##<en>`, spaces trimmed, the whole where there is no `##`.
-
-    As `first_half` and `second_half` in the database.
-    """
-    if lang == "both":
-        return bilingual
-    first, found, second = bilingual.partition("##")
-    return (second if found and lang == "en" else first).strip(" ")

@@ -6,7 +6,7 @@ import hashlib
 import msgspec
 
 from execution_events.reader.query import Query
-from execution_events.store.revisions import Revisions
+from execution_events.store.read.changes import Revisions
 
 _VERSION = b"\1"
 _DIGEST_BYTES = 12

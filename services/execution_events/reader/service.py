@@ -11,18 +11,21 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from execution_events.errors import RetryableError, SettingsError
-from execution_events.management import Probe, ReaderMetrics, serve_management
-from execution_events.observability import Logger
-from execution_events.reader.access import Access
+from execution_events.logs import Logger
+from execution_events.metrics import ReaderMetrics
 from execution_events.reader.app import create_app
-from execution_events.reader.feeds import Feeds
-from execution_events.reader.issuer import Issuer
-from execution_events.reader.limits import Limits
-from execution_events.reader.token_file import TokenFile
-from execution_events.serving import Bounds, serve
 from execution_events.settings import Settings, variable_of
-from execution_events.store.listing import EventLists
 from execution_events.store.probe import DatabaseProbe
+from execution_events.store.read.events import EventLists
+from execution_events.store.read.feeds import Feeds
+from execution_events.web.auth.access import Access
+from execution_events.web.auth.issuer import Issuer
+from execution_events.web.auth.token_file import TokenFile
+from execution_events.web.connections import Bounds
+from execution_events.web.limits import Limits
+from execution_events.web.management import serve_management
+from execution_events.web.probe import Probe
+from execution_events.web.server import serve
 
 _log = Logger(__name__)
 

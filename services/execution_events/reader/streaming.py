@@ -10,11 +10,10 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from execution_events.errors import RetryableError
-from execution_events.observability import Logger
-from execution_events.reader.compression import compressor
-from execution_events.reader.negotiation import Encoding
+from execution_events.logs import Logger
 from execution_events.reader.rendering import Rendering
-from execution_events.store.listing import Stream
+from execution_events.store.read.events import Stream
+from execution_events.web.compression import Encoding, compressor
 
 _log = Logger(__name__)
 

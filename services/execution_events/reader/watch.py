@@ -12,21 +12,18 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from execution_events.errors import RetryableError
-from execution_events.observability import Logger
-from execution_events.reader import feeds
-from execution_events.reader.feeds import Feed, Feeds
+from execution_events.logs import Logger
 from execution_events.reader.query import Query
 from execution_events.reader.rendering import in_language
 from execution_events.reader.resumption import position_of, resumption_id
-from execution_events.reader.selecting import selects
 from execution_events.reader.streaming import (
     FETCHED_WHOLE,
     body_message,
     head_message,
     until_gone,
 )
-from execution_events.store.listing import Page, Selection, Stream
-from execution_events.store.revisions import (
+from execution_events.store.read import feeds
+from execution_events.store.read.changes import (
     Asked,
     Change,
     Namespaces,
@@ -34,6 +31,9 @@ from execution_events.store.revisions import (
     Step,
     parse_revisions,
 )
+from execution_events.store.read.events import Page, Stream
+from execution_events.store.read.feeds import Feed, Feeds
+from execution_events.store.read.selection import Selection, selects
 
 _log = Logger(__name__)
 

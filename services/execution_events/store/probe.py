@@ -6,8 +6,8 @@ from typing import Self
 import asyncpg
 
 from execution_events.errors import RetryableError
-from execution_events.store.database import address_of, options, translated_errors
-from execution_events.store.migrate import require_current
+from execution_events.store.connection import address_of, options, translated_errors
+from execution_events.store.schema.migrate import require_current
 
 _APPLICATION = "execution-events probe"
 _READ_ONLY = "SELECT current_setting('transaction_read_only')::boolean"

@@ -1,4 +1,4 @@
--- Parts of statements. `store/listing.py` joins them: {…} is another part or a column's name, $name
+-- Parts of statements. `store/read/events.py` joins them: {…} is another part or a column's name, $name
 -- an argument. Nothing that a caller sent stands in a text.
 
 -- name: revisions

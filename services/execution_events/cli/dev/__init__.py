@@ -1,7 +1,0 @@
-"""`dev`: everything on this machine.
-
-- `command`: the options.
-- `stack`: what is started, in which order, and stopped.
-- `supervisor`: one service as a child process, started again when it ends.
-- `demo`: executions to look at.
-"""

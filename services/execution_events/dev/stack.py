@@ -1,0 +1,274 @@
+"""What `dev` starts, in which order, and how it stops."""
+
+import asyncio
+import json
+import secrets
+import sys
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from execution_events.dev import demo
+from execution_events.dev.supervisor import Say, printer, supervised
+from execution_events.embedded import (
+    DataDirectory,
+    EmbeddedKafka,
+    EmbeddedPostgres,
+    ProgressLine,
+    running,
+)
+from execution_events.errors import ExecutionEventsError
+from execution_events.kafka.topic import DAY_MS, create_topic
+from execution_events.operations.migration import migrate_database
+from execution_events.settings import PREFIX, TOPIC_PARTITIONS, TOPIC_RETENTION_DAYS, Settings
+from execution_events.store.schema.provision import provision_database
+
+_DATABASE = "execution_events"
+_OWNER = "execution_events_owner"
+_READER_PORT = 8080
+_ENDPOINTS = "endpoints.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevOptions:
+    """The options of `dev`; `reader_port` None prefers the last one, 0 takes any."""
+
+    data_dir: Path
+    cache_dir: Path
+    reader_port: int | None
+    demo: bool
+    infra_only: bool
+    colour: bool
+
+
+@dataclass
+class Endpoints:
+    """What `endpoints.json` says; None for what does not run."""
+
+    kafka: str
+    topic: str
+    database: str
+    ops: str
+    reader: str | None = None
+    console: str | None = None
+
+
+async def run_stack(settings: Settings, options: DevOptions, stop: asyncio.Event) -> int:
+    """Run everything until `stop` is set, then stop it in the opposite order."""
+    say = printer(options.colour)
+    running_stack = asyncio.create_task(_run(settings, options, say))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({running_stack, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not running_stack.done():
+        say("dev", "stopping")
+        running_stack.cancel()
+    try:
+        await running_stack
+    except asyncio.CancelledError:
+        say("dev", f"stopped; the data stays in {options.data_dir}")
+    return 0
+
+
+async def _run(settings: Settings, options: DevOptions, say: Say) -> None:
+    async with AsyncExitStack() as stack:
+        directory = await stack.enter_async_context(
+            DataDirectory(options.data_dir, on_line=lambda line: say("dev", line))
+        )
+        # That of a run that was killed.
+        (directory.path / _ENDPOINTS).unlink(missing_ok=True)
+        say("dev", f"starting Kafka and PostgreSQL in {directory.path}")
+        kafka = EmbeddedKafka(
+            directory,
+            options.cache_dir,
+            on_line=lambda line: say("kafka", line),
+            progress=ProgressLine(sys.stdout),
+        )
+        postgres = EmbeddedPostgres(directory, on_line=lambda line: _say_postgres(say, line))
+        await stack.enter_async_context(running(kafka, postgres))
+        settings = replace(settings, kafka_bootstrap_servers=kafka.bootstrap_servers)
+        passwords = _passwords(directory.path)
+        owner_url = postgres.dsn(_DATABASE, _OWNER, passwords["owner"])
+        await asyncio.gather(
+            _create_topic(settings, say),
+            _create_database(settings, postgres, owner_url, passwords),
+        )
+        endpoints = Endpoints(
+            kafka=kafka.bootstrap_servers,
+            topic=settings.topic,
+            database=owner_url,
+            ops=postgres.dsn(_DATABASE, "execution_events_ops", passwords["ops"]),
+        )
+        tasks = [
+            asyncio.create_task(_died("Kafka", kafka)),
+            asyncio.create_task(_died("PostgreSQL", postgres)),
+        ]
+        stack.push_async_callback(_cancel, tasks)
+        if not options.infra_only:
+            reader_port = _reader_port(directory, options.reader_port)
+            endpoints.reader = f"http://127.0.0.1:{reader_port}"
+            tasks += await stack.enter_async_context(
+                _services(settings, directory, postgres, passwords, reader_port, say)
+            )
+        if options.demo:
+            await demo.publish_seed(settings)
+            await _until_served(demo.SEED_EXECUTION, f"{endpoints.reader}/v1/executions")
+            tasks.append(asyncio.create_task(demo.run_workers(settings)))
+        stack.enter_context(_endpoints_file(directory.path, endpoints))
+        _announce(say, endpoints, options)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            await task
+
+
+@asynccontextmanager
+async def _services(
+    settings: Settings,
+    directory: DataDirectory,
+    postgres: EmbeddedPostgres,
+    passwords: dict[str, str],
+    reader_port: int,
+    say: Say,
+) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """Consumer and reader, each under the role that may do no more than it must."""
+    management = {name: directory.port(f"{name}-management") for name in ("consumer", "reader")}
+    variables = {
+        name: {
+            f"{PREFIX}KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers,
+            f"{PREFIX}DATABASE_URL": postgres.dsn(
+                _DATABASE, f"execution_events_{role}", passwords[role]
+            ),
+            f"{PREFIX}READER_HOST": "127.0.0.1",
+            f"{PREFIX}READER_PORT": str(reader_port),
+            f"{PREFIX}MANAGEMENT_HOST": "127.0.0.1",
+            f"{PREFIX}MANAGEMENT_PORT": str(management[name]),
+        }
+        for name, role in (("consumer", "writer"), ("reader", "reader"))
+    }
+    async with AsyncExitStack() as stack:
+        yield list(
+            await asyncio.gather(
+                *(
+                    stack.enter_async_context(
+                        supervised(
+                            name,
+                            variables[name],
+                            f"http://127.0.0.1:{management[name]}/readyz",
+                            say,
+                        )
+                    )
+                    for name in variables
+                )
+            )
+        )
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _create_topic(settings: Settings, say: Say) -> None:
+    """Create the topic; one that exists keeps what its user has changed, retention for one."""
+    differences = await create_topic(
+        settings,
+        partitions=TOPIC_PARTITIONS,
+        replication=1,
+        min_insync_replicas=1,
+        retention_ms=TOPIC_RETENTION_DAYS * DAY_MS,
+    )
+    for name, found, wanted in differences or ():
+        say("dev", f"topic {settings.topic}: {name} is {found}, not {wanted}; left as it is")
+
+
+async def _create_database(
+    settings: Settings, postgres: EmbeddedPostgres, owner_url: str, passwords: dict[str, str]
+) -> None:
+    await provision_database(postgres.dsn(), _DATABASE, _OWNER, passwords["owner"])
+    await migrate_database(
+        replace(
+            settings,
+            database_url=owner_url,
+            writer_password=passwords["writer"],
+            reader_password=passwords["reader"],
+            ops_password=passwords["ops"],
+        )
+    )
+
+
+def _passwords(directory: Path) -> dict[str, str]:
+    """The roles' passwords: random, made once, readable by the directory's owner alone."""
+    file = directory / "passwords.json"
+    if not file.exists():
+        roles = ("owner", "writer", "reader", "ops")
+        _write_private(file, {role: secrets.token_urlsafe(24) for role in roles})
+    passwords: dict[str, str] = json.loads(file.read_text())
+    return passwords
+
+
+def _reader_port(directory: DataDirectory, wanted: int | None) -> int:
+    if wanted:
+        return directory.port("reader", wanted)
+    return directory.port("reader", preferred=_READER_PORT if wanted is None else None)
+
+
+async def _died(name: str, server: EmbeddedKafka | EmbeddedPostgres) -> None:
+    code = await server.process.wait()
+    raise ExecutionEventsError(
+        f"{name} ended with exit code {code}. Its last lines:\n{server.process.last_lines}"
+    )
+
+
+async def _until_served(execution_id: str, executions_url: str) -> None:
+    """Return once the reader lists events of the execution."""
+
+    def body() -> bytes:
+        url = f"{executions_url}/{execution_id}/events"
+        with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310
+            content: bytes = response.read()
+            return content
+
+    async with asyncio.timeout(30):
+        while await asyncio.to_thread(body) == b"[]":
+            await asyncio.sleep(0.05)
+
+
+def _say_postgres(say: Say, line: str) -> None:
+    """What PostgreSQL logs at its level LOG is news to nobody here."""
+    if " LOG:  " not in line:
+        say("postgresql", line)
+
+
+@contextmanager
+def _endpoints_file(directory: Path, endpoints: Endpoints) -> Iterator[None]:
+    file = directory / _ENDPOINTS
+    _write_private(file, asdict(endpoints))
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _write_private(file: Path, content: object) -> None:
+    """Write JSON that only the owner can read, whole or not at all."""
+    new = file.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    new.touch(0o600, exist_ok=False)
+    new.write_text(json.dumps(content, indent=2) + "\n")
+    new.replace(file)
+
+
+def _announce(say: Say, endpoints: Endpoints, options: DevOptions) -> None:
+    say("dev", "ready:")
+    say("dev", f"  Kafka       {endpoints.kafka}, topic {endpoints.topic}")
+    user, _, address = endpoints.ops.partition("@")
+    say("dev", f"  PostgreSQL  {user.rpartition(':')[0]}:…@{address}  (read-only: the ops views)")
+    if endpoints.reader is not None:
+        say("dev", f"  reader      {endpoints.reader}")
+    say("dev", f"  passwords   {options.data_dir / _ENDPOINTS}")
+    if options.demo:
+        say("dev", "try:")
+        say("dev", f"  curl {endpoints.reader}/v1/executions/{demo.SEED_EXECUTION}/events")

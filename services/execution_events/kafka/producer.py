@@ -1,0 +1,178 @@
+"""aiokafka's producer, with an end that does not wait for Kafka."""
+
+import asyncio
+import time
+import traceback
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.errors import (
+    InvalidTimestampError,
+    MessageSizeTooLargeError,
+    ProducerClosed,
+    RecordListTooLargeError,
+    TopicAuthorizationFailedError,
+)
+from aiokafka.producer.sender import SendProduceReqHandler
+
+from execution_events.errors import RetryableError
+from execution_events.kafka.protocol import forbid_topic_creation
+
+TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
+NOT_APPENDED = (*TOO_LARGE, InvalidTimestampError, TopicAuthorizationFailedError)
+"""A broker's refusals of a batch that leave the producer as good as before."""
+
+_STOP_TIMEOUT = 2
+"""Seconds that cancelled tasks may take to end."""
+_TOPIC_TRIES = 6
+_TOPIC_PAUSE = 0.5
+"""Times that brokers are asked for a topic that they do not know, and seconds between two."""
+
+
+class Producer(AIOKafkaProducer):  # type: ignore[misc]
+    """An idempotent producer whose `end` leaves nothing behind, whatever Kafka does.
+
+    aiokafka's own `stop` waits for every acknowledgement, and so for ever while Kafka is away;
+    ended from outside it leaves its tasks running, and with a request in flight it fails.
+    """
+
+    def __init__(self, *, resend_ms: int, **options: Any) -> None:
+        """A batch is not sent again later than `resend_ms` after it was first sent."""
+        super().__init__(**options)
+        self._resend_ms = resend_ms
+        forbid_topic_creation(self.client)
+        self._ended = False
+        self._requests: set[asyncio.Task[Any]] = set()
+        self._sender._send_produce_req = self._send_unless_ended
+
+    @property
+    def alive(self) -> bool:
+        """Whether its tasks run; those that others have cancelled would let batches wait for ever.
+
+        Of one that has started.
+        """
+        reading = [connection._read_task for connection in self.client._conns.values()]
+        tasks = (self._sender.sender_task, self.client._sync_task, *reading)
+        return not any(task is not None and task.cancelled() for task in tasks)
+
+    async def start(self) -> None:
+        """Reach Kafka; a cancellation leaves no connection open."""
+        try:
+            await super().start()
+        except BaseException as error:
+            # aiokafka's first connection is in a local variable until a broker has answered.
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                for value in frame.f_locals.values():
+                    if isinstance(value, AIOKafkaConnection):
+                        value.close()
+            raise
+
+    def known_partitions(self, topic: str) -> int:
+        """Return how many partitions `topic` has by the metadata at hand, 0 where it is missing."""
+        # aiokafka's own method makes a set of them, and this is asked for each batch.
+        return len(self.client.cluster._partitions.get(topic, ()))
+
+    async def find_partitions(self, topic: str) -> int:
+        """Ask a broker how many partitions `topic` has.
+
+        Raises `RetryableError` where it does not exist or may not be seen.
+        """
+        for attempt in range(_TOPIC_TRIES):
+            if attempt:
+                # One that was created a moment ago is not known to all brokers.
+                await asyncio.sleep(_TOPIC_PAUSE)
+            self.client.add_topic(topic)
+            await self.client.force_metadata_update()
+            if known := self.known_partitions(topic):
+                return known
+            if topic in self.client.cluster.unauthorized_topics:
+                raise RetryableError(f"no right to describe the topic {topic}")
+        raise RetryableError(
+            f"the topic {topic} does not exist: create it with `execution-events topic create`"
+        )
+
+    def limit_batches(self, size: int) -> None:
+        """Let batches created from now on have at most `size` bytes before compression."""
+        self._message_accumulator._batch_size = size
+
+    async def end(self) -> None:
+        """Fail what is not acknowledged and give up all tasks and connections, within 2 s.
+
+        What was failed may be in the log or not. A cancellation ends the waiting and nothing else.
+        """
+        tasks = self._abort()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_STOP_TIMEOUT)
+
+    def _abort(self) -> list[asyncio.Task[Any]]:
+        self._ended = True
+        self._closed = True
+        batches = self._message_accumulator
+        batches.fail_all(ProducerClosed())
+        for batch in (*batches._pending_batches, *chain.from_iterable(batches._batches.values())):
+            for future in (batch.future, batch._drain_waiter):
+                if future.done():
+                    future.exception()  # Else asyncio complains where nobody waits any more.
+        tasks = [*self._requests, self._sender.sender_task, self.client._sync_task]
+        tasks = [task for task in tasks if task is not None and not task.done()]
+        for task in tasks:
+            task.cancel()
+        for connection in self.client._conns.values():
+            if connection._writer is not None:
+                connection._writer.transport.abort()
+            connection.close()
+        return tasks
+
+    async def _send_unless_ended(self, node_id: int, batches: Any) -> None:
+        if self._ended:
+            return
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101
+        self._requests.add(task)
+        try:
+            if _are_recent(batches.values(), self._resend_ms):
+                await _ProduceHandler(self._sender, batches).do(node_id)
+            else:
+                for batch in batches.values():
+                    batch.failure(ProducerClosed())
+        finally:
+            self._requests.discard(task)
+        self._sender._in_flight.remove(node_id)
+        self._sender._muted_partitions.difference_update(batches)
+
+
+def _are_recent(batches: Iterable[Any], resend_ms: int) -> bool:
+    """Tell if these batches, which are sent now, were first sent less than `resend_ms` ago.
+
+    aiokafka sends a batch again by itself, also when the process was frozen or the machine asleep,
+    which no timer of the event loop has seen.
+    """
+    now = time.time_ns() // 1_000_000
+    for batch in batches:
+        if batch.retry_count == 1:
+            batch.first_sent = now
+        elif batch.first_sent < now - resend_ms:
+            return False
+    return True
+
+
+class _ProduceHandler(SendProduceReqHandler):  # type: ignore[misc]
+    """Keeps the producer usable after a refusal.
+
+    aiokafka counts a refused batch in its sequence numbers, the broker does not: so what comes next
+    would be out of order.
+    """
+
+    def handle_response(self, response: Any) -> None:
+        super().handle_response(response)
+        for batch in self._batches.values():
+            # One that was sent before may be in the log, and then the broker has counted it.
+            if (
+                batch.future.done()
+                and isinstance(batch.future.exception(), NOT_APPENDED)
+                and batch.retry_count == 1
+            ):
+                self._sender._txn_manager.increment_sequence_number(batch.tp, -batch.record_count)

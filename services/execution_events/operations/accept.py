@@ -1,0 +1,61 @@
+"""Continue with a log that replaced the stored one, once an operator accepts it."""
+
+from collections.abc import AsyncIterator
+from typing import Literal, NamedTuple
+
+from execution_events.consumer.log_check import LogState, difference, read_log
+from execution_events.errors import RetryableError
+from execution_events.kafka.codecs import Decoders
+from execution_events.kafka.topic import check_topic
+from execution_events.settings import Settings
+from execution_events.store.write.batches import BatchWriter, Move
+
+
+class ReplacedLog(NamedTuple):
+    """A partition whose log is not the stored one.
+
+    `difference` is the reason; the log holds offsets from `begin` up to `end`, and continues at
+    `offset` once it is accepted.
+    """
+
+    partition: int
+    difference: str
+    begin: int
+    end: int
+    offset: int
+
+
+class UnreadLog(NamedTuple):
+    """A partition whose log cannot be compared, and the cause."""
+
+    partition: int
+    error: RetryableError
+
+
+async def accept_logs(
+    settings: Settings, start: Literal["beginning", "end"], *, dry_run: bool
+) -> AsyncIterator[ReplacedLog | UnreadLog]:
+    """Yield each partition whose log differs, after accepting it unless this is a `dry_run`.
+
+    An accepted log continues at its beginning or its end. Consumers may run meanwhile: one that
+    stores at the same moment makes this raise `FencedError`.
+    """
+    partitions = await check_topic(settings)
+    async with BatchWriter(settings.require_database_url(), settings.topic) as writer:
+        stored = await writer.stored_positions(partitions)
+        decoders = Decoders(settings.kafka_batch_limit).install()
+        states: dict[int, LogState | RetryableError] = {}
+        await read_log(settings, decoders, stored, {}, states.__setitem__)
+        for partition, position in sorted(stored.items()):
+            state = states[partition]
+            if isinstance(state, RetryableError):
+                yield UnreadLog(partition, state)
+                continue
+            reason = difference(position, state)
+            if reason is None:
+                continue
+            offset = state.begin if start == "beginning" else state.end
+            if not dry_run:
+                move = Move(position.next_offset, offset, position.epoch)
+                await writer.accept_log(partition, move, state.cluster_id)
+            yield ReplacedLog(partition, reason, state.begin, state.end, offset)

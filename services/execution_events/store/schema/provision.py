@@ -1,0 +1,37 @@
+"""A database with its owner, as an administrator makes them before the first `migrate`."""
+
+from execution_events.store.connection import connect, translated_errors
+
+
+async def provision_database(
+    administrator_url: str, database: str, owner: str, password: str
+) -> None:
+    """Create the role `owner`, who may create roles, and `database` of its own, where missing.
+
+    `owner` can log in with `password` afterwards, also where it existed with another one.
+    """
+    async with connect(administrator_url, "execution-events provision", unlimited=True) as admin:
+        with translated_errors():
+            exists = await admin.fetchval(
+                "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", owner
+            )
+            verb = "ALTER" if exists else "CREATE"
+            await admin.execute(
+                await admin.fetchval(
+                    "SELECT format('%s ROLE %I LOGIN CREATEROLE PASSWORD %L', $1::text, $2::text,"
+                    " $3::text)",
+                    verb,
+                    owner,
+                    password,
+                )
+            )
+            if not await admin.fetchval(
+                "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", database
+            ):
+                await admin.execute(
+                    await admin.fetchval(
+                        "SELECT format('CREATE DATABASE %I OWNER %I', $1::text, $2::text)",
+                        database,
+                        owner,
+                    )
+                )

@@ -1,0 +1,319 @@
+"""The records that were refused: kept within bounds, listed, retried and discarded."""
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from enum import StrEnum
+from hashlib import sha256
+from typing import NamedTuple
+
+import asyncpg
+
+from execution_events.errors import BatchRefusedError
+from execution_events.events import Occurrence
+from execution_events.projection.batch import DeadLetter, Refusal, read
+from execution_events.projection.fold import fold
+from execution_events.store.connection import connect, refused_rows, translated_errors
+from execution_events.store.schema.migrate import require_current
+from execution_events.store.sql import load_queries
+from execution_events.store.write.events import prepare, write_events
+from execution_events.wire import REFUSED_BY_DATABASE, Headers, Record
+
+_SQL = load_queries("dead_letters")
+_PAGE = 100
+
+RECORD_MAX_BYTES = 1024 * 1024
+"""The most bytes of key, value and headers that are kept whole."""
+CUT_BYTES = 64 * 1024
+"""What is kept of the key, of the value and of the headers of a record with more."""
+
+
+class Truncation(NamedTuple):
+    """What a record was that is not kept whole; None where it had no key or no value."""
+
+    key_bytes: int | None
+    value_bytes: int | None
+    headers: int
+    value_sha256: bytes | None
+
+
+class Kept(NamedTuple):
+    """What is kept of a record's bytes: all of them where `truncation` is None."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    truncation: Truncation | None
+
+
+def cut(record: Record) -> Kept:
+    """Cut a record with more than `RECORD_MAX_BYTES` to the first `CUT_BYTES` of each part.
+
+    No header is cut in two.
+    """
+    key, value, headers = record.key, record.value, record.headers
+    size = len(key or b"") + len(value or b"") + sum(map(_header_bytes, headers))
+    if size <= RECORD_MAX_BYTES:
+        return Kept(key, value, headers, None)
+    return Kept(
+        key=None if key is None else key[:CUT_BYTES],
+        value=None if value is None else value[:CUT_BYTES],
+        headers=list(_first_headers(headers)),
+        truncation=Truncation(
+            key_bytes=None if key is None else len(key),
+            value_bytes=None if value is None else len(value),
+            headers=len(headers),
+            value_sha256=None if value is None else sha256(value).digest(),
+        ),
+    )
+
+
+def _first_headers(headers: Headers) -> Iterable[tuple[str, bytes | None]]:
+    left = CUT_BYTES
+    for header in headers:
+        left -= _header_bytes(header)
+        if left < 0:
+            return
+        yield header
+
+
+def _header_bytes(header: tuple[str, bytes | None]) -> int:
+    name, value = header
+    return len(name.encode()) + len(value or b"")
+
+
+async def insert_dead_letters(
+    connection: asyncpg.Connection, topic: str, letters: Sequence[DeadLetter]
+) -> None:
+    """Keep refused records of `topic`, each `cut`, within the caller's transaction."""
+    if letters:
+        await connection.executemany(
+            _SQL["insert_dead_letter"], [_row(topic, letter) for letter in letters]
+        )
+
+
+def _row(topic: str, letter: DeadLetter) -> tuple[object, ...]:
+    record, refusal = letter.record, letter.refusal
+    key, value, headers, truncation = cut(record)
+    return (
+        topic,
+        record.partition,
+        record.offset,
+        record.timestamp,
+        key,
+        value,
+        [name.encode() for name, _ in headers],
+        [value for _, value in headers],
+        refusal.reason,
+        refusal.detail,
+        truncation is not None,
+        *(truncation or [None] * len(Truncation._fields)),
+    )
+
+
+class State(StrEnum):
+    """What became of a dead letter; one that is not open stays as it is."""
+
+    OPEN = "open"
+    RETRIED = "retried"
+    DISCARDED = "discarded"
+
+
+class Filter(NamedTuple):
+    """Which dead letters: all conditions hold; none where it is None or empty.
+
+    `reason` is of the refusal or of the last retry. `since` <= time of the refusal < `until`.
+    """
+
+    ids: Sequence[int] = ()
+    state: State | None = None
+    reason: str | None = None
+    topic: str | None = None
+    partition: int | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+class ListedDeadLetter(NamedTuple):
+    """A refused record, why, and what became of it.
+
+    `timestamp` is the record's, in milliseconds since the Unix epoch, -1 for none. `key` and
+    `value_begin` are the first 256 bytes; `value_bytes` is the length of the whole value. They are
+    None where there is no key or no value. `attempts` are all retries; `last_reason` and
+    `last_detail` are of the last that failed.
+    """
+
+    id: int
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value_bytes: int | None
+    value_begin: bytes | None
+    reason: str
+    detail: str
+    refused_at: datetime
+    state: str
+    attempts: int
+    last_attempt_at: datetime | None
+    last_reason: str | None
+    last_detail: str | None
+    retried_at: datetime | None
+    discarded_at: datetime | None
+    truncated: bool
+
+
+class Content(NamedTuple):
+    """The bytes that are kept of a record.
+
+    `key_bytes`, `value_sha256` and `header_count` are of the whole record.
+    """
+
+    key: bytes | None
+    key_bytes: int | None
+    value: bytes | None
+    value_sha256: bytes | None
+    header_count: int
+    headers: Headers
+
+
+class Result(StrEnum):
+    """What a retry or a discard came to.
+
+    `TRUNCATED`: it cannot be retried, as its bytes are not all there. `CLOSED`: it was retried or
+    discarded before, or is not there.
+    """
+
+    DONE = "done"
+    REFUSED = "refused"
+    TRUNCATED = "truncated"
+    CLOSED = "closed"
+
+
+class Outcome(NamedTuple):
+    """A result; `refusal` says why a retry was refused again."""
+
+    result: Result
+    refusal: Refusal | None = None
+
+
+class _Record(NamedTuple):
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+class DeadLetters:
+    """The dead letters of a database over one connection; not for concurrent use.
+
+    Every method raises `RetryableError` where PostgreSQL is away, and `HaltError`.
+    """
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self._connection = connection
+        self._prepared = False
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, database_url: str) -> AsyncIterator["DeadLetters"]:
+        """Connect and check the schema."""
+        async with connect(database_url, "execution-events dead-letters") as connection:
+            await require_current(connection)
+            yield cls(connection)
+
+    async def list(self, which: Filter) -> AsyncIterator[ListedDeadLetter]:
+        """Those that `which` selects, oldest first, read in pages."""
+        after = 0
+        while True:
+            with translated_errors():
+                rows = await self._connection.fetch(_SQL["list_dead_letters"], *which, after, _PAGE)
+            for row in rows:
+                yield ListedDeadLetter(*row)
+            if len(rows) < _PAGE:
+                return
+            after = rows[-1]["id"]
+
+    async def count(self, which: Filter) -> tuple[int, int]:
+        """How many `which` selects, and the greatest id of them, 0 for none."""
+        with translated_errors():
+            row = await self._connection.fetchrow(_SQL["count_dead_letters"], *which)
+        return row["number"], row["last"]
+
+    async def content(self, letter: int) -> Content | None:
+        """The bytes of one; None where there is no such letter."""
+        with translated_errors():
+            row = await self._connection.fetchrow(_SQL["content"], letter)
+        if row is None:
+            return None
+        return Content(
+            key=row["key"],
+            key_bytes=row["key_bytes"],
+            value=row["value"],
+            value_sha256=row["value_sha256"],
+            header_count=row["header_count"],
+            headers=_headers(row),
+        )
+
+    async def retry(self, letter: int) -> Outcome:
+        """Count an open letter as if its record came last in its partition, in one transaction.
+
+        Exactly once, whoever else retries it and wherever this is killed: whether it was counted
+        stands in its state. No watermark is looked at or moved. One that is refused again stays
+        open, and the attempt is recorded.
+        """
+        with translated_errors():
+            if not self._prepared:
+                await prepare(self._connection)
+                self._prepared = True
+            async with self._connection.transaction():
+                row = await self._connection.fetchrow(_SQL["lock_open"], letter)
+                if row is None:
+                    return Outcome(Result.CLOSED)
+                if row["truncated"]:
+                    return Outcome(Result.TRUNCATED)
+                refusal = await self._apply(_record(row))
+                if refusal is not None:
+                    await self._connection.execute(_SQL["mark_refused_again"], letter, *refusal)
+                    return Outcome(Result.REFUSED, refusal)
+                await self._connection.execute(_SQL["mark_retried"], letter)
+                return Outcome(Result.DONE)
+
+    async def discard(self, letter: int) -> Outcome:
+        """Close an open letter without counting it; it is kept until it is pruned."""
+        with translated_errors():
+            discarded = await self._connection.fetchval(_SQL["discard"], letter)
+        return Outcome(Result.CLOSED if discarded is None else Result.DONE)
+
+    async def _apply(self, record: Record) -> Refusal | None:
+        """Fold `record` into its event, or say why not and leave nothing behind."""
+        outcome = read(record).outcome
+        if not isinstance(outcome, Occurrence):
+            return outcome.refusal
+        try:
+            # A savepoint, so that the letter stays locked where the database refuses the row.
+            async with self._connection.transaction():
+                with refused_rows():
+                    await write_events(self._connection, list(fold([outcome]).values()))
+        except BatchRefusedError as error:
+            return Refusal(REFUSED_BY_DATABASE, error.detail)
+        return None
+
+
+def _record(row: asyncpg.Record) -> _Record:
+    return _Record(
+        partition=row["partition"],
+        offset=row["record_offset"],
+        timestamp=row["record_timestamp"],
+        key=row["key"],
+        value=row["value"],
+        headers=_headers(row),
+    )
+
+
+def _headers(row: asyncpg.Record) -> Headers:
+    names = (name.decode() for name in row["header_names"])
+    return list(zip(names, row["header_values"], strict=True))

@@ -1,0 +1,119 @@
+"""Starlette applications whose every answer, an error too, has a request id."""
+
+import re
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Protocol
+
+from prometheus_client import Counter, Histogram
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from execution_events.errors import BatchTooSlowError, RetryableError
+from execution_events.logs import Logger
+from execution_events.web.errors import error_body
+
+_log = Logger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_LATER = {"Retry-After": "1"}
+
+
+class RequestMetrics(Protocol):
+    """The metrics that an application counts and times its requests in."""
+
+    @property
+    def requests(self) -> Counter: ...
+    @property
+    def request_seconds(self) -> Histogram: ...
+
+
+def application(
+    routes: Sequence[BaseRoute], metrics: RequestMetrics, explanations: Mapping[int, str]
+) -> ASGIApp:
+    """Return an application of `routes`; `explanations` are error texts by status.
+
+    A `RetryableError` is answered with 503, any other error with 500 and a line in the log.
+    """
+
+    async def http_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101
+        detail = error.detail
+        if detail == HTTPStatus(error.status_code).phrase:
+            detail = explanations.get(error.status_code, detail)
+        return _error(error.status_code, detail, dict(error.headers or {}))
+
+    app = Starlette(
+        routes=list(routes),
+        exception_handlers={
+            HTTPException: http_error,
+            RetryableError: _unavailable,
+            Exception: _internal_error,
+        },
+    )
+    app.router.redirect_slashes = False
+    return _Observed(app, metrics)
+
+
+async def _unavailable(_: Request, error: Exception) -> Response:
+    if isinstance(error, BatchTooSlowError):
+        _log.warning("a list took too long", error=str(error))
+        return _error(503, "the database took too long; try again, or ask for less", _LATER)
+    _log.warning("the database is away", error=str(error))
+    return _error(503, "the database is away; try again", _LATER)
+
+
+async def _internal_error(_: Request, __: Exception) -> Response:
+    return _error(500, "internal error; the log has the request id")
+
+
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    return Response(error_body(status, message), status, headers, media_type="application/json")
+
+
+class _Observed:
+    """Gives each answer its request id; logs failures; counts and times requests."""
+
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = _request_id(scope)
+        started = time.perf_counter()
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                # A stream, and a watch above all, may last as long as its client likes.
+                self._metrics.request_seconds.observe(time.perf_counter() - started)
+                # A new list: answers are given again.
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", request_id.encode()),
+                ]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            # Starlette has answered 500 and raised it again for us to log.
+            _log.exception("request failed", request_id=request_id)
+        finally:
+            self._metrics.requests.labels(status).inc()
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's X-Request-Id where it has one that is safe to log, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(text := value.decode("latin-1")):
+            return str(text)
+    return uuid.uuid4().hex
