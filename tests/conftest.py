@@ -10,6 +10,7 @@ import pytest
 from execution_events.settings import Settings
 from tests.support import backends, databases
 from tests.support.backends import Servers
+from tests.support.configuration import configured
 from tests.support.databases import Database
 from tests.support.occurrences import Fetch
 from tests.support.topics import make_topic
@@ -42,7 +43,7 @@ async def database(servers: Servers, template_database: str) -> AsyncIterator[Da
 async def settings(servers: Servers, database: Database) -> Settings:
     """The consumer's settings, with a topic and a group of the test's own."""
     name = f"test-{secrets.token_hex(4)}"
-    settings = Settings(
+    settings = configured(
         kafka_bootstrap_servers=servers.bootstrap_servers,
         topic=name,
         group=name,

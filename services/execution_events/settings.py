@@ -1,11 +1,12 @@
-"""Settings: one value, read once from a mapping such as `os.environ`, and passed down.
+"""Settings: one value, read once from a mapping such as `os.environ`, and passed down in groups.
 
-Each field of `Settings` is the variable `EXECUTION_EVENTS_<FIELD>`; a secret can also come from
-the file that `EXECUTION_EVENTS_<FIELD>_FILE` names.
+Each setting is an environment variable `EXECUTION_EVENTS_…`; a secret can also come from the file
+that `EXECUTION_EVENTS_…_FILE` names.
 """
 
 import dataclasses
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,179 +82,311 @@ def _jwks_url(value: str) -> str:
 
 
 def _setting(
-    doc: str, default: Any, parse: Callable[[str], Any] = _text, *, secret: bool = False
+    variable: str,
+    doc: str,
+    default: Any,
+    parse: Callable[[str], Any] = _text,
+    *,
+    secret: bool = False,
 ) -> Any:
-    return dataclasses.field(
-        default=default, metadata={"doc": doc, "parse": parse, "secret": secret}
-    )
+    metadata = {"variable": variable, "doc": doc, "parse": parse, "secret": secret}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 _port = _number(0, 65535)
 
-_WORKERS_PATHS = (
-    "spool_dir",
-    "kafka_ssl_ca_file",
-    "kafka_ssl_certificate_file",
-    "kafka_ssl_key_file",
-)
+_WORKERS_PATHS = ("spool_dir", "ssl_ca_file", "ssl_certificate_file", "ssl_key_file")
 """Are absolute in `Settings`, with `~` as the home directory."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """All settings of all commands. Every field has a default, or is None until it is set."""
+def variable_of(setting: str) -> str:
+    """Return the environment variable of a setting, `reader_port` for example."""
+    return PREFIX + setting.upper()
 
-    kafka_bootstrap_servers: str = _setting("Kafka brokers, host:port,…", "127.0.0.1:9092")
-    kafka_security_protocol: str = _setting(
+
+def _make_absolute(group: Any) -> None:
+    """Resolve the paths of a group once: a worker may change its directory."""
+    for field in dataclasses.fields(group):
+        path = getattr(group, field.name)
+        if path is not None and field.name in _WORKERS_PATHS:
+            try:
+                path = str(Path(path).expanduser().absolute())
+            except (RuntimeError, OSError) as error:
+                raise SettingsError(
+                    f"{variable_of(field.metadata['variable'])}: {error}, in {path!r}"
+                ) from error
+            object.__setattr__(group, field.name, path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KafkaSettings:
+    """The brokers and the topic."""
+
+    bootstrap_servers: str = _setting(
+        "KAFKA_BOOTSTRAP_SERVERS", "Kafka brokers, host:port,…", "127.0.0.1:9092"
+    )
+    security_protocol: str = _setting(
+        "KAFKA_SECURITY_PROTOCOL",
         "how to speak to the brokers: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL",
         "PLAINTEXT",
         _one_of("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"),
     )
-    kafka_sasl_mechanism: str = _setting(
+    sasl_mechanism: str = _setting(
+        "KAFKA_SASL_MECHANISM",
         "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512",
         "PLAIN",
         _one_of("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"),
     )
-    kafka_sasl_username: str | None = _setting("the user, with a SASL protocol", None)
-    kafka_sasl_password: str | None = _setting("its password", None, secret=True)
-    kafka_ssl_ca_file: str | None = _setting("CA certificates (default: the system's)", None)
-    kafka_ssl_certificate_file: str | None = _setting("client certificate, PEM", None)
-    kafka_ssl_key_file: str | None = _setting("its private key, PEM", None)
-    kafka_batch_limit: int = _setting(
+    sasl_username: str | None = _setting(
+        "KAFKA_SASL_USERNAME", "the user, with a SASL protocol", None
+    )
+    sasl_password: str | None = _setting("KAFKA_SASL_PASSWORD", "its password", None, secret=True)
+    ssl_ca_file: str | None = _setting(
+        "KAFKA_SSL_CA_FILE", "CA certificates (default: the system's)", None
+    )
+    ssl_certificate_file: str | None = _setting(
+        "KAFKA_SSL_CERTIFICATE_FILE", "client certificate, PEM", None
+    )
+    ssl_key_file: str | None = _setting("KAFKA_SSL_KEY_FILE", "its private key, PEM", None)
+    batch_limit: int = _setting(
+        "KAFKA_BATCH_LIMIT",
         "maximum bytes that a compressed batch of a producer may expand to; a larger one halts its "
         "partition",
         32 * 2**20,
         _number(2**20, 2**31 - 1),
     )
-    topic: str = _setting("the topic of the events", "execution-events")
-    group: str = _setting("the consumers' group", "execution-events")
-    database_url: str | None = _setting(
+    topic: str = _setting("TOPIC", "the topic of the events", "execution-events")
+
+    def __post_init__(self) -> None:
+        _make_absolute(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatabaseSettings:
+    """PostgreSQL, and the passwords that `migrate` gives to its roles."""
+
+    url: str | None = _setting(
+        "DATABASE_URL",
         "PostgreSQL, postgresql://user:password@host:port/database",
         None,
         _database_url,
         secret=True,
     )
     writer_password: str | None = _setting(
-        "`migrate` lets the role execution_events_writer log in with it", None, secret=True
+        "WRITER_PASSWORD",
+        "`migrate` lets the role execution_events_writer log in with it",
+        None,
+        secret=True,
     )
     reader_password: str | None = _setting(
-        "`migrate` lets the role execution_events_reader log in with it", None, secret=True
+        "READER_PASSWORD",
+        "`migrate` lets the role execution_events_reader log in with it",
+        None,
+        secret=True,
     )
     ops_password: str | None = _setting(
-        "`migrate` lets the role execution_events_ops log in with it", None, secret=True
+        "OPS_PASSWORD",
+        "`migrate` lets the role execution_events_ops log in with it",
+        None,
+        secret=True,
     )
+
+    def require_url(self) -> str:
+        """Return the database's address, or raise a `SettingsError` that says how to set it."""
+        if self.url is None:
+            raise SettingsError(
+                f"{PREFIX}DATABASE_URL is not set: "
+                "expected postgresql://user:password@host:port/database"
+            )
+        return self.url
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsumerSettings:
+    """The consumer's group, batches and timeouts."""
+
+    group: str = _setting("GROUP", "the consumers' group", "execution-events")
     batch_max_records: int = _setting(
-        "the most records of one transaction", 10_000, _number(1, 1_000_000)
+        "BATCH_MAX_RECORDS", "the most records of one transaction", 10_000, _number(1, 1_000_000)
     )
     session_timeout: int = _setting(
+        "SESSION_TIMEOUT",
         "seconds without a heartbeat after which a consumer's partitions go to others",
         8,
         _number(1, 300),
     )
     max_poll_interval: int = _setting(
+        "MAX_POLL_INTERVAL",
         "seconds without a fetch after which a consumer leaves its group",
         300,
         _number(1, 86400),
     )
-    stop_timeout: int = _setting(
-        "seconds that a service may take to stop in order", 25, _number(5, 3600)
-    )
     stall_timeout: int = _setting(
+        "STALL_TIMEOUT",
         "seconds without progress, with records waiting, until a consumer is not ready",
         60,
         _number(1, 86400),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublisherSettings:
+    """A worker's publisher and its spool."""
+
     spool_dir: str | None = _setting(
-        "where a publisher keeps events until Kafka has them (default: nowhere)", None
+        "SPOOL_DIR", "where a publisher keeps events until Kafka has them (default: nowhere)", None
     )
     spool_max_bytes: int = _setting(
-        "the most bytes of events that one spool may hold", 2**30, _number(2**20, 2**50)
+        "SPOOL_MAX_BYTES",
+        "the most bytes of events that one spool may hold",
+        2**30,
+        _number(2**20, 2**50),
     )
     spool_full: str = _setting(
+        "SPOOL_FULL",
         "what publishing does when the spool is full: raise an error, or wait",
         "raise",
         _one_of("raise", "wait"),
     )
     publish_timeout: float = _setting(
-        "seconds that publishing without a spool waits for Kafka", 30, _number(1, 86400)
+        "PUBLISH_TIMEOUT",
+        "seconds that publishing without a spool waits for Kafka",
+        30,
+        _number(1, 86400),
     )
     close_timeout: float = _setting(
-        "seconds that closing a publisher may wait for Kafka", 10, _number(1, 3600)
+        "CLOSE_TIMEOUT", "seconds that closing a publisher may wait for Kafka", 10, _number(1, 3600)
     )
-    reader_host: str = _setting("the address that the reader serves", "127.0.0.1")
-    reader_port: int = _setting("its port; 0 for any", 8080, _port)
-    reader_max_connections: int = _setting(
+
+    def __post_init__(self) -> None:
+        _make_absolute(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderSettings:
+    """The reader's address and the limits of its clients."""
+
+    host: str = _setting("READER_HOST", "the address that the reader serves", "127.0.0.1")
+    port: int = _setting("READER_PORT", "its port; 0 for any", 8080, _port)
+    max_connections: int = _setting(
+        "READER_MAX_CONNECTIONS",
         "the most connections to the reader; a further one takes the place of the longest idle",
         4096,
         _number(1, 1_000_000),
     )
-    reader_head_timeout: int = _setting(
-        "seconds in which a client must have sent the head of its request", 10, _number(1, 3600)
+    head_timeout: int = _setting(
+        "READER_HEAD_TIMEOUT",
+        "seconds in which a client must have sent the head of its request",
+        10,
+        _number(1, 3600),
     )
-    reader_idle_timeout: int = _setting(
+    idle_timeout: int = _setting(
+        "READER_IDLE_TIMEOUT",
         "seconds that a connection is kept for the next request; more than the proxy's",
         75,
         _number(1, 3600),
     )
-    reader_write_timeout: int = _setting(
-        "seconds until a client that does not read its answer is cut off", 30, _number(1, 3600)
+    write_timeout: int = _setting(
+        "READER_WRITE_TIMEOUT",
+        "seconds until a client that does not read its answer is cut off",
+        30,
+        _number(1, 3600),
     )
-    reader_max_requests: int = _setting(
-        "the most requests that are answered at a time", 256, _number(1, 1_000_000)
+    max_requests: int = _setting(
+        "READER_MAX_REQUESTS",
+        "the most requests that are answered at a time",
+        256,
+        _number(1, 1_000_000),
     )
-    reader_max_requests_per_token: int = _setting(
-        "the most of one token, or of one subject of a JWT", 64, _number(1, 1_000_000)
+    max_requests_per_token: int = _setting(
+        "READER_MAX_REQUESTS_PER_TOKEN",
+        "the most of one token, or of one subject of a JWT",
+        64,
+        _number(1, 1_000_000),
     )
-    reader_max_streams: int = _setting(
-        "the most streams that are open at a time", 2000, _number(1, 1_000_000)
+    max_streams: int = _setting(
+        "READER_MAX_STREAMS",
+        "the most streams that are open at a time",
+        2000,
+        _number(1, 1_000_000),
     )
-    reader_max_streams_per_token: int = _setting(
-        "the most of one token, or of one subject of a JWT", 200, _number(1, 1_000_000)
+    max_streams_per_token: int = _setting(
+        "READER_MAX_STREAMS_PER_TOKEN",
+        "the most of one token, or of one subject of a JWT",
+        200,
+        _number(1, 1_000_000),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuthSettings:
+    """How callers of the reader authenticate; neither file nor URL: not at all."""
+
     tokens_file: str | None = _setting(
+        "TOKENS_FILE",
         "the reader's tokens: a JSON object of each token's SHA-256 in hex and its namespaces; "
         "read again when it changes",
         None,
     )
     jwks_url: str | None = _setting(
-        "the public keys of the JWTs that the reader accepts, https://…", None, _jwks_url
+        "JWKS_URL",
+        "the public keys of the JWTs that the reader accepts, https://…",
+        None,
+        _jwks_url,
     )
-    jwt_audience: str | None = _setting("the audience that a JWT must have", None)
-    jwt_issuer: str | None = _setting("the issuer that a JWT must have", None)
-    jwt_namespaces_claim: str = _setting("the claim with a JWT's namespaces", "namespaces")
-    management_host: str = _setting("the address of /livez, /readyz and /metrics", "127.0.0.1")
-    management_port: int = _setting("its port; 0 for any", 8081, _port)
-    cache_dir: str | None = _setting(
-        "where `dev` keeps downloads (default: the user's cache directory)", None
+    jwt_audience: str | None = _setting("JWT_AUDIENCE", "the audience that a JWT must have", None)
+    jwt_issuer: str | None = _setting("JWT_ISSUER", "the issuer that a JWT must have", None)
+    jwt_namespaces_claim: str = _setting(
+        "JWT_NAMESPACES_CLAIM", "the claim with a JWT's namespaces", "namespaces"
     )
-    log_format: str = _setting(
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManagementSettings:
+    """The address of the management port."""
+
+    host: str = _setting(
+        "MANAGEMENT_HOST", "the address of /livez, /readyz and /metrics", "127.0.0.1"
+    )
+    port: int = _setting("MANAGEMENT_PORT", "its port; 0 for any", 8081, _port)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSettings:
+    """The format and the level of logs."""
+
+    format: str = _setting(
+        "LOG_FORMAT",
         "text, json, or auto: text on a terminal, else json",
         "auto",
         _one_of("auto", "text", "json"),
     )
-    log_level: str = _setting(
-        "debug, info, warning or error", "info", _one_of("debug", "info", "warning", "error")
+    level: str = _setting(
+        "LOG_LEVEL",
+        "debug, info, warning or error",
+        "info",
+        _one_of("debug", "info", "warning", "error"),
     )
 
-    def __post_init__(self) -> None:
-        # Once: a worker may change its directory.
-        for name in _WORKERS_PATHS:
-            path = getattr(self, name)
-            if path is not None:
-                try:
-                    path = str(Path(path).expanduser().absolute())
-                except (RuntimeError, OSError) as error:
-                    raise SettingsError(f"{variable_of(name)}: {error}, in {path!r}") from error
-                object.__setattr__(self, name, path)
 
-    def require_database_url(self) -> str:
-        """The database's address, or a `SettingsError` that says how to give it."""
-        if self.database_url is None:
-            raise SettingsError(
-                f"{PREFIX}DATABASE_URL is not set: "
-                "expected postgresql://user:password@host:port/database"
-            )
-        return self.database_url
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings of all commands; every field has a default, or is None until it is set."""
+
+    kafka: KafkaSettings = KafkaSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    consumer: ConsumerSettings = ConsumerSettings()
+    publisher: PublisherSettings = PublisherSettings()
+    reader: ReaderSettings = ReaderSettings()
+    auth: AuthSettings = AuthSettings()
+    management: ManagementSettings = ManagementSettings()
+    log: LogSettings = LogSettings()
+    stop_timeout: int = _setting(
+        "STOP_TIMEOUT", "seconds that a service may take to stop in order", 25, _number(5, 3600)
+    )
+    cache_dir: str | None = _setting(
+        "CACHE_DIR", "where `dev` keeps downloads (default: the user's cache directory)", None
+    )
 
 
 class SettingInfo(NamedTuple):
@@ -265,57 +398,105 @@ class SettingInfo(NamedTuple):
     doc: str
 
 
+class _Setting(NamedTuple):
+    """A field of a group, or of `Settings` itself where `group` is None."""
+
+    group: str | None
+    field: dataclasses.Field[Any]
+
+    @property
+    def variable(self) -> str:
+        return variable_of(self.field.metadata["variable"])
+
+    def value(self, settings: Settings) -> Any:
+        owner = settings if self.group is None else getattr(settings, self.group)
+        return getattr(owner, self.field.name)
+
+
+def _all_settings() -> Iterator[_Setting]:
+    for outer in dataclasses.fields(Settings):
+        if "variable" in outer.metadata:
+            yield _Setting(None, outer)
+        else:
+            for field in dataclasses.fields(outer.default):  # type: ignore[arg-type]
+                yield _Setting(outer.name, field)
+
+
 def load(environ: Mapping[str, str]) -> Settings:
-    """The settings that `environ` states; raises `SettingsError` naming the wrong variable."""
-    values = {}
-    for field in dataclasses.fields(Settings):
-        found = _find(field, environ)
+    """Return the settings of `environ`; raise a `SettingsError` that names the wrong variable."""
+    groups: dict[str, dict[str, Any]] = defaultdict(dict)
+    own: dict[str, Any] = {}
+    for setting in _all_settings():
+        found = _find(setting, environ)
         if found is not None:
             variable, text = found
+            metadata = setting.field.metadata
             try:
-                values[field.name] = field.metadata["parse"](text)
+                value = metadata["parse"](text)
             except ValueError as error:
-                shown = "" if field.metadata["secret"] else f", not {text!r}"
+                shown = "" if metadata["secret"] else f", not {text!r}"
                 raise SettingsError(f"{variable}: {error}{shown}") from error
-    settings = Settings(**values)
-    if settings.kafka_security_protocol.startswith("SASL") and (
-        settings.kafka_sasl_username is None or settings.kafka_sasl_password is None
+            (own if setting.group is None else groups[setting.group])[setting.field.name] = value
+    settings = dataclasses.replace(Settings(), **own)
+    for name, values in groups.items():
+        group = dataclasses.replace(getattr(settings, name), **values)
+        settings = dataclasses.replace(settings, **{name: group})
+    _check_kafka(settings.kafka)
+    _check_auth(settings.auth)
+    return settings
+
+
+def _check_kafka(kafka: KafkaSettings) -> None:
+    if kafka.security_protocol.startswith("SASL") and None in (
+        kafka.sasl_username,
+        kafka.sasl_password,
     ):
         raise SettingsError(
-            f"{PREFIX}KAFKA_SECURITY_PROTOCOL: {settings.kafka_security_protocol} needs "
+            f"{PREFIX}KAFKA_SECURITY_PROTOCOL: {kafka.security_protocol} needs "
             f"{PREFIX}KAFKA_SASL_USERNAME and {PREFIX}KAFKA_SASL_PASSWORD"
         )
-    if settings.tokens_file is not None and settings.jwks_url is not None:
+
+
+def _check_auth(auth: AuthSettings) -> None:
+    if auth.tokens_file is not None and auth.jwks_url is not None:
         raise SettingsError(f"{PREFIX}JWKS_URL: {PREFIX}TOKENS_FILE is set too; set one of them")
-    if settings.jwks_url is not None and None in (settings.jwt_audience, settings.jwt_issuer):
+    if auth.jwks_url is not None and None in (auth.jwt_audience, auth.jwt_issuer):
         raise SettingsError(
             f"{PREFIX}JWKS_URL needs {PREFIX}JWT_AUDIENCE and {PREFIX}JWT_ISSUER: "
             "without them tokens for others would be accepted"
         )
-    return settings
 
 
 def describe(environ: Mapping[str, str]) -> Iterator[SettingInfo]:
-    """Every setting, with its value and where it came from; secrets are hidden."""
+    """Yield every setting with its value and source; secrets are hidden."""
     settings = load(environ)
-    for field in dataclasses.fields(Settings):
-        found = _find(field, environ)
-        value = getattr(settings, field.name)
+    for setting in _all_settings():
+        found = _find(setting, environ)
+        value = setting.value(settings)
         yield SettingInfo(
-            variable=variable_of(field.name),
-            value=None if value is None else _shown(field, str(value)),
+            variable=setting.variable,
+            value=None if value is None else _shown(setting.field, str(value)),
             source="default" if found is None else found[0],
-            doc=field.metadata["doc"],
+            doc=setting.field.metadata["doc"],
         )
 
 
+def variables(settings: Settings) -> dict[str, str]:
+    """Return the environment that `load` reads these settings from, without defaults."""
+    return {
+        setting.variable: str(value)
+        for setting in _all_settings()
+        if (value := setting.value(settings)) != setting.field.default
+    }
+
+
 def unknown(environ: Mapping[str, str]) -> list[str]:
-    """The variables with our prefix that no setting has: most likely misspelt."""
+    """Return the variables with our prefix that no setting has: most likely misspelt."""
     known = set()
-    for field in dataclasses.fields(Settings):
-        known.add(variable_of(field.name))
-        if field.metadata["secret"]:
-            known.add(f"{variable_of(field.name)}_FILE")
+    for setting in _all_settings():
+        known.add(setting.variable)
+        if setting.field.metadata["secret"]:
+            known.add(f"{setting.variable}_FILE")
     return sorted(
         name
         for name in environ
@@ -323,15 +504,10 @@ def unknown(environ: Mapping[str, str]) -> list[str]:
     )
 
 
-def variable_of(field: str) -> str:
-    """The environment variable of a field of `Settings`."""
-    return PREFIX + field.upper()
-
-
-def _find(field: dataclasses.Field[Any], environ: Mapping[str, str]) -> tuple[str, str] | None:
-    variable = variable_of(field.name)
+def _find(setting: _Setting, environ: Mapping[str, str]) -> tuple[str, str] | None:
+    variable = setting.variable
     file_variable = f"{variable}_FILE"
-    if field.metadata["secret"] and file_variable in environ:
+    if setting.field.metadata["secret"] and file_variable in environ:
         if variable in environ:
             raise SettingsError(f"{file_variable}: {variable} is set too; set one of them")
         try:

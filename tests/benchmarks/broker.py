@@ -6,11 +6,12 @@ import signal
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from execution_events.embedded import DataDirectory, EmbeddedKafka, cache_directory
 from execution_events.settings import Settings
+from tests.support.configuration import configured
 from tests.support.consumers import end_offsets
 from tests.support.topics import make_topic
 
@@ -33,7 +34,7 @@ class Broker:
 
     async def topic(self) -> Settings:
         """Settings with a topic of its own, which is empty."""
-        settings = replace(self.settings, topic=f"benchmark-{secrets.token_hex(4)}")
+        settings = configured(self.settings, topic=f"benchmark-{secrets.token_hex(4)}")
         await _create_topic(settings)
         return settings
 
@@ -52,7 +53,7 @@ async def broker() -> AsyncIterator[Broker]:
                 directory, cache_directory(os.environ), settings={_REBALANCE_DELAY: "3000"}
             )
             async with kafka:
-                settings = Settings(kafka_bootstrap_servers=kafka.bootstrap_servers)
+                settings = configured(kafka_bootstrap_servers=kafka.bootstrap_servers)
                 await _create_topic(settings)
                 yield Broker(kafka, settings, Path(place))
 

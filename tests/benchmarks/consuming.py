@@ -16,6 +16,7 @@ from tests.benchmarks import recurring, servers, usage
 from tests.benchmarks.recurring import Counts
 from tests.benchmarks.servers import Postgres
 from tests.support import databases
+from tests.support.configuration import configured
 from tests.support.databases import Database
 from tests.support.processes import COMMAND, Service, environment
 
@@ -61,7 +62,7 @@ def command(tree: Path | None) -> tuple[str, ...]:
 
 async def migrate(database: Database, tree: Path | None) -> None:
     """Give an empty database the schema of a tree."""
-    settings = Settings(
+    settings = configured(
         database_url=database.owner,
         writer_password=databases.PASSWORD,
         reader_password=databases.PASSWORD,
@@ -126,7 +127,7 @@ async def measure(
     begun, postgres_before = time.monotonic(), postgres.cpu
     try:
         async with consuming(postgres, settings, consumers, tree) as services:
-            moments = await _until_stored(connection, settings.topic, records, services)
+            moments = await _until_stored(connection, settings.kafka.topic, records, services)
             pids = [service.process.pid for service in services]
             return Sample(
                 rate=rate(moments),
@@ -149,7 +150,7 @@ async def store(
     tree: Path | None = None,
 ) -> Sample:
     """Store a topic into an empty database by a group of its own, and compare every count."""
-    settings = replace(
+    settings = configured(
         settings,
         database_url=database.writer,
         group=f"benchmark-{secrets.token_hex(4)}",

@@ -1,7 +1,7 @@
 """Lists that are read while a consumer stores records at full speed."""
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import asyncpg
 
@@ -9,6 +9,7 @@ from tests.benchmarks import consuming, recurring
 from tests.benchmarks.broker import broker
 from tests.benchmarks.load import Plan, Sample, measure
 from tests.benchmarks.servers import Postgres
+from tests.support.configuration import configured
 from tests.support.consumers import until
 from tests.support.databases import Database
 
@@ -30,20 +31,20 @@ async def contend(server: Postgres, database: Database, plan: Plan) -> Contentio
     connection = await asyncpg.connect(database.owner)
     try:
         async with broker() as kafka:
-            settings = replace(kafka.settings, database_url=database.writer, management_port=0)
+            settings = configured(kafka.settings, database_url=database.writer, management_port=0)
             records = list(recurring.records(int(RATE * (plan.warm + plan.seconds))))
             await asyncio.to_thread(recurring.produce, settings, records)
 
             async def begun() -> bool:
-                return await consuming.stored(connection, settings.topic) > 0
+                return await consuming.stored(connection, settings.kafka.topic) > 0
 
             async with consuming.consuming(server, settings, 1):
                 await until(begun, "the consumer stores")
-                before = await consuming.stored(connection, settings.topic)
+                before = await consuming.stored(connection, settings.kafka.topic)
                 clock = asyncio.get_running_loop().time()
                 sample = await measure(plan)
                 seconds = asyncio.get_running_loop().time() - clock
-                after = await consuming.stored(connection, settings.topic)
+                after = await consuming.stored(connection, settings.kafka.topic)
     finally:
         await connection.close()
     return Contention(sample, (after - before) / seconds, after < len(records))

@@ -45,7 +45,7 @@ async def fill(dataset: Dataset, database_url: str) -> int:
 
 def main(executions: int) -> None:
     """Fill it, and print how many events it has."""
-    url = settings_module.load(os.environ).database_url
+    url = settings_module.load(os.environ).database.url
     assert url is not None
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         stored = runner.run(fill(Dataset(executions, long=0), url))

@@ -35,6 +35,7 @@ from tests.benchmarks.report import Report
 from tests.benchmarks.servers import Postgres
 from tests.benchmarks.worker import measured
 from tests.benchmarks.workload import EVENTS_OF_AN_EXECUTION
+from tests.support.configuration import configured
 from tests.support.databases import Database, administrator
 from tests.support.processes import environment
 
@@ -84,7 +85,7 @@ async def _filled(server: Postgres, dataset: Dataset) -> AsyncIterator[Database]
     async with server.database() as database:
         answer = await measured(
             *("-m", filler.__name__, str(dataset.executions)),
-            env=environment(Settings(database_url=database.writer)),
+            env=environment(configured(database_url=database.writer)),
         )
         if answer["stored"] != dataset.events:
             raise RuntimeError(f"{answer['stored']} of {dataset.events} events are stored")
@@ -186,7 +187,7 @@ async def _store(
     async with administrator(server.administrator_url) as connection:
         # Or what the last run left to be written would be written in this one.
         await connection.execute("CHECKPOINT")
-    settings = replace(
+    settings = configured(
         settings,
         database_url=filled.database.writer,
         group=f"benchmark-{secrets.token_hex(4)}",

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import chain
 from statistics import median
 
@@ -23,6 +23,7 @@ from tests.benchmarks.consuming import assigned, consuming, demand_running, stor
 from tests.benchmarks.figures import Spread, Verdict, short
 from tests.benchmarks.report import Report
 from tests.benchmarks.servers import Postgres, postgres
+from tests.support.configuration import configured
 from tests.support.consumers import end_offsets, next_offsets, until
 from tests.support.processes import Service
 
@@ -30,7 +31,7 @@ BARS = {signal.SIGKILL: 10, signal.SIGTERM: 2}
 """Seconds, at most, in every run."""
 _CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 0}
 """The exit codes that are due."""
-_BEAT = Settings().session_timeout / HEARTBEATS
+_BEAT = Settings().consumer.session_timeout / HEARTBEATS
 """Seconds between two heartbeats of a consumer."""
 _LOOK = 0.02
 """Seconds between two looks at the stored offsets."""
@@ -130,7 +131,7 @@ class Group:
 
     async def offsets(self) -> dict[int, int]:
         """The stored next offset of each partition."""
-        return await next_offsets(self.connection, self.settings.topic)
+        return await next_offsets(self.connection, self.settings.kafka.topic)
 
     async def settle(self) -> None:
         """Return once both hold partitions, and have stored records of all since then."""
@@ -178,7 +179,7 @@ async def run(runs: int, rate: int) -> Report:
 @asynccontextmanager
 async def _group() -> AsyncIterator[Group]:
     async with postgres() as server, server.database() as database, broker() as kafka:
-        settings = replace(kafka.settings, database_url=database.writer, management_port=0)
+        settings = configured(kafka.settings, database_url=database.writer, management_port=0)
         connection = await asyncpg.connect(database.owner)
         try:
             async with AsyncExitStack() as stack:
@@ -234,7 +235,7 @@ async def _compared(group: Group, published: int) -> list[str]:
 
     async def all_stored() -> bool:
         demand_running(group.members)
-        return await stored(group.connection, group.settings.topic) == published
+        return await stored(group.connection, group.settings.kafka.topic) == published
 
     await until(all_stored, "all records are stored")
     expected = await asyncio.to_thread(recurring.counts, recurring.records(published))

@@ -6,7 +6,6 @@ from pathlib import Path
 from statistics import median
 
 from execution_events.cli.progress import Progress
-from execution_events.settings import Settings
 from tests.benchmarks import consuming, recurring, upsert
 from tests.benchmarks.broker import PARTITIONS, Broker, broker
 from tests.benchmarks.consuming import Sample
@@ -16,6 +15,7 @@ from tests.benchmarks.report import Report
 from tests.benchmarks.servers import Postgres, postgres
 from tests.benchmarks.worker import measured
 from tests.support import databases
+from tests.support.configuration import configured
 from tests.support.consumers import end_offsets
 from tests.support.databases import Database, administrator
 from tests.support.processes import environment
@@ -98,7 +98,7 @@ async def _alone(server: Postgres, database: Database, records: int) -> Sample:
     found = upsert.Sample(
         **await measured(
             *("-m", "tests.benchmarks.upsert", str(records), str(server.pid)),
-            env=environment(Settings(database_url=database.owner)),
+            env=environment(configured(database_url=database.owner)),
         )
     )
     return Sample(

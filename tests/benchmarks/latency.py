@@ -23,6 +23,7 @@ from tests.benchmarks.report import Report
 from tests.benchmarks.servers import Postgres, Serving
 from tests.benchmarks.watchers import Seen
 from tests.benchmarks.worker import measured
+from tests.support.configuration import configured
 from tests.support.databases import Database
 from tests.support.processes import environment
 
@@ -106,7 +107,7 @@ async def _pipeline() -> AsyncIterator[Pipeline]:
         broker() as kafka,
         consuming.consuming(
             server,
-            replace(
+            configured(
                 kafka.settings,
                 database_url=database.writer,
                 group=f"benchmark-{secrets.token_hex(4)}",

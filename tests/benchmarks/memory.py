@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -22,6 +22,7 @@ from tests.benchmarks.report import Report
 from tests.benchmarks.servers import Postgres
 from tests.benchmarks.workload import EVENTS_OF_AN_EXECUTION
 from tests.support.batches import ZSTD, produce_batch
+from tests.support.configuration import configured
 from tests.support.consumers import until
 from tests.support.databases import Database
 from tests.support.occurrences import ready
@@ -78,7 +79,7 @@ async def run(records: int, dataset: Dataset, seconds: float) -> Report:
 
 async def _idle_consumer(server: Postgres, kafka: Broker) -> float:
     async with server.database() as database:
-        settings = replace(
+        settings = configured(
             await kafka.topic(),
             database_url=database.writer,
             group=f"benchmark-{secrets.token_hex(4)}",
@@ -108,7 +109,7 @@ async def _hostile(server: Postgres, kafka: Broker, batches: int) -> float:
         values = [bytes(HOSTILE_BYTES)] * (HOSTILE // batches)
         await produce_batch(settings, 0, values, codec=ZSTD)
     async with server.database() as database:
-        settings = replace(
+        settings = configured(
             settings,
             database_url=database.writer,
             group=f"benchmark-{secrets.token_hex(4)}",

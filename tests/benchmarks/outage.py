@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tests.benchmarks.log import Audit
 from tests.benchmarks.outage_worker import name_of
 from tests.benchmarks.report import Report
 from tests.benchmarks.worker import ROOT
+from tests.support.configuration import configured
 from tests.support.processes import environment
 
 DRAIN_BAR = 30
@@ -107,7 +108,7 @@ async def run(seconds: int, rate: int) -> Report:
     before = min(BEFORE, seconds)
     progress = Progress()
     async with broker() as kafka:
-        settings = replace(kafka.settings, spool_dir=str(kafka.place / "spool"))
+        settings = configured(kafka.settings, spool_dir=str(kafka.place / "spool"))
         async with _worker(settings, rate) as worker:
             progress.show(before, "s with the broker")
             await asyncio.sleep(before)
@@ -131,9 +132,9 @@ async def run(seconds: int, rate: int) -> Report:
             memory |= {"after": worker.memory("VmRSS"), "peak": worker.memory("VmHWM")}
             end = await worker.ask("stop")
         progress.show(0, "records read")
-        servers = settings.kafka_bootstrap_servers
+        servers = settings.kafka.bootstrap_servers
         audit = await asyncio.to_thread(
-            lambda: Audit.of(log.read(servers, settings.topic, PARTITIONS))
+            lambda: Audit.of(log.read(servers, settings.kafka.topic, PARTITIONS))
         )
     progress.end()
     spans = {THERE: before, AWAY: starting - killed, BACK: drained - starting, AFTER: before}
@@ -151,7 +152,7 @@ async def _worker(settings: Settings, rate: int) -> AsyncIterator[Worker]:
         stdout=subprocess.PIPE,
         env=environment(settings),
     )
-    worker = Worker(process, Path(settings.spool_dir or ""))
+    worker = Worker(process, Path(settings.publisher.spool_dir or ""))
     watching = asyncio.create_task(worker.watch())
     try:
         await worker.answer()

@@ -112,7 +112,7 @@ async def _share(
 
 def _aiokafka(settings: Settings) -> AIOKafkaProducer:
     return AIOKafkaProducer(
-        **client_options(settings),
+        **client_options(settings.kafka),
         acks="all",
         enable_idempotence=True,
         compression_type="zstd",
@@ -124,14 +124,14 @@ async def aiokafka_window(window: int, settings: Settings, number: int) -> Sampl
     """`send`, waiting for the oldest acknowledgement once `window` are awaited."""
     records = encoded(number)
     async with _aiokafka(settings) as producer:
-        await producer.partitions_for(settings.topic)
+        await producer.partitions_for(settings.kafka.topic)
         clock = Clock()
         awaited: deque[asyncio.Future[object]] = deque()
         for key, value, headers in records:
             if len(awaited) == window:
                 await awaited.popleft()
             awaited.append(
-                await producer.send(settings.topic, value=value, key=key, headers=headers)
+                await producer.send(settings.kafka.topic, value=value, key=key, headers=headers)
             )
         await asyncio.gather(*awaited)
         return clock.sample()
@@ -141,11 +141,13 @@ async def aiokafka_tasks(tasks: int, settings: Settings, number: int) -> Sample:
     """`send_and_wait` from many tasks."""
     records = encoded(number)
     async with _aiokafka(settings) as producer:
-        await producer.partitions_for(settings.topic)
+        await producer.partitions_for(settings.kafka.topic)
 
         async def send(record: Encoded) -> None:
             key, value, headers = record
-            await producer.send_and_wait(settings.topic, value=value, key=key, headers=headers)
+            await producer.send_and_wait(
+                settings.kafka.topic, value=value, key=key, headers=headers
+            )
 
         clock = Clock()
         await _share(records, tasks, send)
@@ -197,7 +199,7 @@ def before_hand_over(_: Settings, number: int) -> Sample:
 
 def _confluent(settings: Settings) -> dict[str, Any]:
     return {
-        "bootstrap.servers": settings.kafka_bootstrap_servers,
+        "bootstrap.servers": settings.kafka.bootstrap_servers,
         "acks": "all",
         "enable.idempotence": True,
         "compression.type": "zstd",
@@ -210,7 +212,7 @@ def confluent_window(settings: Settings, number: int) -> Sample:
     """`produce` in one thread, waiting where `WINDOW` are in flight."""
     records = encoded(number)
     producer = Producer(_confluent(settings))
-    producer.list_topics(settings.topic)
+    producer.list_topics(settings.kafka.topic)
     errors: list[KafkaError] = []
 
     def delivered(error: KafkaError | None, _: Message) -> None:
@@ -221,7 +223,7 @@ def confluent_window(settings: Settings, number: int) -> Sample:
     for key, value, headers in records:
         while len(producer) >= WINDOW:
             producer.poll(0.01)
-        producer.produce(settings.topic, value, key, headers=headers, on_delivery=delivered)
+        producer.produce(settings.kafka.topic, value, key, headers=headers, on_delivery=delivered)
         producer.poll(0)
     producer.flush(FLUSH_TIMEOUT)
     sample = clock.sample()
@@ -234,14 +236,14 @@ async def confluent_aio_window(settings: Settings, number: int) -> Sample:
     """`produce` of the asynchronous producer, like `aiokafka_window`; it takes no headers."""
     records = encoded(number)
     async with AIOProducer(_confluent(settings), batch_size=WINDOW // 4) as producer:
-        await producer.list_topics(settings.topic)
+        await producer.list_topics(settings.kafka.topic)
         polling = asyncio.create_task(_poll(producer))
         clock = Clock()
         awaited: deque[asyncio.Future[object]] = deque()
         for key, value, _ in records:
             if len(awaited) == WINDOW:
                 await awaited.popleft()
-            awaited.append(await producer.produce(settings.topic, value, key))
+            awaited.append(await producer.produce(settings.kafka.topic, value, key))
         await producer.flush()
         await asyncio.gather(*awaited)
         sample = clock.sample()
@@ -259,11 +261,11 @@ async def confluent_aio_tasks(tasks: int, settings: Settings, number: int) -> Sa
     async with AIOProducer(
         _confluent(settings) | {"linger.ms": 1}, batch_size=tasks, buffer_timeout=0.1
     ) as producer:
-        await producer.list_topics(settings.topic)
+        await producer.list_topics(settings.kafka.topic)
         polling = asyncio.create_task(_poll(producer))
 
         async def send(record: Encoded) -> None:
-            await (await producer.produce(settings.topic, record.value, record.key))
+            await (await producer.produce(settings.kafka.topic, record.value, record.key))
 
         clock = Clock()
         await _share(records, tasks, send)

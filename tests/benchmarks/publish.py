@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 
 from execution_events import wire
@@ -14,6 +14,7 @@ from tests.benchmarks.figures import Spread, Verdict, ratio, short
 from tests.benchmarks.producer import BATCH_BYTES, WIDE, WINDOW, Sample
 from tests.benchmarks.report import Report
 from tests.benchmarks.worker import measured
+from tests.support.configuration import configured
 from tests.support.processes import environment
 
 RATIO_BAR = 0.8
@@ -84,7 +85,7 @@ async def _sample(kafka: Broker, way: str, events: int) -> Sample:
     settings = kafka.settings
     spool = kafka.place / "spool"
     if way == _SPOOL:
-        settings = replace(settings, spool_dir=str(spool))
+        settings = configured(settings, spool_dir=str(spool))
     before = await kafka.records()
     found = await measured(
         "-m", "tests.benchmarks.producer", way, str(events), env=environment(settings)

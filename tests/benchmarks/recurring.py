@@ -101,7 +101,7 @@ def produce(settings: Settings, occurrences: Iterable[Occurrence]) -> None:
     sources = [f"urn:uuid:{uuid.uuid4()}" for _ in range(WORKERS)]
     producer = Producer(
         {
-            "bootstrap.servers": settings.kafka_bootstrap_servers,
+            "bootstrap.servers": settings.kafka.bootstrap_servers,
             "acks": "all",
             "enable.idempotence": True,
             "compression.type": "zstd",
@@ -123,7 +123,7 @@ def produce(settings: Settings, occurrences: Iterable[Occurrence]) -> None:
         headers = wire.encode_headers(sources[number % WORKERS], number // WORKERS + 1)
         while len(producer) > 50_000:
             producer.poll(0.05)
-        producer.produce(settings.topic, value, key, headers=headers, on_delivery=delivered)
+        producer.produce(settings.kafka.topic, value, key, headers=headers, on_delivery=delivered)
         producer.poll(0)
     producer.flush(_FLUSH_TIMEOUT)
     if errors:

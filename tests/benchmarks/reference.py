@@ -117,7 +117,7 @@ async def run(way: str, argument: str, stop: asyncio.Event) -> None:
         if way == "static":
             app = static(await asyncio.to_thread(Path(argument).read_bytes))
         else:
-            url = settings_module.load(os.environ).require_database_url()
+            url = settings_module.load(os.environ).database.require_url()
             pool = await stack.enter_async_context(
                 asyncpg.create_pool(
                     url, min_size=POOL, max_size=POOL, server_settings={"timezone": "UTC"}

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from execution_events.embedded import DataDirectory, EmbeddedPostgres
-from execution_events.settings import Settings
 from tests.benchmarks import usage
 from tests.benchmarks.worker import ROOT
 from tests.support import databases
+from tests.support.configuration import configured
 from tests.support.consumers import until
 from tests.support.databases import Database
 from tests.support.processes import COMMAND, Service, environment
@@ -109,7 +109,7 @@ def addresses(log: str) -> list[str]:
 @asynccontextmanager
 async def reader(postgres: Postgres, database: Database, **given: Any) -> AsyncIterator[Serving]:
     """`execution-events reader` on a database; `given` are further settings."""
-    settings = Settings(database_url=database.reader, reader_port=0, management_port=0, **given)
+    settings = configured(database_url=database.reader, reader_port=0, management_port=0, **given)
     async with serving(
         (*COMMAND, "reader"), postgres.log("reader"), environment(settings)
     ) as found:
@@ -121,7 +121,7 @@ async def module(
     name: str, *arguments: str, log: Path, database_url: str
 ) -> AsyncIterator[Serving]:
     """A module of the benchmarks that serves."""
-    env = environment(Settings(database_url=database_url), PYTHONPATH=str(ROOT))
+    env = environment(configured(database_url=database_url), PYTHONPATH=str(ROOT))
     command = (sys.executable, "-m", f"tests.benchmarks.{name}", *arguments)
     async with serving(command, log, env) as found:
         yield found

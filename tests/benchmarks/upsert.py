@@ -137,7 +137,7 @@ def _used(pid: int) -> tuple[float, float]:
 
 def main() -> None:
     """Measure, and print the sample."""
-    url = settings_module.load(os.environ).require_database_url()
+    url = settings_module.load(os.environ).database.require_url()
     print(json.dumps(asdict(asyncio.run(run(url, *map(int, sys.argv[1:]))))))
 
 

@@ -3,7 +3,6 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from confluent_kafka import Producer
 
 from execution_events.settings import Settings
+from tests.support.configuration import configured
 from tests.support.consumers import end_offsets, until, until_stored
 from tests.support.databases import Database
 from tests.support.processes import environment, run_cli, service
@@ -76,7 +76,7 @@ async def reader(
     settings: Settings, database: Database, log: Path, port: int
 ) -> AsyncIterator[str]:
     """A reader's address."""
-    settings = replace(settings, database_url=database.reader, reader_port=port)
+    settings = configured(settings, database_url=database.reader, reader_port=port)
     address = f"http://127.0.0.1:{port}"
     async with service("reader", settings, log):
 
@@ -106,14 +106,14 @@ async def test_hostile_records_are_dead_letters_and_hold_nothing_up(
     assert len(HOSTILE["1,000,000 bytes"][1] or b"") == 1_000_000
     producer = Producer(
         {
-            "bootstrap.servers": settings.kafka_bootstrap_servers,
+            "bootstrap.servers": settings.kafka.bootstrap_servers,
             "partitioner": "murmur2_random",
             "message.max.bytes": 1_048_576,
         }
     )
     for key, content, _ in HOSTILE.values():
-        producer.produce(settings.topic, content, key)
-    producer.produce(settings.topic, GOOD, KEY)
+        producer.produce(settings.kafka.topic, content, key)
+    producer.produce(settings.kafka.topic, GOOD, KEY)
     assert producer.flush(30) == 0
 
     async with (
@@ -125,7 +125,7 @@ async def test_hostile_records_are_dead_letters_and_hold_nothing_up(
     assert good["count"] == 1
     assert good["message"] == "开始. ## Started."
 
-    env = environment(replace(settings, database_url=database.owner))
+    env = environment(configured(settings, database_url=database.owner))
     letters = [
         json.loads(line)
         for line in (await run_cli("dead-letters", "list", "--json", env=env)).splitlines()
@@ -149,12 +149,12 @@ async def test_counts_are_exact_after_the_consumer_is_killed(
     settings: Settings, database: Database, tmp_path: Path, timestamps: str
 ) -> None:
     """100,000 records, `kill -9` three times in their middle, and a fold of the topic itself."""
-    settings = replace(settings, topic=f"{settings.topic}-{timestamps}")
+    settings = configured(settings, topic=f"{settings.kafka.topic}-{timestamps}")
     await make_topic(settings, 3, {"message.timestamp.type": timestamps})
     records = 100_000
     producer = Producer(
         {
-            "bootstrap.servers": settings.kafka_bootstrap_servers,
+            "bootstrap.servers": settings.kafka.bootstrap_servers,
             "partitioner": "murmur2_random",
             "queue.buffering.max.messages": records,
         }
@@ -172,11 +172,11 @@ async def test_counts_are_exact_after_the_consumer_is_killed(
             # The record's own timestamp stands for it.
             del content["lastTimestamp"]
         producer.produce(
-            settings.topic, json.dumps(content), execution, timestamp=NEW_YEAR_MS + number
+            settings.kafka.topic, json.dumps(content), execution, timestamp=NEW_YEAR_MS + number
         )
     assert producer.flush(60) == 0
 
-    slow = replace(settings, batch_max_records=2_000)
+    slow = configured(settings, batch_max_records=2_000)
     connection = await asyncpg.connect(database.owner)
     try:
         for kill in range(1, 4):
@@ -210,10 +210,10 @@ async def fold_of_topic(settings: Settings) -> dict[tuple[str, str], Folded]:
 
     ends = await end_offsets(settings)
     client = AIOKafkaConsumer(
-        bootstrap_servers=settings.kafka_bootstrap_servers, auto_offset_reset="earliest"
+        bootstrap_servers=settings.kafka.bootstrap_servers, auto_offset_reset="earliest"
     )
     await client.start()
-    client.assign([TopicPartition(settings.topic, partition) for partition in ends])
+    client.assign([TopicPartition(settings.kafka.topic, partition) for partition in ends])
     folded: dict[tuple[str, str], Folded] = {}
     left = sum(ends.values())
     while left:

@@ -7,10 +7,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 from execution_events.settings import Settings
+from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, until
 from tests.support.processes import COMMAND, Service, environment, processes_of
 from tests.support.published import occurrences
@@ -56,7 +56,7 @@ async def test_the_worker_publishes(settings: Settings, tmp_path: Path) -> None:
     for variables in ({}, {"EXECUTION_EVENTS_SPOOL_DIR": str(tmp_path / "spool")}):
         worker = await asyncio.create_subprocess_exec(
             *(sys.executable, "-W", "error", "-c", example),
-            env=environment(replace(settings, database_url=None), **variables),
+            env=environment(configured(settings, database_url=None), **variables),
             stderr=subprocess.PIPE,
         )
         async with asyncio.timeout(DEADLINE):

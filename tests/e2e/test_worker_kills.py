@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from execution_events.embedded import EmbeddedKafka
 from execution_events.settings import Settings
 from tests.support.brokers import broker
+from tests.support.configuration import configured
 from tests.support.consumers import until, until_stored
 from tests.support.occurrences import Fetch
 from tests.support.processes import Service, environment, run_cli, service
@@ -33,7 +33,7 @@ async def kafka() -> AsyncIterator[EmbeddedKafka]:
 
 @pytest.fixture
 async def worker_settings(settings: Settings, kafka: EmbeddedKafka, tmp_path: Path) -> Settings:
-    settings = replace(
+    settings = configured(
         settings,
         kafka_bootstrap_servers=kafka.bootstrap_servers,
         spool_dir=str(tmp_path / "spool"),
@@ -82,7 +82,7 @@ class Worker(Service):
         super().__init__(
             (sys.executable, "-m", "tests.support.spooling_worker", str(self.journal)),
             place.with_suffix(".log"),
-            environment(replace(settings, database_url=None)),
+            environment(configured(settings, database_url=None)),
         )
 
     async def kill_at_random(self, rng: random.Random) -> None:

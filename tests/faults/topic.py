@@ -13,8 +13,8 @@ from aiokafka.errors import KafkaError
 from execution_events.errors import RetryableError
 from execution_events.kafka.protocol import IncrementalAlterConfigs
 from execution_events.kafka.topic import create_topic
-from execution_events.settings import Settings
 from tests.faults.record import LogRecord, Place
+from tests.support.configuration import configured
 
 _T = TypeVar("_T")
 
@@ -37,7 +37,7 @@ class Topic:
 
         async def create() -> None:
             existing = await create_topic(
-                Settings(kafka_bootstrap_servers=self.bootstrap_servers, topic=self.name),
+                configured(kafka_bootstrap_servers=self.bootstrap_servers, topic=self.name).kafka,
                 partitions=partitions,
                 replication=self._replication,
                 min_insync_replicas=max(1, self._replication - 1),

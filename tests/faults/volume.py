@@ -26,6 +26,7 @@ from execution_events.embedded import (
 )
 from execution_events.settings import Settings
 from tests.support import databases
+from tests.support.configuration import configured
 from tests.support.consumers import end_offsets, stored_offsets
 from tests.support.processes import environment, run_cli, service
 from tests.support.topics import make_topic
@@ -61,7 +62,7 @@ async def _run(records: int, share: float, seed: int) -> int:
                 databases.template(postgres.dsn()) as template,
                 databases.cloned(postgres.dsn(), template) as database,
             ):
-                settings = Settings(
+                settings = configured(
                     kafka_bootstrap_servers=kafka.bootstrap_servers,
                     database_url=database.writer,
                     management_port=0,
@@ -111,7 +112,7 @@ def _publish(settings: Settings, records: int, share: float, seed: int) -> tuple
     good, poison = Counts(), Counts()
     producer = Producer(
         {
-            "bootstrap.servers": settings.kafka_bootstrap_servers,
+            "bootstrap.servers": settings.kafka.bootstrap_servers,
             "partitioner": "murmur2_random",
             "compression.type": "zstd",
             "queue.buffering.max.messages": 200_000,
@@ -137,7 +138,9 @@ def _publish(settings: Settings, records: int, share: float, seed: int) -> tuple
         }
         while True:
             try:
-                producer.produce(settings.topic, json.dumps(content, ensure_ascii=False), execution)
+                producer.produce(
+                    settings.kafka.topic, json.dumps(content, ensure_ascii=False), execution
+                )
                 break
             except BufferError:
                 producer.poll(0.1)

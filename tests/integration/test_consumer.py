@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 from collections import Counter
-from dataclasses import replace
 from random import Random
 
 import asyncpg
@@ -23,6 +22,7 @@ from execution_events.kafka.topic import open_admin
 from execution_events.metrics import ConsumerMetrics
 from execution_events.settings import Settings
 from tests.support.batches import produce_batch
+from tests.support.configuration import configured
 from tests.support.consumers import consuming, end_offsets, stored_offsets, until, until_stored
 from tests.support.databases import Database
 from tests.support.occurrences import Fetch, counts, producer, publish, ready
@@ -44,12 +44,12 @@ async def test_offsets_in_kafka_are_never_read_back(settings: Settings, fetch: F
     await publish(settings, range(20))
     ends = await end_offsets(settings)
     client = AIOKafkaConsumer(
-        bootstrap_servers=settings.kafka_bootstrap_servers,
-        group_id=settings.group,
+        bootstrap_servers=settings.kafka.bootstrap_servers,
+        group_id=settings.consumer.group,
         enable_auto_commit=False,
     )
     await client.start()
-    partitions = [TopicPartition(settings.topic, partition) for partition in ends]
+    partitions = [TopicPartition(settings.kafka.topic, partition) for partition in ends]
     client.assign(partitions)
     await client.commit({p: OffsetAndMetadata(ends[p.partition], "") for p in partitions})
     await client.stop()
@@ -72,7 +72,7 @@ async def test_counts_are_exact_while_the_group_changes(settings: Settings, fetc
             await publish(settings, some)
             published.extend(some)
 
-    small = replace(settings, batch_max_records=50)
+    small = configured(settings, batch_max_records=50)
     flowing = asyncio.create_task(flow())
     async with consuming(small):
         for _ in range(2):
@@ -97,9 +97,9 @@ async def test_aborted_transactions_do_not_count_and_do_not_hold_up(
     key, value = wire.encode(occurrence(execution_id="execution-1"))
     async with producer(settings, transactional_id=secrets.token_hex(4)) as client:
         async with client.transaction():
-            await client.send_and_wait(settings.topic, key=key, value=value)
+            await client.send_and_wait(settings.kafka.topic, key=key, value=value)
         await client.begin_transaction()
-        await client.send_and_wait(settings.topic, key=key, value=value)
+        await client.send_and_wait(settings.kafka.topic, key=key, value=value)
         await client.abort_transaction()
 
     async with consuming(settings):
@@ -117,7 +117,7 @@ async def test_a_lost_connection_loses_and_doubles_nothing(
         " WHERE application_name = 'execution-events consumer' AND datname = current_database()"
     )
     killer = await asyncpg.connect(database.administrator)
-    async with consuming(replace(settings, batch_max_records=20)):
+    async with consuming(configured(settings, batch_max_records=20)):
         for begin in range(0, 500, 100):
             await publish(settings, range(begin, begin + 100))
             await killer.execute(kill)
@@ -129,7 +129,7 @@ async def test_a_lost_connection_loses_and_doubles_nothing(
 async def test_lost_history_halts_its_partition_loudly_and_no_other(
     settings: Settings, unused_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = replace(settings, management_port=unused_port)
+    settings = configured(settings, management_port=unused_port)
     registry = CollectorRegistry()
     metrics = ConsumerMetrics(registry)
     monkeypatch.setattr("execution_events.consumer.service.ConsumerMetrics", lambda _: metrics)
@@ -138,9 +138,9 @@ async def test_lost_history_halts_its_partition_loudly_and_no_other(
         await until_stored(settings)
     ends = await end_offsets(settings)
     await publish(settings, range(60))
-    async with open_admin(settings) as client:
+    async with open_admin(settings.kafka) as client:
         await client.delete_records(
-            {TopicPartition(settings.topic, 0): RecordsToDelete(ends[0] + 1)}
+            {TopicPartition(settings.kafka.topic, 0): RecordsToDelete(ends[0] + 1)}
         )
 
     async with consuming(settings):
@@ -170,8 +170,8 @@ async def test_a_log_that_ends_before_the_stored_offset_halts(
     settings: Settings, fetch: Fetch, unused_port: int
 ) -> None:
     """As after the topic was deleted and created again."""
-    settings = replace(settings, management_port=unused_port)
-    await fetch(f"INSERT INTO partition_progress VALUES ('{settings.topic}', 1, 5, now())")
+    settings = configured(settings, management_port=unused_port)
+    await fetch(f"INSERT INTO partition_progress VALUES ('{settings.kafka.topic}', 1, 5, now())")
     async with consuming(settings):
 
         async def halted() -> bool:
@@ -184,7 +184,7 @@ async def test_another_log_of_the_same_length_halts(
     settings: Settings, fetch: Fetch, unused_port: int
 ) -> None:
     """As after the topic was created again and filled past the stored offsets."""
-    settings = replace(settings, management_port=unused_port)
+    settings = configured(settings, management_port=unused_port)
     await publish(settings, range(60))
     async with consuming(settings):
         await until_stored(settings)
@@ -202,7 +202,7 @@ async def test_another_log_of_the_same_length_halts(
 
 
 async def test_another_cluster_halts(settings: Settings, fetch: Fetch, unused_port: int) -> None:
-    settings = replace(settings, management_port=unused_port)
+    settings = configured(settings, management_port=unused_port)
     async with consuming(settings):
         await until_stored(settings)
     await fetch("UPDATE partition_progress SET cluster_id = 'elsewhere'")
@@ -220,9 +220,12 @@ async def test_history_that_retention_removed_is_no_loss(settings: Settings, fet
     async with consuming(settings):
         await until_stored(settings)
     ends = await end_offsets(settings)
-    async with open_admin(settings) as client:
+    async with open_admin(settings.kafka) as client:
         await client.delete_records(
-            {TopicPartition(settings.topic, p): RecordsToDelete(end) for p, end in ends.items()}
+            {
+                TopicPartition(settings.kafka.topic, p): RecordsToDelete(end)
+                for p, end in ends.items()
+            }
         )
     await publish(settings, range(60))
     async with consuming(settings):
@@ -251,7 +254,7 @@ async def test_a_record_the_database_refuses_is_found_and_kept(
 async def test_a_record_that_the_client_cannot_read_halts_its_partition_alone(
     settings: Settings, fetch: Fetch, unused_port: int
 ) -> None:
-    settings = replace(settings, management_port=unused_port)
+    settings = configured(settings, management_port=unused_port)
     await publish(settings, range(60))
     bad = (await end_offsets(settings))[1]
     await produce_batch(settings, 1, [b"x"], ((OddName("name"), b""),))
@@ -272,9 +275,9 @@ async def test_a_record_that_the_client_cannot_read_halts_its_partition_alone(
         await until(others_stored, "the other partitions go on")
         assert (await stored_offsets(settings))[1] == bad
         # The way out: remove it from the log, and accept that.
-        async with open_admin(settings) as client:
+        async with open_admin(settings.kafka) as client:
             await client.delete_records(
-                {TopicPartition(settings.topic, 1): RecordsToDelete(bad + 1)}
+                {TopicPartition(settings.kafka.topic, 1): RecordsToDelete(bad + 1)}
             )
         env = environment(settings)
         assert "accepted" in await run_cli("topic", "accept", "--yes", env=env)
@@ -283,7 +286,7 @@ async def test_a_record_that_the_client_cannot_read_halts_its_partition_alone(
 
 
 async def test_a_compacted_topic_is_refused(settings: Settings) -> None:
-    compacted = replace(settings, topic=f"{settings.topic}-compacted")
+    compacted = configured(settings, topic=f"{settings.kafka.topic}-compacted")
     await make_topic(compacted, 1, {"cleanup.policy": "compact"})
     with pytest.raises(HaltError, match=r"compacted.*cleanup\.policy"):
         await run_consumer(compacted, asyncio.Event())
@@ -298,7 +301,9 @@ async def test_an_old_schema_is_refused_with_the_command_to_run(
 
 
 async def test_it_waits_for_its_topic(settings: Settings, unused_port: int) -> None:
-    missing = replace(settings, topic=f"{settings.topic}-later", management_port=unused_port)
+    missing = configured(
+        settings, topic=f"{settings.kafka.topic}-later", management_port=unused_port
+    )
     async with consuming(missing):
 
         async def told() -> bool:
@@ -314,7 +319,7 @@ async def test_it_waits_for_its_topic(settings: Settings, unused_port: int) -> N
 
 
 async def test_it_stops_soon_when_idle(settings: Settings, unused_port: int) -> None:
-    settings = replace(settings, management_port=unused_port)
+    settings = configured(settings, management_port=unused_port)
     loop = asyncio.get_running_loop()
     async with consuming(settings):
 
@@ -404,12 +409,12 @@ async def test_metrics_tell_outcomes_and_lag(
 
     await publish(settings, range(5))
     async with producer(settings) as client:
-        await client.send_and_wait(settings.topic, key=b"execution-1", value=b"not json")
+        await client.send_and_wait(settings.kafka.topic, key=b"execution-1", value=b"not json")
         _, value = wire.encode(occurrence())
         for _ in range(2):
             headers = [("ce_source", b"worker"), ("ce_sequence", b"7")]
             await client.send_and_wait(
-                settings.topic, key=None, value=value, headers=headers, partition=0
+                settings.kafka.topic, key=None, value=value, headers=headers, partition=0
             )
 
     async with consuming(settings):

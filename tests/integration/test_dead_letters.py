@@ -15,7 +15,6 @@ import pytest
 
 from execution_events import wire
 from execution_events.errors import RetryableError
-from execution_events.settings import Settings
 from execution_events.store.write.batches import BatchWriter
 from execution_events.store.write.dead_letters import (
     CUT_BYTES,
@@ -27,6 +26,7 @@ from execution_events.store.write.dead_letters import (
     State,
     cut,
 )
+from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, until
 from tests.support.databases import Database, administrator
 from tests.support.processes import COMMAND, environment, run_cli
@@ -62,7 +62,7 @@ async def letters(database: Database) -> AsyncIterator[DeadLetters]:
 
 @pytest.fixture
 async def run(database: Database) -> Run:
-    env = environment(Settings(database_url=database.writer))
+    env = environment(configured(database_url=database.writer))
 
     async def run(*arguments: str, code: int = 0) -> str:
         return await run_cli("dead-letters", *arguments, env=env, code=code)
@@ -416,7 +416,7 @@ async def test_ctrl_c_stops_after_the_letter_in_hand(
     async with locked_executions(database) as midway:
         process = await asyncio.create_subprocess_exec(
             *(*COMMAND, "dead-letters", "retry", "--all"),
-            env=environment(Settings(database_url=database.writer)),
+            env=environment(configured(database_url=database.writer)),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )

@@ -34,7 +34,7 @@ from execution_events.embedded import (
 from execution_events.embedded.directory import HOST
 from execution_events.embedded.jars import Jar
 from execution_events.embedded.kafka import jar_list
-from execution_events.settings import Settings
+from tests.support.configuration import configured
 from tests.support.topics import make_topic
 
 CACHE = cache_directory(os.environ)
@@ -92,6 +92,7 @@ async def test_instances_run_side_by_side_and_each_directory_has_one(
 RUN = """
 import asyncio, sys
 from pathlib import Path
+from tests.support.configuration import configured
 from execution_events.embedded import DataDirectory, EmbeddedKafka, EmbeddedPostgres, running
 
 async def main():
@@ -396,7 +397,7 @@ async def _read(kafka: EmbeddedKafka, database: EmbeddedPostgres) -> list[str]:
 
 
 async def _create_topic(bootstrap_servers: str) -> None:
-    await make_topic(Settings(kafka_bootstrap_servers=bootstrap_servers, topic=TOPIC), 1)
+    await make_topic(configured(kafka_bootstrap_servers=bootstrap_servers, topic=TOPIC), 1)
 
 
 async def _produce(bootstrap_servers: str, word: str) -> None:

@@ -7,7 +7,6 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -22,6 +21,7 @@ from execution_events.embedded.kafka import jar_list
 from execution_events.events import Occurrence
 from execution_events.settings import Settings
 from tests.support import golden
+from tests.support.configuration import configured
 from tests.support.consumers import consuming, end_offsets, until_stored
 from tests.support.golden import SCHEMAS, KafkaRecord
 from tests.support.occurrences import Fetch
@@ -48,8 +48,8 @@ async def console(settings: Settings, records: Sequence[KafkaRecord], tmp_path: 
         "-cp",
         ":".join(map(str, jars)),
         "org.apache.kafka.tools.ConsoleProducer",
-        f"--bootstrap-server={settings.kafka_bootstrap_servers}",
-        f"--topic={settings.topic}",
+        f"--bootstrap-server={settings.kafka.bootstrap_servers}",
+        f"--topic={settings.kafka.topic}",
         "--reader-property=parse.key=true",
         "--reader-property=parse.headers=true",
         "--reader-property=null.marker=NULL",
@@ -67,10 +67,12 @@ def line(record: KafkaRecord) -> bytes:
 
 async def librdkafka(settings: Settings, records: Sequence[KafkaRecord], tmp_path: Path) -> None:
     producer = Producer(
-        {"bootstrap.servers": settings.kafka_bootstrap_servers, **SETTINGS["librdkafka"]}
+        {"bootstrap.servers": settings.kafka.bootstrap_servers, **SETTINGS["librdkafka"]}
     )
     for record in records:
-        producer.produce(settings.topic, record.value, record.key, headers=list(record.headers))
+        producer.produce(
+            settings.kafka.topic, record.value, record.key, headers=list(record.headers)
+        )
     assert producer.flush(60) == 0
 
 
@@ -129,7 +131,7 @@ async def test_keys_are_in_the_partitions_of_the_golden_file(
 
 async def topic(settings: Settings, partitions: int) -> Settings:
     """Settings with an empty topic of so many partitions."""
-    settings = replace(settings, topic=f"{settings.topic}-{partitions}")
+    settings = configured(settings, topic=f"{settings.kafka.topic}-{partitions}")
     await make_topic(settings, partitions)
     return settings
 
@@ -156,11 +158,11 @@ async def content(settings: Settings) -> dict[int, list[Entry]]:
     """Key, value and headers of every record of the topic, by partition, where there are any."""
     ends = await end_offsets(settings)
     client = AIOKafkaConsumer(
-        bootstrap_servers=settings.kafka_bootstrap_servers, auto_offset_reset="earliest"
+        bootstrap_servers=settings.kafka.bootstrap_servers, auto_offset_reset="earliest"
     )
     await client.start()
     try:
-        client.assign([TopicPartition(settings.topic, partition) for partition in ends])
+        client.assign([TopicPartition(settings.kafka.topic, partition) for partition in ends])
         logs: dict[int, list[Entry]] = defaultdict(list)
         while sum(map(len, logs.values())) < sum(ends.values()):
             for partition, records in (await client.getmany(timeout_ms=1000)).items():

@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import Counter
-from dataclasses import replace
 
 from execution_events.settings import Settings
+from tests.support.configuration import configured
 from tests.support.consumers import consuming, until_stored
 from tests.support.golden import records
 from tests.support.occurrences import Fetch, producer
@@ -16,14 +16,14 @@ MILLISECONDS = range(2**62)
 
 async def test_each_golden_record_has_its_outcome(settings: Settings, fetch: Fetch) -> None:
     golden = [case for case in records() if case.record.timestamp in MILLISECONDS]
-    settings = replace(settings, topic=f"{settings.topic}-golden")
+    settings = configured(settings, topic=f"{settings.kafka.topic}-golden")
     config = {"max.message.bytes": "4194304", "message.timestamp.after.max.ms": str(2**63 - 1)}
     # A partition for each, so that none is a copy of another.
     await make_topic(settings, len(golden), CREATE_TIME | config)
     async with producer(settings, max_request_size=4_194_304) as client:
         sent = [
             await client.send(
-                settings.topic,
+                settings.kafka.topic,
                 key=case.record.key,
                 value=case.record.value,
                 headers=list(case.record.headers),

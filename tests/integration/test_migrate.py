@@ -15,7 +15,6 @@ from execution_events.errors import HaltError
 from execution_events.events import TIMESTAMP_MAX, TIMESTAMP_MIN
 from execution_events.projection.body import body_of
 from execution_events.projection.fold import fold
-from execution_events.settings import Settings
 from execution_events.store.connection import connect
 from execution_events.store.read.events import EventLists
 from execution_events.store.schema import migrate
@@ -24,6 +23,7 @@ from execution_events.store.write.batches import BatchWriter
 from execution_events.store.write.events import prepare
 from tests.support import databases
 from tests.support.backends import Servers
+from tests.support.configuration import configured
 from tests.support.databases import Database, migrate_as_owner
 from tests.support.processes import environment, run_cli
 from tests.support.records import occurrence
@@ -182,7 +182,7 @@ async def test_migrate_restores_a_privilege_that_was_lost(database: Database) ->
 async def test_the_command_says_what_is_missing_and_applies_it(servers: Servers) -> None:
     numbered = [f"{number:04} {name}" for number, name in enumerate(ALL, 1)]
     async with databases.empty(servers.administrator_url) as database:
-        env = environment(Settings(database_url=database.owner))
+        env = environment(configured(database_url=database.owner))
         for _ in range(2):
             output = await run_cli("migrate", "--check", env=env, code=1)
             assert output.splitlines() == [

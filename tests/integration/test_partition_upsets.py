@@ -5,7 +5,6 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import asyncpg
 import pytest
@@ -19,6 +18,7 @@ from execution_events.projection.batch import DeadLetter
 from execution_events.settings import Settings
 from execution_events.store.write.batches import Batch, BatchWriter
 from tests.support.batches import ZSTD, produce_batch
+from tests.support.configuration import configured
 from tests.support.consumers import consuming, end_offsets, stored_offsets, until, until_stored
 from tests.support.databases import Database
 from tests.support.logs import logging_to
@@ -53,7 +53,7 @@ async def until_told(port: int, text: str) -> None:
 async def test_a_last_stored_record_that_cannot_be_read_halts_its_partition_alone(
     settings: Settings, fetch: Fetch, unused_port: int
 ) -> None:
-    settings = replace(settings, management_port=unused_port)
+    settings = configured(settings, management_port=unused_port)
     await publish(settings, range(60))
     async with consuming(settings):
         await until_stored(settings)
@@ -70,9 +70,9 @@ async def test_a_last_stored_record_that_cannot_be_read_halts_its_partition_alon
         await until_others_are_stored(settings, 1)
         await until_told(unused_port, f"partition 1 is halted: the batch at offset {bad}")
         # Removed by retention, or by an operator, it is no reason any more.
-        async with open_admin(settings) as client:
+        async with open_admin(settings.kafka) as client:
             await client.delete_records(
-                {TopicPartition(settings.topic, 1): RecordsToDelete(bad + 1)}
+                {TopicPartition(settings.kafka.topic, 1): RecordsToDelete(bad + 1)}
             )
         await until_stored(settings)
     assert await counts(fetch) == Counter([*range(60), *range(60)])
@@ -81,7 +81,7 @@ async def test_a_last_stored_record_that_cannot_be_read_halts_its_partition_alon
 async def test_a_batch_beyond_the_limit_halts_its_partition_until_the_limit_is_raised(
     settings: Settings, fetch: Fetch, unused_port: int
 ) -> None:
-    settings = replace(settings, management_port=unused_port, kafka_batch_limit=2**20)
+    settings = configured(settings, management_port=unused_port, kafka_batch_limit=2**20)
     await publish(settings, range(60))
     bad = (await end_offsets(settings))[1]
     await produce_batch(settings, 1, [bytes(300_000)] * 5, codec=ZSTD)
@@ -95,7 +95,7 @@ async def test_a_batch_beyond_the_limit_halts_its_partition_until_the_limit_is_r
         assert "expands to 1500" in (await ready(unused_port))[1]
         assert (await stored_offsets(settings))[1] == bad
 
-    async with consuming(replace(settings, kafka_batch_limit=2**21)):
+    async with consuming(configured(settings, kafka_batch_limit=2**21)):
         await until_stored(settings)
     assert await counts(fetch) == Counter([*range(60), *range(60)])
     assert await fetch("SELECT count(*) FROM dead_letter") == [(5,)]
@@ -174,7 +174,7 @@ async def test_a_consumer_that_is_frozen_inside_copy_is_ended(
     settings: Settings, database: Database, fetch: Fetch, unused_port: int
 ) -> None:
     """PostgreSQL heeds none of its time-outs there."""
-    settings = replace(settings, management_port=unused_port)
+    settings = configured(settings, management_port=unused_port)
     await publish(settings, range(60))
     async with consuming(settings):
         await until_stored(settings)
@@ -240,8 +240,10 @@ async def test_records_before_the_beginning_of_a_new_partition_are_told(
     monkeypatch.setattr("execution_events.consumer.service.ConsumerMetrics", lambda _: metrics)
     await publish(settings, range(60))
     ends = await end_offsets(settings)
-    async with open_admin(settings) as client:
-        await client.delete_records({TopicPartition(settings.topic, 1): RecordsToDelete(ends[1])})
+    async with open_admin(settings.kafka) as client:
+        await client.delete_records(
+            {TopicPartition(settings.kafka.topic, 1): RecordsToDelete(ends[1])}
+        )
     with logging_to("json") as log:
         async with consuming(settings):
             await until_stored(settings)

@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
-from execution_events.settings import Settings
 from execution_events.store.write import prune
 from execution_events.store.write.batches import BatchWriter
 from execution_events.store.write.dead_letters import DeadLetters, Filter
@@ -23,6 +22,7 @@ from execution_events.store.write.prune import (
     prune_executions,
     prune_sources,
 )
+from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, until
 from tests.support.databases import Database, administrator
 from tests.support.processes import COMMAND, environment, run_cli
@@ -310,7 +310,7 @@ async def test_the_command_says_what_it_removed(
     await age(owner, 91, "old")
     await owner.execute("UPDATE producer_progress SET changed_at = now() - interval '61 days'")
     await owner.execute("UPDATE dead_letter SET retried_at = now() - interval '91 days'")
-    env = environment(Settings(database_url=database.owner))
+    env = environment(configured(database_url=database.owner))
 
     def said(output: str) -> list[str]:
         return [line.partition(", unchanged since ")[0] for line in output.splitlines()]
@@ -334,7 +334,7 @@ async def test_a_service_role_removes_nothing(
 ) -> None:
     await store(writer, ["old"])
     await age(owner, 91, "old")
-    env = environment(Settings(database_url=database.writer))
+    env = environment(configured(database_url=database.writer))
     output = await run_cli("prune", "--older-than", "90d", env=env, code=1)
     assert output.startswith("removed: 0 executions with 0 events")
     assert await kept(owner) == {"old": (1, 2)}
@@ -352,7 +352,7 @@ async def test_a_signal_stops_the_command_after_its_transaction(
         process = await asyncio.create_subprocess_exec(
             *COMMAND,
             *("prune", "--older-than", "90d"),
-            env=environment(Settings(database_url=database.owner)),
+            env=environment(configured(database_url=database.owner)),
             stdout=asyncio.subprocess.PIPE,
             stderr=end,
         )

@@ -6,7 +6,6 @@ import random
 import threading
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from execution_events.publisher.delivery.direct import DirectDelivery
 from execution_events.publisher.delivery.sender import Outgoing
 from execution_events.publisher.spool.directory import list_spools
 from execution_events.settings import Settings
+from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, consuming, until_stored
 from tests.support.occurrences import Fetch
 from tests.support.published import (
@@ -41,7 +41,7 @@ def either(settings: Settings, request: pytest.FixtureRequest, tmp_path: Path) -
     """The settings of a publisher without a spool, and of one with a spool."""
     if request.param == "direct":
         return settings
-    return replace(settings, spool_dir=str(tmp_path / "spool"))
+    return configured(settings, spool_dir=str(tmp_path / "spool"))
 
 
 @asynccontextmanager
@@ -89,7 +89,7 @@ async def test_one_execution_is_in_the_order_of_its_publishing(either: Settings)
 async def test_it_works_on_any_event_loop(
     either: Settings, loop_factory: object, own_kafka: EmbeddedKafka
 ) -> None:
-    either = replace(await topic_on(own_kafka, either), close_timeout=1)
+    either = configured(await topic_on(own_kafka, either), close_timeout=1)
 
     async def main() -> int:
         async with nothing_left(), Publisher(either) as publisher:
@@ -112,7 +112,7 @@ async def test_it_works_on_any_event_loop(
 
 
 async def test_kafka_away_at_opening_is_said(settings: Settings, unused_port: int) -> None:
-    away = replace(settings, kafka_bootstrap_servers=f"127.0.0.1:{unused_port}")
+    away = configured(settings, kafka_bootstrap_servers=f"127.0.0.1:{unused_port}")
     async with nothing_left(), bounded(1):
         with pytest.raises(RetryableError, match=rf"Kafka at 127.0.0.1:{unused_port}: "):
             await Publisher(away).__aenter__()
@@ -138,13 +138,13 @@ async def test_a_topic_that_is_not_there_is_said(
             RetryableError,
             match=r"topic not-there does not exist: .* `execution-events topic create`",
         ):
-            await Publisher(replace(settings, topic="not-there")).__aenter__()
+            await Publisher(configured(settings, topic="not-there")).__aenter__()
 
 
 async def test_publishing_gives_up_after_its_time_and_goes_on_later(
     own_kafka: EmbeddedKafka, settings: Settings
 ) -> None:
-    settings = replace(await topic_on(own_kafka, settings), publish_timeout=1)
+    settings = configured(await topic_on(own_kafka, settings), publish_timeout=1)
     published = events(200)
     async with Publisher(settings) as publisher:
         with silent(own_kafka):
@@ -164,9 +164,9 @@ async def test_publishing_gives_up_after_its_time_and_goes_on_later(
 async def test_closing_is_bounded_and_leaves_nothing(
     own_kafka: EmbeddedKafka, either: Settings, kafka: str
 ) -> None:
-    if kafka == "silent at opening" and either.spool_dir is None:
+    if kafka == "silent at opening" and either.publisher.spool_dir is None:
         return
-    settings = replace(await topic_on(own_kafka, either), close_timeout=1)
+    settings = configured(await topic_on(own_kafka, either), close_timeout=1)
     threads = threading.active_count()
     async with nothing_left():
         publisher = Publisher(settings)
@@ -191,13 +191,13 @@ async def test_closing_is_bounded_and_leaves_nothing(
                 results = await publishing
                 with pytest.raises(RetryableError, match="closed"):
                     await flushing
-            if either.spool_dir is None:
+            if either.publisher.spool_dir is None:
                 assert {str(result) for result in results} == {
                     "the publisher was closed before Kafka acknowledged the event"
                 }
             else:
                 assert set(results) == {None}
-                [spool] = list_spools(Path(either.spool_dir))
+                [spool] = list_spools(Path(either.publisher.spool_dir))
                 assert spool.summary is not None
                 assert (spool.owned, spool.summary.left) == (False, 100)
         assert await publisher.close() == 0
@@ -210,7 +210,7 @@ async def test_closing_is_bounded_and_leaves_nothing(
 async def test_a_close_that_is_cancelled_closes_at_once(
     own_kafka: EmbeddedKafka, either: Settings
 ) -> None:
-    settings = replace(await topic_on(own_kafka, either), close_timeout=30)
+    settings = configured(await topic_on(own_kafka, either), close_timeout=30)
     async with nothing_left():
         publisher = await Publisher(settings).__aenter__()
         with silent(own_kafka):
@@ -221,8 +221,8 @@ async def test_a_close_that_is_cancelled_closes_at_once(
                     async with asyncio.timeout(0.2):
                         await publisher.close()
             await publishing
-    if either.spool_dir is not None:
-        assert [spool.owned for spool in list_spools(Path(either.spool_dir))] == [False]
+    if either.publisher.spool_dir is not None:
+        assert [spool.owned for spool in list_spools(Path(either.publisher.spool_dir))] == [False]
 
 
 async def test_it_is_opened_once_at_a_time(either: Settings) -> None:
@@ -238,13 +238,13 @@ async def test_it_is_opened_once_at_a_time(either: Settings) -> None:
 async def test_an_opening_that_fails_or_is_cancelled_gives_up_the_spool(
     settings: Settings, tmp_path: Path
 ) -> None:
-    settings = replace(settings, spool_dir=str(tmp_path))
+    settings = configured(settings, spool_dir=str(tmp_path))
     opening = asyncio.create_task(Publisher(settings).__aenter__())
     await asyncio.sleep(0)
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
-    wrong = replace(
+    wrong = configured(
         settings, kafka_security_protocol="SSL", kafka_ssl_ca_file=str(tmp_path / "none")
     )
     with pytest.raises(SettingsError):
@@ -293,7 +293,9 @@ async def test_who_waits_for_room_is_told_of_the_time_out_and_of_closing(
     monkeypatch.setattr(direct, "_PENDING_MAX", 0)
     settings = await topic_on(own_kafka, settings)
     first, second, third = events(3)
-    publisher = await Publisher(replace(settings, publish_timeout=1, close_timeout=1)).__aenter__()
+    publisher = await Publisher(
+        configured(settings, publish_timeout=1, close_timeout=1)
+    ).__aenter__()
     with silent(own_kafka):
         in_line = asyncio.create_task(publisher.publish(first))
         await asyncio.sleep(0)
@@ -335,7 +337,7 @@ async def test_a_flush_ends_while_others_publish(either: Settings) -> None:
 
 async def test_a_flush_does_not_wait_for_what_came_after_it(either: Settings) -> None:
     before, after = records(events(2))
-    async with Publisher(replace(either, close_timeout=1)) as publisher:
+    async with Publisher(configured(either, close_timeout=1)) as publisher:
         delivery = publisher._delivery
         assert delivery is not None
         keeping = asyncio.create_task(delivery.keep(before))
@@ -380,8 +382,10 @@ async def test_a_fork_can_neither_use_nor_close_it(either: Settings) -> None:
                 os._exit(code)
         _, status = await asyncio.to_thread(os.waitpid, process, 0)
         assert os.waitstatus_to_exitcode(status) == 0
-        if either.spool_dir is not None:
-            assert [spool.owned for spool in list_spools(Path(either.spool_dir))] == [True]
+        if either.publisher.spool_dir is not None:
+            assert [spool.owned for spool in list_spools(Path(either.publisher.spool_dir))] == [
+                True
+            ]
         async with bounded(5):
             await asyncio.gather(*map(publisher.publish, published[10:]))
             await publisher.flush()
@@ -428,8 +432,8 @@ async def test_a_worker_may_change_its_directory(
     for spool_dir in ("spool", "~/home"):
         environ = {
             "EXECUTION_EVENTS_SPOOL_DIR": spool_dir,
-            "EXECUTION_EVENTS_KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers,
-            "EXECUTION_EVENTS_TOPIC": settings.topic,
+            "EXECUTION_EVENTS_KAFKA_BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
+            "EXECUTION_EVENTS_TOPIC": settings.kafka.topic,
         }
         monkeypatch.chdir(tmp_path)
         async with Publisher.from_settings(environ) as publisher:

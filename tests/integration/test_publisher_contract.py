@@ -1,6 +1,5 @@
 """The real publishers do what the recording ones do: the same suite, through a real Kafka."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,13 +8,14 @@ import pytest
 from execution_events import sync
 from execution_events.publisher import Publisher
 from execution_events.settings import Settings
+from tests.support.configuration import configured
 from tests.support.published import occurrences
 from tests.support.publisher_contract import Case, PublisherContract, Threaded
 
 
 @pytest.fixture
 def spooled(settings: Settings, tmp_path: Path) -> Settings:
-    return replace(settings, spool_dir=str(tmp_path / "spool"))
+    return configured(settings, spool_dir=str(tmp_path / "spool"))
 
 
 class TestPublisher(PublisherContract):

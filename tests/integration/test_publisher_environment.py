@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from execution_events.publisher.delivery.spooled import drain
 from execution_events.publisher.record import NewRecord
 from execution_events.publisher.spool.directory import list_spools, open_spool
 from execution_events.settings import Settings
+from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, consuming, until_stored
 from tests.support.occurrences import Fetch
 from tests.support.published import (
@@ -47,26 +47,26 @@ DAY_MS = 24 * HOUR_MS
 
 @pytest.fixture
 def spooled(settings: Settings, tmp_path: Path) -> Settings:
-    return replace(settings, spool_dir=str(tmp_path / "spool"), close_timeout=1)
+    return configured(settings, spool_dir=str(tmp_path / "spool"), close_timeout=1)
 
 
 @asynccontextmanager
 async def topic(settings: Settings, partitions: int = 3, **config: str) -> AsyncIterator[Settings]:
     """The settings for a topic of a test's own, with `config`."""
-    settings = replace(settings, topic=f"{settings.topic}-own")
+    settings = configured(settings, topic=f"{settings.kafka.topic}-own")
     configs = {name.replace("_", "."): value for name, value in config.items()}
     assert await make_topic(settings, partitions, configs) is None
     yield settings
 
 
 def spool_of(settings: Settings) -> Any:
-    assert settings.spool_dir is not None
-    return open_spool(Path(settings.spool_dir), settings.spool_max_bytes)
+    assert settings.publisher.spool_dir is not None
+    return open_spool(Path(settings.publisher.spool_dir), settings.publisher.spool_max_bytes)
 
 
 def listed(settings: Settings) -> Any:
-    assert settings.spool_dir is not None
-    [info] = list_spools(Path(settings.spool_dir))
+    assert settings.publisher.spool_dir is not None
+    [info] = list_spools(Path(settings.publisher.spool_dir))
     return info.summary
 
 
@@ -127,7 +127,7 @@ async def test_a_record_sent_twice_with_two_times_counts_once(
                 set_clock(patch, ahead)
                 done = asyncio.Event()
                 opened = sender.Sender(
-                    own,
+                    own.kafka,
                     "urn:test:twice",
                     acknowledged=lambda *_, done=done: done.set(),
                     refused=lambda *_: None,
@@ -207,7 +207,7 @@ async def test_without_a_spool_a_clock_that_is_ahead_is_said(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with topic(settings, message_timestamp_type="CreateTime") as own:
-        own = replace(own, publish_timeout=1, close_timeout=1)
+        own = configured(own, publish_timeout=1, close_timeout=1)
         [event] = events(1)
         async with Publisher(own) as publisher:
             with monkeypatch.context() as patch:
@@ -221,7 +221,7 @@ async def test_without_a_spool_a_clock_that_is_ahead_is_said(
 async def test_a_worker_that_lives_on_holds_what_it_attempted_too_long_ago(
     own_kafka: EmbeddedKafka, spooled: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = replace(spooled, kafka_bootstrap_servers=own_kafka.bootstrap_servers)
+    own = configured(spooled, kafka_bootstrap_servers=own_kafka.bootstrap_servers)
     first, *others = events(60, executions=1)
     async with topic(own, message_timestamp_type="LogAppendTime") as settings:
         async with Publisher(settings) as publisher:
@@ -254,7 +254,7 @@ async def test_a_worker_that_was_frozen_in_a_request_does_not_send_it_again(
     own_kafka: EmbeddedKafka, spooled: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """aiokafka would: it has a new connection, and the batch has no acknowledgement."""
-    own = replace(spooled, kafka_bootstrap_servers=own_kafka.bootstrap_servers)
+    own = configured(spooled, kafka_bootstrap_servers=own_kafka.bootstrap_servers)
     async with topic(own, message_timestamp_type="LogAppendTime") as settings:
         async with Publisher(settings) as publisher:
             await publisher.publish(events(1, prefix="before")[0])
@@ -385,17 +385,19 @@ async def test_a_topic_that_does_not_exist_is_not_created(
     creating_kafka: EmbeddedKafka, settings: Settings, spooled: Settings
 ) -> None:
     address = creating_kafka.bootstrap_servers
-    own = replace(settings, kafka_bootstrap_servers=address)
-    with pytest.raises(RetryableError, match=f"topic {own.topic} does not exist: create it with"):
+    own = configured(settings, kafka_bootstrap_servers=address)
+    with pytest.raises(
+        RetryableError, match=f"topic {own.kafka.topic} does not exist: create it with"
+    ):
         await Publisher(own).__aenter__()
-    own = replace(spooled, kafka_bootstrap_servers=address)
+    own = configured(spooled, kafka_bootstrap_servers=address)
     async with administrator(own) as client, Publisher(own) as publisher:
         await publisher.publish(events(1)[0])
         async with asyncio.timeout(DEADLINE):
             while not listed(own).reasons:
                 await asyncio.sleep(0.05)
         assert "does not exist: create it with `execution-events" in listed(own).reasons[-1]
-        assert own.topic not in await client.list_topics()
+        assert own.kafka.topic not in await client.list_topics()
         await make_topic(own, 3)
         await publisher.flush(DEADLINE)
     assert len(await log(own)) == 1
@@ -404,7 +406,7 @@ async def test_a_topic_that_does_not_exist_is_not_created(
 async def test_an_old_spool_is_not_lost_to_retention(
     creating_kafka: EmbeddedKafka, spooled: Settings
 ) -> None:
-    own = replace(spooled, kafka_bootstrap_servers=creating_kafka.bootstrap_servers)
+    own = configured(spooled, kafka_bootstrap_servers=creating_kafka.bootstrap_servers)
     async with topic(
         own, partitions=2, message_timestamp_type="CreateTime", retention_ms=str(HOUR_MS)
     ) as own:
@@ -414,15 +416,15 @@ async def test_an_old_spool_is_not_lost_to_retention(
         spool = spool_of(own)
         assert await drain(own, spool, timeout=DEADLINE, progress=lambda _: None) == 0
         # What is as old in the other partition goes after that.
-        async with AIOKafkaProducer(bootstrap_servers=own.kafka_bootstrap_servers) as other:
+        async with AIOKafkaProducer(bootstrap_servers=own.kafka.bootstrap_servers) as other:
             await other.send_and_wait(
-                own.topic, b"", partition=1, timestamp_ms=time_ms() - 2 * DAY_MS
+                own.kafka.topic, b"", partition=1, timestamp_ms=time_ms() - 2 * DAY_MS
             )
-        place = TopicPartition(own.topic, 1)
+        place = TopicPartition(own.kafka.topic, 1)
         async with administrator(own) as client, asyncio.timeout(DEADLINE):
             while await start_of(client, place) == 0:
                 await asyncio.sleep(0.1)
-            assert await start_of(client, TopicPartition(own.topic, 0)) == 0
+            assert await start_of(client, TopicPartition(own.kafka.topic, 0)) == 0
 
 
 async def start_of(client: Any, place: TopicPartition) -> int:

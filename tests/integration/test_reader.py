@@ -16,6 +16,7 @@ from execution_events.settings import Settings
 from execution_events.store.write.batches import BatchWriter
 from tests.support import databases
 from tests.support.backends import Servers
+from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, until
 from tests.support.databases import Database
 from tests.support.golden import SCHEMAS
@@ -472,7 +473,7 @@ async def refused(settings: Settings) -> str:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "no-host.invalid"])
 async def test_the_reader_serves_nobody_but_this_machine(database: Database, host: str) -> None:
-    settings = Settings(
+    settings = configured(
         database_url=database.reader, reader_host=host, reader_port=0, management_port=0
     )
     assert (await refused(settings)).startswith("EXECUTION_EVENTS_READER_HOST: ")
@@ -480,5 +481,5 @@ async def test_the_reader_serves_nobody_but_this_machine(database: Database, hos
 
 async def test_a_port_that_is_taken_is_named(idle: Reader, database: Database) -> None:
     taken = idle.api.base_url.port
-    settings = Settings(database_url=database.reader, reader_port=taken or 0, management_port=0)
+    settings = configured(database_url=database.reader, reader_port=taken or 0, management_port=0)
     assert f"127.0.0.1:{taken}" in await refused(settings)

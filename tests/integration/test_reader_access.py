@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from execution_events.errors import SettingsError
 from execution_events.reader.service import run_reader
-from execution_events.settings import Settings
 from execution_events.store.write.batches import BatchWriter
+from tests.support.configuration import configured
 from tests.support.consumers import until
 from tests.support.databases import Database
 from tests.support.issuers import AUDIENCE, ISSUER, KeyServer, ec_key
@@ -208,7 +208,7 @@ async def test_with_tokens_the_reader_serves_other_machines(
 
 
 async def test_a_token_file_that_is_missing_is_named(database: Database, tmp_path: Path) -> None:
-    settings = Settings(
+    settings = configured(
         database_url=database.reader, tokens_file=str(tmp_path / "absent"), reader_port=0
     )
     with pytest.raises(SettingsError, match=r"^EXECUTION_EVENTS_TOKENS_FILE: No such file"):

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from execution_events.reader.watch import WatchLimits
-from execution_events.settings import Settings
 from tests.support.apis import serving
+from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, until
 from tests.support.databases import Database
 from tests.support.filling import fill
@@ -101,7 +101,7 @@ async def test_many_that_are_stuck_take_little_memory(
     database: Database, written: Log, unused_port: int
 ) -> None:
     """In a process of its own, whose peak is the system's count."""
-    settings = Settings(database_url=database.reader, reader_port=unused_port, management_port=0)
+    settings = configured(database_url=database.reader, reader_port=unused_port, management_port=0)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "execution_events.cli", "reader"), env=environment(settings)
     )

@@ -20,7 +20,7 @@ from execution_events.metrics import ReaderMetrics
 from execution_events.projection.body import decode
 from execution_events.reader.app import create_app
 from execution_events.reader.streaming import StreamLimits
-from execution_events.settings import Settings
+from execution_events.settings import ReaderSettings
 from execution_events.store.read import events as listing
 from execution_events.store.read.events import EventLists
 from execution_events.store.read.feeds import Feeds
@@ -29,6 +29,7 @@ from execution_events.store.write.batches import BatchWriter
 from execution_events.web.auth.access import Access
 from execution_events.web.limits import Limits
 from execution_events.web.server import serve
+from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, until
 from tests.support.databases import Database, administrator
 from tests.support.filling import fill
@@ -78,7 +79,9 @@ async def limited(database: Database, limits: StreamLimits) -> AsyncIterator[str
         metrics = ReaderMetrics(CollectorRegistry())
         everybody = Access(None, metrics)
         feeds = Feeds(lists)
-        app = create_app(lists, feeds, metrics, everybody, Limits(Settings(), metrics), limits)
+        app = create_app(
+            lists, feeds, metrics, everybody, Limits(ReaderSettings(), metrics), limits
+        )
         async with serve(app, "127.0.0.1", 0) as address:
             yield address
 
@@ -305,7 +308,7 @@ async def test_a_long_stream_adds_little_memory(
 ) -> None:
     """In a process of its own, whose peak is the system's count."""
     await fill(owner, 100_000)
-    settings = Settings(database_url=database.reader, reader_port=unused_port, management_port=0)
+    settings = configured(database_url=database.reader, reader_port=unused_port, management_port=0)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "execution_events.cli", "reader"), env=environment(settings)
     )

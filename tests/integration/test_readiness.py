@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
@@ -26,6 +26,7 @@ from tests.faults.proxy import Proxy
 from tests.support import databases
 from tests.support.backends import Servers
 from tests.support.brokers import GuardedBroker, guarded_broker
+from tests.support.configuration import configured
 from tests.support.consumers import consuming
 from tests.support.databases import Database, administrator
 from tests.support.occurrences import publish, ready
@@ -89,7 +90,7 @@ async def prepared(
             netloc = f"{url.netloc.rpartition('@')[0]}@127.0.0.1:{proxy.port}"
             name = f"test-{secrets.token_hex(4)}"
             settings = broker.unlimited(
-                Settings(
+                configured(
                     topic=name,
                     group=name,
                     database_url=urlunsplit(url._replace(netloc=netloc)),
@@ -162,8 +163,8 @@ async def postgres_read_only(peers: Peers) -> AsyncIterator[None]:
 @asynccontextmanager
 async def topic_deleted(peers: Peers) -> AsyncIterator[None]:
     """aiokafka's consumer is assigned no partition then, and says nothing."""
-    async with open_admin(peers.settings) as admin:
-        await admin.delete_topics([peers.settings.topic])
+    async with open_admin(peers.settings.kafka) as admin:
+        await admin.delete_topics([peers.settings.kafka.topic])
     try:
         yield
     finally:
@@ -199,7 +200,7 @@ async def until_ready(port: int, wanted: int, limit: float, pattern: str = "") -
 
 async def check(service: str, peers: Peers, upset: Upset, pattern: str) -> None:
     """Upset a peer: /readyz tells it in time, stays so, and is back in time."""
-    port = peers.settings.management_port
+    port = peers.settings.management.port
     await until_ready(port, 200, 30)
     async with upset(peers):
         told = await until_ready(port, 503, NOT_READY, pattern)
@@ -270,13 +271,13 @@ async def reading(settings: Settings) -> AsyncIterator[None]:
 async def test_the_reader_is_ready_while_the_database_is_read_only(peers: Peers) -> None:
     """It may be a replica."""
     async with postgres_read_only(peers), reading(peers.settings):
-        await until_ready(peers.settings.management_port, 200, 30)
+        await until_ready(peers.settings.management.port, 200, 30)
 
 
 async def test_a_missing_right_is_told_with_kafkas_cause(peers: Peers) -> None:
     settings = peers.broker.limited(peers.settings)
-    port = settings.management_port
-    topic, group = settings.topic, settings.group
+    port = settings.management.port
+    topic, group = settings.kafka.topic, settings.consumer.group
     await peers.broker.grant(topic, "Describe", "DescribeConfigs")
     await peers.broker.grant(group, "Read", resource="group")
     async with consuming(settings):
@@ -295,13 +296,13 @@ async def test_a_missing_right_is_told_with_kafkas_cause(peers: Peers) -> None:
 
 async def test_a_missing_right_on_the_group_is_told(peers: Peers) -> None:
     settings = peers.broker.limited(peers.settings)
-    await peers.broker.grant(settings.topic, "Read", "Describe", "DescribeConfigs")
+    await peers.broker.grant(settings.kafka.topic, "Read", "Describe", "DescribeConfigs")
     async with consuming(settings):
         await until_ready(
-            settings.management_port, 503, NOT_READY, rf"{KAFKA}GroupAuthorizationFailedError"
+            settings.management.port, 503, NOT_READY, rf"{KAFKA}GroupAuthorizationFailedError"
         )
-        await peers.broker.grant(settings.group, "Read", resource="group")
-        await until_ready(settings.management_port, 200, READY_AGAIN)
+        await peers.broker.grant(settings.consumer.group, "Read", resource="group")
+        await until_ready(settings.management.port, 200, READY_AGAIN)
 
 
 async def test_a_consumer_that_starts_beside_a_frozen_broker_tells_it_and_stops(
@@ -311,7 +312,7 @@ async def test_a_consumer_that_starts_beside_a_frozen_broker_tells_it_and_stops(
     async with kafka_frozen(peers):
         consumer = asyncio.create_task(run_consumer(peers.settings, stop))
         try:
-            await until_ready(peers.settings.management_port, 503, NOT_READY, KAFKA + "no answer")
+            await until_ready(peers.settings.management.port, 503, NOT_READY, KAFKA + "no answer")
         finally:
             stop.set()
             await consumer
@@ -322,7 +323,7 @@ async def test_a_consumer_stops_in_order_while_kafka_is_gone(peers: Peers, momen
     """At any moment of the client's own attempts to reach it."""
     stop = asyncio.Event()
     consumer = asyncio.create_task(run_consumer(peers.settings, stop))
-    await until_ready(peers.settings.management_port, 200, 30)
+    await until_ready(peers.settings.management.port, 200, 30)
     async with kafka_gone(peers):
         # The client pauses for 0.1 s after each attempt.
         await asyncio.wait({consumer}, timeout=moment)
@@ -335,6 +336,6 @@ async def test_a_consumer_stops_in_order_while_kafka_is_gone(peers: Peers, momen
 
 async def test_a_bootstrap_server_that_is_silent_holds_up_nothing(peers: Peers) -> None:
     async with Proxy(peers.kafka.port) as silent, silent.black_hole():
-        servers = f"127.0.0.1:{silent.port},{peers.settings.kafka_bootstrap_servers}"
-        async with consuming(replace(peers.settings, kafka_bootstrap_servers=servers)):
-            await until_ready(peers.settings.management_port, 200, READY_AGAIN)
+        servers = f"127.0.0.1:{silent.port},{peers.settings.kafka.bootstrap_servers}"
+        async with consuming(configured(peers.settings, kafka_bootstrap_servers=servers)):
+            await until_ready(peers.settings.management.port, 200, READY_AGAIN)

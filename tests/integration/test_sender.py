@@ -6,7 +6,6 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -29,6 +28,7 @@ from execution_events.publisher.delivery import sender
 from execution_events.publisher.delivery.sender import Outgoing, Sender
 from execution_events.publisher.record import HOLD_MS, now_ms
 from execution_events.settings import Settings
+from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, consuming, until_stored
 from tests.support.occurrences import Fetch
 from tests.support.published import (
@@ -51,7 +51,7 @@ class Sent(Sender):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(
-            settings,
+            settings.kafka,
             SOURCE,
             acknowledged=self._note_acknowledged,
             refused=self._note_refused,
@@ -177,7 +177,7 @@ async def test_a_fatal_idempotence_error_loses_and_doubles_nothing(
             for partition in range(3):
                 # The broker really refuses what comes next.
                 producer._txn_manager.increment_sequence_number(
-                    TopicPartition(settings.topic, partition), 1000
+                    TopicPartition(settings.kafka.topic, partition), 1000
                 )
             await asyncio.gather(*map(publisher.publish, published[300:]))
             assert publisher._delivery._sender._producer is not producer  # type: ignore[union-attr]
@@ -192,7 +192,7 @@ async def test_a_fatal_idempotence_error_loses_and_doubles_nothing(
 @pytest.fixture
 async def narrow(settings: Settings) -> Settings:
     """The settings for a topic that takes no batch above 11,000 bytes."""
-    settings = replace(settings, topic=f"{settings.topic}-narrow")
+    settings = configured(settings, topic=f"{settings.kafka.topic}-narrow")
     await make_topic(settings, 1, {"max.message.bytes": "11000"})
     return settings
 
@@ -380,7 +380,7 @@ async def test_closing_does_not_wait_for_kafka(
 async def test_kafka_that_is_away_is_said_once_and_leaves_nothing(
     settings: Settings, unused_port: int
 ) -> None:
-    settings = replace(settings, kafka_bootstrap_servers=f"127.0.0.1:{unused_port}")
+    settings = configured(settings, kafka_bootstrap_servers=f"127.0.0.1:{unused_port}")
     async with sending(settings) as sent:
         with pytest.raises(RetryableError, match=rf"Kafka at 127.0.0.1:{unused_port}: "):
             await sent.connect()

@@ -6,7 +6,6 @@ import sqlite3
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from execution_events.publisher.spool import directory as spool_directory
 from execution_events.publisher.spool.directory import list_spools, open_spool
 from execution_events.publisher.spool.spool import Spool
 from execution_events.settings import Settings
+from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, consuming, until_stored
 from tests.support.occurrences import Fetch
 from tests.support.published import (
@@ -41,16 +41,16 @@ from tests.support.topics import make_topic
 
 @pytest.fixture
 def settings(settings: Settings, tmp_path: Path) -> Settings:
-    return replace(settings, spool_dir=str(tmp_path / "spool"), close_timeout=1)
+    return configured(settings, spool_dir=str(tmp_path / "spool"), close_timeout=1)
 
 
 def directory_of(settings: Settings) -> Path:
-    assert settings.spool_dir is not None
-    return Path(settings.spool_dir)
+    assert settings.publisher.spool_dir is not None
+    return Path(settings.publisher.spool_dir)
 
 
 def opened_spool(settings: Settings) -> Spool:
-    return open_spool(directory_of(settings), settings.spool_max_bytes)
+    return open_spool(directory_of(settings), settings.publisher.spool_max_bytes)
 
 
 @asynccontextmanager
@@ -204,7 +204,7 @@ async def test_a_full_spool_raises_until_kafka_is_back(
     own_kafka: EmbeddedKafka, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spooled, "_PAUSE", 0.02)
-    settings = replace(await topic_on(own_kafka, settings), spool_max_bytes=2**20)
+    settings = configured(await topic_on(own_kafka, settings), spool_max_bytes=2**20)
     async with delivering(settings) as delivery:
         with silent(own_kafka):
             results = [await attempt(delivery.keep(record)) for record in big(100)]
@@ -220,7 +220,7 @@ async def test_a_full_spool_raises_until_kafka_is_back(
 async def test_a_full_spool_waits_until_kafka_is_back(
     own_kafka: EmbeddedKafka, settings: Settings
 ) -> None:
-    settings = replace(
+    settings = configured(
         await topic_on(own_kafka, settings), spool_max_bytes=2**20, spool_full="wait"
     )
     async with delivering(settings) as delivery:
@@ -242,7 +242,7 @@ async def test_a_full_spool_waits_until_kafka_is_back(
 
 
 async def test_more_at_once_than_fits_is_kept_in_parts(settings: Settings) -> None:
-    settings = replace(settings, spool_max_bytes=2**20, spool_full="wait")
+    settings = configured(settings, spool_max_bytes=2**20, spool_full="wait")
     async with delivering(settings) as delivery:
         async with asyncio.timeout(DEADLINE):
             await keep_all(delivery, big(150))
@@ -253,7 +253,7 @@ async def test_more_at_once_than_fits_is_kept_in_parts(settings: Settings) -> No
 async def test_who_waits_for_a_full_spool_is_told_of_its_closing(
     settings: Settings, unused_port: int
 ) -> None:
-    settings = replace(
+    settings = configured(
         settings,
         spool_max_bytes=2**20,
         spool_full="wait",
@@ -367,7 +367,7 @@ async def test_a_damaged_spool_is_replaced_when_the_disk_can_again(
         return turn.own()
 
     one, two, three = records(events(3))
-    async with SpooledDelivery(replace(settings, spool_full=policy), spool) as delivery:
+    async with SpooledDelivery(configured(settings, spool_full=policy), spool) as delivery:
         await delivery.keep(one)
         await flush(delivery)
         interfere(monkeypatch, spool, damaged)
@@ -528,7 +528,7 @@ async def test_a_flush_does_not_overtake_the_turn_that_gives(
 
 
 async def test_what_kafka_refuses_stays_listed_and_holds_up_nothing(settings: Settings) -> None:
-    settings = replace(settings, topic=f"{settings.topic}-narrow")
+    settings = configured(settings, topic=f"{settings.kafka.topic}-narrow")
     await make_topic(settings, 1, {"max.message.bytes": "9000"})
     published = events(100)
     hard = "".join(chr(0x4E00 + number * 7919 % 20000) for number in range(5400))
@@ -613,8 +613,8 @@ async def test_a_spool_is_drained(settings: Settings) -> None:
 async def test_draining_gives_up_when_nothing_is_acknowledged(
     settings: Settings, unused_port: int
 ) -> None:
-    settings = replace(settings, kafka_bootstrap_servers=f"127.0.0.1:{unused_port}")
-    settings = replace(settings, close_timeout=30)
+    settings = configured(settings, kafka_bootstrap_servers=f"127.0.0.1:{unused_port}")
+    settings = configured(settings, close_timeout=30)
     spool = opened_spool(settings)
     spool.exchange(records(events(10)), [], room=0, partition_of=None)
     begin = asyncio.get_running_loop().time()

@@ -3,7 +3,6 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
 
 import pytest
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -12,6 +11,7 @@ from execution_events.errors import RetryableError
 from execution_events.kafka.topic import check_topic, open_admin
 from execution_events.settings import Settings
 from tests.support.brokers import GuardedBroker, guarded_broker
+from tests.support.configuration import configured
 from tests.support.consumers import consuming, stored_offsets, until, until_stored
 from tests.support.occurrences import Fetch, counts, publish, ready
 from tests.support.processes import COMMAND, environment, run_cli
@@ -23,7 +23,7 @@ ONE_COPY = ("--replication", "1", "--min-insync-replicas", "1")
 @pytest.fixture
 def new(settings: Settings) -> Settings:
     """Settings with a topic that does not exist."""
-    return replace(settings, topic=f"{settings.topic}-new")
+    return configured(settings, topic=f"{settings.kafka.topic}-new")
 
 
 @pytest.fixture(scope="module")
@@ -42,25 +42,25 @@ async def create(settings: Settings, *options: str, code: int = 0) -> list[str]:
 
 
 async def configs_of(settings: Settings) -> Mapping[str, str]:
-    async with open_admin(settings) as admin:
+    async with open_admin(settings.kafka) as admin:
         [answer] = await admin.describe_configs(
-            [ConfigResource(ConfigResourceType.TOPIC, settings.topic)]
+            [ConfigResource(ConfigResourceType.TOPIC, settings.kafka.topic)]
         )
     return {entry[0]: entry[1] for entry in answer.resources[0][4]}
 
 
 async def topics_of(settings: Settings) -> list[str]:
-    async with open_admin(settings) as admin:
+    async with open_admin(settings.kafka) as admin:
         names: list[str] = await admin.list_topics()
         return names
 
 
 async def test_it_is_created_as_the_guarantees_need_it(new: Settings) -> None:
     options = ("--partitions", "2", "--retention-days", "7")
-    assert await create(new, *options) == [f"created: {new.topic}"]
-    assert await create(new, *options) == [f"exists as asked: {new.topic}"]
-    assert await create(new, *options, "--alter") == [f"exists as asked: {new.topic}"]
-    assert await check_topic(new) == [0, 1]
+    assert await create(new, *options) == [f"created: {new.kafka.topic}"]
+    assert await create(new, *options) == [f"exists as asked: {new.kafka.topic}"]
+    assert await create(new, *options, "--alter") == [f"exists as asked: {new.kafka.topic}"]
+    assert await check_topic(new.kafka) == [0, 1]
     config = await configs_of(new)
     assert config["min.insync.replicas"] == "1"
     assert config["cleanup.policy"] == "delete"
@@ -72,7 +72,7 @@ async def test_it_is_created_as_the_guarantees_need_it(new: Settings) -> None:
 async def test_an_existing_topic_is_compared_and_left_as_it_is(new: Settings) -> None:
     await make_topic(new, 2, CREATE_TIME | {"cleanup.policy": "compact"})
     assert await create(new, "--partitions", "3", code=1) == [
-        f"exists and differs: {new.topic}",
+        f"exists and differs: {new.kafka.topic}",
         "    partitions: found 2, wanted 3",
         "    cleanup.policy: found compact, wanted delete",
         "    message.timestamp.type: found CreateTime, wanted LogAppendTime",
@@ -87,7 +87,7 @@ async def test_an_existing_topic_is_altered_and_keeps_its_other_configurations(
     await make_topic(new, 2, CREATE_TIME | {"max.message.bytes": "2000000"})
     altered = await create(new, "--partitions", "3", "--retention-days", "7", "--alter")
     assert altered == [
-        f"exists and differs: {new.topic}",
+        f"exists and differs: {new.kafka.topic}",
         "    retention.ms: changed from 2592000000 to 604800000",
         "    message.timestamp.type: changed from CreateTime to LogAppendTime",
         "    partitions: changed from 2 to 3",
@@ -96,7 +96,7 @@ async def test_an_existing_topic_is_altered_and_keeps_its_other_configurations(
     assert config["max.message.bytes"] == "2000000"
     assert config["message.timestamp.type"] == "LogAppendTime"
     again = await create(new, "--partitions", "3", "--retention-days", "7")
-    assert again == [f"exists as asked: {new.topic}"]
+    assert again == [f"exists as asked: {new.kafka.topic}"]
 
 
 async def test_alter_says_what_it_cannot_change(new: Settings) -> None:
@@ -110,7 +110,7 @@ async def test_alter_says_what_it_cannot_change(new: Settings) -> None:
         "not before replication is 3",
     ]
     first, changed, *kept = await create(new, *options, code=1)
-    assert first == f"exists and differs: {new.topic}"
+    assert first == f"exists and differs: {new.kafka.topic}"
     assert changed == "    message.timestamp.type: changed from CreateTime to LogAppendTime"
     assert kept == expected
     assert (await create(new, *options, code=1))[1:] == expected
@@ -120,29 +120,29 @@ async def test_alter_says_what_it_cannot_change(new: Settings) -> None:
 
 async def test_one_of_two_that_create_it_at_once_finds_it_as_asked(new: Settings) -> None:
     for number in range(5):
-        settings = replace(new, topic=f"{new.topic}-{number}")
+        settings = configured(new, topic=f"{new.kafka.topic}-{number}")
         outcomes = await asyncio.gather(*(make_topic(settings, 2) for _ in range(3)))
         assert sorted(map(repr, outcomes)) == ["None", "[]", "[]"]
 
 
 async def test_more_replicas_in_sync_than_replicas_are_refused(new: Settings) -> None:
     await create(new, "--min-insync-replicas", "2", code=2)
-    assert new.topic not in await topics_of(new)
+    assert new.kafka.topic not in await topics_of(new)
 
 
 async def test_a_topic_whose_configuration_is_hidden_is_not_consumed(
     guarded: GuardedBroker, settings: Settings, unused_port: int, fetch: Fetch
 ) -> None:
     """It may be compacted."""
-    limited = replace(guarded.limited(settings), management_port=unused_port)
+    limited = configured(guarded.limited(settings), management_port=unused_port)
     await make_topic(guarded.unlimited(settings), 1)
     await publish(guarded.unlimited(settings), [1])
     with pytest.raises(RetryableError, match=r"^Kafka at .*TopicAuthorization.*grant Describe on"):
-        await check_topic(limited)
-    await guarded.grant(limited.topic, "Read")
-    await guarded.grant(limited.group, "Read", resource="group")
+        await check_topic(limited.kafka)
+    await guarded.grant(limited.kafka.topic, "Read")
+    await guarded.grant(limited.consumer.group, "Read", resource="group")
     with pytest.raises(RetryableError, match=r"^Kafka at .*TopicAuthorization.*DescribeConfigs"):
-        await check_topic(limited)
+        await check_topic(limited.kafka)
     async with consuming(limited):
 
         async def told() -> bool:
@@ -150,7 +150,7 @@ async def test_a_topic_whose_configuration_is_hidden_is_not_consumed(
 
         await until(told, "readiness names the right")
         assert await counts(fetch) == Counter()
-        await guarded.grant(limited.topic, "DescribeConfigs")
+        await guarded.grant(limited.kafka.topic, "DescribeConfigs")
         await until_stored(guarded.unlimited(settings))
     assert await counts(fetch) == Counter([1])
 
@@ -174,7 +174,7 @@ async def test_topic_create_names_the_right_that_it_lacks(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     await make_topic(guarded.unlimited(new), 1, CREATE_TIME)
-    await guarded.grant(new.topic, *granted)
+    await guarded.grant(new.kafka.topic, *granted)
     process = await asyncio.create_subprocess_exec(
         *COMMAND,
         *("topic", "create", *ONE_COPY, "--partitions", "2", *options),
@@ -190,9 +190,9 @@ async def test_topic_create_names_the_right_that_it_lacks(
 async def test_no_request_creates_the_topic(
     guarded: GuardedBroker, settings: Settings, unused_port: int
 ) -> None:
-    settings = replace(guarded.unlimited(settings), management_port=unused_port)
-    async with open_admin(settings) as admin:
-        [described] = await admin.describe_topics([settings.topic])
+    settings = configured(guarded.unlimited(settings), management_port=unused_port)
+    async with open_admin(settings.kafka) as admin:
+        [described] = await admin.describe_topics([settings.kafka.topic])
         assert described["error_code"] == 3
     await run_cli("topic", "accept", env=environment(settings), code=1)
     async with consuming(settings):
@@ -201,7 +201,7 @@ async def test_no_request_creates_the_topic(
             return "topic create" in (await ready(unused_port))[1]
 
         await until(told, "readiness says that the topic is missing")
-    assert settings.topic not in await topics_of(settings)
+    assert settings.kafka.topic not in await topics_of(settings)
 
 
 async def test_a_consumer_does_not_create_the_topic_that_was_deleted(
@@ -213,21 +213,21 @@ async def test_a_consumer_does_not_create_the_topic_that_was_deleted(
     await publish(settings, range(30))
     async with consuming(settings):
         await until_stored(settings)
-        async with open_admin(settings) as admin:
-            await admin.delete_topics([settings.topic])
+        async with open_admin(settings.kafka) as admin:
+            await admin.delete_topics([settings.kafka.topic])
 
         async def missed() -> bool:
             # By aiokafka, once it has asked for the topic again.
-            return f"Topic {settings.topic} not found in cluster metadata" in caplog.text
+            return f"Topic {settings.kafka.topic} not found in cluster metadata" in caplog.text
 
         await until(missed, "the consumer has asked for the topic")
-    assert settings.topic not in await topics_of(settings)
+    assert settings.kafka.topic not in await topics_of(settings)
 
 
 async def test_altering_the_timestamps_beside_a_consumer_changes_no_fingerprint(
     new: Settings, fetch: Fetch, unused_port: int
 ) -> None:
-    settings = replace(new, management_port=unused_port)
+    settings = configured(new, management_port=unused_port)
     await make_topic(settings, 3, CREATE_TIME)
     await publish(settings, range(30))
 
@@ -261,12 +261,12 @@ async def test_another_log_is_accepted_while_the_consumer_runs(
     begin: str,
     again: list[int],
 ) -> None:
-    settings = replace(settings, management_port=unused_port)
+    settings = configured(settings, management_port=unused_port)
     await publish(settings, range(60))
     async with consuming(settings):
         await until_stored(settings)
-    async with open_admin(settings) as admin:
-        await admin.delete_topics([settings.topic])
+    async with open_admin(settings.kafka) as admin:
+        await admin.delete_topics([settings.kafka.topic])
     await _recreate(settings)
     await publish(settings, range(30))
     env = environment(settings)

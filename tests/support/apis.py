@@ -11,12 +11,12 @@ from prometheus_client import CollectorRegistry
 from execution_events.metrics import ReaderMetrics
 from execution_events.reader.app import create_app
 from execution_events.reader.watch import WatchLimits
-from execution_events.settings import Settings
 from execution_events.store.read.events import EventLists
 from execution_events.store.read.feeds import Feeds
 from execution_events.web.auth.access import Access
 from execution_events.web.limits import Limits
 from execution_events.web.server import serve
+from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE
 
 
@@ -47,13 +47,13 @@ async def serving(
     """An API whose watches have these limits; `credentials` opens what knows tokens."""
     registry = CollectorRegistry()
     metrics = ReaderMetrics(registry)
-    settings = Settings(reader_max_streams=200, reader_max_streams_per_token=200)
+    settings = configured(reader_max_streams=200, reader_max_streams_per_token=200)
     async with (
         EventLists.open(database_url) as lists,
         credentials(metrics) as known,
         Feeds.open(lists) as feeds,
     ):
-        access, bounds = Access(known, metrics), Limits(settings, metrics)
+        access, bounds = Access(known, metrics), Limits(settings.reader, metrics)
         app = create_app(lists, feeds, metrics, access, bounds, watch_limits=limits)
         async with (
             serve(app, "127.0.0.1", 0) as address,

@@ -38,11 +38,11 @@ async def produce_batch(
     for number, value in enumerate(values):
         builder.append(number, timestamp=None, key=None, value=value, headers=list(headers))
     batch = bytes(builder.build())
-    request = ProduceRequest(None, -1, 10_000, [(settings.topic, [(partition, batch)])])
+    request = ProduceRequest(None, -1, 10_000, [(settings.kafka.topic, [(partition, batch)])])
     async with producer(settings) as client:
-        await client.partitions_for(settings.topic)
+        await client.partitions_for(settings.kafka.topic)
         leader = client.client.cluster.leader_for_partition(
-            TopicPartition(settings.topic, partition)
+            TopicPartition(settings.kafka.topic, partition)
         )
         async with asyncio.timeout(DEADLINE):
             while True:

@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from execution_events.embedded.directory import HOST
 from execution_events.embedded.kafka import Node, server_properties
 from execution_events.kafka.topic import open_admin
 from execution_events.settings import Settings
+from tests.support.configuration import configured
 
 _USER, _PASSWORD = "limited", "a-password"
 _ANY_HOST, _LITERAL, _ALLOW = "*", 3, 3
@@ -49,11 +50,11 @@ class GuardedBroker:
 
     def unlimited(self, settings: Settings) -> Settings:
         """The settings for the listener without limits."""
-        return replace(settings, kafka_bootstrap_servers=self.kafka.bootstrap_servers)
+        return configured(settings, kafka_bootstrap_servers=self.kafka.bootstrap_servers)
 
     def limited(self, settings: Settings) -> Settings:
         """The settings for the user, who may do nothing until it is granted."""
-        return replace(
+        return configured(
             settings,
             kafka_bootstrap_servers=f"{HOST}:{self.guarded_port}",
             kafka_security_protocol="SASL_PLAINTEXT",
@@ -77,8 +78,8 @@ class GuardedBroker:
             assert len(matching) == 1
 
     async def _change(self, request_type: Any, name: str, operation: str, resource: str) -> Any:
-        settings = Settings(kafka_bootstrap_servers=self.kafka.bootstrap_servers)
-        async with open_admin(settings) as admin:
+        settings = configured(kafka_bootstrap_servers=self.kafka.bootstrap_servers)
+        async with open_admin(settings.kafka) as admin:
             return await admin._send_to_controller(
                 request_type(
                     resource_type=_RESOURCES[resource],

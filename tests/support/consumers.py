@@ -50,14 +50,16 @@ async def until_stored(settings: Settings) -> None:
 async def end_offsets(settings: Settings) -> dict[int, int]:
     """The last stable offset of each partition."""
     client = AIOKafkaConsumer(
-        bootstrap_servers=settings.kafka_bootstrap_servers, isolation_level="read_committed"
+        bootstrap_servers=settings.kafka.bootstrap_servers, isolation_level="read_committed"
     )
     await client.start()
     try:
         # Known only after it was asked for.
-        await client._client._wait_on_metadata(settings.topic)
-        partitions = client.partitions_for_topic(settings.topic)
-        ends = await client.end_offsets([TopicPartition(settings.topic, p) for p in partitions])
+        await client._client._wait_on_metadata(settings.kafka.topic)
+        partitions = client.partitions_for_topic(settings.kafka.topic)
+        ends = await client.end_offsets(
+            [TopicPartition(settings.kafka.topic, p) for p in partitions]
+        )
         return {partition.partition: offset for partition, offset in ends.items()}
     finally:
         await client.stop()
@@ -65,9 +67,9 @@ async def end_offsets(settings: Settings) -> dict[int, int]:
 
 async def stored_offsets(settings: Settings) -> dict[int, int]:
     """The stored next offset of each partition."""
-    connection = await asyncpg.connect(settings.require_database_url())
+    connection = await asyncpg.connect(settings.database.require_url())
     try:
-        return await next_offsets(connection, settings.topic)
+        return await next_offsets(connection, settings.kafka.topic)
     finally:
         await connection.close()
 

@@ -20,7 +20,7 @@ Fetch = Callable[[str], Awaitable[list[asyncpg.Record]]]
 async def producer(settings: Settings, **options: object) -> AsyncIterator[AIOKafkaProducer]:
     """A producer that demands acknowledgements."""
     client = AIOKafkaProducer(
-        bootstrap_servers=settings.kafka_bootstrap_servers, acks="all", **options
+        bootstrap_servers=settings.kafka.bootstrap_servers, acks="all", **options
     )
     await client.start()
     try:
@@ -35,7 +35,7 @@ async def publish(settings: Settings, executions: Iterable[int]) -> None:
         sent = []
         for number in executions:
             key, value = wire.encode(occurrence(execution_id=f"execution-{number}"))
-            sent.append(await client.send(settings.topic, key=key, value=value))
+            sent.append(await client.send(settings.kafka.topic, key=key, value=value))
         await asyncio.gather(*sent)
 
 

@@ -8,11 +8,10 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
 
-from execution_events.settings import Settings, variable_of
+from execution_events.settings import Settings, variables
 from tests.support.consumers import DEADLINE, until
 
 COMMAND = (sys.executable, "-m", "execution_events.cli")
@@ -20,12 +19,7 @@ COMMAND = (sys.executable, "-m", "execution_events.cli")
 
 def environment(settings: Settings | None = None, **more: str) -> dict[str, str]:
     """This process's environment, with `settings` as variables where they are no defaults."""
-    variables = dict(os.environ)
-    for field in fields(Settings) if settings is not None else ():
-        value = getattr(settings, field.name)
-        if value != field.default:
-            variables[variable_of(field.name)] = str(value)
-    return variables | more
+    return dict(os.environ) | ({} if settings is None else variables(settings)) | more
 
 
 async def run_cli(

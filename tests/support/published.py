@@ -4,7 +4,6 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from execution_events.events import Occurrence
 from execution_events.publisher import Event, Names
 from execution_events.publisher.record import NewRecord
 from execution_events.settings import Settings
+from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE
 from tests.support.topics import make_topic
 
@@ -67,13 +67,13 @@ async def occurrences(settings: Settings) -> list[Occurrence]:
 
 async def _records(settings: Settings) -> list[Any]:
     found: list[Any] = []
-    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap_servers)
+    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka.bootstrap_servers)
     await consumer.start()
     try:
-        await consumer._client._wait_on_metadata(settings.topic)
+        await consumer._client._wait_on_metadata(settings.kafka.topic)
         partitions = [
-            TopicPartition(settings.topic, number)
-            for number in consumer.partitions_for_topic(settings.topic)
+            TopicPartition(settings.kafka.topic, number)
+            for number in consumer.partitions_for_topic(settings.kafka.topic)
         ]
         consumer.assign(partitions)
         await consumer.seek_to_beginning(*partitions)
@@ -116,14 +116,14 @@ def counted(found: Iterable[Published]) -> list[Published]:
 
 async def topic_on(kafka: EmbeddedKafka, settings: Settings, partitions: int = 3) -> Settings:
     """The settings for a topic of the same name on `kafka`."""
-    settings = replace(settings, kafka_bootstrap_servers=kafka.bootstrap_servers)
+    settings = configured(settings, kafka_bootstrap_servers=kafka.bootstrap_servers)
     await make_topic(settings, partitions)
     return settings
 
 
 @asynccontextmanager
 async def administrator(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
-    client = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    client = AIOKafkaAdminClient(bootstrap_servers=settings.kafka.bootstrap_servers)
     await client.start()
     try:
         yield client
@@ -133,7 +133,9 @@ async def administrator(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient
 
 async def grow(settings: Settings, partitions: int) -> None:
     async with administrator(settings) as client:
-        await client.create_partitions({settings.topic: NewPartitions(total_count=partitions)})
+        await client.create_partitions(
+            {settings.kafka.topic: NewPartitions(total_count=partitions)}
+        )
 
 
 @contextmanager

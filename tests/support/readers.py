@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 
 from execution_events.events import Occurrence
 from execution_events.reader.service import run_reader
-from execution_events.settings import Settings
+from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE
 from tests.support.golden import SCHEMAS
 from tests.support.records import EPOCH, occurrence
@@ -116,7 +116,7 @@ class _Started(logging.Handler):
 @asynccontextmanager
 async def reading(database_url: str, **given: Any) -> AsyncIterator[Reader]:
     """Run a reader with these settings; at the end it is stopped in order, its errors raised."""
-    settings = Settings(database_url=database_url, reader_port=0, management_port=0, **given)
+    settings = configured(database_url=database_url, reader_port=0, management_port=0, **given)
     stop = asyncio.Event()
     service = asyncio.create_task(run_reader(settings, stop))
     try:

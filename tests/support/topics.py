@@ -14,7 +14,7 @@ async def make_topic(
 ) -> list[Difference] | None:
     """`create_topic` with one replica, and `configs` above what the guarantees need."""
     return await create_topic(
-        settings,
+        settings.kafka,
         partitions=partitions,
         replication=1,
         min_insync_replicas=1,

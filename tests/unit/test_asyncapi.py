@@ -73,9 +73,9 @@ def test_the_value_and_the_key_are_those_of_the_event_schema() -> None:
 
 def test_it_names_what_the_service_has_by_default() -> None:
     defaults = Settings()
-    assert CHANNEL["address"] == defaults.topic
+    assert CHANNEL["address"] == defaults.kafka.topic
     variables = DOCUMENT["servers"]["kafka"]["variables"]
-    assert variables["bootstrapServers"]["default"] == defaults.kafka_bootstrap_servers
+    assert variables["bootstrapServers"]["default"] == defaults.kafka.bootstrap_servers
     assert f" {SOURCE_IDLE.days} days" in OPERATION["description"]
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from execution_events.cli.main import main, parser
-from execution_events.settings import Settings, variable_of
+from execution_events.settings import variable_of
 from tests.support import golden
+from tests.support.configuration import each_setting
 
 EVENTS = [case.record.value or b"" for case in golden.load("seed.json")]
 
@@ -203,7 +204,7 @@ def test_settings_as_json_are_one_object_a_line(
     assert run("settings", "--json") == 0
     output = capsys.readouterr()
     settings = {line["variable"]: line for line in map(json.loads, output.out.splitlines())}
-    assert settings.keys() == {variable_of(field) for field in Settings.__dataclass_fields__}
+    assert settings.keys() == {variable_of(name) for name, *_ in each_setting()}
     assert all(line.keys() == {"variable", "value", "source", "doc"} for line in settings.values())
     topic, group = settings[variable_of("topic")], settings[variable_of("group")]
     assert (topic["value"], topic["source"]) == ("other", variable_of("topic"))

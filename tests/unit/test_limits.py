@@ -7,8 +7,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from execution_events.metrics import ReaderMetrics
-from execution_events.settings import Settings
 from execution_events.web.limits import LimitError, Limits
+from tests.support.configuration import configured
 
 
 class Measured:
@@ -17,7 +17,7 @@ class Measured:
     def __init__(self, **settings: int) -> None:
         self.registry = CollectorRegistry()
         bounds: dict[str, Any] = {f"reader_max_{name}": number for name, number in settings.items()}
-        self.limits = Limits(Settings(**bounds), ReaderMetrics(self.registry))
+        self.limits = Limits(configured(**bounds).reader, ReaderMetrics(self.registry))
 
     def value(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(f"execution_events_{name}", labels)

@@ -1,6 +1,5 @@
 """Settings: every one is described, a wrong one is named, and no secret is shown."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -8,9 +7,10 @@ import pytest
 from execution_events.errors import SettingsError
 from execution_events.kafka.connection import client_options
 from execution_events.settings import PREFIX, Settings, describe, load, unknown, variable_of
+from tests.support.configuration import configured, each_setting, value_of
 
-FIELDS = dataclasses.fields(Settings)
-SECRETS = [field.name for field in FIELDS if field.metadata["secret"]]
+FIELDS = [(variable, field) for variable, _, field in each_setting()]
+SECRETS = [variable for variable, field in FIELDS if field.metadata["secret"]]
 DATABASE_URL = variable_of("database_url")
 HIDDEN = "s3cr3t"
 
@@ -38,9 +38,9 @@ def test_nothing_set_gives_the_defaults() -> None:
 def test_every_setting_is_described_once_in_one_line() -> None:
     settings = list(describe({}))
     assert [setting.variable for setting in settings] == [
-        f"{PREFIX}{field.name.upper()}" for field in FIELDS
+        f"{PREFIX}{variable.upper()}" for variable, _ in FIELDS
     ]
-    for setting, field in zip(settings, FIELDS, strict=True):
+    for setting, (_, field) in zip(settings, FIELDS, strict=True):
         assert setting.doc
         assert setting.doc.isprintable()
         assert setting.source == "default"
@@ -49,20 +49,20 @@ def test_every_setting_is_described_once_in_one_line() -> None:
 
 def test_every_default_is_a_value_that_could_be_set() -> None:
     written = {
-        variable_of(field.name): str(field.default) for field in FIELDS if field.default is not None
+        variable_of(name): str(field.default) for name, field in FIELDS if field.default is not None
     }
     assert load(written) == Settings()
 
 
 def test_a_setting_is_read_and_where_it_came_from_is_told() -> None:
     variable = variable_of("reader_port")
-    assert load({variable: "9000"}).reader_port == 9000
+    assert load({variable: "9000"}).reader.port == 9000
     [setting] = [setting for setting in describe({variable: "9000"}) if setting.value == "9000"]
     assert (setting.variable, setting.source) == (variable, variable)
 
 
 def test_passwords_and_addresses_with_passwords_are_secrets() -> None:
-    passwords = [field.name for field in FIELDS if field.name.endswith("password")]
+    passwords = [name for name, _ in FIELDS if name.endswith("password")]
     assert sorted(SECRETS) == sorted(["database_url", *passwords])
 
 
@@ -111,7 +111,7 @@ def test_a_wrong_value_is_one_line_that_names_the_variable(field: str, value: st
 def test_a_number_has_its_bounds(field: str, least: int, greatest: int) -> None:
     variable = variable_of(field)
     for number in (least, greatest):
-        assert getattr(load({variable: str(number)}), field) == number
+        assert value_of(load({variable: str(number)}), field) == number
     for number in (least - 1, greatest + 1):
         assert f"from {least} to {greatest}" in refusal({variable: str(number)})
 
@@ -128,15 +128,15 @@ def test_sasl_needs_a_user_and_a_password(given: dict[str, str]) -> None:
 
 def test_an_address_that_must_be_set_is_named() -> None:
     with pytest.raises(SettingsError, match=f"^{DATABASE_URL} is not set: "):
-        Settings().require_database_url()
+        Settings().database.require_url()
 
 
 def test_a_certificate_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    settings = Settings(
+    settings = configured(
         kafka_security_protocol="SSL", kafka_ssl_ca_file=str(tmp_path / "absent.pem")
     )
     with pytest.raises(SettingsError, match=r"KAFKA_SSL_.*_FILE: .*No such file"):
-        client_options(settings)
+        client_options(settings.kafka)
 
 
 JWKS = {
@@ -165,7 +165,7 @@ def test_tokens_for_others_are_not_taken(missing: str) -> None:
      "http://127.0.0.1:8000/k", "http://[::1]/k", "http://localhost/k"],
 )  # fmt: skip
 def test_keys_are_fetched_from_a_safe_address(url: str) -> None:
-    assert load({**JWKS, variable_of("jwks_url"): url}).jwks_url == url
+    assert load({**JWKS, variable_of("jwks_url"): url}).auth.jwks_url == url
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_a_secret_can_come_from_a_file(field: str, tmp_path: Path) -> None:
     file = tmp_path / "secret"
     file.write_text(f"{secret}\n")
     environ = {f"{variable_of(field)}_FILE": str(file)}
-    assert getattr(load(environ), field) == secret
+    assert value_of(load(environ), field) == secret
     [setting] = [s for s in describe(environ) if s.variable == variable_of(field)]
     assert setting.source == f"{variable_of(field)}_FILE"
 
@@ -251,7 +251,7 @@ def test_a_password_is_hidden(field: str) -> None:
     ],
 )
 def test_a_database_is_shown_without_its_password(url: str, visible: str) -> None:
-    assert load({DATABASE_URL: url}).database_url == url
+    assert load({DATABASE_URL: url}).database.url == url
     assert shown({DATABASE_URL: url}, DATABASE_URL) == visible
 
 
@@ -281,7 +281,7 @@ def test_an_address_that_cannot_be_read_is_refused_without_being_shown(url: str)
 
 def test_a_variable_that_no_setting_has_is_found() -> None:
     wrong = [f"{PREFIX}READER_PROT", f"{PREFIX}", f"{PREFIX}TOPIC_FILE"]
-    right = [*(variable_of(field.name) for field in FIELDS), f"{PREFIX}TEST_BACKEND", "PATH"]
+    right = [*(variable_of(name) for name, _ in FIELDS), f"{PREFIX}TEST_BACKEND", "PATH"]
     right += [f"{variable_of(name)}_FILE" for name in SECRETS]
     assert unknown(dict.fromkeys([*wrong, *right], "x")) == sorted(wrong)
 
@@ -297,8 +297,8 @@ def test_a_path_of_a_worker_is_absolute_once(
     monkeypatch.setenv("HOME", "/home/worker")
     paths = {"a/b": str(tmp_path / "a/b"), "~/a": "/home/worker/a", "/a/~": "/a/~"}
     for path, absolute in paths.items():
-        for settings in (load({variable_of(field): path}), Settings(**{field: path})):  # type: ignore[arg-type]
-            assert getattr(settings, field) == absolute
+        for settings in (load({variable_of(field): path}), configured(None, **{field: path})):
+            assert value_of(settings, field) == absolute
     assert shown({variable_of(field): "a/b"}, variable_of(field)) == str(tmp_path / "a/b")
 
 

@@ -135,7 +135,7 @@ async def _print_letters(
         from execution_events.store.write.dead_letters import DeadLetters, Filter, State
     which = Filter(**conditions, state=None if state == "all" else State(state))
     number = 0
-    async with DeadLetters.open(settings.require_database_url()) as letters:
+    async with DeadLetters.open(settings.database.require_url()) as letters:
         async for letter in letters.list(which):
             number += 1
             print(json_line(letter) if as_json else line(letter))
@@ -164,7 +164,7 @@ def _show(arguments: argparse.Namespace, settings: Settings) -> int:
 async def _find(settings: Settings, number: int) -> tuple["ListedDeadLetter", "Content"]:
     with extra("consumer"):
         from execution_events.store.write.dead_letters import DeadLetters, Filter
-    async with DeadLetters.open(settings.require_database_url()) as letters:
+    async with DeadLetters.open(settings.database.require_url()) as letters:
         content = await letters.content(number)
         async for letter in letters.list(Filter([number])):
             if content is not None:
@@ -189,7 +189,7 @@ async def _close_letters(
         from execution_events.store.write.dead_letters import DeadLetters, Filter, Result, State
     ended = "retried" if verb == "retry" else "discarded"
     results: Counter[Result] = Counter()
-    async with DeadLetters.open(settings.require_database_url()) as letters:
+    async with DeadLetters.open(settings.database.require_url()) as letters:
         close = letters.retry if verb == "retry" else letters.discard
         failures = _Failures()
         ids = conditions.get("ids", [])

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser().parse_args(arguments)
     try:
         settings = load(os.environ)
-        configure_logging(settings.log_format, settings.log_level, sys.stderr)
+        configure_logging(settings.log.format, settings.log.level, sys.stderr)
         code: int = parsed.run(parsed, settings)
         sys.stdout.flush()
     except SettingsError as error:

@@ -29,7 +29,7 @@ def _migrate(arguments: argparse.Namespace, settings: Settings) -> int:
 async def _check(settings: Settings) -> int:
     with extra("consumer"):
         from execution_events.operations.migration import missing_migrations
-    missing = await missing_migrations(settings)
+    missing = await missing_migrations(settings.database)
     for migration in missing:
         print(f"missing: {migration.version:04} {migration.name}")
     if missing:
@@ -42,7 +42,7 @@ async def _check(settings: Settings) -> int:
 async def _apply(settings: Settings) -> int:
     with extra("consumer"):
         from execution_events.operations.migration import migrate_database
-    for migration in await migrate_database(settings):
+    for migration in await migrate_database(settings.database):
         print(f"applied: {migration.version:04} {migration.name}")
     print("up to date")
     return 0

@@ -58,7 +58,7 @@ async def _remove(arguments: argparse.Namespace, settings: Settings, stop: async
         from execution_events.store.connection import connect
         from execution_events.store.schema.migrate import require_current
         from execution_events.store.write import prune
-    async with connect(settings.require_database_url(), "execution-events prune") as connection:
+    async with connect(settings.database.require_url(), "execution-events prune") as connection:
         await require_current(connection)
         before = await prune.moment_before(connection, arguments.older_than)
         idle = await prune.moment_before(connection, prune.SOURCE_IDLE)

@@ -99,7 +99,8 @@ async def _send(
 ) -> int:
     acknowledged = sent = 0
     progress = Progress(len(occurrences))
-    settings = replace(settings, publish_timeout=timeout, close_timeout=1)
+    publisher = replace(settings.publisher, publish_timeout=timeout, close_timeout=1)
+    settings = replace(settings, publisher=publisher)
     try:
         async with DirectDelivery(settings) as delivery:
             for begin in range(0, len(occurrences), _WINDOW):

@@ -69,9 +69,9 @@ def add_commands(commands: Any) -> None:
 def _directory(arguments: argparse.Namespace, settings: Settings) -> Path:
     directory: Path | None = arguments.directory
     if directory is None:
-        if settings.spool_dir is None:
+        if settings.publisher.spool_dir is None:
             raise SettingsError(f"{variable_of('spool_dir')} is not set: set it or give DIRECTORY")
-        directory = Path(settings.spool_dir)
+        directory = Path(settings.publisher.spool_dir)
     if not directory.is_dir():
         raise ExecutionEventsError(f"{directory}: no such directory")
     return directory
@@ -164,7 +164,7 @@ async def _drain_all(
     aside = 0
     for path in spools(directory):
         try:
-            spool = adopt(path, settings.spool_max_bytes)
+            spool = adopt(path, settings.publisher.spool_max_bytes)
             if spool is None:
                 print(f"{path}: skipped: in use by a process, which sends it")
                 continue

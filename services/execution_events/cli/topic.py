@@ -82,25 +82,25 @@ async def _create_topic(arguments: argparse.Namespace, settings: Settings) -> in
     with extra("consumer"):
         from execution_events.kafka.topic import DAY_MS, alter_topic, create_topic, obstacles
     differences = await create_topic(
-        settings,
+        settings.kafka,
         partitions=arguments.partitions,
         replication=arguments.replication,
         min_insync_replicas=arguments.min_insync_replicas,
         retention_ms=arguments.retention_days * DAY_MS,
     )
     if differences is None:
-        print(f"created: {settings.topic}")
+        print(f"created: {settings.kafka.topic}")
         return 0
     if not differences:
-        print(f"exists as asked: {settings.topic}")
+        print(f"exists as asked: {settings.kafka.topic}")
         return 0
-    print(f"exists and differs: {settings.topic}")
+    print(f"exists and differs: {settings.kafka.topic}")
     if not arguments.alter:
         for name, found, wanted in differences:
             print(f"    {name}: found {found}, wanted {wanted}")
         print("nothing was changed; repeat with --alter to change it")
         return 1
-    async for name, found, wanted in alter_topic(settings, differences):
+    async for name, found, wanted in alter_topic(settings.kafka, differences):
         print(f"    {name}: changed from {found} to {wanted}", flush=True)
     kept = obstacles(differences)
     for (name, found, wanted), reason in kept.items():

@@ -14,7 +14,7 @@ from execution_events.kafka.brokers import EARLIEST, LATEST, Address, Brokers
 from execution_events.kafka.codecs import Decoders
 from execution_events.kafka.consumer import Client, Trouble, describe
 from execution_events.projection.fingerprint import Fingerprint, fingerprint
-from execution_events.settings import Settings
+from execution_events.settings import KafkaSettings
 from execution_events.store.write.batches import StoredPosition
 
 _READ_TIMEOUT = 8
@@ -60,7 +60,7 @@ def difference(stored: StoredPosition, log: LogState) -> str | None:
 
 
 async def read_log(
-    settings: Settings,
+    settings: KafkaSettings,
     decoders: Decoders,
     stored: Mapping[int, StoredPosition | None],
     failed_at: Mapping[int, int],
@@ -91,10 +91,10 @@ async def read_log(
                 group.create_task(reader.read(topology.cluster_id, numbers, reads, report))
 
 
-def no_leader(settings: Settings, number: int) -> RetryableError:
+def no_leader(settings: KafkaSettings, number: int) -> RetryableError:
     """The error of a partition that no broker leads."""
     return RetryableError(
-        f"Kafka at {settings.kafka_bootstrap_servers}: partition {number} has no leader",
+        f"Kafka at {settings.bootstrap_servers}: partition {number} has no leader",
         "LeaderNotAvailableError",
     )
 
@@ -114,7 +114,7 @@ class _Reader:
     """Reads the logs that one broker leads."""
 
     def __init__(
-        self, settings: Settings, decoders: Decoders, brokers: Brokers, leader: Address
+        self, settings: KafkaSettings, decoders: Decoders, brokers: Brokers, leader: Address
     ) -> None:
         self._settings = settings
         self._decoders = decoders

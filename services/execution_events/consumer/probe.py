@@ -32,11 +32,11 @@ class KafkaProbe:
         errors: list[RetryableError] = []
         for partition in self._assigned():
             if (leader := topology.leaders.get(partition)) is None:
-                errors.append(no_leader(self._settings, partition))
+                errors.append(no_leader(self._settings.kafka, partition))
             else:
                 by_leader[leader].append(partition)
         asked = await asyncio.gather(
-            self._brokers.reach_coordinator(self._settings.group),
+            self._brokers.reach_coordinator(self._settings.consumer.group),
             *(self._ask_leader(leader, numbers) for leader, numbers in by_leader.items()),
             return_exceptions=True,
         )

@@ -49,11 +49,11 @@ async def run_consumer(settings: Settings, stop: asyncio.Event, reach: Reach = u
     While Kafka or PostgreSQL is away it waits and tries again. Raises `HaltError` when going on
     could lose or double occurrences.
     """
-    url = settings.require_database_url()
+    url = settings.database.require_url()
     async with (
-        Brokers(settings, "execution-events-probe") as brokers,
+        Brokers(settings.kafka, "execution-events-probe") as brokers,
         DatabaseProbe(url, writes=True) as database,
-        BatchWriter(url, settings.topic, reach) as writer,
+        BatchWriter(url, settings.kafka.topic, reach) as writer,
     ):
         service = _Service(settings, brokers, database, stop, reach)
         kafka_probe, database_probe = service.probes
@@ -61,13 +61,13 @@ async def run_consumer(settings: Settings, stop: asyncio.Event, reach: Reach = u
             kafka_probe.running(),
             database_probe.running(),
             serve_management(
-                settings.management_host,
-                settings.management_port,
+                settings.management.host,
+                settings.management.port,
                 service.registry,
                 service.readiness,
             ) as management,
         ):
-            _log.info("consumer started", topic=settings.topic, management=management)
+            _log.info("consumer started", topic=settings.kafka.topic, management=management)
             consuming = asyncio.create_task(service.consume(writer))
             stopping = asyncio.create_task(stop.wait())
             try:
@@ -101,14 +101,14 @@ class _Service:
         self._loop: ConsumeLoop | None = None
         self._problem: str | None = "starting"
         self._failed_at: dict[int, int] = {}
-        self._decoders = Decoders(settings.kafka_batch_limit).install()
+        self._decoders = Decoders(settings.kafka.batch_limit).install()
         self.registry = CollectorRegistry()
         self._metrics = ConsumerMetrics(self.registry)
         self._kafka = KafkaProbe(settings, brokers, self._assigned)
         answered = self._metrics.answered
         self.probes = (
             Probe(
-                f"Kafka at {settings.kafka_bootstrap_servers}",
+                f"Kafka at {settings.kafka.bootstrap_servers}",
                 self._kafka.check,
                 answered.labels("kafka"),
             ),
@@ -126,7 +126,7 @@ class _Service:
                 await writer.connect()
                 # One broker that answers: aiokafka would ask them one after the other.
                 answered = (await self._brokers.topology()).answered
-                await check_topic(replace(self._settings, kafka_bootstrap_servers=str(answered)))
+                await check_topic(replace(self._settings.kafka, bootstrap_servers=str(answered)))
                 async with self._client(answered) as (client, assignment):
                     if self._stop.is_set():
                         return
@@ -135,7 +135,7 @@ class _Service:
                     fetcher = BatchFetcher(
                         client,
                         assignment,
-                        self._settings.batch_max_records,
+                        self._settings.consumer.batch_max_records,
                         self._stop,
                         self._reach,
                     )
@@ -143,7 +143,7 @@ class _Service:
                         assignment,
                         writer,
                         self._metrics,
-                        partial(read_log, self._settings, self._decoders),
+                        partial(read_log, self._settings.kafka, self._decoders),
                         self._failed_at,
                     )
                     self._loop = ConsumeLoop(
@@ -185,7 +185,7 @@ class _Service:
             unread = f"the stored offset of partition {partition.partition} has not been read yet"
             reasons.append(assignment.delayed.get(partition) or loop.problem or unread)
         for partition, seconds in loop.stalled().items():
-            if seconds > self._settings.stall_timeout:
+            if seconds > self._settings.consumer.stall_timeout:
                 cause = f": {loop.problem}" if loop.problem is not None else ""
                 reasons.append(
                     f"partition {partition} has records, and none has been stored for "
@@ -199,21 +199,21 @@ class _Service:
 
     @asynccontextmanager
     async def _client(self, broker: Address) -> AsyncIterator[tuple[Client, Assignment]]:
-        session_ms = self._settings.session_timeout * 1000
+        session_ms = self._settings.consumer.session_timeout * 1000
         client = Client(
-            self._settings,
+            self._settings.kafka,
             self._decoders,
             bootstrap_servers=str(broker),
             client_id="execution-events-consumer",
-            group_id=self._settings.group,
+            group_id=self._settings.consumer.group,
             partition_assignment_strategy=(RoundRobinPartitionAssignor,),
             metadata_max_age_ms=30_000,
             session_timeout_ms=session_ms,
             heartbeat_interval_ms=session_ms // HEARTBEATS,
-            max_poll_interval_ms=self._settings.max_poll_interval * 1000,
+            max_poll_interval_ms=self._settings.consumer.max_poll_interval * 1000,
         )
         assignment = Assignment(client, self._reach)
-        client.subscribe([self._settings.topic], listener=assignment)
+        client.subscribe([self._settings.kafka.topic], listener=assignment)
         starting = asyncio.create_task(client.start())
         stopping = asyncio.create_task(self._stop.wait())
         try:

@@ -22,7 +22,13 @@ from execution_events.embedded import (
 from execution_events.errors import ExecutionEventsError
 from execution_events.kafka.topic import DAY_MS, create_topic
 from execution_events.operations.migration import migrate_database
-from execution_events.settings import PREFIX, TOPIC_PARTITIONS, TOPIC_RETENTION_DAYS, Settings
+from execution_events.settings import (
+    PREFIX,
+    TOPIC_PARTITIONS,
+    TOPIC_RETENTION_DAYS,
+    DatabaseSettings,
+    Settings,
+)
 from execution_events.store.schema.provision import provision_database
 
 _DATABASE = "execution_events"
@@ -88,16 +94,17 @@ async def _run(settings: Settings, options: DevOptions, say: Say) -> None:
         )
         postgres = EmbeddedPostgres(directory, on_line=lambda line: _say_postgres(say, line))
         await stack.enter_async_context(running(kafka, postgres))
-        settings = replace(settings, kafka_bootstrap_servers=kafka.bootstrap_servers)
+        brokers = replace(settings.kafka, bootstrap_servers=kafka.bootstrap_servers)
+        settings = replace(settings, kafka=brokers)
         passwords = _passwords(directory.path)
         owner_url = postgres.dsn(_DATABASE, _OWNER, passwords["owner"])
         await asyncio.gather(
             _create_topic(settings, say),
-            _create_database(settings, postgres, owner_url, passwords),
+            _create_database(postgres, owner_url, passwords),
         )
         endpoints = Endpoints(
             kafka=kafka.bootstrap_servers,
-            topic=settings.topic,
+            topic=settings.kafka.topic,
             database=owner_url,
             ops=postgres.dsn(_DATABASE, "execution_events_ops", passwords["ops"]),
         )
@@ -136,7 +143,7 @@ async def _services(
     management = {name: directory.port(f"{name}-management") for name in ("consumer", "reader")}
     variables = {
         name: {
-            f"{PREFIX}KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers,
+            f"{PREFIX}KAFKA_BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
             f"{PREFIX}DATABASE_URL": postgres.dsn(
                 _DATABASE, f"execution_events_{role}", passwords[role]
             ),
@@ -174,24 +181,23 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
 async def _create_topic(settings: Settings, say: Say) -> None:
     """Create the topic; one that exists keeps what its user has changed, retention for one."""
     differences = await create_topic(
-        settings,
+        settings.kafka,
         partitions=TOPIC_PARTITIONS,
         replication=1,
         min_insync_replicas=1,
         retention_ms=TOPIC_RETENTION_DAYS * DAY_MS,
     )
     for name, found, wanted in differences or ():
-        say("dev", f"topic {settings.topic}: {name} is {found}, not {wanted}; left as it is")
+        say("dev", f"topic {settings.kafka.topic}: {name} is {found}, not {wanted}; left as it is")
 
 
 async def _create_database(
-    settings: Settings, postgres: EmbeddedPostgres, owner_url: str, passwords: dict[str, str]
+    postgres: EmbeddedPostgres, owner_url: str, passwords: dict[str, str]
 ) -> None:
     await provision_database(postgres.dsn(), _DATABASE, _OWNER, passwords["owner"])
     await migrate_database(
-        replace(
-            settings,
-            database_url=owner_url,
+        DatabaseSettings(
+            url=owner_url,
             writer_password=passwords["writer"],
             reader_password=passwords["reader"],
             ops_password=passwords["ops"],

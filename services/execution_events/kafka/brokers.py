@@ -19,7 +19,7 @@ from aiokafka.protocol.offset import OffsetRequest
 from execution_events.errors import RetryableError
 from execution_events.kafka.connection import client_options
 from execution_events.kafka.consumer import describe
-from execution_events.settings import Settings
+from execution_events.settings import KafkaSettings
 
 EARLIEST = -2
 LATEST = -1
@@ -55,7 +55,7 @@ class Brokers:
     Raises `RetryableError`, whose text begins with `Kafka at` and the broker's address.
     """
 
-    def __init__(self, settings: Settings, client_id: str) -> None:
+    def __init__(self, settings: KafkaSettings, client_id: str) -> None:
         options = client_options(settings)
         self._bootstrap = [
             Address(host, port) for host, port, _ in collect_hosts(options.pop("bootstrap_servers"))

@@ -4,32 +4,30 @@ import ssl
 from typing import Any
 
 from execution_events.errors import SettingsError
-from execution_events.settings import PREFIX, Settings
+from execution_events.settings import PREFIX, KafkaSettings
 
 
-def client_options(settings: Settings) -> dict[str, Any]:
+def client_options(settings: KafkaSettings) -> dict[str, Any]:
     """Return the arguments that every aiokafka client takes to reach the brokers.
 
     Raises `SettingsError` where a certificate file cannot be used.
     """
-    protocol = settings.kafka_security_protocol
+    protocol = settings.security_protocol
     options: dict[str, Any] = {
-        "bootstrap_servers": settings.kafka_bootstrap_servers,
+        "bootstrap_servers": settings.bootstrap_servers,
         "security_protocol": protocol,
     }
     if protocol.startswith("SASL"):
         options |= {
-            "sasl_mechanism": settings.kafka_sasl_mechanism,
-            "sasl_plain_username": settings.kafka_sasl_username,
-            "sasl_plain_password": settings.kafka_sasl_password,
+            "sasl_mechanism": settings.sasl_mechanism,
+            "sasl_plain_username": settings.sasl_username,
+            "sasl_plain_password": settings.sasl_password,
         }
     if protocol.endswith("SSL"):
         try:
-            context = ssl.create_default_context(cafile=settings.kafka_ssl_ca_file)
-            if settings.kafka_ssl_certificate_file is not None:
-                context.load_cert_chain(
-                    settings.kafka_ssl_certificate_file, settings.kafka_ssl_key_file
-                )
+            context = ssl.create_default_context(cafile=settings.ssl_ca_file)
+            if settings.ssl_certificate_file is not None:
+                context.load_cert_chain(settings.ssl_certificate_file, settings.ssl_key_file)
         except (OSError, ssl.SSLError) as error:
             raise SettingsError(f"{PREFIX}KAFKA_SSL_…_FILE: {error}") from error
         options["ssl_context"] = context

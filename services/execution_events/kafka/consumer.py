@@ -18,7 +18,7 @@ from execution_events.kafka.codecs import Decoders
 from execution_events.kafka.connection import client_options
 from execution_events.kafka.protocol import forbid_topic_creation
 from execution_events.logs import Logger
-from execution_events.settings import Settings
+from execution_events.settings import KafkaSettings
 
 _log = Logger(__name__)
 
@@ -50,7 +50,7 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
     have been returned. Seeking the partition removes the entry.
     """
 
-    def __init__(self, settings: Settings, decoders: Decoders, **options: Any) -> None:
+    def __init__(self, settings: KafkaSettings, decoders: Decoders, **options: Any) -> None:
         super().__init__(
             isolation_level="read_committed",
             # Offsets live in PostgreSQL; one that the log no longer has must be seen.
@@ -60,7 +60,7 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
             **client_options(settings) | options,
         )
         forbid_topic_creation(self._client)
-        self.address = settings.kafka_bootstrap_servers
+        self.address = settings.bootstrap_servers
         self.troubles: dict[TopicPartition, Trouble] = {}
         self._decoders = decoders
         self._fetched_bytes = 0

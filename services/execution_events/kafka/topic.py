@@ -21,7 +21,7 @@ from aiokafka.protocol.admin import CreatePartitionsRequest
 from execution_events.errors import HaltError, RetryableError
 from execution_events.kafka.connection import client_options
 from execution_events.kafka.protocol import IncrementalAlterConfigs, forbid_topic_creation
-from execution_events.settings import Settings
+from execution_events.settings import KafkaSettings
 
 DAY_MS = 24 * 60 * 60 * 1000
 PARTITIONS, REPLICATION = "partitions", "replication"
@@ -76,7 +76,7 @@ class _Topic(NamedTuple):
 
 
 async def create_topic(
-    settings: Settings,
+    settings: KafkaSettings,
     *,
     partitions: int,
     replication: int,
@@ -134,7 +134,7 @@ def obstacles(differences: Collection[Difference]) -> dict[Difference, str]:
 
 
 async def alter_topic(
-    settings: Settings, differences: Collection[Difference]
+    settings: KafkaSettings, differences: Collection[Difference]
 ) -> AsyncIterator[Difference]:
     """Remove the differences that have no obstacle; yield each once a broker shows it as wanted.
 
@@ -153,7 +153,7 @@ async def alter_topic(
                 yield each
 
 
-async def check_topic(settings: Settings) -> list[int]:
+async def check_topic(settings: KafkaSettings) -> list[int]:
     """The topic's partitions.
 
     Raises `RetryableError` while the topic is missing or cannot be described, `HaltError` where
@@ -163,7 +163,7 @@ async def check_topic(settings: Settings) -> list[int]:
         topic = await _describe(admin, settings)
     if topic is None:
         raise RetryableError(
-            f"Kafka at {settings.kafka_bootstrap_servers}: the topic {settings.topic} does not "
+            f"Kafka at {settings.bootstrap_servers}: the topic {settings.topic} does not "
             "exist: run `execution-events topic create`"
         )
     if "compact" in topic.configs.get("cleanup.policy", ""):
@@ -175,7 +175,7 @@ async def check_topic(settings: Settings) -> list[int]:
 
 
 @asynccontextmanager
-async def open_admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+async def open_admin(settings: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClient]:
     """An admin client; Kafka's errors come out as `RetryableError`."""
     admin = AIOKafkaAdminClient(**client_options(settings), request_timeout_ms=_REQUEST_TIMEOUT_MS)
     forbid_topic_creation(admin._client)
@@ -184,12 +184,12 @@ async def open_admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
         yield admin
     except (KafkaError, TimeoutError) as error:
         text = str(error) or type(error).__name__
-        raise RetryableError(f"Kafka at {settings.kafka_bootstrap_servers}: {text}") from error
+        raise RetryableError(f"Kafka at {settings.bootstrap_servers}: {text}") from error
     finally:
         await admin.close()
 
 
-async def _describe(admin: AIOKafkaAdminClient, settings: Settings) -> _Topic | None:
+async def _describe(admin: AIOKafkaAdminClient, settings: KafkaSettings) -> _Topic | None:
     """The topic; None where the broker that was asked knows none.
 
     Kafka's refusals come inside of its responses, and must not pass for a topic without
@@ -219,14 +219,14 @@ async def _describe(admin: AIOKafkaAdminClient, settings: Settings) -> _Topic | 
     )
 
 
-async def _until_controlled(admin: AIOKafkaAdminClient, settings: Settings) -> None:
+async def _until_controlled(admin: AIOKafkaAdminClient, settings: KafkaSettings) -> None:
     """Return once a broker knows the cluster's controller, which aiokafka takes for granted."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _APPLY_TIMEOUT
     while admin._client.cluster.controller is None:
         if loop.time() > deadline:
             raise RetryableError(
-                f"Kafka at {settings.kafka_bootstrap_servers}: the cluster has had no controller "
+                f"Kafka at {settings.bootstrap_servers}: the cluster has had no controller "
                 f"for {_APPLY_TIMEOUT} s"
             )
         await asyncio.sleep(_POLL_INTERVAL)
@@ -234,7 +234,7 @@ async def _until_controlled(admin: AIOKafkaAdminClient, settings: Settings) -> N
 
 
 async def _until_described(
-    admin: AIOKafkaAdminClient, settings: Settings, condition: Callable[[_Topic], bool]
+    admin: AIOKafkaAdminClient, settings: KafkaSettings, condition: Callable[[_Topic], bool]
 ) -> _Topic:
     """The topic, once a broker shows one that fulfils `condition`."""
     loop = asyncio.get_running_loop()
@@ -242,7 +242,7 @@ async def _until_described(
     while (topic := await _describe(admin, settings)) is None or not condition(topic):
         if loop.time() > deadline:
             raise RetryableError(
-                f"Kafka at {settings.kafka_bootstrap_servers}: the topic {settings.topic} was "
+                f"Kafka at {settings.bootstrap_servers}: the topic {settings.topic} was "
                 f"created or altered, and a broker has not shown it for {_APPLY_TIMEOUT} s"
             )
         await asyncio.sleep(_POLL_INTERVAL)
@@ -250,7 +250,7 @@ async def _until_described(
 
 
 async def _alter_configs(
-    admin: AIOKafkaAdminClient, settings: Settings, configs: Mapping[str, str]
+    admin: AIOKafkaAdminClient, settings: KafkaSettings, configs: Mapping[str, str]
 ) -> None:
     response = await admin._send_request(IncrementalAlterConfigs(settings.topic, configs))
     [(code, message, *_)] = response.resources
@@ -261,7 +261,7 @@ async def _alter_configs(
     await _until_described(admin, settings, lambda topic: configs.items() <= topic.configs.items())
 
 
-async def _add_partitions(admin: AIOKafkaAdminClient, settings: Settings, total: int) -> None:
+async def _add_partitions(admin: AIOKafkaAdminClient, settings: KafkaSettings, total: int) -> None:
     request = CreatePartitionsRequest(
         [(settings.topic, (total, None))], admin._request_timeout_ms, validate_only=False
     )
@@ -275,10 +275,10 @@ async def _add_partitions(admin: AIOKafkaAdminClient, settings: Settings, total:
 
 
 def _refusal(
-    settings: Settings, problem: str, error: type[KafkaError], message: str | None, right: str
+    settings: KafkaSettings, problem: str, error: type[KafkaError], message: str | None, right: str
 ) -> RetryableError:
     """The error for a refusal inside of a response; `right` is what the request needs."""
-    text = f"Kafka at {settings.kafka_bootstrap_servers}: {problem}: {error.__name__}"
+    text = f"Kafka at {settings.bootstrap_servers}: {problem}: {error.__name__}"
     if error in (TopicAuthorizationFailedError, ClusterAuthorizationFailedError):
         return RetryableError(f"{text}: grant {right}")
     return RetryableError(f"{text}: {message}" if message else text)

@@ -40,12 +40,12 @@ async def accept_logs(
     An accepted log continues at its beginning or its end. Consumers may run meanwhile: one that
     stores at the same moment makes this raise `FencedError`.
     """
-    partitions = await check_topic(settings)
-    async with BatchWriter(settings.require_database_url(), settings.topic) as writer:
+    partitions = await check_topic(settings.kafka)
+    async with BatchWriter(settings.database.require_url(), settings.kafka.topic) as writer:
         stored = await writer.stored_positions(partitions)
-        decoders = Decoders(settings.kafka_batch_limit).install()
+        decoders = Decoders(settings.kafka.batch_limit).install()
         states: dict[int, LogState | RetryableError] = {}
-        await read_log(settings, decoders, stored, {}, states.__setitem__)
+        await read_log(settings.kafka, decoders, stored, {}, states.__setitem__)
         for partition, position in sorted(stored.items()):
             state = states[partition]
             if isinstance(state, RetryableError):

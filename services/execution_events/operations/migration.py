@@ -1,27 +1,27 @@
 """The schema and the privileges of the roles, brought up to date."""
 
-from execution_events.settings import Settings
+from execution_events.settings import DatabaseSettings
 from execution_events.store.connection import connect
 from execution_events.store.schema.migrate import Migration, migrate, pending
 
 _APPLICATION = "execution-events migrate"
 
 
-async def migrate_database(settings: Settings) -> list[Migration]:
+async def migrate_database(database: DatabaseSettings) -> list[Migration]:
     """Apply the missing migrations and the privileges; return what was applied."""
     passwords = {
-        "execution_events_writer": settings.writer_password,
-        "execution_events_reader": settings.reader_password,
-        "execution_events_ops": settings.ops_password,
+        "execution_events_writer": database.writer_password,
+        "execution_events_reader": database.reader_password,
+        "execution_events_ops": database.ops_password,
     }
-    url = settings.require_database_url()
+    url = database.require_url()
     async with connect(url, _APPLICATION, unlimited=True) as connection:
         return await migrate(
             connection, {role: password for role, password in passwords.items() if password}
         )
 
 
-async def missing_migrations(settings: Settings) -> list[Migration]:
+async def missing_migrations(database: DatabaseSettings) -> list[Migration]:
     """Return the migrations that the database lacks; change nothing."""
-    async with connect(settings.require_database_url(), _APPLICATION) as connection:
+    async with connect(database.require_url(), _APPLICATION) as connection:
         return await pending(connection)

@@ -58,10 +58,10 @@ class Publisher:
         if self._delivery is not None:
             raise RuntimeError("the publisher is open already")
         settings = self._settings
-        if settings.spool_dir is None:
+        if settings.publisher.spool_dir is None:
             self._delivery = await DirectDelivery(settings).__aenter__()
         else:
-            self._delivery = await _spooled(settings, Path(settings.spool_dir))
+            self._delivery = await _spooled(settings, Path(settings.publisher.spool_dir))
         self._process = os.getpid()
         self._own_loop = asyncio.get_running_loop()
         return self
@@ -147,7 +147,7 @@ class Publisher:
 async def _spooled(settings: Settings, directory: Path) -> SpooledDelivery:
     # In a thread, because checking a large file takes a while.
     opening = asyncio.create_task(
-        asyncio.to_thread(open_spool, directory, settings.spool_max_bytes)
+        asyncio.to_thread(open_spool, directory, settings.publisher.spool_max_bytes)
     )
     try:
         spool = await asyncio.shield(opening)

@@ -40,12 +40,12 @@ async def run_reader(settings: Settings, stop: asyncio.Event) -> None:
     `HaltError` for a schema that it does not know, and `SettingsError` for an address that others
     can reach where nothing tells callers apart, or a token file that cannot be read.
     """
-    if settings.tokens_file is None and settings.jwks_url is None:
-        _require_loopback(settings.reader_host)
-    _allow_open_files(settings.reader_max_connections + _OTHER_FILES)
+    if settings.auth.tokens_file is None and settings.auth.jwks_url is None:
+        _require_loopback(settings.reader.host)
+    _allow_open_files(settings.reader.max_connections + _OTHER_FILES)
     registry = CollectorRegistry()
     metrics = ReaderMetrics(registry)
-    url = settings.require_database_url()
+    url = settings.database.require_url()
     async with (
         EventLists.open(url) as lists,
         DatabaseProbe(url, writes=False) as database,
@@ -67,22 +67,22 @@ async def run_reader(settings: Settings, stop: asyncio.Event) -> None:
             problem = await probe.now()
             return [*([] if problem is None else [problem]), *access.problems()]
 
-        app = create_app(lists, feeds, metrics, access, Limits(settings, metrics))
+        app = create_app(lists, feeds, metrics, access, Limits(settings.reader, metrics))
         bounds = Bounds(
-            connections=settings.reader_max_connections,
-            head=settings.reader_head_timeout,
-            idle=settings.reader_idle_timeout,
-            write=settings.reader_write_timeout,
+            connections=settings.reader.max_connections,
+            head=settings.reader.head_timeout,
+            idle=settings.reader.idle_timeout,
+            write=settings.reader.write_timeout,
         )
         async with (
             probe.running(),
             serve_management(
-                settings.management_host, settings.management_port, registry, readiness
+                settings.management.host, settings.management.port, registry, readiness
             ) as management,
             serve(
                 app,
-                settings.reader_host,
-                settings.reader_port,
+                settings.reader.host,
+                settings.reader.port,
                 bounds,
                 lambda reason: metrics.refused.labels(reason).inc(),
             ) as address,
@@ -96,15 +96,15 @@ async def run_reader(settings: Settings, stop: asyncio.Event) -> None:
 @asynccontextmanager
 async def _access(settings: Settings, metrics: ReaderMetrics) -> AsyncIterator[Access]:
     """What tells callers apart."""
-    if settings.tokens_file is not None:
-        async with TokenFile.open(Path(settings.tokens_file), metrics) as tokens:
+    if settings.auth.tokens_file is not None:
+        async with TokenFile.open(Path(settings.auth.tokens_file), metrics) as tokens:
             yield Access(tokens, metrics)
-    elif settings.jwks_url is not None:
+    elif settings.auth.jwks_url is not None:
         async with Issuer.open(
-            settings.jwks_url,
-            settings.jwt_audience or "",
-            settings.jwt_issuer or "",
-            settings.jwt_namespaces_claim,
+            settings.auth.jwks_url,
+            settings.auth.jwt_audience or "",
+            settings.auth.jwt_issuer or "",
+            settings.auth.jwt_namespaces_claim,
             metrics,
         ) as issuer:
             yield Access(issuer, metrics)

@@ -8,7 +8,7 @@ from prometheus_client import Gauge
 from starlette.exceptions import HTTPException
 
 from execution_events.metrics import ReaderMetrics
-from execution_events.settings import Settings
+from execution_events.settings import ReaderSettings
 
 
 class LimitError(HTTPException):
@@ -24,18 +24,18 @@ class Limits:
     For use in one event loop.
     """
 
-    def __init__(self, settings: Settings, metrics: ReaderMetrics) -> None:
+    def __init__(self, settings: ReaderSettings, metrics: ReaderMetrics) -> None:
         self.requests = _Limit(
             "requests",
-            settings.reader_max_requests,
-            settings.reader_max_requests_per_token,
+            settings.max_requests,
+            settings.max_requests_per_token,
             metrics,
             metrics.open_requests,
         )
         self.streams = _Limit(
             "streams",
-            settings.reader_max_streams,
-            settings.reader_max_streams_per_token,
+            settings.max_streams,
+            settings.max_streams_per_token,
             metrics,
             metrics.open_streams,
         )

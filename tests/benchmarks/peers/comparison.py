@@ -6,7 +6,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from signal import SIGKILL
@@ -27,6 +27,7 @@ from tests.benchmarks.reference import create_table
 from tests.benchmarks.report import Report
 from tests.benchmarks.servers import Postgres, postgres
 from tests.support import databases
+from tests.support.configuration import configured
 from tests.support.consumers import end_offsets
 from tests.support.databases import Database, administrator
 from tests.support.processes import Service, environment
@@ -152,7 +153,7 @@ async def _prepared(
     """The command of a run, and the table or view where its rows appear."""
     if peer is None:
         await consuming.migrate(database, None)
-        settings = replace(
+        settings = configured(
             kafka.settings, database_url=database.writer, group=group, management_port=0
         )
         variables = environment(settings, EXECUTION_EVENTS_LOG_FORMAT="json")
@@ -163,7 +164,9 @@ async def _prepared(
     finally:
         await connection.close()
     settings = kafka.settings
-    job = Job(settings.kafka_bootstrap_servers, settings.topic, group, database.owner, peer.batch)
+    job = Job(
+        settings.kafka.bootstrap_servers, settings.kafka.topic, group, database.owner, peer.batch
+    )
     return await peer.start(job, place), TABLE
 
 

@@ -35,11 +35,11 @@ class DirectDelivery:
     def __init__(
         self, settings: Settings, *, source: str | None = None, first_sequence: int = 1
     ) -> None:
-        self._timeout = settings.publish_timeout
-        self._close_timeout = settings.close_timeout
+        self._timeout = settings.publisher.publish_timeout
+        self._close_timeout = settings.publisher.close_timeout
         self._sequence = first_sequence - 1
         self._sender = Sender(
-            settings,
+            settings.kafka,
             source or f"urn:uuid:{uuid.uuid4()}",
             acknowledged=self._acknowledged,
             refused=self._refused,

@@ -24,7 +24,7 @@ from execution_events.kafka.producer import NOT_APPENDED, TOO_LARGE, Producer
 from execution_events.logs import Logger
 from execution_events.publisher.delivery.task import Background
 from execution_events.publisher.record import HOLD_MS, now_ms
-from execution_events.settings import Settings
+from execution_events.settings import KafkaSettings
 
 _logger = Logger(__name__)
 
@@ -97,7 +97,7 @@ class Sender:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: KafkaSettings,
         source: str,
         *,
         acknowledged: Callable[[Sequence[Outgoing], int, int], None],

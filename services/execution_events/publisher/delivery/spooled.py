@@ -133,7 +133,7 @@ class SpooledDelivery:
             return 0
         try:
             if wait:
-                async with asyncio.timeout(self._settings.close_timeout):
+                async with asyncio.timeout(self._settings.publisher.close_timeout):
                     await self.flush()
         except (TimeoutError, RetryableError):
             pass
@@ -174,7 +174,7 @@ class SpooledDelivery:
 
     def _use(self, spool: Spool) -> None:
         self._sender = Sender(
-            self._settings,
+            self._settings.kafka,
             spool.source,
             acknowledged=partial(self._note_acknowledged, spool),
             refused=partial(self._note_refused, spool),
@@ -358,7 +358,7 @@ class SpooledDelivery:
         if not self._failing:
             self._failing = True
             _logger.error("spool fails", spool=str(self._spool.path), error=str(error))
-        if isinstance(error, SpoolFullError) and self._settings.spool_full == "wait":
+        if isinstance(error, SpoolFullError) and self._settings.publisher.spool_full == "wait":
             self._store_later()
             return
         if not isinstance(error, RetryableError):
@@ -378,7 +378,7 @@ class SpooledDelivery:
         What was in memory of the damaged one is still sent.
         """
         spool = await self._in_thread(
-            partial(spool_directory.replace, self._spool, self._settings.spool_max_bytes)
+            partial(spool_directory.replace, self._spool, self._settings.publisher.spool_max_bytes)
         )
         damaged, connecting = self._sender, self._connecting
         self._use(spool)
