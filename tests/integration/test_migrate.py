@@ -10,11 +10,11 @@ from itertools import product
 import asyncpg
 import pytest
 
-from execution_events import store
 from execution_events.errors import HaltError
 from execution_events.events import TIMESTAMP_MAX, TIMESTAMP_MIN
 from execution_events.projection.body import body_of
 from execution_events.projection.fold import fold
+from execution_events.store import schema
 from execution_events.store.connection import connect
 from execution_events.store.read.events import EventLists
 from execution_events.store.schema import migrate
@@ -46,7 +46,7 @@ async def applied(database: Database) -> list[asyncpg.Record]:
 
 
 def test_migrations_are_numbered_from_one_without_a_gap() -> None:
-    directory = files(store) / "migrations"
+    directory = files(schema) / "migrations"
     assert sorted(file.name for file in directory.iterdir()) == [
         f"{number:04}_{migration.name}.sql" for number, migration in enumerate(migrations(), 1)
     ]
