@@ -146,6 +146,8 @@ def report(path: Path = RESULTS) -> str:
             lines += [f"    - {violation[:300]}" for violation in result.violations[:5]]
     if hit := _outcomes(total):
         lines += ["", "## Where the faults fell", "", *hit]
+    if pauses := _pauses(total):
+        lines += ["", "## The longest pause of another partition, in seconds", "", *pauses]
     lines += ["", "## Mutants", "", *_mutants(catches(path))]
     lines += ["", "## Versions", "", *_versions(total)]
     return "\n".join(lines) + "\n"
@@ -179,6 +181,17 @@ def _outcomes(ran: list[Result]) -> list[str]:
         f"- {row}: " + ", ".join(f"{outcome} {times}" for outcome, times in counted.most_common())
         for row, counted in fell.items()
     ]
+
+
+def _pauses(ran: list[Result]) -> list[str]:
+    """The longest time for which a partition that a fault does not meet stored nothing, by row."""
+    longest: dict[str, list[float]] = defaultdict(list)
+    for result in ran:
+        if (others := result.evidence.get("others stood still")) is not None:
+            longest[result.row].append(float(str(others)))
+        elif isinstance(each := result.evidence.get("stood still"), dict):
+            longest[result.row].append(max(each.values(), default=0.0))
+    return [f"- {row}: {max(pauses)}, in {len(pauses)} episodes" for row, pauses in longest.items()]
 
 
 def _mutants(caught: dict[str, Catch]) -> list[str]:

@@ -85,3 +85,18 @@ def test_the_report_shows_on_which_side_faults_fell(tmp_path: Path) -> None:
         evidence: dict[str, object] = {"outcome": outcome}
         append(Result("zombie", seed, "abc", "2026-01-01", evidence=evidence), file)
     assert "- zombie: stored 2, lost 1" in report(file)
+
+
+def test_the_report_shows_how_long_other_partitions_paused(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    cases: list[tuple[str, dict[str, object]]] = [
+        ("corrupt-batch", {"others stood still": 0.5}),
+        ("corrupt-batch", {"others stood still": 2.5}),
+        ("corrupt-batch", {"looks": 3}),
+        ("memory-limit", {"stood still": {"0": 0.1, "1": 1.5}}),
+    ]
+    for seed, (row, evidence) in enumerate(cases):
+        append(Result(row, seed, "abc", "2026-01-01", evidence=evidence), file)
+    text = report(file)
+    assert "- corrupt-batch: 2.5, in 2 episodes" in text
+    assert "- memory-limit: 1.5, in 1 episodes" in text
