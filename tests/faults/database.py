@@ -251,7 +251,7 @@ async def _progress(connection: asyncpg.Connection) -> dict[int, int]:
 async def _stored(connection: asyncpg.Connection) -> Stored:
     events = await connection.fetch(
         f"""
-        SELECT execution_id, namespace, name, count, {_micros("place")},
+        SELECT execution_id, namespace, name, count, {_micros("list_position")},
             {_micros("first_timestamp")}, {_micros("last_timestamp")},
             ARRAY[object_name, reason, type, elem_type, elem_id, action_name] AS texts, body
         FROM execution_events.event

@@ -18,7 +18,7 @@ from execution_events.store.connection import connect
 from execution_events.store.write.batches import BatchWriter
 from execution_events.store.write.dead_letters import DeadLetters, Filter, Result
 from execution_events.store.write.events import prepare, write_events
-from execution_events.store.write.prune import moment_before, prune_executions
+from execution_events.store.write.prune import prune_executions, time_before
 from tests.support.consumers import DEADLINE, until
 from tests.support.databases import Database, administrator
 from tests.support.readers import named
@@ -167,9 +167,9 @@ async def test_neither_do_a_prune_and_retries_at_the_same_time(
             await connection.execute("SET search_path = execution_events")
             while left:
                 # Whatever nobody changes right now.
-                now = await moment_before(connection, -timedelta(days=1))
+                now = await time_before(connection, -timedelta(days=1))
                 async for step in prune_executions(connection, now, dry_run=False):
-                    pruned += step.removed
+                    pruned += step.deleted
 
     async with asyncio.timeout(DEADLINE):
         await asyncio.gather(*map(write, writers), retry(), prune())

@@ -33,7 +33,8 @@ from execution_events.kafka.consumer import Trouble
 from execution_events.metrics import ConsumerMetrics
 from execution_events.projection.batch import Projection
 from execution_events.projection.fingerprint import fingerprint
-from execution_events.store.write.batches import Batch, BatchWriter, StoredPosition
+from execution_events.store.write.batches import Batch, BatchWriter
+from execution_events.store.write.progress import StoredPosition
 from tests.support import databases
 from tests.support.backends import Servers
 from tests.support.databases import Database

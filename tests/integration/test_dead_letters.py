@@ -17,14 +17,14 @@ from execution_events import wire
 from execution_events.errors import RetryableError
 from execution_events.store.write.batches import BatchWriter
 from execution_events.store.write.dead_letters import (
-    CUT_BYTES,
     RECORD_MAX_BYTES,
+    TRUNCATED_BYTES,
     DeadLetters,
     Filter,
     Outcome,
     Result,
     State,
-    cut,
+    truncate,
 )
 from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, until
@@ -145,16 +145,16 @@ def sized(key: int, value: int, header: int) -> LogRecord:
 )
 def test_a_mebibyte_is_kept_whole_and_a_byte_more_is_cut(key: int, value: int, header: int) -> None:
     record = sized(key, value, header)
-    assert cut(record) == (record.key, record.value, record.headers, None)
+    assert truncate(record) == (record.key, record.value, record.headers, None)
 
     for larger in (
         sized(key + 1, value, header),
         sized(key, value + 1, header),
         sized(key, value, header + 1),
     ):
-        kept = cut(larger)
-        assert kept.key == (larger.key or b"")[:CUT_BYTES]
-        assert kept.value == (larger.value or b"")[:CUT_BYTES]
+        kept = truncate(larger)
+        assert kept.key == (larger.key or b"")[:TRUNCATED_BYTES]
+        assert kept.value == (larger.value or b"")[:TRUNCATED_BYTES]
         assert kept.truncation == (
             len(larger.key or b""),
             len(larger.value or b""),
@@ -165,9 +165,9 @@ def test_a_mebibyte_is_kept_whole_and_a_byte_more_is_cut(key: int, value: int, h
 
 def test_headers_are_kept_while_they_fit() -> None:
     value = b"v" * RECORD_MAX_BYTES
-    fits: wire.Headers = [("a", b"1" * (CUT_BYTES - 2)), ("b", None)]
+    fits: wire.Headers = [("a", b"1" * (TRUNCATED_BYTES - 2)), ("b", None)]
     for more in [("", b"2"), ("c", None)]:
-        kept = cut(LogRecord(0, 0, 0, None, value, [*fits, more, ("", b"")]))
+        kept = truncate(LogRecord(0, 0, 0, None, value, [*fits, more, ("", b"")]))
         assert kept.key is None
         assert kept.headers == fits
         assert kept.truncation is not None
@@ -176,9 +176,9 @@ def test_headers_are_kept_while_they_fit() -> None:
 
 
 def test_a_record_without_a_value_is_cut_too() -> None:
-    kept = cut(LogRecord(0, 0, 0, b"k" * (RECORD_MAX_BYTES + 1), None))
+    kept = truncate(LogRecord(0, 0, 0, b"k" * (RECORD_MAX_BYTES + 1), None))
     assert kept.truncation == (RECORD_MAX_BYTES + 1, None, 0, None)
-    assert (len(kept.key or b""), kept.value) == (CUT_BYTES, None)
+    assert (len(kept.key or b""), kept.value) == (TRUNCATED_BYTES, None)
 
 
 async def test_a_large_record_is_known_by_its_length_and_hash_and_cannot_be_retried(
@@ -186,27 +186,27 @@ async def test_a_large_record_is_known_by_its_length_and_hash_and_cannot_be_retr
 ) -> None:
     key, value = wire.encode(occurrence())
     large = value[:-1] + b" " * 2_000_000 + b"}"
-    await writer.store(refused([LogRecord(0, 0, 0, key, large, [("a", b"1" * CUT_BYTES)])]))
+    await writer.store(refused([LogRecord(0, 0, 0, key, large, [("a", b"1" * TRUNCATED_BYTES)])]))
 
     [letter] = [letter async for letter in letters.list(Filter())]
     assert (letter.truncated, letter.value_bytes) == (True, len(large))
     assert await letters.retry(letter.id) == Outcome(Result.TRUNCATED)
     content = await letters.content(letter.id)
     digest = sha256(large).digest()
-    assert content == (key, len(key), large[:CUT_BYTES], digest, 1, [])
+    assert content == (key, len(key), large[:TRUNCATED_BYTES], digest, 1, [])
     async with administrator(database.ops) as ops:
         row = await ops.fetchrow(
             "SELECT key_bytes, value_bytes, value, truncated, value_sha256, attempts, state"
             " FROM ops.dead_letters_v1"
         )
-    assert tuple(row) == (len(key), len(large), large[:CUT_BYTES], True, digest, 0, "open")
+    assert tuple(row) == (len(key), len(large), large[:TRUNCATED_BYTES], True, digest, 0, "open")
 
     assert "[truncated]" in await run("list")
     said = await run("retry", "--all", code=1)
     assert "cannot be retried" in said
     assert said.endswith("retried: 0, truncated: 1\n")
     shown = await run("show", str(letter.id))
-    assert f"value      {len(large)} bytes, the first {CUT_BYTES} are" in shown
+    assert f"value      {len(large)} bytes, the first {TRUNCATED_BYTES} are" in shown
     assert digest.hex() in shown
 
 
@@ -306,9 +306,8 @@ async def test_a_retried_record_is_the_last_of_its_partition(
     for letter in await ids(letters):
         assert await letters.retry(letter) == DONE
     rows = await owner.fetch(
-        "SELECT name, body_text(body, 'message'), place, first_timestamp, last_timestamp, count"
-        " FROM event"
-        " ORDER BY name"
+        "SELECT name, body_text(body, 'message'), list_position, first_timestamp, last_timestamp,"
+        " count FROM event ORDER BY name"
     )
     assert [tuple(row) for row in rows] == [
         ("earlier", "applied", EPOCH, EPOCH, late, 2),

@@ -16,7 +16,7 @@ from execution_events.projection.body import body_of
 from execution_events.projection.fold import fold
 from execution_events.store import schema
 from execution_events.store.connection import connect
-from execution_events.store.read.events import EventLists
+from execution_events.store.read.events import EventReader
 from execution_events.store.schema import migrate
 from execution_events.store.schema.migrate import Migration, migrations, pending, require_current
 from execution_events.store.write.batches import BatchWriter
@@ -131,7 +131,7 @@ async def test_no_service_runs_on_another_schema(
     async with BatchWriter(database.writer, "topic") as writer:
         with pytest.raises(HaltError, match=command):
             await writer.connect()
-    async with EventLists.open(database.reader) as lists:
+    async with EventReader.open(database.reader) as lists:
         with pytest.raises(HaltError, match=command):
             await lists.check()
 
@@ -222,7 +222,7 @@ async def test_events_that_were_stored_get_the_body_that_a_writer_gives_them(
                     "INSERT INTO event VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,"
                     " $13, $14, $15)",
                     *(*event.identity, latest.object_name, latest.object_namespace),
-                    *(latest.reason, latest.message, event.place, event.first_timestamp),
+                    *(latest.reason, latest.message, event.list_position, event.first_timestamp),
                     *(latest.last_timestamp, event.count, latest.type, latest.elem_type),
                     *(latest.elem_id, latest.action_name),
                 )

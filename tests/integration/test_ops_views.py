@@ -9,7 +9,8 @@ import pytest
 from execution_events import wire
 from execution_events.events import COUNT_MAX, Occurrence
 from execution_events.projection.batch import read
-from execution_events.store.write.batches import Batch, BatchWriter, Move
+from execution_events.store.write.batches import Batch, BatchWriter
+from execution_events.store.write.progress import OffsetMove
 from tests.support.databases import Database, administrator
 from tests.support.records import EPOCH, LogRecord, batch, log, occurrence
 
@@ -343,7 +344,7 @@ async def test_the_pipeline_shows_how_far_each_partition_is(
     query = 'SELECT topic, partition, "offset" FROM ops.pipeline_v1 ORDER BY partition'
     before = await ops.fetchval("SELECT max(last_write) FROM ops.pipeline_v1")
     await writer.store(batch(log([occurrence()] * 3, partition=1)))
-    await writer.store(Batch([], {2: Move(0, 7)}))
+    await writer.store(Batch([], {2: OffsetMove(0, 7)}))
     assert [tuple(row) for row in await ops.fetch(query)] == [
         (TOPIC, 0, 0),
         (TOPIC, 1, 3),
@@ -382,7 +383,9 @@ async def test_a_record_timestamp_that_is_no_time_is_null(
     """Also one that a client could not hold: a view that cannot be read helps nobody."""
     timestamps = [-1, -(2**63), 2**63 - 1, 253_402_300_800_000, 253_402_300_799_000]
     records = [LogRecord(0, offset, time, None, b"") for offset, time in enumerate(timestamps)]
-    await writer.store(Batch([read(record) for record in records], {0: Move(0, len(records))}))
+    await writer.store(
+        Batch([read(record) for record in records], {0: OffsetMove(0, len(records))})
+    )
     rows = await ops.fetch("SELECT record_timestamp FROM ops.dead_letters_v1 ORDER BY id")
     assert [row[0] for row in rows] == [
         *[None] * 4,

@@ -15,12 +15,12 @@ from execution_events.store.write import prune
 from execution_events.store.write.batches import BatchWriter
 from execution_events.store.write.dead_letters import DeadLetters, Filter
 from execution_events.store.write.prune import (
-    SOURCE_IDLE,
-    Step,
-    moment_before,
+    SOURCE_RETENTION,
+    PruneProgress,
     prune_dead_letters,
     prune_executions,
     prune_sources,
+    time_before,
 )
 from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, until
@@ -47,7 +47,7 @@ async def owner(database: Database) -> AsyncIterator[asyncpg.Connection]:
 
 @pytest.fixture
 async def cutoff(owner: asyncpg.Connection) -> datetime:
-    return await moment_before(owner, 90 * DAY)
+    return await time_before(owner, 90 * DAY)
 
 
 async def store(writer: BatchWriter, executions: Iterable[str], begin: int = 0) -> None:
@@ -66,10 +66,10 @@ async def age(owner: asyncpg.Connection, days: float, *executions: str) -> None:
     )
 
 
-async def removed(steps: AsyncIterator[Step]) -> Step:
-    total = Step(0, 0, 0)
+async def removed(steps: AsyncIterator[PruneProgress]) -> PruneProgress:
+    total = PruneProgress(0, 0, 0)
     async for step in steps:
-        total = Step(*map(sum, zip(total, step, strict=True)))
+        total = PruneProgress(*map(sum, zip(total, step, strict=True)))
     return total
 
 
@@ -253,7 +253,7 @@ async def test_a_transaction_is_bounded_by_events_too(
             "UPDATE execution SET events = $1 WHERE execution_id = $2", events, name
         )
     steps = [step async for step in prune_executions(owner, cutoff, dry_run=False)]
-    assert [step.removed for step in steps] == [2, 1, 1, 1, 0]
+    assert [step.deleted for step in steps] == [2, 1, 1, 1, 0]
 
 
 # Sources and dead letters.
@@ -270,7 +270,7 @@ async def test_idle_sources_go_and_the_others_stay(
             days * DAY,
             source,
         )
-    before = await moment_before(owner, SOURCE_IDLE)
+    before = await time_before(owner, SOURCE_RETENTION)
     for dry_run in (True, False):
         assert await removed(prune_sources(owner, before, dry_run=dry_run)) == (1, 1, 0)
     rows = await owner.fetch("SELECT source FROM producer_progress ORDER BY source")

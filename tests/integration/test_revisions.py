@@ -9,20 +9,20 @@ import pytest
 
 from execution_events.errors import BatchTooSlowError
 from execution_events.store.read import changes as revisions
-from execution_events.store.read.changes import Asked, parse_revisions
-from execution_events.store.read.events import EventLists
+from execution_events.store.read.changes import ExecutionScope, parse_revisions
+from execution_events.store.read.events import EventReader
 from execution_events.store.read.selection import Selection
 from tests.support.consumers import DEADLINE, until
 from tests.support.databases import Database, administrator
 from tests.support.readers import named
 from tests.support.records import Log
 
-ONE = Asked("execution-1", None)
+ONE = ExecutionScope("execution-1", None)
 
 
 @pytest.fixture
-async def lists(database: Database) -> AsyncIterator[EventLists]:
-    async with EventLists.open(database.reader) as lists:
+async def lists(database: Database) -> AsyncIterator[EventReader]:
+    async with EventReader.open(database.reader) as lists:
         yield lists
 
 
@@ -30,12 +30,12 @@ class Gate:
     """Lets statements through, and can hold back their answers."""
 
     def __init__(self) -> None:
-        self.statements: list[list[Asked]] = []
+        self.statements: list[list[ExecutionScope]] = []
         self.is_open = asyncio.Event()
         self.is_open.set()
         self._current_revisions = revisions.current_revisions
 
-    async def __call__(self, pool: asyncpg.Pool, asked: Sequence[Asked]) -> list[str]:
+    async def __call__(self, pool: asyncpg.Pool, asked: Sequence[ExecutionScope]) -> list[str]:
         number = len(self.statements)
         self.statements.append(list(asked))
         found = await self._current_revisions(pool, asked)
@@ -63,12 +63,12 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-def ask(lists: EventLists, *asked: Asked) -> list[asyncio.Task[str]]:
+def ask(lists: EventReader, *asked: ExecutionScope) -> list[asyncio.Task[str]]:
     return [asyncio.create_task(lists.revisions(*one)) for one in asked]
 
 
 async def test_who_comes_after_a_statement_was_sent_gets_the_next_with_all_others(
-    lists: EventLists, gate: Gate, written: Log
+    lists: EventReader, gate: Gate, written: Log
 ) -> None:
     await written.add(named("a"))
     before = await revisions.current_revisions(lists._pool, [ONE])
@@ -77,7 +77,12 @@ async def test_who_comes_after_a_statement_was_sent_gets_the_next_with_all_other
     [first] = ask(lists, ONE)
     await gate.sent(1)
     await written.add(named("b"))
-    others = ask(lists, *[ONE] * 5, Asked("execution-2", None), Asked("execution-1", frozenset()))
+    others = ask(
+        lists,
+        *[ONE] * 5,
+        ExecutionScope("execution-2", None),
+        ExecutionScope("execution-1", frozenset()),
+    )
     await turns()
     assert not any(task.done() for task in (first, *others))
     gate.is_open.set()
@@ -94,7 +99,7 @@ async def test_who_comes_after_a_statement_was_sent_gets_the_next_with_all_other
 
 
 async def test_many_at_the_same_time_share_the_first_one(
-    lists: EventLists, gate: Gate, written: Log
+    lists: EventReader, gate: Gate, written: Log
 ) -> None:
     await written.add(named("a"))
     assert len(set(await asyncio.gather(*ask(lists, *[ONE] * 20)))) == 1
@@ -103,13 +108,15 @@ async def test_many_at_the_same_time_share_the_first_one(
     assert len(gate.statements) == 2
 
 
-async def test_each_gets_what_it_may_read(lists: EventLists, gate: Gate, written: Log) -> None:
+async def test_each_gets_what_it_may_read(lists: EventReader, gate: Gate, written: Log) -> None:
     """In one statement, where what is foreign is as what is absent."""
     await written.add(
         *(named("a", execution_id=e, namespace=n) for e in ("e", "f") for n in ("m", "n"))
     )
     scopes = [None, frozenset({"m"}), frozenset({"n"}), frozenset({"m", "n"}), frozenset({"o"})]
-    asked = [Asked(e, scope) for e in ("e", "absent", "f") for scope in [*scopes, frozenset()]]
+    asked = [
+        ExecutionScope(e, scope) for e in ("e", "absent", "f") for scope in [*scopes, frozenset()]
+    ]
     found = await asyncio.gather(*ask(lists, *asked))
     assert len(gate.statements) == 1
     for one, text in zip(asked, found, strict=True):
@@ -122,7 +129,7 @@ async def test_each_gets_what_it_may_read(lists: EventLists, gate: Gate, written
 
 
 async def test_one_that_is_cancelled_disturbs_nobody(
-    lists: EventLists, gate: Gate, written: Log
+    lists: EventReader, gate: Gate, written: Log
 ) -> None:
     await written.add(named("a"))
     gate.is_open.clear()
@@ -139,7 +146,7 @@ async def test_one_that_is_cancelled_disturbs_nobody(
     assert found[1] == found[3] == await lists.revisions(*ONE)
 
 
-async def test_all_can_be_cancelled(lists: EventLists, gate: Gate, written: Log) -> None:
+async def test_all_can_be_cancelled(lists: EventReader, gate: Gate, written: Log) -> None:
     gate.is_open.clear()
     tasks = ask(lists, ONE, ONE)
     await gate.sent(1)
@@ -183,13 +190,13 @@ class Locked:
 
 
 async def test_an_error_reaches_all_who_waited_and_nobody_else(
-    database: Database, lists: EventLists, gate: Gate, written: Log
+    database: Database, lists: EventReader, gate: Gate, written: Log
 ) -> None:
     await written.add(named("a"))
     async with locked(database) as lock:
         sent = ask(lists, ONE, ONE)
         await gate.sent(1)
-        waiting = ask(lists, ONE, Asked("execution-2", None))
+        waiting = ask(lists, ONE, ExecutionScope("execution-2", None))
         await turns()
         await lock.cancel()
         found = await asyncio.gather(*sent, return_exceptions=True)

@@ -7,7 +7,7 @@ from itertools import product
 import asyncpg
 import pytest
 
-from execution_events.store.read.events import EventLists, Page
+from execution_events.store.read.events import EventReader, Page
 from execution_events.store.read.selection import Selection
 from tests.support.backends import Servers
 from tests.support.databases import PASSWORD, Database, administrator
@@ -215,7 +215,7 @@ async def test_a_statement_of_ops_may_take_30_seconds(database: Database) -> Non
 
 
 async def test_the_reader_reads_and_writes_nothing(database: Database) -> None:
-    async with EventLists.open(database.reader) as lists:
+    async with EventReader.open(database.reader) as lists:
         await lists.check()
         for only in ((), (("reason", ("ActionStart",)),)):
             selection = Selection(only=only, text="a")

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from execution_events.events import TIMESTAMP_MAX, TIMESTAMP_MIN, Occurrence
 from execution_events.projection.body import decode
-from execution_events.store.read.changes import Asked
-from execution_events.store.read.events import EventLists
+from execution_events.store.read.changes import ExecutionScope
+from execution_events.store.read.events import EventReader
 from execution_events.store.read.selection import Column, Selection, selects
 from tests.support.databases import Database
 from tests.support.filling import write
@@ -128,8 +128,8 @@ _numbers = count()
 
 
 @pytest.fixture
-async def lists(database: Database) -> AsyncIterator[EventLists]:
-    async with EventLists.open(database.reader) as lists:
+async def lists(database: Database) -> AsyncIterator[EventReader]:
+    async with EventReader.open(database.reader) as lists:
         yield lists
 
 
@@ -138,13 +138,13 @@ async def lists(database: Database) -> AsyncIterator[EventLists]:
 )
 @given(data=st.data())
 async def test_a_watch_selects_what_a_list_has(
-    lists: EventLists, owner: asyncpg.Connection, data: st.DataObject
+    lists: EventReader, owner: asyncpg.Connection, data: st.DataObject
 ) -> None:
     execution_id = f"execution-{next(_numbers)}"
     events = data.draw(occurrences())
     # The database is that of all examples.
     await write(owner, [msgspec.structs.replace(one, execution_id=execution_id) for one in events])
-    [step] = await lists.steps([(Asked(execution_id, None), {})])
+    [step] = await lists.deltas([(ExecutionScope(execution_id, None), {})])
     assert step.is_complete
     assert len(step.changes) == len(events)
     for _ in range(4):

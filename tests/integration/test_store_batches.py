@@ -13,7 +13,8 @@ from execution_events.errors import BatchRefusedError, FencedError, PartitionsLo
 from execution_events.events import COUNT_MAX, RECORD_COUNT_MAX
 from execution_events.projection.batch import read
 from execution_events.projection.fold import fold
-from execution_events.store.write.batches import Batch, BatchWriter, Move
+from execution_events.store.write.batches import Batch, BatchWriter
+from execution_events.store.write.progress import OffsetMove
 from tests.support.databases import Database
 from tests.support.records import EPOCH, LogRecord, batch, log, occurrence
 
@@ -87,7 +88,7 @@ async def test_any_split_of_a_log_stores_the_rows_of_its_fold(
             event.latest.object_namespace,
             event.latest.reason,
             event.latest.message,
-            event.place,
+            event.list_position,
             event.first_timestamp,
             event.latest.last_timestamp,
             event.count,
@@ -150,7 +151,7 @@ async def test_one_partition_that_was_overtaken_drops_the_whole_batch(
 ) -> None:
     await writer.store(batch(log([occurrence()], partition=1)))
     records = [*log([occurrence()], partition=0), *log([occurrence()], partition=1)]
-    both = Batch([read(record) for record in records], {0: Move(0, 1), 1: Move(0, 1)})
+    both = Batch([read(record) for record in records], {0: OffsetMove(0, 1), 1: OffsetMove(0, 1)})
 
     with pytest.raises(FencedError, match=r"\[1\]"):
         await writer.store(both)
@@ -178,13 +179,13 @@ async def test_an_offset_of_a_log_before_the_accepted_one_is_fenced(
 ) -> None:
     """Although it has the same number: the consumer was frozen while the topic was re-created."""
     of_old_log = batch(log([occurrence()]))
-    await writer.accept_log(0, Move(0, 0), "cluster")
+    await writer.accept_log(0, OffsetMove(0, 0), "cluster")
     with pytest.raises(FencedError):
         await writer.store(of_old_log)
     assert await owner.fetchval("SELECT count(*) FROM event") == 0
-    await writer.store(Batch(of_old_log.records, {0: Move(0, 1, epoch=1)}))
+    await writer.store(Batch(of_old_log.records, {0: OffsetMove(0, 1, epoch=1)}))
     with pytest.raises(FencedError):
-        await writer.accept_log(0, Move(1, 0), "cluster")
+        await writer.accept_log(0, OffsetMove(1, 0), "cluster")
     assert await owner.fetchval("SELECT count FROM event") == 1
 
 
@@ -192,7 +193,7 @@ async def test_a_partition_that_another_session_has_locked_is_named_at_once(
     database: Database, writer: BatchWriter, owner: asyncpg.Connection
 ) -> None:
     records = [*log([occurrence()], partition=0), *log([occurrence()], partition=1)]
-    both = Batch([read(record) for record in records], {0: Move(0, 1), 1: Move(0, 1)})
+    both = Batch([read(record) for record in records], {0: OffsetMove(0, 1), 1: OffsetMove(0, 1)})
     async with owner.transaction():
         await owner.execute("SELECT FROM partition_progress WHERE partition = 1 FOR UPDATE")
         with pytest.raises(PartitionsLockedError) as caught:
@@ -285,7 +286,7 @@ async def test_a_dead_letter_is_the_record_as_it_was(
 
 
 async def test_a_partition_moves_without_records(writer: BatchWriter) -> None:
-    await writer.store(Batch([], {0: Move(0, 7)}))
+    await writer.store(Batch([], {0: OffsetMove(0, 7)}))
     assert await stored_offsets(writer) == {0: 7, 1: 0, 2: 0}
 
 
@@ -299,4 +300,9 @@ async def test_no_index_stands_on_a_column_that_recurrences_change(
         " WHERE indrelid IN ('event'::regclass, 'execution'::regclass)"
     )
     # `place` is the first record's and never changes.
-    assert {row["attname"] for row in columns} == {"execution_id", "namespace", "name", "place"}
+    assert {row["attname"] for row in columns} == {
+        "execution_id",
+        "namespace",
+        "name",
+        "list_position",
+    }

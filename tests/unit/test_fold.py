@@ -18,13 +18,13 @@ SETTINGS = settings(max_examples=200, deadline=None)
 
 
 class Row(NamedTuple):
-    """What a reader sees of an event, and its place."""
+    """What a reader sees of an event, and its list position."""
 
     latest: Occurrence
     total: int
     first: datetime
     last: datetime
-    place: datetime
+    list_position: datetime
 
 
 def rows(folded: dict[Identity, FoldedEvent]) -> dict[Identity, Row]:
@@ -34,7 +34,7 @@ def rows(folded: dict[Identity, FoldedEvent]) -> dict[Identity, Row]:
             event.count,
             event.first_timestamp,
             event.latest.last_timestamp,
-            event.place,
+            event.list_position,
         )
         for identity, event in folded.items()
     }
@@ -53,7 +53,7 @@ def model(log: Iterable[Occurrence]) -> dict[Identity, Row]:
             total=min(sum(o.count for o in same), 9007199254740991),
             first=sorted(o.first_timestamp for o in same)[0],
             last=sorted(o.last_timestamp for o in same)[-1],
-            place=same[0].first_timestamp,
+            list_position=same[0].first_timestamp,
         )
         for identity, same in by_identity.items()
     }
@@ -93,7 +93,7 @@ def test_count_first_and_last_do_not_depend_on_the_order(
 
 @given(occurrences, st.integers(-2, 2), st.integers(-2, 2))
 @SETTINGS
-def test_the_later_wins_a_tie_and_the_first_applied_keeps_its_place(
+def test_the_later_wins_a_tie_and_the_first_applied_keeps_its_list_position(
     earlier: Occurrence, first: int, last: int
 ) -> None:
     later = msgspec.structs.replace(
@@ -104,7 +104,7 @@ def test_the_later_wins_a_tie_and_the_first_applied_keeps_its_place(
     )
     (event,) = fold([earlier, later]).values()
     assert event.latest is (later if last >= 0 else earlier)
-    assert event.place == earlier.first_timestamp
+    assert event.list_position == earlier.first_timestamp
     assert event.first_timestamp == earlier.first_timestamp + timedelta(seconds=min(first, 0))
     assert event.count == 2 * earlier.count
 
