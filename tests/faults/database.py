@@ -279,7 +279,7 @@ async def _stored(connection: asyncpg.Connection) -> Stored:
         events={
             (row["execution_id"], row["namespace"], row["name"]): EventRow(
                 _fields(row),
-                row["place"],
+                row["list_position"],
                 row["first_timestamp"],
                 row["last_timestamp"],
                 row["count"],

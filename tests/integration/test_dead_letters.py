@@ -15,6 +15,7 @@ import pytest
 
 from execution_events import wire
 from execution_events.errors import RetryableError
+from execution_events.store.connection import fetch_one
 from execution_events.store.write.batches import BatchWriter
 from execution_events.store.write.dead_letters import (
     RECORD_MAX_BYTES,
@@ -195,9 +196,10 @@ async def test_a_large_record_is_known_by_its_length_and_hash_and_cannot_be_retr
     digest = sha256(large).digest()
     assert content == (key, len(key), large[:TRUNCATED_BYTES], digest, 1, [])
     async with administrator(database.ops) as ops:
-        row = await ops.fetchrow(
+        row = await fetch_one(
+            ops,
             "SELECT key_bytes, value_bytes, value, truncated, value_sha256, attempts, state"
-            " FROM ops.dead_letters_v1"
+            " FROM ops.dead_letters_v1",
         )
     assert tuple(row) == (len(key), len(large), large[:TRUNCATED_BYTES], True, digest, 0, "open")
 
@@ -239,7 +241,7 @@ async def test_a_retry_counts_once_what_the_database_accepts_at_last(
     assert listed.retried_at == listed.last_attempt_at
     events = await owner.fetch("SELECT name, count FROM event ORDER BY name")
     assert [tuple(row) for row in events] == [("object.1", 1), ("object.2", 40)]
-    execution = await owner.fetchrow("SELECT events, occurrences, revision FROM execution")
+    execution = await fetch_one(owner, "SELECT events, occurrences, revision FROM execution")
     assert tuple(execution)[:2] == (2, 41)
     assert execution["revision"] > before[0]["revision"]
 

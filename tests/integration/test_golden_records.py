@@ -37,7 +37,8 @@ async def test_each_golden_record_has_its_outcome(settings: Settings, fetch: Fet
     async with consuming(settings):
         await until_stored(settings)
 
-    letters = dict(await fetch("SELECT partition, reason FROM dead_letter"))
+    rows = await fetch("SELECT partition, reason FROM dead_letter")
+    letters = {row["partition"]: row["reason"] for row in rows}
     outcomes = {case.name: letters.get(partition) for partition, case in enumerate(golden)}
     assert outcomes == {case.name: case.refused for case in golden}
     expected: Counter[tuple[str, str, str]] = Counter()

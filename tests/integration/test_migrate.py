@@ -15,7 +15,7 @@ from execution_events.events import TIMESTAMP_MAX, TIMESTAMP_MIN
 from execution_events.projection.body import body_of
 from execution_events.projection.fold import fold
 from execution_events.store import schema
-from execution_events.store.connection import connect
+from execution_events.store.connection import connect, fetch_one
 from execution_events.store.read.events import EventReader
 from execution_events.store.schema import migrate
 from execution_events.store.schema.migrate import Migration, migrations, pending, require_current
@@ -110,7 +110,7 @@ async def test_a_migration_and_its_version_are_one_transaction(
     assert [row["name"] for row in await applied(database)] == [*ALL, "good"]
     async with databases.administrator(database.owner) as connection:
         tables = "SELECT to_regclass('execution_events.good'), to_regclass('execution_events.bad')"
-        assert list(await connection.fetchrow(tables)) == ["execution_events.good", None]
+        assert list(await fetch_one(connection, tables)) == ["execution_events.good", None]
 
 
 @pytest.mark.parametrize(

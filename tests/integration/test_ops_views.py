@@ -9,6 +9,7 @@ import pytest
 from execution_events import wire
 from execution_events.events import COUNT_MAX, Occurrence
 from execution_events.projection.batch import read
+from execution_events.store.connection import fetch_one
 from execution_events.store.write.batches import Batch, BatchWriter
 from execution_events.store.write.progress import OffsetMove
 from tests.support.databases import Database, administrator
@@ -175,8 +176,8 @@ async def test_bilingual_texts_are_split_at_the_first_mark(
     )
     assert {row[0]: tuple(row[1:3]) for row in rows} == halves
     assert {row[3]: tuple(row[4:6]) for row in rows} == halves
-    empty = await ops.fetchrow(
-        "SELECT message_zh, message_en FROM ops.events_v1 WHERE message = ''"
+    empty = await fetch_one(
+        ops, "SELECT message_zh, message_en FROM ops.events_v1 WHERE message = ''"
     )
     assert tuple(empty) == ("", "")
 
@@ -190,7 +191,7 @@ async def test_an_event_is_shown_as_it_was_folded(
         type="Warning", elem_type="t", elem_id="i", action_name="a",
     )  # fmt: skip
     await writer.store(batch(log([later, first])))
-    assert tuple(await ops.fetchrow("SELECT * FROM ops.events_v1")) == (
+    assert tuple(await fetch_one(ops, "SELECT * FROM ops.events_v1")) == (
         "execution-1",
         "tenant",
         "object.1",
@@ -280,7 +281,7 @@ async def test_the_end_wins_over_a_start_at_the_same_moment(
     end = step("ActionCancelled", name=names[0], action_name="delete")
     start = step("ActionStart", name=names[1], action_name="create")
     await writer.store(batch(log([end, start])))
-    row = await ops.fetchrow("SELECT state, action_name FROM ops.elements_v1")
+    row = await fetch_one(ops, "SELECT state, action_name FROM ops.elements_v1")
     assert tuple(row) == ("cancelled", "delete")
 
 
@@ -290,21 +291,21 @@ async def test_when_an_element_started_and_finished(
     query = "SELECT state, started, finished, duration, attempts FROM ops.elements_v1"
     start = step("ActionStart", 0, name="object.start", count=2)
     await writer.store(batch(log([start, step("PullImage", -10)])))
-    assert tuple(await ops.fetchrow(query)) == ("running", at(0), None, None, 2)
+    assert tuple(await fetch_one(ops, query)) == ("running", at(0), None, None, 2)
 
     failed = step("ActionFailed", 1.5)
     await writer.store(batch(log([failed], begin=2)))
-    assert tuple(await ops.fetchrow(query)) == (
+    assert tuple(await fetch_one(ops, query)) == (
         "failed", at(0), at(1.5), timedelta(seconds=1.5), 2,
     )  # fmt: skip
 
     again = step("ActionStart", 2, name="object.start")
     other = step("ActionStart", 3, name="object.other", count=4)
     await writer.store(batch(log([again, other, step("ActionRetry", 4, count=8)], begin=3)))
-    assert tuple(await ops.fetchrow(query)) == ("running", at(0), None, None, 7)
+    assert tuple(await fetch_one(ops, query)) == ("running", at(0), None, None, 7)
 
     await writer.store(batch(log([step("SuccessfulFinish", 90)], begin=6)))
-    assert tuple(await ops.fetchrow(query)) == (
+    assert tuple(await fetch_one(ops, query)) == (
         "succeeded", at(0), at(90), timedelta(seconds=90), 7,
     )  # fmt: skip
 
@@ -313,7 +314,7 @@ async def test_an_element_whose_start_is_not_known(
     writer: BatchWriter, ops: asyncpg.Connection
 ) -> None:
     await writer.store(batch(log([step("ActionTimeout", 7)])))
-    row = await ops.fetchrow("SELECT started, finished, duration, attempts FROM ops.elements_v1")
+    row = await fetch_one(ops, "SELECT started, finished, duration, attempts FROM ops.elements_v1")
     assert tuple(row) == (None, at(7), None, 0)
 
 

@@ -1,4 +1,4 @@
-"""Which events a watch shows is what a list of the same selection has, for any event."""
+"""A watch selects the same events as a list with the same selection."""
 
 import sys
 import unicodedata
@@ -21,12 +21,11 @@ from tests.support.databases import Database
 from tests.support.filling import write
 from tests.support.records import EPOCH, occurrence
 
-# How a character folds does not change once Unicode has it. PostgreSQL 18 knows more of them than
-# Python, which is of Unicode 14 in 3.11 and of 15.1 in 3.13, so those that Python does not know
-# are left out.
+# The case folding of an assigned character never changes. PostgreSQL 18 has a later Unicode version
+# than Python, so characters unknown to Python are left out.
 _CHARACTERS = st.characters(exclude_categories=["Cn", "Cs"], exclude_characters="\0")
-# Those that fold to several, to another script or length, or not at all as they look; what combines
-# with them; and what means something to SQL, LIKE or a pattern.
+# Characters that fold to several, to another script or length, or unexpectedly; combining
+# characters; and metacharacters of SQL, LIKE and regular expressions.
 _AWKWARD = st.sampled_from(
     [
         *"ßẞsSſKkKÅåÅİiıIΣσς\u0345ιΙᾳᾼΐΰŉǰẖẗﬁﬀﬃfﬅﬓ\u01c4\u01c5\u01c6ꭰᎠ𐐀𐐨ΆάωΩΩµμéÉ",
@@ -80,7 +79,7 @@ def occurrences(draw: st.DrawFn) -> list[Occurrence]:
 
 @st.composite
 def _parts(draw: st.DrawFn, texts: list[str]) -> str:
-    """A part of one of `texts`, in another case."""
+    """A substring of one of `texts`, in any case."""
     text = draw(st.sampled_from(texts))
     begin, end = sorted(draw(st.tuples(*[st.integers(0, len(text))] * 2)))
     part = text[begin:end]
@@ -93,13 +92,13 @@ def _parts(draw: st.DrawFn, texts: list[str]) -> str:
 
 @st.composite
 def selections(draw: st.DrawFn, events: list[Occurrence]) -> Selection:
-    """One that has some of `events` and not others, more often than not."""
+    """Selections that mostly include some of `events` and not all."""
 
     def filters() -> tuple[tuple[Column, tuple[str, ...]], ...]:
         found = []
         for column in draw(st.lists(st.sampled_from(_COLUMNS), max_size=2, unique=True)):
             texts = [getattr(event, column) for event in events]
-            # Also those that are none, as other characters than spaces are not trimmed.
+            # Also near misses: only spaces are trimmed.
             halves = [
                 trimmed
                 for text in texts
@@ -137,32 +136,31 @@ async def lists(database: Database) -> AsyncIterator[EventReader]:
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-async def test_a_watch_selects_what_a_list_has(
+async def test_a_watch_selects_the_events_of_a_list(
     lists: EventReader, owner: asyncpg.Connection, data: st.DataObject
 ) -> None:
     execution_id = f"execution-{next(_numbers)}"
     events = data.draw(occurrences())
-    # The database is that of all examples.
+    # All examples share the database.
     await write(owner, [msgspec.structs.replace(one, execution_id=execution_id) for one in events])
-    [step] = await lists.deltas([(ExecutionScope(execution_id, None), {})])
-    assert step.is_complete
-    assert len(step.changes) == len(events)
+    [delta] = await lists.deltas([(ExecutionScope(execution_id, None), {})])
+    assert delta.is_complete
+    assert len(delta.changes) == len(events)
     for _ in range(4):
         selection = data.draw(selections(events))
         page = await lists.page(execution_id, selection, None, 100)
         listed = {decode(body).metadata.name for body in page.bodies}
-        selected = {c.event.metadata.name for c in step.changes if selects(selection, c)}
+        selected = {c.event.metadata.name for c in delta.changes if selects(selection, c)}
         assert selected == listed
         event("all" if len(listed) == len(events) else "some" if listed else "none")
 
 
-async def test_every_character_folds_alike(owner: asyncpg.Connection) -> None:
-    """In Python and in PostgreSQL."""
+async def test_python_and_postgresql_fold_every_character_alike(owner: asyncpg.Connection) -> None:
     characters = [chr(number) for number in range(1, sys.maxunicode + 1)]
     known = [c for c in characters if unicodedata.category(c) not in ("Cn", "Cs")]
     folded = await owner.fetchval(
-        "SELECT array_agg(casefold(character COLLATE pg_unicode_fast) ORDER BY number)"
-        " FROM unnest($1::text[]) WITH ORDINALITY AS known (character, number)",
+        "SELECT array_agg(casefold(character COLLATE pg_unicode_fast) ORDER BY ordinal)"
+        " FROM unnest($1::text[]) WITH ORDINALITY AS known (character, ordinal)",
         known,
     )
     assert len(known) > 250_000

@@ -82,6 +82,16 @@ def translated_errors(address: str | None = None) -> Iterator[None]:
         raise RetryableError(f"{server}: {name}: {cause}", name) from error
 
 
+async def fetch_one(
+    connection: asyncpg.Connection, statement: str, *arguments: object
+) -> asyncpg.Record:
+    """Return the first row of a statement that always returns one."""
+    row = await connection.fetchrow(statement, *arguments)
+    if row is None:
+        raise LookupError(f"no row: {statement}")
+    return row
+
+
 def options(application: str, settings: Mapping[str, str]) -> dict[str, Any]:
     """Return arguments of `asyncpg.connect`: every timeout, and server `settings` added to ours.
 

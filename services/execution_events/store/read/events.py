@@ -7,7 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 from execution_events.projection.body import decode
-from execution_events.store.connection import translated_errors
+from execution_events.store.connection import fetch_one, translated_errors
 from execution_events.store.read.changes import (
     CurrentRevisions,
     ExecutionScope,
@@ -93,8 +93,7 @@ class EventReader:
         statement, arguments = query.page(limit)
         with translated_errors():
             async with self._pool.acquire() as connection:
-                row = await connection.fetchrow(statement, *arguments)
-        assert row is not None  # noqa: S101 (the statement always returns one row)
+                row = await fetch_one(connection, statement, *arguments)
         revisions, bodies, list_position = row
         if bodies is None:
             return Page(revisions or "", [], None)

@@ -13,7 +13,12 @@ from execution_events.errors import BatchRefusedError
 from execution_events.events import Occurrence
 from execution_events.projection.batch import DeadLetter, Refusal, read
 from execution_events.projection.fold import fold
-from execution_events.store.connection import connect, refused_rows, translated_errors
+from execution_events.store.connection import (
+    connect,
+    fetch_one,
+    refused_rows,
+    translated_errors,
+)
 from execution_events.store.schema.migrate import require_current
 from execution_events.store.sql import load_queries
 from execution_events.store.write.events import prepare, write_events
@@ -244,7 +249,7 @@ class DeadLetters:
     async def count(self, selection: Filter) -> tuple[int, int]:
         """Return the number of selected dead letters and their greatest id, 0 for none."""
         with translated_errors():
-            row = await self._connection.fetchrow(_SQL["count_dead_letters"], *selection)
+            row = await fetch_one(self._connection, _SQL["count_dead_letters"], *selection)
         return row["letters"], row["last"]
 
     async def content(self, letter: int) -> Content | None:
