@@ -13,5 +13,5 @@ def half(bilingual: str, lang: Lang) -> str:
     """
     if lang == "both":
         return bilingual
-    first, found, second = bilingual.partition("##")
-    return (second if found and lang == "en" else first).strip(" ")
+    first, separator, second = bilingual.partition("##")
+    return (second if separator and lang == "en" else first).strip(" ")

@@ -189,8 +189,11 @@ def decode(key: bytes | None, value: bytes | None, timestamp: int) -> Occurrence
         object_name, object_namespace = body.involved_object.name, body.involved_object.namespace
     first, last = _timestamps(body, timestamp)
     # The number of characters is checked already, and one has at most 4 bytes.
-    longest = max(len(name), len(namespace), len(object_name), len(object_namespace))
-    if longest > events.NAME_MAX_BYTES // 4 or len(body.message) > events.MESSAGE_MAX_BYTES // 4:
+    max_characters = max(len(name), len(namespace), len(object_name), len(object_namespace))
+    if (
+        max_characters > events.NAME_MAX_BYTES // 4
+        or len(body.message) > events.MESSAGE_MAX_BYTES // 4
+    ):
         _check_bytes("metadata.name", name, events.NAME_MAX_BYTES)
         _check_bytes("metadata.namespace", namespace, events.NAME_MAX_BYTES)
         _check_bytes("involvedObject.name", object_name, events.NAME_MAX_BYTES)

@@ -300,9 +300,8 @@ MUTANTS = (
             ),
         ),
         tests=(
-            "tests/integration/test_dead_letters.py::test_two_retries_at_once_count_once",
-            "tests/integration/test_dead_letters.py"
-            "::test_a_discard_waits_for_a_retry_and_finds_it_done",
+            "tests/integration/test_dead_letters.py::test_concurrent_retries_count_once",
+            "tests/integration/test_dead_letters.py::test_a_discard_during_a_retry_finds_it_done",
         ),
     ),
     Mutant(

@@ -1,4 +1,4 @@
-"""The public views: their columns are a contract, and so is what they mean."""
+"""The public views: their columns and meanings are a contract."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -93,7 +93,7 @@ COLUMNS = {
         "value_sha256 bytea",
     ],
 }
-"""Dashboards rely on them: a new column goes to the end of a view, and of its list here."""
+"""Dashboards rely on these columns; new ones are added at the end."""
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def at(seconds: float) -> datetime:
 
 
 def step(code: str, seconds: float = 0, **fields: object) -> Occurrence:
-    """An event of the one element; its name follows from its reason and time."""
+    """Return an event of one element, named by its reason and time."""
     defaults = {
         "name": f"object.{code}-{seconds:g}",
         "reason": f"原因##{code}",
@@ -135,7 +135,7 @@ async def test_a_view_has_these_columns_in_this_order(ops: asyncpg.Connection, v
     assert [row[0] for row in rows] == COLUMNS[view]
 
 
-async def test_every_view_and_every_column_is_explained(ops: asyncpg.Connection) -> None:
+async def test_every_view_and_column_has_a_comment(ops: asyncpg.Connection) -> None:
     rows = await ops.fetch(
         "SELECT relname, attname, coalesce(col_description(pg_class.oid, attnum), '') AS column,"
         " coalesce(obj_description(pg_class.oid, 'pg_class'), '') AS view"
@@ -149,7 +149,7 @@ async def test_every_view_and_every_column_is_explained(ops: asyncpg.Connection)
     assert silent == []
 
 
-async def test_bilingual_texts_are_split_at_the_first_mark(
+async def test_bilingual_texts_are_split_at_the_first_separator(
     writer: BatchWriter, ops: asyncpg.Connection
 ) -> None:
     halves = {
@@ -182,7 +182,7 @@ async def test_bilingual_texts_are_split_at_the_first_mark(
     assert tuple(empty) == ("", "")
 
 
-async def test_an_event_is_shown_as_it_was_folded(
+async def test_an_event_has_the_values_of_its_fold(
     writer: BatchWriter, ops: asyncpg.Connection
 ) -> None:
     first = occurrence(first_timestamp=at(-0.5), count=2)
@@ -236,7 +236,7 @@ async def test_an_executions_counters_are_those_of_its_events(
     assert zone_after == zone
 
 
-async def test_the_reasons_code_gives_an_elements_state(
+async def test_the_reason_code_decides_an_elements_state(
     writer: BatchWriter, ops: asyncpg.Connection
 ) -> None:
     states = {
@@ -267,7 +267,7 @@ async def test_the_reasons_code_gives_an_elements_state(
     ],
     ids=lambda value: "-".join(f"{c}@{t:g}" for c, t in value) if isinstance(value, list) else None,
 )
-async def test_the_last_step_wins_in_whatever_order_steps_arrive(
+async def test_the_latest_event_decides_in_any_order_of_arrival(
     writer: BatchWriter, ops: asyncpg.Connection, steps: list[tuple[str, float]], state: str
 ) -> None:
     await writer.store(batch(log([step(code, seconds) for code, seconds in steps])))
@@ -275,7 +275,7 @@ async def test_the_last_step_wins_in_whatever_order_steps_arrive(
 
 
 @pytest.mark.parametrize("names", [("object.1", "object.2"), ("object.2", "object.1")])
-async def test_the_end_wins_over_a_start_at_the_same_moment(
+async def test_a_terminal_state_wins_over_a_start_at_the_same_time(
     writer: BatchWriter, ops: asyncpg.Connection, names: tuple[str, str]
 ) -> None:
     end = step("ActionCancelled", name=names[0], action_name="delete")
@@ -285,9 +285,7 @@ async def test_the_end_wins_over_a_start_at_the_same_moment(
     assert tuple(row) == ("cancelled", "delete")
 
 
-async def test_when_an_element_started_and_finished(
-    writer: BatchWriter, ops: asyncpg.Connection
-) -> None:
+async def test_an_elements_start_and_finish(writer: BatchWriter, ops: asyncpg.Connection) -> None:
     query = "SELECT state, started, finished, duration, attempts FROM ops.elements_v1"
     start = step("ActionStart", 0, name="object.start", count=2)
     await writer.store(batch(log([start, step("PullImage", -10)])))
@@ -310,7 +308,7 @@ async def test_when_an_element_started_and_finished(
     )  # fmt: skip
 
 
-async def test_an_element_whose_start_is_not_known(
+async def test_an_element_without_a_known_start(
     writer: BatchWriter, ops: asyncpg.Connection
 ) -> None:
     await writer.store(batch(log([step("ActionTimeout", 7)])))
@@ -318,7 +316,7 @@ async def test_an_element_whose_start_is_not_known(
     assert tuple(row) == (None, at(7), None, 0)
 
 
-async def test_attempts_stop_at_their_bound(
+async def test_attempts_stop_at_their_maximum(
     database: Database, writer: BatchWriter, ops: asyncpg.Connection
 ) -> None:
     await writer.store(batch(log([step("ActionStart", 0), step("ActionStart", 1)])))
@@ -327,7 +325,7 @@ async def test_attempts_stop_at_their_bound(
     assert await ops.fetchval("SELECT attempts FROM ops.elements_v1") == COUNT_MAX
 
 
-async def test_an_element_is_one_of_its_execution_namespace_object_and_type(
+async def test_an_element_belongs_to_an_execution_namespace_object_and_type(
     writer: BatchWriter, ops: asyncpg.Connection
 ) -> None:
     keys = ("execution_id", "namespace", "object_name", "elem_type", "elem_id")
@@ -339,7 +337,7 @@ async def test_an_element_is_one_of_its_execution_namespace_object_and_type(
     } | {("execution-1", "tenant", "object", "KubeDAG.init", "job", "failed")}
 
 
-async def test_the_pipeline_shows_how_far_each_partition_is(
+async def test_the_pipeline_shows_the_progress_of_each_partition(
     writer: BatchWriter, ops: asyncpg.Connection
 ) -> None:
     query = 'SELECT topic, partition, "offset" FROM ops.pipeline_v1 ORDER BY partition'
@@ -359,7 +357,9 @@ async def test_the_pipeline_shows_how_far_each_partition_is(
     assert rows[0]["last_write"] <= before < rows[1]["last_write"] < rows[2]["last_write"]
 
 
-async def test_a_dead_letter_is_shown_whole(writer: BatchWriter, ops: asyncpg.Connection) -> None:
+async def test_a_dead_letter_has_the_whole_record(
+    writer: BatchWriter, ops: asyncpg.Connection
+) -> None:
     records = [
         LogRecord(2, 0, 1_700_000_000_123, b"\xff\0", b"not json"),
         LogRecord(2, 1, 0, None, None),
@@ -378,10 +378,10 @@ async def test_a_dead_letter_is_shown_whole(writer: BatchWriter, ops: asyncpg.Co
     ]
 
 
-async def test_a_record_timestamp_that_is_no_time_is_null(
+async def test_an_invalid_record_timestamp_is_null(
     writer: BatchWriter, ops: asyncpg.Connection
 ) -> None:
-    """Also one that a client could not hold: a view that cannot be read helps nobody."""
+    """Even one that clients cannot represent: reading the view must not fail."""
     timestamps = [-1, -(2**63), 2**63 - 1, 253_402_300_800_000, 253_402_300_799_000]
     records = [LogRecord(0, offset, time, None, b"") for offset, time in enumerate(timestamps)]
     await writer.store(

@@ -341,9 +341,9 @@ async def test_a_service_role_cannot_prune(
     assert await kept(owner) == {"old": (1, 2)}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop_signal", [signal.SIGINT, signal.SIGTERM])
 async def test_a_signal_stops_the_command_after_its_transaction(
-    database: Database, writer: BatchWriter, owner: asyncpg.Connection, number: signal.Signals
+    database: Database, writer: BatchWriter, owner: asyncpg.Connection, stop_signal: signal.Signals
 ) -> None:
     names = [f"execution-{number:03}" for number in range(300)]
     await store(writer, names)
@@ -359,7 +359,7 @@ async def test_a_signal_stops_the_command_after_its_transaction(
         )
         os.close(end)
         await waiters.until(1)
-        process.send_signal(number)
+        process.send_signal(stop_signal)
     async with asyncio.timeout(DEADLINE):
         out, _ = await process.communicate()
     shown = os.read(terminal, 65536).decode()

@@ -56,12 +56,12 @@ def _value(texts: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 
 @st.composite
 def occurrences(draw: st.DrawFn) -> list[Occurrence]:
-    few = draw(st.lists(_value(_TEXTS), min_size=1, max_size=3))
-    text = st.sampled_from(few) | _value(_TEXTS)
-    found = []
+    values = draw(st.lists(_value(_TEXTS), min_size=1, max_size=3))
+    text = st.sampled_from(values) | _value(_TEXTS)
+    events = []
     for number in range(draw(st.integers(1, 5))):
         first, last = sorted((draw(_MOMENTS), draw(_MOMENTS)))
-        found.append(
+        events.append(
             occurrence(
                 name=f"{number}",
                 reason=draw(_value(_REASONS)),
@@ -74,7 +74,7 @@ def occurrences(draw: st.DrawFn) -> list[Occurrence]:
                 last_timestamp=last,
             )
         )
-    return found
+    return events
 
 
 @st.composite
@@ -95,7 +95,7 @@ def selections(draw: st.DrawFn, events: list[Occurrence]) -> Selection:
     """Selections that mostly include some of `events` and not all."""
 
     def filters() -> tuple[tuple[Column, tuple[str, ...]], ...]:
-        found = []
+        chosen = []
         for column in draw(st.lists(st.sampled_from(_COLUMNS), max_size=2, unique=True)):
             texts = [getattr(event, column) for event in events]
             # Also near misses: only spaces are trimmed.
@@ -107,8 +107,8 @@ def selections(draw: st.DrawFn, events: list[Occurrence]) -> Selection:
             ]
             own = st.sampled_from(texts + halves)
             values = st.lists(_value(own | _TEXTS), min_size=1, max_size=3, unique=True)
-            found.append((column, tuple(sorted(draw(values)))))
-        return tuple(found)
+            chosen.append((column, tuple(sorted(draw(values)))))
+        return tuple(chosen)
 
     texts = [event.message for event in events] + [event.reason for event in events]
     moments = [event.last_timestamp for event in events] + [e.first_timestamp for e in events]

@@ -39,7 +39,7 @@ async def streamed(
 async def test_a_stream_continues_its_first_page(
     events: EventReader, owner: asyncpg.Connection, selection: Selection
 ) -> None:
-    """The page's events are not read again: they are the first batch as they are."""
+    """The events of the page are not read again."""
     await fill(owner, EVENTS)
     revisions, batches = await streamed(events, selection, None)
     names = list(chain(*batches))
@@ -50,8 +50,8 @@ async def test_a_stream_continues_its_first_page(
 
     assert with_page == revisions == page.revisions
     assert list(chain(*continued)) == names
+    # A fetch would have had more events.
     assert continued[0] == names[:_LIMIT]
-    # The bodies are held for no longer than the first batch.
     assert page.bodies == []
 
 

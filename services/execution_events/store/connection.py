@@ -30,7 +30,7 @@ _SERVER_SETTINGS = {
 _RETRYABLE_CLASSES = ("08", "40", "53", "57")
 _REFUSED_CLASSES = ("22", "23", "54")
 _UNIQUE_VIOLATION = "23505"
-"""Never caused by a record: rows are inserted only if none was found under the execution's lock."""
+"""Never caused by a record: rows are inserted under their execution's lock, if missing."""
 _STATEMENT_TIMEOUT = "57014"
 _RETRYABLE_STATES = ("55P03", "25006")
 

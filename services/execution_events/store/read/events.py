@@ -137,9 +137,9 @@ class EventReader:
                 cursor = await connection.cursor(statement, *arguments)
 
             async def batches(head: list[bytes]) -> AsyncIterator[list[bytes]]:
-                if head:
-                    yield head
-                    del head
+                for start in range(0, len(head), _STREAM_BATCH):
+                    yield head[start : start + _STREAM_BATCH]
+                del head
                 while True:
                     with translated_errors():
                         rows = await cursor.fetch(_STREAM_BATCH)
@@ -148,7 +148,7 @@ class EventReader:
                     yield [row[0] for row in rows]
 
             stream = Stream(revisions, batches(head))
-            # The page's bodies live no longer than the first batch.
+            # The page's bodies must not live as long as the stream.
             del head
             yield stream
 

@@ -42,8 +42,8 @@ class Truncation(NamedTuple):
     value_sha256: bytes | None
 
 
-class StoredContent(NamedTuple):
-    """The stored bytes of a record: all of them if `truncation` is None."""
+class StoredRecord(NamedTuple):
+    """A record as it is stored: unchanged if `truncation` is None."""
 
     key: bytes | None
     value: bytes | None
@@ -51,7 +51,7 @@ class StoredContent(NamedTuple):
     truncation: Truncation | None
 
 
-def truncate(record: Record) -> StoredContent:
+def truncate(record: Record) -> StoredRecord:
     """Truncate a record over `RECORD_MAX_BYTES` to the first `TRUNCATED_BYTES` of each part.
 
     Headers are stored whole or not at all.
@@ -59,8 +59,8 @@ def truncate(record: Record) -> StoredContent:
     key, value, headers = record.key, record.value, record.headers
     size = len(key or b"") + len(value or b"") + sum(map(_header_bytes, headers))
     if size <= RECORD_MAX_BYTES:
-        return StoredContent(key, value, headers, None)
-    return StoredContent(
+        return StoredRecord(key, value, headers, None)
+    return StoredRecord(
         key=None if key is None else key[:TRUNCATED_BYTES],
         value=None if value is None else value[:TRUNCATED_BYTES],
         headers=list(_first_headers(headers)),
