@@ -1,8 +1,8 @@
-"""Errors, named by what their receiver must do. The docstring of each is that action."""
+"""Errors, named by the caller's next action; each docstring states that action."""
 
 
 class ExecutionEventsError(Exception):
-    """The base of all errors of this package."""
+    """The base class of this package's errors."""
 
 
 class SettingsError(ExecutionEventsError):
@@ -10,10 +10,10 @@ class SettingsError(ExecutionEventsError):
 
 
 class RecordRefusedError(ExecutionEventsError):
-    """Keep the record as a dead letter; the same bytes will be refused for ever.
+    """Store the record as a dead letter: the same bytes are always refused.
 
-    `reason` is one of `wire.REASONS`; `detail` is a sentence for an operator that holds no
-    content of the record but field names.
+    `reason` is one of `wire.REASONS`; `detail` explains it to an operator and holds field names
+    but no content of the record.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -23,9 +23,9 @@ class RecordRefusedError(ExecutionEventsError):
 
 
 class RetryableError(ExecutionEventsError):
-    """Try again later: PostgreSQL or Kafka is away, and nothing is known to be wrong.
+    """Try again later: PostgreSQL or Kafka is unavailable.
 
-    `cause` is a short name for metrics: an SQLSTATE, or the type of the library's error.
+    `cause` is a label for metrics: an SQLSTATE or the class name of the library's error.
     """
 
     def __init__(self, text: str, cause: str = "other") -> None:
@@ -34,13 +34,13 @@ class RetryableError(ExecutionEventsError):
 
 
 class BatchTooSlowError(RetryableError):
-    """Try again with half of the batch: PostgreSQL's time for one statement was not enough."""
+    """Try again with half of the batch: a statement exceeded its timeout."""
 
 
 class BatchRefusedError(ExecutionEventsError):
-    """Store the halves of the batch; of one record alone: keep it as a dead letter.
+    """Store the batch in halves; store a single record as a dead letter.
 
-    `detail` says which check of the database refused it, and nothing of the record.
+    `detail` names the database constraint and holds no content of the record.
     """
 
     def __init__(self, detail: str) -> None:
@@ -49,13 +49,13 @@ class BatchRefusedError(ExecutionEventsError):
 
 
 class FencedError(ExecutionEventsError):
-    """Drop the batch: another consumer has moved the offset. Nothing of it was stored."""
+    """Drop the batch: another consumer has moved the offset. Nothing was stored."""
 
 
 class PartitionsLockedError(ExecutionEventsError):
-    """Store the batch without these partitions, and try them again: other sessions hold them.
+    """Store the batch without these partitions and retry them: other sessions hold their locks.
 
-    Nothing of the batch was stored.
+    Nothing was stored.
     """
 
     def __init__(self, partitions: frozenset[int]) -> None:
@@ -64,20 +64,19 @@ class PartitionsLockedError(ExecutionEventsError):
 
 
 class HaltError(ExecutionEventsError):
-    """Stop and tell the operator: going on could lose or double occurrences."""
+    """Stop and alert the operator: continuing could lose or duplicate occurrences."""
 
 
 class SpoolFullError(RetryableError):
-    """Publish it again later: there is no room for it until Kafka takes some of what is spooled,
-    or until the disk has room again. It was not kept."""
+    """Publish the event again later: the spool or its disk is full. The event was not stored."""
 
 
 class SpoolCorruptError(ExecutionEventsError):
-    """Set the file aside, go on with a new one and tell the operator; never delete it."""
+    """Set the file aside, continue with a new one and alert the operator; never delete it."""
 
 
 class EventError(ExecutionEventsError):
     """Correct the event: every consumer would refuse it.
 
-    The text names the field and holds nothing of the event's content.
+    The message names the field and holds no content of the event.
     """

@@ -1,7 +1,7 @@
-"""The event and its bounds.
+"""The event and its limits.
 
-The bounds are the contract of design section 2; `schemas/event.schema.json` says the same to
-producers in other languages, and a test holds the two together.
+The limits are part of the record contract; `schemas/event.schema.json` states them for producers
+in other languages, and a test compares the two.
 """
 
 import re
@@ -14,9 +14,9 @@ NAME_MAX_BYTES = 253
 TEXT_MAX_CHARACTERS = 256
 MESSAGE_MAX_BYTES = 16 * 1024
 RECORD_COUNT_MAX = 2**31 - 1
-"""The most occurrences that one record may carry."""
+"""Maximum count of one record."""
 COUNT_MAX = 2**53 - 1
-"""Where sums stop: the greatest integer that every JSON reader holds exactly."""
+"""Maximum stored count: the greatest integer that every JSON parser represents exactly."""
 TIMESTAMP_MIN = datetime(1970, 1, 1, tzinfo=UTC)
 TIMESTAMP_MAX = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
 
@@ -25,10 +25,10 @@ WARNING = "Warning"
 
 
 class Occurrence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """`count` occurrences of one event, as one record carries them.
+    """One record's content: `count` occurrences of one event.
 
-    The event's identity is (execution_id, namespace, name). Timestamps are aware, in UTC, to the
-    microsecond. An `Occurrence` that came from `wire.decode` is within the bounds above.
+    The event's identity is (execution_id, namespace, name). Timestamps are aware, in UTC, with
+    microsecond precision. Results of `wire.decode` are within the limits above.
     """
 
     execution_id: str
@@ -48,10 +48,10 @@ class Occurrence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 def object_of(name: str) -> str:
-    """The involved object's name by convention: what stands before the last dot of the event's."""
+    """Return the involved object's name by convention: the event's name up to its last dot."""
     return name.rpartition(".")[0] or name
 
 
 def event_name(object_name: str, first_report: int) -> str:
-    """The name of an event first reported at `first_report` nanoseconds since the Unix epoch."""
+    """Return the name of an event first reported at `first_report`, in Unix nanoseconds."""
     return f"{object_name}.{first_report:x}"

@@ -1,7 +1,7 @@
-"""Records of the topic, to and from occurrences: the contract of design section 2.
+"""The record contract: encoding of occurrences as Kafka records, and decoding.
 
-Decoding never trusts a record: whatever bytes a producer sends, the outcome is an `Occurrence`
-within its bounds or a `RecordRefusedError`.
+Decoding accepts any bytes: the result is an `Occurrence` within its limits or a
+`RecordRefusedError`.
 """
 
 import re
@@ -24,25 +24,24 @@ INVALID_EVENT = "invalid_event"
 WRONG_KEY = "wrong_key"
 INVALID_HEADERS = "invalid_headers"
 REASONS = frozenset({NO_VALUE, NOT_UTF8, NOT_JSON, INVALID_EVENT, WRONG_KEY, INVALID_HEADERS})
-"""Why decoding refuses a record. Operators and dashboards rely on these names."""
+"""The reasons to refuse a record in decoding. Operators and dashboards rely on these names."""
 REFUSED_BY_DATABASE = "refused_by_database"
-"""Why a record that was decoded is refused all the same; as fixed as the others."""
+"""The reason of a decoded record that a database constraint refused; as stable as `REASONS`."""
 
 SEQUENCE_MAX = 2**63 - 1
 _SEQUENCE_MAX_DIGITS = 19
-_CACHED = 4096
-"""Texts that are remembered: execution ids and sources within their bounds, and what many events
-have in common."""
+_CACHE_SIZE = 4096
+"""Strings in each cache."""
 DEPTH_MAX = 100
-"""How deep a value may nest; a limit of our own, as the interpreter's varies with the caller."""
+"""Maximum nesting of a value. The interpreter's own limit depends on the caller's stack."""
 
 Headers = Sequence[tuple[str, bytes | None]]
 
 
 class Record(Protocol):
-    """What is read of a Kafka record; aiokafka's `ConsumerRecord` is one.
+    """A Kafka record, such as aiokafka's `ConsumerRecord`.
 
-    `timestamp` is in milliseconds since the Unix epoch, -1 where the record has none.
+    `timestamp` is in milliseconds since the Unix epoch, -1 for a record without one.
     """
 
     @property
@@ -60,9 +59,9 @@ class Record(Protocol):
 
 
 class Origin(msgspec.Struct, frozen=True, gc=False):
-    """Where a record comes from, so that a copy of it is known as one.
+    """A record's source and sequence, by which copies of it are dropped.
 
-    `sequence` is strictly increasing in one source and partition.
+    `sequence` is strictly increasing within a source and partition.
     """
 
     source: str
@@ -98,12 +97,13 @@ class _UsualRef(_Ref, frozen=True, gc=False, forbid_unknown_fields=True):
 
 
 class _UsualValue(_Value, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):
-    """A value with nothing beyond the contract: most are.
+    """A value without unknown fields, as most are.
 
-    Nothing in it was passed over, so it is UTF-8, and not nested too deep.
+    The decoder has read all of it, so it is valid UTF-8 and not nested too deeply.
     """
 
-    # Looked up, as a pattern is a call for each value; bounded, as what is looked up is remembered.
+    # The pattern is checked by a cached function, as msgspec calls Python for one here. The length
+    # limit bounds that cache's memory.
     execution_id: _Text
     metadata: _UsualRef
     involved_object: _UsualRef | UnsetType = UNSET
@@ -113,8 +113,8 @@ _usual_decoder = msgspec.json.Decoder(_UsualValue)
 _decoder = msgspec.json.Decoder(_Value)
 _encoder = msgspec.json.Encoder()
 
-A_TIMESTAMP = "a time from 1970 to 9999 like 2026-01-31T23:59:59Z"
-"""What `parse_timestamp` takes, for messages."""
+TIMESTAMP_FORMAT = "a time from 1970 to 9999 like 2026-01-31T23:59:59Z"
+"""The input of `parse_timestamp`, for error messages."""
 _TIMESTAMP = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?"
     r"(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
@@ -128,10 +128,10 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def encode(occurrence: Occurrence) -> tuple[bytes, bytes]:
-    """Key and value of the record that carries `occurrence`.
+    """Return the key and value of the record for `occurrence`.
 
-    `decode` of the result gives an equal occurrence when `occurrence` is within its bounds and
-    its first timestamp is not after its last.
+    `decode` returns an equal occurrence if `occurrence` is within its limits and its first
+    timestamp is not after its last.
     """
     first, last = occurrence.first_timestamp, occurrence.last_timestamp
     last_text = _format_timestamp(last)
@@ -155,18 +155,18 @@ def encode(occurrence: Occurrence) -> tuple[bytes, bytes]:
 def encode_headers(
     source: str, sequence: int, traceparent: str | None = None
 ) -> list[tuple[str, bytes]]:
-    """All headers of a record of ours; the list is the caller's own.
+    """Return a new list of all headers of a record.
 
-    The sequence is also the CloudEvents id, so one source's sequence must not come twice, in
-    whatever partitions. `decode_origin` of the result gives both when they are within their bounds.
+    The sequence is also the CloudEvents id, so a source must not use a sequence twice, not even
+    in different partitions. `decode_origin` returns both if they are within their limits.
     """
-    number = b"%d" % sequence
+    decimal = b"%d" % sequence
     headers = [
         _SPECVERSION,
         _TYPE,
         ("ce_source", source.encode()),
-        ("ce_id", number),
-        ("ce_sequence", number),
+        ("ce_id", decimal),
+        ("ce_sequence", decimal),
         _CONTENT_TYPE,
     ]
     if traceparent is not None:
@@ -175,22 +175,25 @@ def encode_headers(
 
 
 def decode(key: bytes | None, value: bytes | None, timestamp: int) -> Occurrence:
-    """The occurrence that a record carries; `timestamp` is the record's, in milliseconds.
+    """Decode a record; `timestamp` is the record's, in milliseconds.
 
-    Raises `RecordRefusedError` for every record outside the contract, and nothing else.
+    Raises `RecordRefusedError` for every record outside the contract, and no other error.
     """
     body = _decode_value(value)
     if key is not None and key != body.execution_id.encode():
-        raise RecordRefusedError(WRONG_KEY, "the record's key is not its executionId")
+        raise RecordRefusedError(WRONG_KEY, "expected the record's key to be its executionId")
     name, namespace = body.metadata.name, body.metadata.namespace
     if body.involved_object is UNSET:
         object_name, object_namespace = events.object_of(name), namespace
     else:
         object_name, object_namespace = body.involved_object.name, body.involved_object.namespace
     first, last = _timestamps(body, timestamp)
-    # Characters are bounded already, and one is 4 bytes at most.
-    longest = max(len(name), len(namespace), len(object_name), len(object_namespace))
-    if longest > events.NAME_MAX_BYTES // 4 or len(body.message) > events.MESSAGE_MAX_BYTES // 4:
+    # The number of characters is checked already, and one has at most 4 bytes.
+    max_characters = max(len(name), len(namespace), len(object_name), len(object_namespace))
+    if (
+        max_characters > events.NAME_MAX_BYTES // 4
+        or len(body.message) > events.MESSAGE_MAX_BYTES // 4
+    ):
         _check_bytes("metadata.name", name, events.NAME_MAX_BYTES)
         _check_bytes("metadata.namespace", namespace, events.NAME_MAX_BYTES)
         _check_bytes("involvedObject.name", object_name, events.NAME_MAX_BYTES)
@@ -212,31 +215,31 @@ def decode(key: bytes | None, value: bytes | None, timestamp: int) -> Occurrence
         elem_id=_shared(body.elem_id),
         action_name=_shared(body.action_name),
     )
-    # JSON can write NUL in this one way only, and most records have no escape at all.
+    # JSON has one way to write NUL, and most records have no escapes.
     if value is not None and b"\\" in value and b"\\u0000" in value:
         for field in occurrence.__struct_fields__:
             text = getattr(occurrence, field)
             if isinstance(text, str) and "\0" in text:
                 raise RecordRefusedError(
-                    INVALID_EVENT, f"a NUL character in the {field.replace('_', ' ')}"
+                    INVALID_EVENT, f"NUL character in the {field.replace('_', ' ')}"
                 )
     return occurrence
 
 
-@lru_cache(maxsize=_CACHED)
+@lru_cache(maxsize=_CACHE_SIZE)
 def _shared(text: str) -> str:
-    """The same object for the same text.
+    """Return one object for equal strings.
 
-    A batch of records fits a processor's cache better so, and PostgreSQL's client and the JSON
-    encoder find the UTF-8 of what is not ASCII on the object.
+    A batch then fits the processor's cache better, and asyncpg and the JSON encoder find the UTF-8
+    of non-ASCII strings cached on the object.
     """
     return text
 
 
 def decode_origin(headers: Headers) -> Origin | None:
-    """The origin that `ce_source` and `ce_sequence` state, None where both are absent.
+    """Decode `ce_source` and `ce_sequence`; return None if both are missing.
 
-    Raises `RecordRefusedError` where one is without the other, is given twice or is malformed.
+    Raises `RecordRefusedError` if only one is present, or one is repeated or malformed.
     """
     source = sequence = None
     for name, value in headers:
@@ -251,37 +254,43 @@ def decode_origin(headers: Headers) -> Origin | None:
     if source is None and sequence is None:
         return None
     if source is None or sequence is None:
-        raise RecordRefusedError(INVALID_HEADERS, "one of ce_source and ce_sequence is missing")
+        raise RecordRefusedError(
+            INVALID_HEADERS, "expected both ce_source and ce_sequence or neither"
+        )
     text = _source(source)
-    # Of bytes, only ASCII's digits are digits.
+    # `bytes.isdigit` accepts ASCII digits alone.
     if len(sequence) <= _SEQUENCE_MAX_DIGITS and sequence.isdigit():
-        number = int(sequence)
-        if number <= SEQUENCE_MAX:
-            return Origin(text, number)
-    raise RecordRefusedError(INVALID_HEADERS, "ce_sequence is not a decimal of 0 to 2^63-1")
+        parsed = int(sequence)
+        if parsed <= SEQUENCE_MAX:
+            return Origin(text, parsed)
+    raise RecordRefusedError(INVALID_HEADERS, "ce_sequence: expected a decimal from 0 to 2^63-1")
 
 
-@lru_cache(maxsize=_CACHED)
+@lru_cache(maxsize=_CACHE_SIZE)
 def _source(value: bytes) -> str:
     try:
         text = value.decode()
     except UnicodeDecodeError as error:
-        raise RecordRefusedError(INVALID_HEADERS, "ce_source is not UTF-8") from error
+        raise RecordRefusedError(INVALID_HEADERS, "ce_source: expected UTF-8") from error
     if not 1 <= len(text) <= events.TEXT_MAX_CHARACTERS or "\0" in text:
-        raise RecordRefusedError(INVALID_HEADERS, "ce_source is not 1 to 256 characters")
+        raise RecordRefusedError(
+            INVALID_HEADERS, "ce_source: expected 1 to 256 characters without NUL"
+        )
     return text
 
 
 def _given_twice(name: str) -> RecordRefusedError:
-    return RecordRefusedError(INVALID_HEADERS, f"{name} is given twice")
+    return RecordRefusedError(INVALID_HEADERS, f"{name}: repeated")
 
 
 def parse_timestamp(text: str) -> datetime | None:
-    """The time that `text` states, in UTC, cut to the microsecond; None unless it is a timestamp of
-    the contract, from 1970 to 9999 in UTC."""
+    """Parse a timestamp of the contract, from 1970 to 9999, as UTC truncated to the microsecond.
+
+    Returns None for any other text.
+    """
     if _TIMESTAMP.fullmatch(text):
         try:
-            # It cuts what is beyond the microsecond, as the contract asks.
+            # It truncates to the microsecond, as the contract requires.
             moment = datetime.fromisoformat(text)
             if moment.tzinfo is not UTC:
                 moment = moment.astimezone(UTC)
@@ -292,7 +301,7 @@ def parse_timestamp(text: str) -> datetime | None:
     return None
 
 
-@lru_cache(maxsize=_CACHED)
+@lru_cache(maxsize=_CACHE_SIZE)
 def _is_execution_id(text: str) -> bool:
     return events.EXECUTION_ID.fullmatch(text) is not None
 
@@ -311,10 +320,10 @@ def _decode_value(value: bytes | None) -> _Value:
 
 def _decode_any_value(value: bytes) -> _Value:
     try:
-        # msgspec passes over invalid UTF-8 in fields that it ignores.
+        # msgspec does not validate the UTF-8 of fields that it ignores.
         if not value.isascii():
             value.decode()
-        # To look for a bracket is much cheaper than to count them, and most records have none.
+        # Searching for a bracket is much cheaper than counting, and most records have none.
         brackets = value.count(b"{") + (value.count(b"[") if b"[" in value else 0)
         if brackets > DEPTH_MAX and _depth(value) > DEPTH_MAX:
             raise RecordRefusedError(NOT_JSON, f"nested deeper than {DEPTH_MAX} levels")
@@ -330,12 +339,12 @@ def _decode_any_value(value: bytes) -> _Value:
 
 
 def _depth(value: bytes) -> int:
-    """How deep brackets nest; what stands in strings does not count."""
-    deepest = depth = 0
+    """Return the nesting depth of brackets outside strings."""
+    max_depth = depth = 0
     for bracket in _BRACKET.findall(_STRING.sub(b"", value)):
         depth += 1 if bracket in b"[{" else -1
-        deepest = max(deepest, depth)
-    return deepest
+        max_depth = max(max_depth, depth)
+    return max_depth
 
 
 def _timestamps(body: _Value, record_timestamp: int) -> tuple[datetime, datetime]:
@@ -354,7 +363,7 @@ def _timestamps(body: _Value, record_timestamp: int) -> tuple[datetime, datetime
 def _parse_timestamp(field: str, text: str) -> datetime:
     moment = parse_timestamp(text)
     if moment is None:
-        raise RecordRefusedError(INVALID_EVENT, f"not {A_TIMESTAMP} - at `$.{field}`")
+        raise RecordRefusedError(INVALID_EVENT, f"Expected {TIMESTAMP_FORMAT} - at `$.{field}`")
     return moment
 
 
@@ -365,7 +374,7 @@ def _record_timestamp(milliseconds: int) -> datetime:
         moment = None
     if milliseconds < 0 or moment is None:
         raise RecordRefusedError(
-            INVALID_EVENT, "no lastTimestamp, and the record's timestamp cannot stand for it"
+            INVALID_EVENT, "no lastTimestamp, and the record has no timestamp from 1970 to 9999"
         )
     return moment
 
@@ -376,6 +385,6 @@ def _format_timestamp(moment: datetime) -> str:
     return f"{moment.isoformat()[:-6]}Z"
 
 
-def _check_bytes(field: str, text: str, most: int) -> None:
-    if not text.isascii() and len(text.encode()) > most:
-        raise RecordRefusedError(INVALID_EVENT, f"more than {most} bytes - at `$.{field}`")
+def _check_bytes(field: str, text: str, limit: int) -> None:
+    if not text.isascii() and len(text.encode()) > limit:
+        raise RecordRefusedError(INVALID_EVENT, f"Expected at most {limit} bytes - at `$.{field}`")

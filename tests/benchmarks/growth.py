@@ -11,6 +11,7 @@ import asyncpg
 
 from execution_events.cli.progress import Progress
 from execution_events.settings import Settings
+from execution_events.store.connection import fetch_one
 from tests.benchmarks import consuming, filler, growth_report, load, recurring, servers
 from tests.benchmarks.asks import ask, uncached
 from tests.benchmarks.broker import Broker, broker
@@ -199,8 +200,9 @@ async def _store(
     try:
         executions = {execution_id for execution_id, _ in counts}
         stored = await recurring.stored(connection, executions=executions)
-        rows, occurrences = await connection.fetchrow(
-            "SELECT count(*), coalesce(sum(count), 0)::bigint FROM execution_events.event"
+        rows, occurrences = await fetch_one(
+            connection,
+            "SELECT count(*), coalesce(sum(count), 0)::bigint FROM execution_events.event",
         )
     finally:
         await connection.close()

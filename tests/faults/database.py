@@ -251,7 +251,7 @@ async def _progress(connection: asyncpg.Connection) -> dict[int, int]:
 async def _stored(connection: asyncpg.Connection) -> Stored:
     events = await connection.fetch(
         f"""
-        SELECT execution_id, namespace, name, count, {_micros("place")},
+        SELECT execution_id, namespace, name, count, {_micros("list_position")},
             {_micros("first_timestamp")}, {_micros("last_timestamp")},
             ARRAY[object_name, reason, type, elem_type, elem_id, action_name] AS texts, body
         FROM execution_events.event
@@ -279,7 +279,7 @@ async def _stored(connection: asyncpg.Connection) -> Stored:
         events={
             (row["execution_id"], row["namespace"], row["name"]): EventRow(
                 _fields(row),
-                row["place"],
+                row["list_position"],
                 row["first_timestamp"],
                 row["last_timestamp"],
                 row["count"],

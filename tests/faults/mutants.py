@@ -55,7 +55,7 @@ MUTANTS = (
         "The stored offset is set without comparing it",
         (
             Edit(
-                "store/queries/batches.sql",
+                "store/queries/progress.sql",
                 "        AND progress.epoch = move.epoch\n"
                 "        AND progress.next_offset = move.expected\n",
                 "",
@@ -70,14 +70,18 @@ MUTANTS = (
             Edit(
                 "store/write/batches.py",
                 "        async with self._session() as connection, connection.transaction():\n"
-                "            with _answered(connection):\n"
-                '                self._reach("begun")\n'
-                "                await self._move_offsets(connection, batch)\n",
+                "            with _terminated_on_timeout(connection):\n"
+                '                self._failpoint("begun")\n'
+                "                await progress.move_offsets(\n"
+                "                    connection, self._topic, batch.moves, batch.fingerprints()\n"
+                "                )\n",
                 "        async with self._session() as connection:\n"
-                "            await self._move_offsets(connection, batch)\n"
+                "            await progress.move_offsets(\n"
+                "                connection, self._topic, batch.moves, batch.fingerprints()\n"
+                "            )\n"
                 "        async with self._session() as connection, connection.transaction():\n"
-                "            with _answered(connection):\n"
-                '                self._reach("begun")\n',
+                "            with _terminated_on_timeout(connection):\n"
+                '                self._failpoint("begun")\n',
             ),
         ),
         ("kill-offsets-set",),
@@ -249,7 +253,7 @@ MUTANTS = (
     Mutant(
         "no-epoch",
         "The stored offset is compared without the epoch of its log",
-        (Edit("store/queries/batches.sql", "        AND progress.epoch = move.epoch\n", ""),),
+        (Edit("store/queries/progress.sql", "        AND progress.epoch = move.epoch\n", ""),),
         ("accept-frozen",),
     ),
     Mutant(
@@ -263,7 +267,7 @@ MUTANTS = (
         "A batch waits for the sessions that hold its partitions",
         (
             Edit(
-                "store/queries/batches.sql",
+                "store/queries/progress.sql",
                 "    FOR UPDATE SKIP LOCKED\n),\nmoved AS (\n",
                 "    FOR UPDATE\n),\nmoved AS (\n",
             ),
@@ -296,9 +300,8 @@ MUTANTS = (
             ),
         ),
         tests=(
-            "tests/integration/test_dead_letters.py::test_two_retries_at_once_count_once",
-            "tests/integration/test_dead_letters.py"
-            "::test_a_discard_waits_for_a_retry_and_finds_it_done",
+            "tests/integration/test_dead_letters.py::test_concurrent_retries_count_once",
+            "tests/integration/test_dead_letters.py::test_a_discard_during_a_retry_finds_it_done",
         ),
     ),
     Mutant(

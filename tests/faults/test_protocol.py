@@ -7,6 +7,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 
+from execution_events.store.connection import fetch_one
 from tests.faults.protocol import Messages, Moment, Session
 from tests.faults.proxy import Proxy
 from tests.support.databases import Database
@@ -74,8 +75,10 @@ class Client:
             await connection.close()
 
     async def state(self, port: int) -> tuple[str, str, str]:
-        row = await self._observer.fetchrow(
-            "SELECT state, wait_event, query FROM pg_stat_activity WHERE client_port = $1", port
+        row = await fetch_one(
+            self._observer,
+            "SELECT state, wait_event, query FROM pg_stat_activity WHERE client_port = $1",
+            port,
         )
         return tuple(row)
 

@@ -1,4 +1,4 @@
-"""What each revision changed is recorded, and forgotten after a while."""
+"""The changes of each revision are recorded, and deleted after their retention."""
 
 from datetime import timedelta
 from typing import Any
@@ -7,6 +7,7 @@ import asyncpg
 import pytest
 
 from execution_events.settings import Settings
+from execution_events.store.connection import fetch_one
 from execution_events.store.write.batches import BatchWriter
 from tests.support.consumers import consuming, until
 from tests.support.filling import write
@@ -26,7 +27,7 @@ async def changes(owner: asyncpg.Connection) -> Any:
     return read
 
 
-async def test_each_revision_follows_the_one_before(
+async def test_each_revision_names_the_previous_one(
     writer: BatchWriter, owner: asyncpg.Connection, changes: Any
 ) -> None:
     first, other = named("a"), named("a", namespace="other")
@@ -35,14 +36,14 @@ async def test_each_revision_follows_the_one_before(
     await writer.store(batch(log([b"not json"], begin=6)))
     rows = await owner.fetch("SELECT namespace, revision FROM execution_events.execution")
     current = dict(map(tuple, rows))
-    alone, begun, went_on = await changes()
-    assert alone == ("execution-1", "other", current["other"], None, ["a"], [])
-    assert begun == ("execution-1", "tenant", went_on[3], None, ["a", "b"], [])
-    assert went_on == (
+    other_first, first_change, second_change = await changes()
+    assert other_first == ("execution-1", "other", current["other"], None, ["a"], [])
+    assert first_change == ("execution-1", "tenant", second_change[3], None, ["a", "b"], [])
+    assert second_change == (
         "execution-1",
         "tenant",
         current["tenant"],
-        begun[2],
+        first_change[2],
         ["a", "c"],
         [],
     )
@@ -51,11 +52,11 @@ async def test_each_revision_follows_the_one_before(
 @pytest.mark.parametrize(
     "field", ["reason", "message", "type", "elem_type", "elem_id", "action_name"]
 )
-async def test_texts_that_a_recurrence_changes_are_told_apart(
+async def test_events_whose_texts_change_are_marked_as_rewritten(
     writer: BatchWriter, changes: Any, field: str
 ) -> None:
     before = [named("a", 5), named("b", 5), named("c", 5)]
-    # What is older than what is stored does not show.
+    # An older occurrence does not change the stored texts.
     after = [named("a", 6, **{field: "x"}), named("b", 4, **{field: "x"}), named("c", 6)]
     await writer.store(batch(log([*before, *after[:0]])))
     await writer.store(batch(log(after, begin=3)))
@@ -63,20 +64,20 @@ async def test_texts_that_a_recurrence_changes_are_told_apart(
     assert (names, rewritten) == (["a", "b", "c"], [True, False, False])
 
 
-async def test_old_changes_are_forgotten_in_parts(
+async def test_old_changes_are_forgotten_in_batches(
     writer: BatchWriter,
     owner: asyncpg.Connection,
     changes: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("execution_events.store.write.batches._CHANGES_BATCH", 2)
+    monkeypatch.setattr("execution_events.store.write.events._FORGET_BATCH", 2)
     await write(owner, [named("a", execution_id=f"execution-{number}") for number in range(3)])
-    kept = timedelta(minutes=1)
-    assert not await writer.forget_changes(kept)
+    retention = timedelta(minutes=1)
+    assert not await writer.forget_changes(retention)
     await owner.execute("UPDATE execution_events.execution_change SET revision = revision - 61e6")
     await writer.store(batch(log([named("b")])))
-    assert await writer.forget_changes(kept)
-    assert not await writer.forget_changes(kept)
+    assert await writer.forget_changes(retention)
+    assert not await writer.forget_changes(retention)
     [(execution_id, _, _, previous, names, _)] = await changes()
     assert (execution_id, names) == ("execution-1", ["b"])
     assert previous is not None
@@ -85,8 +86,8 @@ async def test_old_changes_are_forgotten_in_parts(
 async def test_a_consumer_forgets_old_changes(
     settings: Settings, owner: asyncpg.Connection, changes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In parts, beside what it stores, and without anything to store."""
-    monkeypatch.setattr("execution_events.store.write.batches._CHANGES_BATCH", 2)
+    """In batches, between the batches that it stores and when it has none."""
+    monkeypatch.setattr("execution_events.store.write.events._FORGET_BATCH", 2)
     monkeypatch.setattr("execution_events.consumer.loop._FORGET_INTERVAL", 0.1)
     await write(owner, [named("a", execution_id=f"execution-{number}") for number in range(9)])
     await owner.execute("UPDATE execution_events.execution_change SET revision = revision - 6e8")
@@ -102,8 +103,8 @@ async def test_a_consumer_forgets_old_changes(
 async def test_the_oldest_are_forgotten_first(
     writer: BatchWriter, changes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or one in between is missing, and whoever stands before the rest cannot tell."""
-    monkeypatch.setattr("execution_events.store.write.batches._CHANGES_BATCH", 1)
+    """Otherwise a watcher could not detect a missing change."""
+    monkeypatch.setattr("execution_events.store.write.events._FORGET_BATCH", 1)
     for number, name in enumerate("abc"):
         await writer.store(batch(log([named(name)], begin=number)))
     left = await changes()
@@ -114,15 +115,16 @@ async def test_the_oldest_are_forgotten_first(
     assert await changes() == []
 
 
-async def test_bodies_are_made_of_what_was_stored_before(
+async def test_a_merge_keeps_the_texts_of_the_stored_body(
     owner: asyncpg.Connection,
 ) -> None:
-    """See test_migrate.py: this one holds that a merge goes on from a stored body alone."""
+    """A merge reads the stored body alone; `test_migrate.py` tests those of migration 6."""
     quoted = named("a", 5, message='"\\\n\x01\x7f \u2028 元 😀', object_namespace="o")
     await write(owner, [quoted])
     await write(owner, [named("a", 3, message="older", count=4)])
-    row = await owner.fetchrow(
+    row = await fetch_one(
+        owner,
         "SELECT body_text(body, 'message') AS message, count,"
-        " body_text(body, 'involvedObject', 'namespace') AS object_namespace FROM event"
+        " body_text(body, 'involvedObject', 'namespace') AS object_namespace FROM event",
     )
     assert tuple(row) == (quoted.message, 5, "o")

@@ -1,5 +1,4 @@
-"""Writers at the same executions at the same time: nothing is lost or counted twice, none waits
-for ever."""
+"""Concurrent writers of an execution neither lose nor duplicate occurrences, nor deadlock."""
 
 import asyncio
 from collections import Counter
@@ -18,7 +17,7 @@ from execution_events.store.connection import connect
 from execution_events.store.write.batches import BatchWriter
 from execution_events.store.write.dead_letters import DeadLetters, Filter, Result
 from execution_events.store.write.events import prepare, write_events
-from execution_events.store.write.prune import moment_before, prune_executions
+from execution_events.store.write.prune import prune_executions, time_before
 from tests.support.consumers import DEADLINE, until
 from tests.support.databases import Database, administrator
 from tests.support.readers import named
@@ -37,7 +36,7 @@ async def owner(database: Database) -> AsyncIterator[asyncpg.Connection]:
 
 @pytest.fixture
 async def writers(database: Database) -> AsyncIterator[list[Log]]:
-    """Each with a partition of its own."""
+    """Writers, each with a partition of its own."""
     async with AsyncExitStack() as stack:
         logs = []
         for partition in range(WRITERS):
@@ -49,7 +48,7 @@ async def writers(database: Database) -> AsyncIterator[list[Log]]:
 
 
 def crowd(rng: Random) -> list[Occurrence]:
-    """Of few executions and events, in any order, so that writers meet at each."""
+    """Occurrences of few executions and events, in any order, so that writers conflict."""
     return [
         named(
             f"object.{rng.randrange(12)}",
@@ -64,7 +63,7 @@ def crowd(rng: Random) -> list[Occurrence]:
 
 
 async def refuse(database: Database, occurrences: list[Occurrence]) -> None:
-    """Have them as dead letters, as if the database had refused them."""
+    """Store them as dead letters that the database refused."""
     async with BatchWriter(database.writer, "events") as writer:
         await writer.begin_partition(WRITERS, 0, "cluster")
         await writer.store(refused(log(occurrences, WRITERS)))
@@ -82,7 +81,7 @@ async def counts(owner: asyncpg.Connection, table: str = "event") -> Counter[tup
 
 
 async def check_executions(owner: asyncpg.Connection) -> None:
-    """Each is the sum of its events, and its revisions follow each other without a gap."""
+    """Compare executions with their events, and require revisions without gaps."""
     wrong = await owner.fetch(
         "SELECT * FROM (SELECT execution_id, namespace, events, occurrences FROM execution) AS one"
         " FULL JOIN (SELECT execution_id, namespace, count(*) AS events, sum(count) AS occurrences"
@@ -105,7 +104,7 @@ async def check_executions(owner: asyncpg.Connection) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_writers_lose_nothing_and_count_nothing_twice(
+async def test_concurrent_writers_count_every_occurrence_once(
     owner: asyncpg.Connection, writers: list[Log], seed: int
 ) -> None:
     rng = Random(seed)
@@ -124,7 +123,7 @@ async def test_writers_lose_nothing_and_count_nothing_twice(
     await check_executions(owner)
 
 
-async def test_neither_do_a_prune_and_retries_at_the_same_time(
+async def test_concurrent_writers_retries_and_a_prune_count_every_occurrence_once(
     database: Database, owner: asyncpg.Connection, writers: list[Log]
 ) -> None:
     rng = Random(0)
@@ -166,10 +165,10 @@ async def test_neither_do_a_prune_and_retries_at_the_same_time(
         async with administrator(database.owner) as connection:
             await connection.execute("SET search_path = execution_events")
             while left:
-                # Whatever nobody changes right now.
-                now = await moment_before(connection, -timedelta(days=1))
+                # Every execution that is not being changed.
+                now = await time_before(connection, -timedelta(days=1))
                 async for step in prune_executions(connection, now, dry_run=False):
-                    pruned += step.removed
+                    pruned += step.deleted
 
     async with asyncio.timeout(DEADLINE):
         await asyncio.gather(*map(write, writers), retry(), prune())
@@ -180,7 +179,7 @@ async def test_neither_do_a_prune_and_retries_at_the_same_time(
 
 @asynccontextmanager
 async def writing(database: Database) -> AsyncIterator[asyncpg.Connection]:
-    """A writer whose transactions are the test's."""
+    """A writer's connection without a transaction."""
     async with connect(database.writer, "tests") as connection:
         await prepare(connection)
         yield connection
@@ -188,14 +187,14 @@ async def writing(database: Database) -> AsyncIterator[asyncpg.Connection]:
 
 @pytest.mark.parametrize("first_is_stored", [True, False])
 @pytest.mark.parametrize("known", [True, False], ids=["known", "new"])
-async def test_the_same_event_of_two_at_the_same_time(
+async def test_a_second_writer_of_an_event_waits_for_the_first(
     database: Database,
     owner: asyncpg.Connection,
     writers: list[Log],
     known: bool,
     first_is_stored: bool,
 ) -> None:
-    """The second waits for the first, and goes on from what that has left."""
+    """It merges with the state that the first has committed."""
     if known:
         await writers[0].add(named("a"))
     both = [named("a", 1, reason="first", count=10), named("a", 2, reason="second", count=100)]
@@ -227,11 +226,11 @@ async def test_the_same_event_of_two_at_the_same_time(
     await check_executions(owner)
     changes = await owner.fetch("SELECT names, rewritten FROM execution_change ORDER BY revision")
     assert len(changes) == known + first_is_stored + 1
-    # It was another text than that which was there.
+    # The reason differs from the stored one.
     assert changes[-1]["rewritten"] == ([True] if known or first_is_stored else [])
 
 
-async def test_executions_that_have_nothing_in_common_wait_for_nobody(
+async def test_writers_of_different_executions_do_not_wait(
     database: Database, writers: list[Log]
 ) -> None:
     async with writing(database) as one, one.transaction():
@@ -241,10 +240,10 @@ async def test_executions_that_have_nothing_in_common_wait_for_nobody(
             await writers[1].add(named("a", execution_id="execution-2"))
 
 
-async def test_an_event_that_is_there_without_its_execution_halts(
+async def test_an_event_without_its_execution_halts(
     owner: asyncpg.Connection, writers: list[Log]
 ) -> None:
-    """No record's fault, so none becomes a dead letter."""
+    """No record is at fault, so none becomes a dead letter."""
     await writers[0].add(named("a"))
     await owner.execute("DELETE FROM execution")
     with pytest.raises(HaltError, match="23505"):

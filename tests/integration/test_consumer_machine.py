@@ -33,7 +33,8 @@ from execution_events.kafka.consumer import Trouble
 from execution_events.metrics import ConsumerMetrics
 from execution_events.projection.batch import Projection
 from execution_events.projection.fingerprint import fingerprint
-from execution_events.store.write.batches import Batch, BatchWriter, StoredPosition
+from execution_events.store.write.batches import Batch, BatchWriter
+from execution_events.store.write.progress import StoredPosition
 from tests.support import databases
 from tests.support.backends import Servers
 from tests.support.databases import Database
@@ -285,9 +286,10 @@ def machine(database: Database, tally: Tally) -> type[RuleBasedStateMachine]:
                 self.runner.run(self._check())
 
         async def _check(self) -> None:
-            stored = dict(
-                await self.connection.fetch("SELECT partition, next_offset FROM partition_progress")
+            rows = await self.connection.fetch(
+                "SELECT partition, next_offset FROM partition_progress"
             )
+            stored = {row["partition"]: row["next_offset"] for row in rows}
             expected: Counter[tuple[str, str]] = Counter()
             refused = set()
             for partition, end in stored.items():
@@ -329,9 +331,10 @@ def machine(database: Database, tally: Tally) -> type[RuleBasedStateMachine]:
             while (fetched := await last.loop._fetcher.fetch()) is not None:
                 await last.loop._store(fetched)
             await self._check()
-            stored = dict(
-                await self.connection.fetch("SELECT partition, next_offset FROM partition_progress")
+            rows = await self.connection.fetch(
+                "SELECT partition, next_offset FROM partition_progress"
             )
+            stored = {row["partition"]: row["next_offset"] for row in rows}
             assert stored == {partition: len(records) for partition, records in self.logs.items()}
             await last.writer._disconnect()
             await self.connection.close()

@@ -1,4 +1,4 @@
-"""Dead letters: what is kept of a record, and each counted once or closed."""
+"""Dead letters are stored within limits, and retried exactly once or discarded."""
 
 import asyncio
 import base64
@@ -15,16 +15,17 @@ import pytest
 
 from execution_events import wire
 from execution_events.errors import RetryableError
+from execution_events.store.connection import fetch_one
 from execution_events.store.write.batches import BatchWriter
 from execution_events.store.write.dead_letters import (
-    CUT_BYTES,
     RECORD_MAX_BYTES,
+    TRUNCATED_BYTES,
     DeadLetters,
     Filter,
     Outcome,
     Result,
     State,
-    cut,
+    truncate,
 )
 from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, until
@@ -55,7 +56,7 @@ async def owner(database: Database) -> AsyncIterator[asyncpg.Connection]:
 
 @pytest.fixture
 async def letters(database: Database) -> AsyncIterator[DeadLetters]:
-    """As the writer, whose privileges are the fewest that commands may have."""
+    """Dead letters as the writer's role, the least privileged one for the commands."""
     async with DeadLetters.open(database.writer) as letters:
         yield letters
 
@@ -74,23 +75,20 @@ async def ids(letters: DeadLetters, **conditions: Any) -> list[int]:
     return [letter.id async for letter in letters.list(Filter(**conditions))]
 
 
-class Midway:
+class Waiters:
     """Sessions that wait for a lock."""
 
     def __init__(self, administrator: asyncpg.Connection) -> None:
         self._administrator = administrator
 
-    async def until(self, number: int) -> None:
-        """Return once so many wait."""
-
+    async def until(self, count: int) -> None:
         async def waiting() -> bool:
             pids = await self._administrator.fetch(f"SELECT pid {_WAITING}")
-            return len(pids) == number
+            return len(pids) == count
 
-        await until(waiting, f"{number} sessions wait for a lock")
+        await until(waiting, f"{count} sessions wait for a lock")
 
     async def kill(self) -> None:
-        """End those that wait."""
         await self._administrator.execute(f"SELECT pg_terminate_backend(pid) {_WAITING}")
 
 
@@ -98,20 +96,20 @@ _WAITING = "FROM pg_stat_activity WHERE datname = current_database() AND wait_ev
 
 
 @asynccontextmanager
-async def locked_executions(database: Database) -> AsyncIterator[Midway]:
-    """Lock every execution that there is, so that a retry into it stops midway."""
+async def locked_executions(database: Database) -> AsyncIterator[Waiters]:
+    """Lock all executions, so that a retry waits before it stores the record."""
     async with (
         administrator(database.administrator) as watcher,
         administrator(database.owner) as holder,
         holder.transaction(),
     ):
         await holder.execute("SELECT FROM execution_events.execution FOR UPDATE")
-        yield Midway(watcher)
+        yield Waiters(watcher)
 
 
 @asynccontextmanager
-async def locked_mark(database: Database) -> AsyncIterator[Midway]:
-    """Hold what a retry does to its letter after it has counted the record."""
+async def locked_mark(database: Database) -> AsyncIterator[Waiters]:
+    """Delay the update of dead letters, so that a retry waits after it has stored the record."""
     async with (
         administrator(database.administrator) as watcher,
         administrator(database.owner) as holder,
@@ -124,14 +122,14 @@ async def locked_mark(database: Database) -> AsyncIterator[Midway]:
         )
         async with holder.transaction():
             await holder.execute("SELECT pg_advisory_xact_lock(1)")
-            yield Midway(watcher)
+            yield Waiters(watcher)
 
 
-# What is kept.
+# Truncation.
 
 
 def sized(key: int, value: int, header: int) -> LogRecord:
-    """Its one header's name has two bytes in UTF-8, one of them as a character."""
+    """Return a record of these sizes; its header's name is one character of two bytes."""
     return LogRecord(0, 0, 0, b"k" * key, b"v" * value, [("é", b"h" * (header - 2))])
 
 
@@ -143,18 +141,18 @@ def sized(key: int, value: int, header: int) -> LogRecord:
         (2, 100, RECORD_MAX_BYTES - 102),
     ],
 )
-def test_a_mebibyte_is_kept_whole_and_a_byte_more_is_cut(key: int, value: int, header: int) -> None:
+def test_a_record_over_a_mebibyte_is_truncated(key: int, value: int, header: int) -> None:
     record = sized(key, value, header)
-    assert cut(record) == (record.key, record.value, record.headers, None)
+    assert truncate(record) == (record.key, record.value, record.headers, None)
 
     for larger in (
         sized(key + 1, value, header),
         sized(key, value + 1, header),
         sized(key, value, header + 1),
     ):
-        kept = cut(larger)
-        assert kept.key == (larger.key or b"")[:CUT_BYTES]
-        assert kept.value == (larger.value or b"")[:CUT_BYTES]
+        kept = truncate(larger)
+        assert kept.key == (larger.key or b"")[:TRUNCATED_BYTES]
+        assert kept.value == (larger.value or b"")[:TRUNCATED_BYTES]
         assert kept.truncation == (
             len(larger.key or b""),
             len(larger.value or b""),
@@ -163,11 +161,11 @@ def test_a_mebibyte_is_kept_whole_and_a_byte_more_is_cut(key: int, value: int, h
         )
 
 
-def test_headers_are_kept_while_they_fit() -> None:
+def test_headers_are_stored_whole_while_they_fit() -> None:
     value = b"v" * RECORD_MAX_BYTES
-    fits: wire.Headers = [("a", b"1" * (CUT_BYTES - 2)), ("b", None)]
+    fits: wire.Headers = [("a", b"1" * (TRUNCATED_BYTES - 2)), ("b", None)]
     for more in [("", b"2"), ("c", None)]:
-        kept = cut(LogRecord(0, 0, 0, None, value, [*fits, more, ("", b"")]))
+        kept = truncate(LogRecord(0, 0, 0, None, value, [*fits, more, ("", b"")]))
         assert kept.key is None
         assert kept.headers == fits
         assert kept.truncation is not None
@@ -175,45 +173,46 @@ def test_headers_are_kept_while_they_fit() -> None:
         assert kept.truncation.headers == 4
 
 
-def test_a_record_without_a_value_is_cut_too() -> None:
-    kept = cut(LogRecord(0, 0, 0, b"k" * (RECORD_MAX_BYTES + 1), None))
+def test_a_record_without_a_value_is_truncated() -> None:
+    kept = truncate(LogRecord(0, 0, 0, b"k" * (RECORD_MAX_BYTES + 1), None))
     assert kept.truncation == (RECORD_MAX_BYTES + 1, None, 0, None)
-    assert (len(kept.key or b""), kept.value) == (CUT_BYTES, None)
+    assert (len(kept.key or b""), kept.value) == (TRUNCATED_BYTES, None)
 
 
-async def test_a_large_record_is_known_by_its_length_and_hash_and_cannot_be_retried(
+async def test_a_truncated_record_has_its_length_and_hash_and_cannot_be_retried(
     database: Database, writer: BatchWriter, letters: DeadLetters, run: Run
 ) -> None:
     key, value = wire.encode(occurrence())
     large = value[:-1] + b" " * 2_000_000 + b"}"
-    await writer.store(refused([LogRecord(0, 0, 0, key, large, [("a", b"1" * CUT_BYTES)])]))
+    await writer.store(refused([LogRecord(0, 0, 0, key, large, [("a", b"1" * TRUNCATED_BYTES)])]))
 
     [letter] = [letter async for letter in letters.list(Filter())]
     assert (letter.truncated, letter.value_bytes) == (True, len(large))
     assert await letters.retry(letter.id) == Outcome(Result.TRUNCATED)
     content = await letters.content(letter.id)
     digest = sha256(large).digest()
-    assert content == (key, len(key), large[:CUT_BYTES], digest, 1, [])
+    assert content == (key, len(key), large[:TRUNCATED_BYTES], digest, 1, [])
     async with administrator(database.ops) as ops:
-        row = await ops.fetchrow(
+        row = await fetch_one(
+            ops,
             "SELECT key_bytes, value_bytes, value, truncated, value_sha256, attempts, state"
-            " FROM ops.dead_letters_v1"
+            " FROM ops.dead_letters_v1",
         )
-    assert tuple(row) == (len(key), len(large), large[:CUT_BYTES], True, digest, 0, "open")
+    assert tuple(row) == (len(key), len(large), large[:TRUNCATED_BYTES], True, digest, 0, "open")
 
     assert "[truncated]" in await run("list")
     said = await run("retry", "--all", code=1)
     assert "cannot be retried" in said
     assert said.endswith("retried: 0, truncated: 1\n")
     shown = await run("show", str(letter.id))
-    assert f"value      {len(large)} bytes, the first {CUT_BYTES} are" in shown
+    assert f"value      {len(large)} bytes, the first {TRUNCATED_BYTES} are" in shown
     assert digest.hex() in shown
 
 
 # Retry.
 
 
-async def test_a_retry_counts_once_what_the_database_accepts_at_last(
+async def test_a_retry_stores_a_record_once_the_database_accepts_it(
     writer: BatchWriter, owner: asyncpg.Connection, letters: DeadLetters
 ) -> None:
     await owner.execute("ALTER TABLE event ADD CONSTRAINT no_bombs CHECK (reason <> 'bomb')")
@@ -239,7 +238,7 @@ async def test_a_retry_counts_once_what_the_database_accepts_at_last(
     assert listed.retried_at == listed.last_attempt_at
     events = await owner.fetch("SELECT name, count FROM event ORDER BY name")
     assert [tuple(row) for row in events] == [("object.1", 1), ("object.2", 40)]
-    execution = await owner.fetchrow("SELECT events, occurrences, revision FROM execution")
+    execution = await fetch_one(owner, "SELECT events, occurrences, revision FROM execution")
     assert tuple(execution)[:2] == (2, 41)
     assert execution["revision"] > before[0]["revision"]
 
@@ -253,7 +252,7 @@ async def test_a_retry_counts_once_what_the_database_accepts_at_last(
         (None, wire.encode(occurrence())[1], (("ce_source", b"s"),), wire.INVALID_HEADERS),
     ],
 )
-async def test_all_of_the_record_is_read_again(
+async def test_a_retry_decodes_the_whole_record_again(
     writer: BatchWriter,
     owner: asyncpg.Connection,
     letters: DeadLetters,
@@ -271,7 +270,7 @@ async def test_all_of_the_record_is_read_again(
     assert await owner.fetchval("SELECT count(*) FROM event") == 0
 
 
-async def test_the_records_own_timestamp_stands_in_where_it_must(
+async def test_a_retry_uses_the_records_timestamp_as_default(
     writer: BatchWriter, owner: asyncpg.Connection, letters: DeadLetters
 ) -> None:
     body = json.loads(wire.encode(occurrence())[1])
@@ -286,7 +285,7 @@ async def test_the_records_own_timestamp_stands_in_where_it_must(
 async def test_a_retried_record_is_the_last_of_its_partition(
     writer: BatchWriter, owner: asyncpg.Connection, letters: DeadLetters
 ) -> None:
-    """It wins a tie that it would have lost in its old place, and the place in lists stays."""
+    """It wins ties that it would have lost at its offset, and the list position stays."""
     early, late = EPOCH - timedelta(hours=1), EPOCH + timedelta(hours=1)
     await writer.store(
         refused(
@@ -306,9 +305,8 @@ async def test_a_retried_record_is_the_last_of_its_partition(
     for letter in await ids(letters):
         assert await letters.retry(letter) == DONE
     rows = await owner.fetch(
-        "SELECT name, body_text(body, 'message'), place, first_timestamp, last_timestamp, count"
-        " FROM event"
-        " ORDER BY name"
+        "SELECT name, body_text(body, 'message'), list_position, first_timestamp, last_timestamp,"
+        " count FROM event ORDER BY name"
     )
     assert [tuple(row) for row in rows] == [
         ("earlier", "applied", EPOCH, EPOCH, late, 2),
@@ -323,7 +321,7 @@ async def test_a_retry_moves_no_watermark_and_no_offset(
     await writer.store(refused(records[:1]))
     await writer.store(batch(records[1:]))
     tables = ("producer_progress", "partition_progress")
-    # With xmin, which changes also where a row is written as it was.
+    # xmin changes even if a row is rewritten unchanged.
     before = [await owner.fetch(f"SELECT xmin, * FROM {table}") for table in tables]
 
     assert await letters.retry((await ids(letters))[0]) == DONE
@@ -334,54 +332,54 @@ async def test_a_retry_moves_no_watermark_and_no_offset(
     assert (await writer.store(batch(copies))).duplicates == 2
 
 
-async def test_two_retries_at_once_count_once(
+async def test_concurrent_retries_count_once(
     database: Database, writer: BatchWriter, owner: asyncpg.Connection, letters: DeadLetters
 ) -> None:
     await writer.store(batch(log([occurrence()])))
     await writer.store(refused(log([occurrence(count=40)], begin=1)))
     [letter] = await ids(letters)
     async with DeadLetters.open(database.writer) as others:
-        async with locked_executions(database) as midway:
+        async with locked_executions(database) as waiters:
             both = [asyncio.create_task(each.retry(letter)) for each in (letters, others)]
-            await midway.until(2)
+            await waiters.until(2)
         assert sorted([await task for task in both]) == [CLOSED, DONE]
     assert await owner.fetchval("SELECT count FROM event") == 41
     assert await owner.fetchval("SELECT attempts FROM dead_letter") == 1
 
 
-async def test_a_discard_waits_for_a_retry_and_finds_it_done(
+async def test_a_discard_during_a_retry_finds_it_done(
     database: Database, writer: BatchWriter, letters: DeadLetters
 ) -> None:
     await writer.store(batch(log([occurrence()])))
     await writer.store(refused(log([occurrence()], begin=1)))
     [letter] = await ids(letters)
     async with DeadLetters.open(database.writer) as others:
-        async with locked_executions(database) as midway:
+        async with locked_executions(database) as waiters:
             retry = asyncio.create_task(letters.retry(letter))
-            await midway.until(1)
+            await waiters.until(1)
             discard = asyncio.create_task(others.discard(letter))
-            await midway.until(2)
+            await waiters.until(2)
         assert (await retry, await discard) == (DONE, CLOSED)
 
 
 @pytest.mark.parametrize("locked", [locked_executions, locked_mark])
-async def test_a_retry_that_is_killed_has_done_nothing(
+async def test_a_killed_retry_changes_nothing(
     database: Database,
     writer: BatchWriter,
     owner: asyncpg.Connection,
     letters: DeadLetters,
-    locked: Callable[[Database], AbstractAsyncContextManager[Midway]],
+    locked: Callable[[Database], AbstractAsyncContextManager[Waiters]],
 ) -> None:
-    """Before it has counted, or after that and before it has marked the letter."""
+    """Before it stores the record, and between that and the update of the letter."""
     await writer.store(batch(log([occurrence()])))
     await writer.store(refused(log([occurrence(count=40)], begin=1)))
     [letter] = await ids(letters)
     tables = ("event", "execution", "dead_letter")
     before = [await owner.fetch(f"SELECT * FROM {table}") for table in tables]
-    async with DeadLetters.open(database.writer) as killed, locked(database) as midway:
+    async with DeadLetters.open(database.writer) as killed, locked(database) as waiters:
         retry = asyncio.create_task(killed.retry(letter))
-        await midway.until(1)
-        await midway.kill()
+        await waiters.until(1)
+        await waiters.kill()
         with pytest.raises(RetryableError):
             await retry
     assert [await owner.fetch(f"SELECT * FROM {table}") for table in tables] == before
@@ -390,17 +388,17 @@ async def test_a_retry_that_is_killed_has_done_nothing(
     assert await owner.fetchval("SELECT count FROM event") == 41
 
 
-async def test_a_command_whose_connection_is_lost_keeps_what_it_did(
+async def test_a_command_keeps_its_retries_when_its_connection_is_lost(
     database: Database, writer: BatchWriter, owner: asyncpg.Connection, run: Run
 ) -> None:
     free = occurrence(execution_id="execution-0", count=2)
     held = occurrence(execution_id="execution-1", count=40)
     await writer.store(batch(log([occurrence()])))
     await writer.store(refused(log([free, held], begin=1)))
-    async with locked_executions(database) as midway:
+    async with locked_executions(database) as waiters:
         command = asyncio.create_task(run("retry", "--reason", DATABASE.reason, code=1))
-        await midway.until(1)
-        await midway.kill()
+        await waiters.until(1)
+        await waiters.kill()
         assert await command == "retried: 1\n"
 
     assert await run("retry", "--reason", DATABASE.reason) == "retried: 1\n"
@@ -408,19 +406,19 @@ async def test_a_command_whose_connection_is_lost_keeps_what_it_did(
     assert [row["count"] for row in counts] == [2, 41]
 
 
-async def test_ctrl_c_stops_after_the_letter_in_hand(
+async def test_ctrl_c_stops_after_the_current_letter(
     database: Database, writer: BatchWriter, letters: DeadLetters
 ) -> None:
     await writer.store(batch(log([occurrence()])))
     await writer.store(refused(log([occurrence()] * 3, begin=1)))
-    async with locked_executions(database) as midway:
+    async with locked_executions(database) as waiters:
         process = await asyncio.create_subprocess_exec(
             *(*COMMAND, "dead-letters", "retry", "--all"),
             env=environment(configured(database_url=database.writer)),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        await midway.until(1)
+        await waiters.until(1)
         process.send_signal(signal.SIGINT)
     async with asyncio.timeout(DEADLINE):
         out, err = await process.communicate()
@@ -429,10 +427,10 @@ async def test_ctrl_c_stops_after_the_letter_in_hand(
     assert len(await ids(letters, state=State.OPEN)) == 2
 
 
-async def test_a_retry_and_a_consumer_add_up(
+async def test_concurrent_retries_and_a_consumer_count_every_occurrence(
     database: Database, writer: BatchWriter, owner: asyncpg.Connection, letters: DeadLetters
 ) -> None:
-    """Over the same executions and in opposite order: neither waits for the other for ever."""
+    """The same executions in opposite order do not deadlock."""
     executions = [occurrence(execution_id=f"execution-{n}") for n in range(20)]
     await writer.store(refused(log(executions)))
     numbers = await ids(letters)
@@ -450,10 +448,10 @@ async def test_a_retry_and_a_consumer_add_up(
     assert [row["count"] for row in counts] == [21] * 20
 
 
-# Discard, and which letters.
+# Discard and filters.
 
 
-async def test_a_discarded_letter_is_kept_and_stays_closed(
+async def test_a_discarded_letter_is_kept_and_stays_discarded(
     writer: BatchWriter, owner: asyncpg.Connection, letters: DeadLetters
 ) -> None:
     await writer.store(refused(log([occurrence()])))
@@ -467,7 +465,7 @@ async def test_a_discarded_letter_is_kept_and_stays_closed(
     assert await letters.retry(letter + 1) == CLOSED
 
 
-async def test_conditions_select(
+async def test_filters_are_joined_by_and(
     database: Database, writer: BatchWriter, owner: asyncpg.Connection, letters: DeadLetters
 ) -> None:
     bad, good = b"not json", occurrence()
@@ -486,7 +484,7 @@ async def test_conditions_select(
     await letters.retry(a)
     await letters.retry(c)
     await letters.discard(d)
-    # As of a program that refuses for another reason than the one before it.
+    # A later version of the program may refuse for another reason.
     await owner.execute("UPDATE dead_letter SET reason = 'no_value' WHERE id = $1", a)
 
     second, third = EPOCH + timedelta(hours=1), EPOCH + timedelta(hours=2)
@@ -513,7 +511,9 @@ async def test_conditions_select(
         assert count == (len(expected), max(expected, default=0)), conditions
 
 
-async def test_a_list_of_several_pages_is_whole(writer: BatchWriter, letters: DeadLetters) -> None:
+async def test_a_list_of_several_pages_is_complete(
+    writer: BatchWriter, letters: DeadLetters
+) -> None:
     await writer.store(batch(log([b"not json"] * 250)))
     listed = await ids(letters)
     assert listed == sorted(set(listed))
@@ -523,7 +523,7 @@ async def test_a_list_of_several_pages_is_whole(writer: BatchWriter, letters: De
 # The commands.
 
 
-async def test_what_is_listed_as_json(writer: BatchWriter, run: Run) -> None:
+async def test_a_list_as_json(writer: BatchWriter, run: Run) -> None:
     value = b"\xff" + b"x" * 300
     await writer.store(batch([LogRecord(2, 0, -1, b"k\x00" * 200, value)]))
     [line] = (await run("list", "--json")).splitlines()
@@ -552,7 +552,7 @@ async def test_what_is_listed_as_json(writer: BatchWriter, run: Run) -> None:
     ]
 
 
-async def test_odd_bytes_are_shown_and_given_back(
+async def test_bytes_that_are_not_text_are_shown_escaped_and_as_base64(
     writer: BatchWriter, letters: DeadLetters, run: Run
 ) -> None:
     value = "消息 ok\n\x1b[31m\u202e\x00".encode() + b"\xfe\xff"
@@ -594,7 +594,7 @@ async def test_odd_bytes_are_shown_and_given_back(
     assert (whole["attempts"], whole["lastReason"]) == (1, "not_utf8")
 
 
-async def test_raw_is_the_value_and_nothing_else(
+async def test_raw_prints_the_value_only(
     writer: BatchWriter, letters: DeadLetters, run: Run
 ) -> None:
     await writer.store(batch(log([b'{"a":\n"\xe6\xb6\x88"}\n'])))
@@ -606,7 +606,7 @@ async def test_raw_is_the_value_and_nothing_else(
     assert await run("show", str(without + 1), code=1) == ""
 
 
-async def test_retry_and_discard_say_what_they_did(
+async def test_retry_and_discard_print_their_results(
     writer: BatchWriter, owner: asyncpg.Connection, letters: DeadLetters, run: Run
 ) -> None:
     await writer.store(refused(log([occurrence(), occurrence(), occurrence()])))
@@ -634,7 +634,7 @@ async def test_retry_and_discard_say_what_they_did(
     assert await owner.fetchval("SELECT count FROM event") == 2
 
 
-async def test_a_time_with_an_offset_selects(writer: BatchWriter, run: Run, owner: Any) -> None:
+async def test_a_time_with_an_offset_is_accepted(writer: BatchWriter, run: Run, owner: Any) -> None:
     await writer.store(batch(log([b"not json"])))
     await owner.execute("UPDATE dead_letter SET refused_at = $1", EPOCH.astimezone(UTC))
     assert "not_json" in await run("list", "--since", "2026-01-01T08:00:00+08:00")

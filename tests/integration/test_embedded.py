@@ -34,6 +34,7 @@ from execution_events.embedded import (
 from execution_events.embedded.directory import HOST
 from execution_events.embedded.jars import Jar
 from execution_events.embedded.kafka import jar_list
+from execution_events.store.connection import fetch_one
 from tests.support.configuration import configured
 from tests.support.topics import make_topic
 
@@ -188,8 +189,9 @@ async def test_every_postgres_connection_needs_the_password(path: Path) -> None:
             name: await connection.fetchval(f"SHOW {name}")
             for name in ("server_encoding", "data_checksums", "fsync", "unix_socket_directories")
         }
-        provider = await connection.fetchrow(
-            "SELECT datlocprovider, datlocale FROM pg_database WHERE datname = 'template1'"
+        provider = await fetch_one(
+            connection,
+            "SELECT datlocprovider, datlocale FROM pg_database WHERE datname = 'template1'",
         )
         await connection.close()
     assert settings == {

@@ -1,4 +1,4 @@
-"""Every golden record through Kafka, the consumer and PostgreSQL: each has its stated outcome."""
+"""Every golden record has its stated outcome after Kafka, the consumer and PostgreSQL."""
 
 import asyncio
 from collections import Counter
@@ -11,14 +11,14 @@ from tests.support.occurrences import Fetch, producer
 from tests.support.topics import CREATE_TIME, make_topic
 
 MILLISECONDS = range(2**62)
-"""The timestamps with which a producer can send."""
+"""Timestamps that a producer can send."""
 
 
 async def test_each_golden_record_has_its_outcome(settings: Settings, fetch: Fetch) -> None:
     golden = [case for case in records() if case.record.timestamp in MILLISECONDS]
     settings = configured(settings, topic=f"{settings.kafka.topic}-golden")
     config = {"max.message.bytes": "4194304", "message.timestamp.after.max.ms": str(2**63 - 1)}
-    # A partition for each, so that none is a copy of another.
+    # A partition for each record, so that none is a duplicate.
     await make_topic(settings, len(golden), CREATE_TIME | config)
     async with producer(settings, max_request_size=4_194_304) as client:
         sent = [
@@ -37,7 +37,8 @@ async def test_each_golden_record_has_its_outcome(settings: Settings, fetch: Fet
     async with consuming(settings):
         await until_stored(settings)
 
-    letters = dict(await fetch("SELECT partition, reason FROM dead_letter"))
+    rows = await fetch("SELECT partition, reason FROM dead_letter")
+    letters = {row["partition"]: row["reason"] for row in rows}
     outcomes = {case.name: letters.get(partition) for partition, case in enumerate(golden)}
     assert outcomes == {case.name: case.refused for case in golden}
     expected: Counter[tuple[str, str, str]] = Counter()

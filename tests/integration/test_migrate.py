@@ -1,4 +1,4 @@
-"""Migrations: a database becomes current, once, and no service runs on another schema."""
+"""Migrations are applied once, and no service runs on another schema version."""
 
 import asyncio
 import hashlib
@@ -15,8 +15,8 @@ from execution_events.events import TIMESTAMP_MAX, TIMESTAMP_MIN
 from execution_events.projection.body import body_of
 from execution_events.projection.fold import fold
 from execution_events.store import schema
-from execution_events.store.connection import connect
-from execution_events.store.read.events import EventLists
+from execution_events.store.connection import connect, fetch_one
+from execution_events.store.read.events import EventReader
 from execution_events.store.schema import migrate
 from execution_events.store.schema.migrate import Migration, migrations, pending, require_current
 from execution_events.store.write.batches import BatchWriter
@@ -34,7 +34,7 @@ RELEASED = {
     "0001_read_model.sql": "1037aff612b872d5",
     "0002_ops_views.sql": "9d77aebf577e21d4",
 }
-"""How the SHA-256 of each begins. A release adds its migrations; a line here never changes."""
+"""First digits of each SHA-256. A release adds its migrations; existing lines never change."""
 
 
 async def applied(database: Database) -> list[asyncpg.Record]:
@@ -79,14 +79,14 @@ async def test_a_second_migrate_applies_nothing(database: Database) -> None:
     assert await applied(database) == before
 
 
-async def test_two_migrates_at_the_same_time_apply_once(servers: Servers) -> None:
+async def test_concurrent_migrates_apply_once(servers: Servers) -> None:
     async with databases.empty(servers.administrator_url) as database:
         both = await asyncio.gather(migrate_as_owner(database), migrate_as_owner(database))
         assert sorted(both) == [[], ALL]
 
 
-async def test_databases_of_one_server_can_be_migrated_at_the_same_time(servers: Servers) -> None:
-    """The roles, and with them their passwords, belong to the whole server."""
+async def test_databases_of_one_server_can_be_migrated_concurrently(servers: Servers) -> None:
+    """Roles and their passwords belong to the whole server."""
     async with (
         databases.empty(servers.administrator_url) as one,
         databases.empty(servers.administrator_url) as other,
@@ -100,7 +100,7 @@ async def test_a_migration_and_its_version_are_one_transaction(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = Migration(len(ALL) + 1, "good", "CREATE TABLE good ()")
-    # It can be applied, but its version is taken.
+    # Its SQL succeeds, but its version exists.
     bad = Migration(len(ALL) + 1, "bad", "CREATE TABLE bad ()")
     monkeypatch.setattr(migrate, "migrations", lambda: [*migrations(), good, bad])
 
@@ -110,7 +110,7 @@ async def test_a_migration_and_its_version_are_one_transaction(
     assert [row["name"] for row in await applied(database)] == [*ALL, "good"]
     async with databases.administrator(database.owner) as connection:
         tables = "SELECT to_regclass('execution_events.good'), to_regclass('execution_events.bad')"
-        assert list(await connection.fetchrow(tables)) == ["execution_events.good", None]
+        assert list(await fetch_one(connection, tables)) == ["execution_events.good", None]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ async def test_a_migration_and_its_version_are_one_transaction(
     ],
     ids=["older", "without a version", "newer"],
 )
-async def test_no_service_runs_on_another_schema(
+async def test_no_service_runs_on_another_schema_version(
     database: Database, change: str, command: str
 ) -> None:
     async with databases.administrator(database.owner) as connection:
@@ -131,7 +131,7 @@ async def test_no_service_runs_on_another_schema(
     async with BatchWriter(database.writer, "topic") as writer:
         with pytest.raises(HaltError, match=command):
             await writer.connect()
-    async with EventLists.open(database.reader) as lists:
+    async with EventReader.open(database.reader) as lists:
         with pytest.raises(HaltError, match=command):
             await lists.check()
 
@@ -148,7 +148,7 @@ async def test_a_newer_schema_is_not_migrated(database: Database) -> None:
 async def test_migrate_gives_a_copied_database_its_privileges(
     servers: Servers, template_database: str
 ) -> None:
-    """A copy has those of everything in it, but PUBLIC may connect to it and services may not."""
+    """A copied database keeps the privileges on its objects, but not those on itself."""
     name = f"{template_database}_copy"
     copy = databases.urls(servers.administrator_url, name)
     privileges = "SELECT datacl::text FROM pg_database WHERE datname = $1"
@@ -166,7 +166,7 @@ async def test_migrate_gives_a_copied_database_its_privileges(
             await databases.drop(servers.administrator_url, name)
 
 
-async def test_migrate_restores_a_privilege_that_was_lost(database: Database) -> None:
+async def test_migrate_restores_lost_privileges(database: Database) -> None:
     async with databases.administrator(database.owner) as connection:
         await connection.execute(
             "REVOKE SELECT ON execution_events.event FROM execution_events_reader;"
@@ -179,7 +179,7 @@ async def test_migrate_restores_a_privilege_that_was_lost(database: Database) ->
         )
 
 
-async def test_the_command_says_what_is_missing_and_applies_it(servers: Servers) -> None:
+async def test_the_command_lists_pending_migrations_and_applies_them(servers: Servers) -> None:
     numbered = [f"{number:04} {name}" for number, name in enumerate(ALL, 1)]
     async with databases.empty(servers.administrator_url) as database:
         env = environment(configured(database_url=database.owner))
@@ -194,7 +194,7 @@ async def test_the_command_says_what_is_missing_and_applies_it(servers: Servers)
         assert await run_cli("migrate", "--check", env=env) == "up to date\n"
 
 
-async def test_events_that_were_stored_get_the_body_that_a_writer_gives_them(
+async def test_migrated_events_have_the_body_that_a_writer_encodes(
     servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     awkward = '"\\/\b\f\n\r\t\x01\x1f\x7f\u2028 é 元 😀 \ufeff'
@@ -210,7 +210,7 @@ async def test_events_that_were_stored_get_the_body_that_a_writer_gives_them(
         known = migrations()
         with monkeypatch.context() as patch:
             patch.setattr(migrate, "migrations", lambda: known[:5])
-            # The privileges are of what all migrations have made.
+            # The privileges name objects of later migrations.
             with suppress(HaltError):
                 await migrate_as_owner(database)
         async with databases.administrator(database.owner) as connection:
@@ -222,7 +222,7 @@ async def test_events_that_were_stored_get_the_body_that_a_writer_gives_them(
                     "INSERT INTO event VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,"
                     " $13, $14, $15)",
                     *(*event.identity, latest.object_name, latest.object_namespace),
-                    *(latest.reason, latest.message, event.place, event.first_timestamp),
+                    *(latest.reason, latest.message, event.list_position, event.first_timestamp),
                     *(latest.last_timestamp, event.count, latest.type, latest.elem_type),
                     *(latest.elem_id, latest.action_name),
                 )

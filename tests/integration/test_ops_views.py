@@ -1,4 +1,4 @@
-"""The public views: their columns are a contract, and so is what they mean."""
+"""The public views: their columns and meanings are a contract."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -9,7 +9,9 @@ import pytest
 from execution_events import wire
 from execution_events.events import COUNT_MAX, Occurrence
 from execution_events.projection.batch import read
-from execution_events.store.write.batches import Batch, BatchWriter, Move
+from execution_events.store.connection import fetch_one
+from execution_events.store.write.batches import Batch, BatchWriter
+from execution_events.store.write.progress import OffsetMove
 from tests.support.databases import Database, administrator
 from tests.support.records import EPOCH, LogRecord, batch, log, occurrence
 
@@ -91,7 +93,7 @@ COLUMNS = {
         "value_sha256 bytea",
     ],
 }
-"""Dashboards rely on them: a new column goes to the end of a view, and of its list here."""
+"""Dashboards rely on these columns; new ones are added at the end."""
 
 
 @pytest.fixture
@@ -113,7 +115,7 @@ def at(seconds: float) -> datetime:
 
 
 def step(code: str, seconds: float = 0, **fields: object) -> Occurrence:
-    """An event of the one element; its name follows from its reason and time."""
+    """Return an event of one element, named by its reason and time."""
     defaults = {
         "name": f"object.{code}-{seconds:g}",
         "reason": f"原因##{code}",
@@ -133,7 +135,7 @@ async def test_a_view_has_these_columns_in_this_order(ops: asyncpg.Connection, v
     assert [row[0] for row in rows] == COLUMNS[view]
 
 
-async def test_every_view_and_every_column_is_explained(ops: asyncpg.Connection) -> None:
+async def test_every_view_and_column_has_a_comment(ops: asyncpg.Connection) -> None:
     rows = await ops.fetch(
         "SELECT relname, attname, coalesce(col_description(pg_class.oid, attnum), '') AS column,"
         " coalesce(obj_description(pg_class.oid, 'pg_class'), '') AS view"
@@ -147,7 +149,7 @@ async def test_every_view_and_every_column_is_explained(ops: asyncpg.Connection)
     assert silent == []
 
 
-async def test_bilingual_texts_are_split_at_the_first_mark(
+async def test_bilingual_texts_are_split_at_the_first_separator(
     writer: BatchWriter, ops: asyncpg.Connection
 ) -> None:
     halves = {
@@ -174,13 +176,13 @@ async def test_bilingual_texts_are_split_at_the_first_mark(
     )
     assert {row[0]: tuple(row[1:3]) for row in rows} == halves
     assert {row[3]: tuple(row[4:6]) for row in rows} == halves
-    empty = await ops.fetchrow(
-        "SELECT message_zh, message_en FROM ops.events_v1 WHERE message = ''"
+    empty = await fetch_one(
+        ops, "SELECT message_zh, message_en FROM ops.events_v1 WHERE message = ''"
     )
     assert tuple(empty) == ("", "")
 
 
-async def test_an_event_is_shown_as_it_was_folded(
+async def test_an_event_has_the_values_of_its_fold(
     writer: BatchWriter, ops: asyncpg.Connection
 ) -> None:
     first = occurrence(first_timestamp=at(-0.5), count=2)
@@ -189,7 +191,7 @@ async def test_an_event_is_shown_as_it_was_folded(
         type="Warning", elem_type="t", elem_id="i", action_name="a",
     )  # fmt: skip
     await writer.store(batch(log([later, first])))
-    assert tuple(await ops.fetchrow("SELECT * FROM ops.events_v1")) == (
+    assert tuple(await fetch_one(ops, "SELECT * FROM ops.events_v1")) == (
         "execution-1",
         "tenant",
         "object.1",
@@ -234,7 +236,7 @@ async def test_an_executions_counters_are_those_of_its_events(
     assert zone_after == zone
 
 
-async def test_the_reasons_code_gives_an_elements_state(
+async def test_the_reason_code_decides_an_elements_state(
     writer: BatchWriter, ops: asyncpg.Connection
 ) -> None:
     states = {
@@ -265,7 +267,7 @@ async def test_the_reasons_code_gives_an_elements_state(
     ],
     ids=lambda value: "-".join(f"{c}@{t:g}" for c, t in value) if isinstance(value, list) else None,
 )
-async def test_the_last_step_wins_in_whatever_order_steps_arrive(
+async def test_the_latest_event_decides_in_any_order_of_arrival(
     writer: BatchWriter, ops: asyncpg.Connection, steps: list[tuple[str, float]], state: str
 ) -> None:
     await writer.store(batch(log([step(code, seconds) for code, seconds in steps])))
@@ -273,50 +275,48 @@ async def test_the_last_step_wins_in_whatever_order_steps_arrive(
 
 
 @pytest.mark.parametrize("names", [("object.1", "object.2"), ("object.2", "object.1")])
-async def test_the_end_wins_over_a_start_at_the_same_moment(
+async def test_a_terminal_state_wins_over_a_start_at_the_same_time(
     writer: BatchWriter, ops: asyncpg.Connection, names: tuple[str, str]
 ) -> None:
     end = step("ActionCancelled", name=names[0], action_name="delete")
     start = step("ActionStart", name=names[1], action_name="create")
     await writer.store(batch(log([end, start])))
-    row = await ops.fetchrow("SELECT state, action_name FROM ops.elements_v1")
+    row = await fetch_one(ops, "SELECT state, action_name FROM ops.elements_v1")
     assert tuple(row) == ("cancelled", "delete")
 
 
-async def test_when_an_element_started_and_finished(
-    writer: BatchWriter, ops: asyncpg.Connection
-) -> None:
+async def test_an_elements_start_and_finish(writer: BatchWriter, ops: asyncpg.Connection) -> None:
     query = "SELECT state, started, finished, duration, attempts FROM ops.elements_v1"
     start = step("ActionStart", 0, name="object.start", count=2)
     await writer.store(batch(log([start, step("PullImage", -10)])))
-    assert tuple(await ops.fetchrow(query)) == ("running", at(0), None, None, 2)
+    assert tuple(await fetch_one(ops, query)) == ("running", at(0), None, None, 2)
 
     failed = step("ActionFailed", 1.5)
     await writer.store(batch(log([failed], begin=2)))
-    assert tuple(await ops.fetchrow(query)) == (
+    assert tuple(await fetch_one(ops, query)) == (
         "failed", at(0), at(1.5), timedelta(seconds=1.5), 2,
     )  # fmt: skip
 
     again = step("ActionStart", 2, name="object.start")
     other = step("ActionStart", 3, name="object.other", count=4)
     await writer.store(batch(log([again, other, step("ActionRetry", 4, count=8)], begin=3)))
-    assert tuple(await ops.fetchrow(query)) == ("running", at(0), None, None, 7)
+    assert tuple(await fetch_one(ops, query)) == ("running", at(0), None, None, 7)
 
     await writer.store(batch(log([step("SuccessfulFinish", 90)], begin=6)))
-    assert tuple(await ops.fetchrow(query)) == (
+    assert tuple(await fetch_one(ops, query)) == (
         "succeeded", at(0), at(90), timedelta(seconds=90), 7,
     )  # fmt: skip
 
 
-async def test_an_element_whose_start_is_not_known(
+async def test_an_element_without_a_known_start(
     writer: BatchWriter, ops: asyncpg.Connection
 ) -> None:
     await writer.store(batch(log([step("ActionTimeout", 7)])))
-    row = await ops.fetchrow("SELECT started, finished, duration, attempts FROM ops.elements_v1")
+    row = await fetch_one(ops, "SELECT started, finished, duration, attempts FROM ops.elements_v1")
     assert tuple(row) == (None, at(7), None, 0)
 
 
-async def test_attempts_stop_at_their_bound(
+async def test_attempts_stop_at_their_maximum(
     database: Database, writer: BatchWriter, ops: asyncpg.Connection
 ) -> None:
     await writer.store(batch(log([step("ActionStart", 0), step("ActionStart", 1)])))
@@ -325,7 +325,7 @@ async def test_attempts_stop_at_their_bound(
     assert await ops.fetchval("SELECT attempts FROM ops.elements_v1") == COUNT_MAX
 
 
-async def test_an_element_is_one_of_its_execution_namespace_object_and_type(
+async def test_an_element_belongs_to_an_execution_namespace_object_and_type(
     writer: BatchWriter, ops: asyncpg.Connection
 ) -> None:
     keys = ("execution_id", "namespace", "object_name", "elem_type", "elem_id")
@@ -337,13 +337,13 @@ async def test_an_element_is_one_of_its_execution_namespace_object_and_type(
     } | {("execution-1", "tenant", "object", "KubeDAG.init", "job", "failed")}
 
 
-async def test_the_pipeline_shows_how_far_each_partition_is(
+async def test_the_pipeline_shows_the_progress_of_each_partition(
     writer: BatchWriter, ops: asyncpg.Connection
 ) -> None:
     query = 'SELECT topic, partition, "offset" FROM ops.pipeline_v1 ORDER BY partition'
     before = await ops.fetchval("SELECT max(last_write) FROM ops.pipeline_v1")
     await writer.store(batch(log([occurrence()] * 3, partition=1)))
-    await writer.store(Batch([], {2: Move(0, 7)}))
+    await writer.store(Batch([], {2: OffsetMove(0, 7)}))
     assert [tuple(row) for row in await ops.fetch(query)] == [
         (TOPIC, 0, 0),
         (TOPIC, 1, 3),
@@ -357,7 +357,9 @@ async def test_the_pipeline_shows_how_far_each_partition_is(
     assert rows[0]["last_write"] <= before < rows[1]["last_write"] < rows[2]["last_write"]
 
 
-async def test_a_dead_letter_is_shown_whole(writer: BatchWriter, ops: asyncpg.Connection) -> None:
+async def test_a_dead_letter_has_the_whole_record(
+    writer: BatchWriter, ops: asyncpg.Connection
+) -> None:
     records = [
         LogRecord(2, 0, 1_700_000_000_123, b"\xff\0", b"not json"),
         LogRecord(2, 1, 0, None, None),
@@ -376,13 +378,15 @@ async def test_a_dead_letter_is_shown_whole(writer: BatchWriter, ops: asyncpg.Co
     ]
 
 
-async def test_a_record_timestamp_that_is_no_time_is_null(
+async def test_an_invalid_record_timestamp_is_null(
     writer: BatchWriter, ops: asyncpg.Connection
 ) -> None:
-    """Also one that a client could not hold: a view that cannot be read helps nobody."""
+    """Even one that clients cannot represent: reading the view must not fail."""
     timestamps = [-1, -(2**63), 2**63 - 1, 253_402_300_800_000, 253_402_300_799_000]
     records = [LogRecord(0, offset, time, None, b"") for offset, time in enumerate(timestamps)]
-    await writer.store(Batch([read(record) for record in records], {0: Move(0, len(records))}))
+    await writer.store(
+        Batch([read(record) for record in records], {0: OffsetMove(0, len(records))})
+    )
     rows = await ops.fetch("SELECT record_timestamp FROM ops.dead_letters_v1 ORDER BY id")
     assert [row[0] for row in rows] == [
         *[None] * 4,

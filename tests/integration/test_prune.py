@@ -1,4 +1,4 @@
-"""Pruning: what is old goes whole, and what changes meanwhile stays whole."""
+"""Pruning deletes old executions whole, and keeps those that change meanwhile whole."""
 
 import asyncio
 import os
@@ -11,16 +11,17 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
+from execution_events.store.connection import fetch_one
 from execution_events.store.write import prune
 from execution_events.store.write.batches import BatchWriter
 from execution_events.store.write.dead_letters import DeadLetters, Filter
 from execution_events.store.write.prune import (
-    SOURCE_IDLE,
-    Step,
-    moment_before,
+    SOURCE_RETENTION,
+    PruneProgress,
     prune_dead_letters,
     prune_executions,
     prune_sources,
+    time_before,
 )
 from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, until
@@ -47,18 +48,18 @@ async def owner(database: Database) -> AsyncIterator[asyncpg.Connection]:
 
 @pytest.fixture
 async def cutoff(owner: asyncpg.Connection) -> datetime:
-    return await moment_before(owner, 90 * DAY)
+    return await time_before(owner, 90 * DAY)
 
 
 async def store(writer: BatchWriter, executions: Iterable[str], begin: int = 0) -> None:
-    """One event with 2 occurrences for each of `executions`."""
+    """Store an event with 2 occurrences in each execution."""
     await writer.store(
         batch(log([occurrence(execution_id=name, count=2) for name in executions], begin=begin))
     )
 
 
 async def age(owner: asyncpg.Connection, days: float, *executions: str) -> None:
-    """Nothing has changed `executions` for so long."""
+    """Set the last change of `executions` to `days` ago."""
     await owner.execute(
         "UPDATE execution SET changed_at = now() - $1::interval WHERE execution_id = ANY ($2)",
         days * DAY,
@@ -66,15 +67,15 @@ async def age(owner: asyncpg.Connection, days: float, *executions: str) -> None:
     )
 
 
-async def removed(steps: AsyncIterator[Step]) -> Step:
-    total = Step(0, 0, 0)
-    async for step in steps:
-        total = Step(*map(sum, zip(total, step, strict=True)))
-    return total
+async def total(transactions: AsyncIterator[PruneProgress]) -> PruneProgress:
+    sums = PruneProgress(0, 0, 0)
+    async for progress in transactions:
+        sums = PruneProgress(*map(sum, zip(sums, progress, strict=True)))
+    return sums
 
 
 async def kept(owner: asyncpg.Connection) -> dict[str, tuple[int, int]]:
-    """Each execution's events and occurrences; that they are its events' is demanded."""
+    """Return each execution's events and occurrences, after comparing them with its events."""
     executions = await owner.fetch(
         "SELECT execution_id, namespace, events, occurrences FROM execution ORDER BY 1, 2"
     )
@@ -88,7 +89,7 @@ async def kept(owner: asyncpg.Connection) -> dict[str, tuple[int, int]]:
 
 @asynccontextmanager
 async def locked_event(database: Database, execution: str) -> AsyncIterator["Waiters"]:
-    """Lock an execution's event, so that a prune stops midway: after the lock, before the end."""
+    """Lock an execution's event: a prune then waits after locking the execution."""
     async with (
         administrator(database.administrator) as watcher,
         administrator(database.owner) as holder,
@@ -101,26 +102,26 @@ async def locked_event(database: Database, execution: str) -> AsyncIterator["Wai
 
 
 class Waiters:
-    """The sessions that wait for a lock."""
+    """Sessions that wait for a lock."""
 
     def __init__(self, watcher: asyncpg.Connection) -> None:
         self._watcher = watcher
 
-    async def until(self, number: int) -> None:
-        async def so_many() -> bool:
+    async def until(self, count: int) -> None:
+        async def reached() -> bool:
             waiting: int = await self._watcher.fetchval(
                 "SELECT count(*) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND wait_event_type = 'Lock'"
             )
-            return waiting == number
+            return waiting == count
 
-        await until(so_many, f"{number} sessions wait for a lock")
+        await until(reached, f"{count} sessions wait for a lock")
 
 
 # Executions.
 
 
-async def test_exactly_the_old_ones_go(
+async def test_exactly_the_old_executions_are_deleted(
     writer: BatchWriter, owner: asyncpg.Connection, cutoff: datetime
 ) -> None:
     names = [f"execution-{number:04}" for number in range(2500)]
@@ -129,39 +130,39 @@ async def test_exactly_the_old_ones_go(
     await age(owner, 91, *old)
     await age(owner, 89, names[1])
 
-    dry = await removed(prune_executions(owner, cutoff, dry_run=True))
+    dry = await total(prune_executions(owner, cutoff, dry_run=True))
     assert dry == (2500, 1250, 1250)
     assert len(await kept(owner)) == 2500
 
-    assert await removed(prune_executions(owner, cutoff, dry_run=False)) == dry
+    assert await total(prune_executions(owner, cutoff, dry_run=False)) == dry
     assert await kept(owner) == dict.fromkeys(names[1::2], (1, 2))
-    assert await removed(prune_executions(owner, cutoff, dry_run=False)) == (1250, 0, 0)
+    assert await total(prune_executions(owner, cutoff, dry_run=False)) == (1250, 0, 0)
 
 
-async def test_the_time_is_of_the_change_and_not_of_the_events(
+async def test_the_time_of_the_last_change_decides_not_that_of_the_events(
     writer: BatchWriter, owner: asyncpg.Connection, cutoff: datetime
 ) -> None:
     past = datetime(1970, 1, 1, tzinfo=UTC)
     await writer.store(batch(log([occurrence(first_timestamp=past, last_timestamp=past)])))
-    assert await removed(prune_executions(owner, cutoff, dry_run=False)) == (1, 0, 0)
+    assert await total(prune_executions(owner, cutoff, dry_run=False)) == (1, 0, 0)
 
 
-async def test_an_execution_is_one_of_its_namespace(
+async def test_each_namespace_of_an_execution_is_pruned_on_its_own(
     writer: BatchWriter, owner: asyncpg.Connection, cutoff: datetime
 ) -> None:
     await writer.store(batch(log([occurrence(), occurrence(namespace="zone", count=2)])))
     await age(owner, 91, "execution-1")
     await owner.execute("UPDATE execution SET changed_at = now() WHERE namespace = 'zone'")
-    assert await removed(prune_executions(owner, cutoff, dry_run=False)) == (2, 1, 1)
+    assert await total(prune_executions(owner, cutoff, dry_run=False)) == (2, 1, 1)
     assert await kept(owner) == {"execution-1": (1, 2)}
 
 
-async def test_one_that_is_being_written_is_kept_with_all_it_has(
+async def test_an_execution_that_is_being_written_is_kept_whole(
     database: Database, writer: BatchWriter, owner: asyncpg.Connection, cutoff: datetime
 ) -> None:
     await store(writer, ["a", "b", "c"])
     await age(owner, 91, "a", "b", "c")
-    # The writer has its lock on b, and waits for c.
+    # The writer has locked b and waits for c.
     async with administrator(database.owner) as holder, holder.transaction():
         await holder.execute(
             "SELECT FROM execution_events.execution WHERE execution_id = 'c' FOR UPDATE"
@@ -169,12 +170,12 @@ async def test_one_that_is_being_written_is_kept_with_all_it_has(
         storing = asyncio.create_task(store(writer, ["b", "c"], begin=3))
         async with administrator(database.administrator) as watcher:
             await Waiters(watcher).until(1)
-        assert await removed(prune_executions(owner, cutoff, dry_run=False)) == (3, 1, 1)
+        assert await total(prune_executions(owner, cutoff, dry_run=False)) == (3, 1, 1)
     await storing
     assert await kept(owner) == {"b": (1, 4), "c": (1, 4)}
 
 
-async def test_one_that_was_written_since_it_was_looked_at_is_kept(
+async def test_an_execution_written_after_the_scan_is_kept(
     database: Database,
     writer: BatchWriter,
     owner: asyncpg.Connection,
@@ -185,32 +186,32 @@ async def test_one_that_was_written_since_it_was_looked_at_is_kept(
     await store(writer, ["a", "b", "c"])
     await age(owner, 91, "a", "b", "c")
     async with locked_event(database, "a") as waiters:
-        pruning = asyncio.create_task(removed(prune_executions(owner, cutoff, dry_run=False)))
+        pruning = asyncio.create_task(total(prune_executions(owner, cutoff, dry_run=False)))
         await waiters.until(1)
         await store(writer, ["b"], begin=3)
     assert await pruning == (3, 2, 2)
     assert await kept(owner) == {"b": (1, 4)}
 
 
-async def test_one_that_is_being_removed_begins_anew(
+async def test_an_execution_that_is_being_deleted_begins_anew(
     database: Database, writer: BatchWriter, owner: asyncpg.Connection, cutoff: datetime
 ) -> None:
     await store(writer, ["a"])
     await age(owner, 91, "a")
     before = await owner.fetchval("SELECT revision FROM execution")
     async with locked_event(database, "a") as waiters:
-        pruning = asyncio.create_task(removed(prune_executions(owner, cutoff, dry_run=False)))
+        pruning = asyncio.create_task(total(prune_executions(owner, cutoff, dry_run=False)))
         await waiters.until(1)
         storing = asyncio.create_task(store(writer, ["a"], begin=1))
         await waiters.until(2)
     await asyncio.gather(pruning, storing)
     assert await kept(owner) == {"a": (1, 2)}
-    row = await owner.fetchrow("SELECT revision, created_at = changed_at FROM execution")
+    row = await fetch_one(owner, "SELECT revision, created_at = changed_at FROM execution")
     assert row[0] > before
     assert row[1]
 
 
-async def test_a_prune_and_a_writer_leave_no_half(
+async def test_a_concurrent_writer_and_a_prune_leave_whole_executions(
     database: Database, writer: BatchWriter, owner: asyncpg.Connection, cutoff: datetime
 ) -> None:
     names = [f"execution-{number:03}" for number in range(400)]
@@ -222,28 +223,28 @@ async def test_a_prune_and_a_writer_leave_no_half(
             await store(writer, names[number * 20 : number * 20 + 20], 400 + number * 20)
 
     _, (_, gone, events) = await asyncio.gather(
-        write(), removed(prune_executions(owner, cutoff, dry_run=False))
+        write(), total(prune_executions(owner, cutoff, dry_run=False))
     )
     rows = await kept(owner)
     assert rows.keys() == set(names)
-    # Removed before its record, or kept with it; one that was removed had its one event.
+    # Deleted before its record was stored, or kept with it.
     assert sum(row == (1, 2) for row in rows.values()) == gone == events
     assert sum(row == (1, 4) for row in rows.values()) == 400 - gone
 
 
-async def test_a_prune_that_stops_leaves_no_half(
+async def test_a_stopped_prune_leaves_whole_executions(
     writer: BatchWriter, owner: asyncpg.Connection, cutoff: datetime
 ) -> None:
     names = [f"execution-{number:03}" for number in range(300)]
     await store(writer, names)
     await age(owner, 91, *names)
-    async for step in prune_executions(owner, cutoff, dry_run=False):
-        assert step == (100, 100, 100)
+    async for progress in prune_executions(owner, cutoff, dry_run=False):
+        assert progress == (100, 100, 100)
         break
     assert await kept(owner) == dict.fromkeys(names[100:], (1, 2))
 
 
-async def test_a_transaction_is_bounded_by_events_too(
+async def test_a_transaction_has_a_limit_of_events(
     writer: BatchWriter, owner: asyncpg.Connection, cutoff: datetime
 ) -> None:
     await store(writer, "abcde")
@@ -252,14 +253,14 @@ async def test_a_transaction_is_bounded_by_events_too(
         await owner.execute(
             "UPDATE execution SET events = $1 WHERE execution_id = $2", events, name
         )
-    steps = [step async for step in prune_executions(owner, cutoff, dry_run=False)]
-    assert [step.removed for step in steps] == [2, 1, 1, 1, 0]
+    transactions = [one async for one in prune_executions(owner, cutoff, dry_run=False)]
+    assert [progress.deleted for progress in transactions] == [2, 1, 1, 1, 0]
 
 
 # Sources and dead letters.
 
 
-async def test_idle_sources_go_and_the_others_stay(
+async def test_idle_watermarks_are_deleted_and_others_kept(
     writer: BatchWriter, owner: asyncpg.Connection
 ) -> None:
     for offset, source in enumerate(("idle", "late", "busy")):
@@ -270,14 +271,14 @@ async def test_idle_sources_go_and_the_others_stay(
             days * DAY,
             source,
         )
-    before = await moment_before(owner, SOURCE_IDLE)
+    before = await time_before(owner, SOURCE_RETENTION)
     for dry_run in (True, False):
-        assert await removed(prune_sources(owner, before, dry_run=dry_run)) == (1, 1, 0)
+        assert await total(prune_sources(owner, before, dry_run=dry_run)) == (1, 1, 0)
     rows = await owner.fetch("SELECT source FROM producer_progress ORDER BY source")
     assert [row["source"] for row in rows] == ["busy", "late"]
 
 
-async def test_closed_dead_letters_go_and_open_ones_stay(
+async def test_closed_dead_letters_are_deleted_and_open_ones_kept(
     database: Database, writer: BatchWriter, owner: asyncpg.Connection, cutoff: datetime
 ) -> None:
     await writer.store(batch(log([b"not json"] * 1005)))
@@ -293,8 +294,8 @@ async def test_closed_dead_letters_go_and_open_ones_stay(
         "UPDATE dead_letter SET discarded_at = now() - interval '91 days' WHERE id = $1", ids[1003]
     )
     for dry_run in (True, False):
-        total = await removed(prune_dead_letters(owner, cutoff, dry_run=dry_run))
-        assert total == (1003, 1003, 0)
+        sums = await total(prune_dead_letters(owner, cutoff, dry_run=dry_run))
+        assert sums == (1003, 1003, 0)
     rows = await owner.fetch("SELECT id FROM dead_letter ORDER BY id")
     assert [row["id"] for row in rows] == [ids[0], ids[1004]]
 
@@ -302,7 +303,7 @@ async def test_closed_dead_letters_go_and_open_ones_stay(
 # The command.
 
 
-async def test_the_command_says_what_it_removed(
+async def test_the_command_prints_what_it_removed(
     database: Database, writer: BatchWriter, owner: asyncpg.Connection
 ) -> None:
     await store(writer, ["old", "new"])
@@ -329,7 +330,7 @@ async def test_the_command_says_what_it_removed(
     assert said(output)[2] == "removed: 1 closed dead letters"
 
 
-async def test_a_service_role_removes_nothing(
+async def test_a_service_role_cannot_prune(
     database: Database, writer: BatchWriter, owner: asyncpg.Connection
 ) -> None:
     await store(writer, ["old"])
@@ -340,9 +341,9 @@ async def test_a_service_role_removes_nothing(
     assert await kept(owner) == {"old": (1, 2)}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop_signal", [signal.SIGINT, signal.SIGTERM])
 async def test_a_signal_stops_the_command_after_its_transaction(
-    database: Database, writer: BatchWriter, owner: asyncpg.Connection, number: signal.Signals
+    database: Database, writer: BatchWriter, owner: asyncpg.Connection, stop_signal: signal.Signals
 ) -> None:
     names = [f"execution-{number:03}" for number in range(300)]
     await store(writer, names)
@@ -358,7 +359,7 @@ async def test_a_signal_stops_the_command_after_its_transaction(
         )
         os.close(end)
         await waiters.until(1)
-        process.send_signal(number)
+        process.send_signal(stop_signal)
     async with asyncio.timeout(DEADLINE):
         out, _ = await process.communicate()
     shown = os.read(terminal, 65536).decode()

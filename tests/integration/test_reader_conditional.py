@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 
 from execution_events.projection.body import decode
-from execution_events.store.read.events import EventLists, Page
+from execution_events.store.read.events import EventReader, Page
 from execution_events.store.read.selection import Selection
 from execution_events.store.write.batches import BatchWriter
 from tests.support.databases import Database
@@ -104,7 +104,7 @@ async def test_absent_and_foreign_are_alike(database: Database, writer: BatchWri
     foreign = named("b", execution_id="foreign", namespace="other")
     await writer.store(batch(log([named("a"), foreign])))
     tenant = frozenset({"tenant"})
-    async with EventLists.open(database.reader) as lists:
+    async with EventReader.open(database.reader) as lists:
         for selection in (Selection(), Selection(text="a", descending=True)):
             for execution_id in ("foreign", "absent"):
                 assert await lists.page(execution_id, selection, tenant, 10) == Page("", [], None)
@@ -130,7 +130,7 @@ async def test_a_page_and_its_revisions_are_of_one_snapshot(
 ) -> None:
     """The count is the number of the transaction that the revision is of."""
     seen: dict[str, int] = {}
-    async with EventLists.open(database.reader) as lists:
+    async with EventReader.open(database.reader) as lists:
         for number in range(20):
             await writer.store(batch(log([named("a")], begin=2 * number)))
             page = await lists.page("execution-1", Selection(), None, 10)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from execution_events.events import COUNT_MAX
 from execution_events.projection.body import decode
 from execution_events.store.read import events as listing
-from execution_events.store.read.events import EventLists
+from execution_events.store.read.events import EventReader
 from execution_events.store.read.selection import Position, Selection
 from execution_events.store.write.batches import BatchWriter
 from tests.support import golden
@@ -292,7 +292,7 @@ async def test_a_page_reads_no_more_than_its_events(
             for number in range(30000)
         ),
     )
-    async with EventLists.open(database.reader, size=1) as lists:
+    async with EventReader.open(database.reader, size=1) as lists:
         for statement in ("SELECT 1", "VACUUM ANALYZE execution_events.event"):
             await owner.execute(statement)
             for descending in (False, True):
@@ -319,13 +319,13 @@ def position(body: bytes) -> Position:
 
 
 async def explained(
-    lists: EventLists,
+    lists: EventReader,
     selection: Selection,
     namespaces: frozenset[str] | None,
     execution_id: str = "execution-1",
 ) -> dict[str, Any]:
     """How the database answers a page of 100, on a connection of the reader's."""
-    statement = listing._Statement(execution_id, namespaces)
+    statement = listing._ListQuery(execution_id, namespaces)
     statement.select(selection)
     text, arguments = statement.page(100)
     async with lists._pool.acquire() as connection:

@@ -22,7 +22,7 @@ from execution_events.reader.app import create_app
 from execution_events.reader.streaming import StreamLimits
 from execution_events.settings import ReaderSettings
 from execution_events.store.read import events as listing
-from execution_events.store.read.events import EventLists
+from execution_events.store.read.events import EventReader
 from execution_events.store.read.feeds import Feeds
 from execution_events.store.read.selection import Selection
 from execution_events.store.write.batches import BatchWriter
@@ -75,7 +75,7 @@ async def asked(address: str, path: str = EVENTS, *headers: str) -> AsyncIterato
 @asynccontextmanager
 async def limited(database: Database, limits: StreamLimits) -> AsyncIterator[str]:
     """The address of an API whose streams have these limits, and one connection."""
-    async with EventLists.open(database.reader, streams=1) as lists:
+    async with EventReader.open(database.reader, streams=1) as lists:
         metrics = ReaderMetrics(CollectorRegistry())
         everybody = Access(None, metrics)
         feeds = Feeds(lists)
@@ -200,7 +200,7 @@ async def test_a_streams_events_are_of_the_snapshot_of_its_revisions(
             await writer.store(changes.pop())
         return value
 
-    async with EventLists.open(database.reader) as lists:
+    async with EventReader.open(database.reader) as lists:
         before = await lists.page("execution-1", Selection(), None, 10)
         monkeypatch.setattr(asyncpg.Connection, "fetchval", fetchval_then_change)
         async with lists.stream("execution-1", Selection(), None) as stream:

@@ -176,13 +176,13 @@ async def test_what_nobody_watches_any_more_is_not_looked_for(
     await written.add(named("a"))
     async with serving(database.reader) as api:
         looks: list[set[str]] = []
-        steps = api.lists.steps
+        steps = api.lists.deltas
 
         async def noted(known: Any) -> Any:
             looks.append({asked.execution_id for asked, _ in known})
             return await steps(known)
 
-        monkeypatch.setattr(api.lists, "steps", noted)
+        monkeypatch.setattr(api.lists, "deltas", noted)
 
         async def looked_for(*executions: str) -> None:
             looks.clear()
@@ -248,7 +248,7 @@ async def test_who_missed_much_begins_anew(
     begins: str,
 ) -> None:
     """A list is sent while it is read; what was missed is held as a whole."""
-    monkeypatch.setattr("execution_events.store.read.changes.MOST_CHANGES", 3)
+    monkeypatch.setattr("execution_events.store.read.changes.CHANGES_LIMIT", 3)
     await written.add(named("a"))
     watcher = Watcher()
     async with serving(database.reader) as api:
@@ -281,7 +281,7 @@ async def test_watches_stay_while_the_database_is_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Several looks fail.
-    monkeypatch.setattr("execution_events.store.read.feeds._AWAY", 0.05)
+    monkeypatch.setattr("execution_events.store.read.feeds._RETRY_DELAY", 0.05)
     await written.add(named("a"))
     watchers = [Watcher() for _ in range(20)]
     async with (
@@ -315,7 +315,7 @@ async def test_watches_stay_while_the_database_is_away(
         assert all(len(watcher.seen) == 4 for watcher in watchers)
     # One for all that watch, and one for the request.
     lines = warnings(caplog)
-    assert lines.count("cannot look for changes yet") == 1
+    assert lines.count("change_poll_failed") == 1
     assert len(lines) <= 2, lines
 
 

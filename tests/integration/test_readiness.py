@@ -249,7 +249,7 @@ async def test_services_tell_why_postgresql_does_not_serve_them(
     await asyncio.gather(
         check_one("consumer", postgres_frozen, silent),
         check_one("consumer", postgres_refuses, refused),
-        check_one("consumer", postgres_read_only, POSTGRES + ": it is read-only"),
+        check_one("consumer", postgres_read_only, POSTGRES + " is read-only"),
         check_one("consumer", partition_stalls, stalled + POSTGRES + ": .*55P03"),
         check_one("reader", postgres_frozen, silent),
         check_one("reader", postgres_refuses, refused),

@@ -1,4 +1,4 @@
-"""What each role can do, from the catalog and by trying; what is not listed, it cannot."""
+"""Each role has the listed privileges and no others, by the catalogs and in practice."""
 
 import secrets
 from collections.abc import AsyncIterator, Iterable
@@ -7,7 +7,7 @@ from itertools import product
 import asyncpg
 import pytest
 
-from execution_events.store.read.events import EventLists, Page
+from execution_events.store.read.events import EventReader, Page
 from execution_events.store.read.selection import Selection
 from tests.support.backends import Servers
 from tests.support.databases import PASSWORD, Database, administrator
@@ -32,7 +32,7 @@ OUTCOME = (
     "retried_at",
     "discarded_at",
 )
-"""What a retry or a discard records of a dead letter."""
+"""Columns of a dead letter that retries and discards update."""
 
 GRANTED = {
     "execution_events_writer": {
@@ -68,9 +68,9 @@ GRANTED = {
     },
     "public": {},
 }
-"""All privileges of each role on the database, on its schemas and on everything in them."""
+"""All privileges of each role on the database, its schemas and their objects."""
 
-# Each row is an object and one privilege that the role $1 has on it; $2 are the schemas.
+# Objects in the schemas $2, and the privileges of the role $1 on them.
 _PRIVILEGES = """
 SELECT 'database', privilege
 FROM unnest(ARRAY['CONNECT', 'CREATE', 'TEMPORARY']) AS privilege
@@ -118,7 +118,7 @@ async def owner(database: Database) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def allowed(connection: asyncpg.Connection, statements: Iterable[str]) -> list[str]:
-    """Those of `statements` that are not refused for want of a privilege."""
+    """Return the statements that are not refused for lack of a privilege."""
     done = []
     for statement in statements:
         try:
@@ -139,8 +139,8 @@ async def objects(owner: asyncpg.Connection, schema: str, kinds: str) -> set[str
     return {row["relname"] for row in rows}
 
 
-async def test_nothing_is_missing_here(owner: asyncpg.Connection) -> None:
-    """New tables and views are listed above, and so are tried below."""
+async def test_all_tables_and_views_are_listed(owner: asyncpg.Connection) -> None:
+    """The tests below use these lists."""
     assert await objects(owner, "execution_events", "rpvmf") == PRIVATE
     assert await objects(owner, "ops", "rpvmf") == PUBLIC_VIEWS
     rows = await owner.fetch(
@@ -151,7 +151,7 @@ async def test_nothing_is_missing_here(owner: asyncpg.Connection) -> None:
 
 
 @pytest.mark.parametrize("role", GRANTED)
-async def test_a_role_has_these_privileges_and_no_other(
+async def test_a_role_has_exactly_the_listed_privileges(
     owner: asyncpg.Connection, role: str
 ) -> None:
     granted: dict[str, set[str]] = {}
@@ -160,7 +160,7 @@ async def test_a_role_has_these_privileges_and_no_other(
     assert granted == GRANTED[role]
 
 
-async def test_a_service_has_no_power_over_the_server(owner: asyncpg.Connection) -> None:
+async def test_no_service_role_has_a_server_wide_privilege(owner: asyncpg.Connection) -> None:
     roles = sorted(set(GRANTED) - {"public"})
     rows = await owner.fetch(
         "SELECT rolname, rolsuper, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls"
@@ -173,7 +173,7 @@ async def test_a_service_has_no_power_over_the_server(owner: asyncpg.Connection)
     )
 
 
-async def test_what_comes_later_is_private_until_it_is_granted(owner: asyncpg.Connection) -> None:
+async def test_new_objects_are_private_until_granted(owner: asyncpg.Connection) -> None:
     for schema in SCHEMAS:
         await owner.execute(f"CREATE TABLE {schema}.later (id bigserial)")
     for role in GRANTED:
@@ -181,20 +181,18 @@ async def test_what_comes_later_is_private_until_it_is_granted(owner: asyncpg.Co
         assert [row for row in rows if "later" in row[0]] == [], role
 
 
-async def test_ops_reads_the_views_and_nothing_else(
-    database: Database, owner: asyncpg.Connection
-) -> None:
+async def test_ops_can_read_the_views_only(database: Database, owner: asyncpg.Connection) -> None:
     async with administrator(database.ops) as ops:
         for view in PUBLIC_VIEWS:
             assert await ops.fetch(f"SELECT * FROM ops.{view}") == []
         private = [f"SELECT FROM execution_events.{table}" for table in PRIVATE]
         changes = [f"COMMENT ON VIEW ops.{view} IS ''" for view in PUBLIC_VIEWS]
-        # These are simple enough for PostgreSQL to write through them.
+        # PostgreSQL can update these views.
         changes += [f"DELETE FROM ops.{view}" for view in ("events_v1", "executions_v1")]
         assert await allowed(ops, [*private, *changes]) == []
 
 
-async def test_ops_creates_nothing_anywhere(database: Database) -> None:
+async def test_ops_cannot_create_objects(database: Database) -> None:
     async with administrator(database.ops) as ops:
         schemas = [
             row[0] for row in await ops.fetch("SELECT quote_ident(nspname) FROM pg_namespace")
@@ -209,13 +207,13 @@ async def test_ops_creates_nothing_anywhere(database: Database) -> None:
         assert await allowed(ops, [*tables, *others]) == []
 
 
-async def test_a_statement_of_ops_may_take_30_seconds(database: Database) -> None:
+async def test_ops_has_a_statement_timeout_of_30_seconds(database: Database) -> None:
     async with administrator(database.ops) as ops:
         assert await ops.fetchval("SHOW statement_timeout") == "30s"
 
 
-async def test_the_reader_reads_and_writes_nothing(database: Database) -> None:
-    async with EventLists.open(database.reader) as lists:
+async def test_the_reader_cannot_write(database: Database) -> None:
+    async with EventReader.open(database.reader) as lists:
         await lists.check()
         for only in ((), (("reason", ("ActionStart",)),)):
             selection = Selection(only=only, text="a")
@@ -242,8 +240,8 @@ async def test_the_reader_reads_and_writes_nothing(database: Database) -> None:
         assert await allowed(reader, [*statements, *others]) == []
 
 
-async def test_the_writer_adds_and_updates_and_destroys_nothing(database: Database) -> None:
-    """That it can store a batch is what test_store_batches.py shows."""
+async def test_the_writer_cannot_delete_events(database: Database) -> None:
+    """`test_store_batches.py` shows that it can store a batch."""
     async with administrator(database.writer) as writer:
         statements = [
             verb.format(f"execution_events.{table}")
@@ -268,12 +266,12 @@ async def test_the_writer_adds_and_updates_and_destroys_nothing(database: Databa
             "CREATE SCHEMA mine",
             "SET ROLE execution_events_owner",
         ]
-        # Changes are no one's record: who misses some begins anew.
+        # Changes are deleted after their retention.
         forgets = "DELETE FROM execution_events.execution_change"
         assert await allowed(writer, [*statements, *others]) == [forgets]
 
 
-async def test_another_role_of_the_server_cannot_even_connect(
+async def test_other_roles_of_the_server_cannot_connect(
     servers: Servers, database: Database
 ) -> None:
     stranger = f"stranger_{secrets.token_hex(4)}"

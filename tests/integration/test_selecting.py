@@ -1,4 +1,4 @@
-"""Which events a watch shows is what a list of the same selection has, for any event."""
+"""A watch selects the same events as a list with the same selection."""
 
 import sys
 import unicodedata
@@ -14,19 +14,18 @@ from hypothesis import strategies as st
 
 from execution_events.events import TIMESTAMP_MAX, TIMESTAMP_MIN, Occurrence
 from execution_events.projection.body import decode
-from execution_events.store.read.changes import Asked
-from execution_events.store.read.events import EventLists
+from execution_events.store.read.changes import ExecutionScope
+from execution_events.store.read.events import EventReader
 from execution_events.store.read.selection import Column, Selection, selects
 from tests.support.databases import Database
 from tests.support.filling import write
 from tests.support.records import EPOCH, occurrence
 
-# How a character folds does not change once Unicode has it. PostgreSQL 18 knows more of them than
-# Python, which is of Unicode 14 in 3.11 and of 15.1 in 3.13, so those that Python does not know
-# are left out.
+# The case folding of an assigned character never changes. PostgreSQL 18 has a later Unicode version
+# than Python, so characters unknown to Python are left out.
 _CHARACTERS = st.characters(exclude_categories=["Cn", "Cs"], exclude_characters="\0")
-# Those that fold to several, to another script or length, or not at all as they look; what combines
-# with them; and what means something to SQL, LIKE or a pattern.
+# Characters that fold to several, to another script or length, or unexpectedly; combining
+# characters; and metacharacters of SQL, LIKE and regular expressions.
 _AWKWARD = st.sampled_from(
     [
         *"ßẞsSſKkKÅåÅİiıIΣσς\u0345ιΙᾳᾼΐΰŉǰẖẗﬁﬀﬃfﬅﬓ\u01c4\u01c5\u01c6ꭰᎠ𐐀𐐨ΆάωΩΩµμéÉ",
@@ -57,12 +56,12 @@ def _value(texts: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 
 @st.composite
 def occurrences(draw: st.DrawFn) -> list[Occurrence]:
-    few = draw(st.lists(_value(_TEXTS), min_size=1, max_size=3))
-    text = st.sampled_from(few) | _value(_TEXTS)
-    found = []
+    values = draw(st.lists(_value(_TEXTS), min_size=1, max_size=3))
+    text = st.sampled_from(values) | _value(_TEXTS)
+    events = []
     for number in range(draw(st.integers(1, 5))):
         first, last = sorted((draw(_MOMENTS), draw(_MOMENTS)))
-        found.append(
+        events.append(
             occurrence(
                 name=f"{number}",
                 reason=draw(_value(_REASONS)),
@@ -75,12 +74,12 @@ def occurrences(draw: st.DrawFn) -> list[Occurrence]:
                 last_timestamp=last,
             )
         )
-    return found
+    return events
 
 
 @st.composite
 def _parts(draw: st.DrawFn, texts: list[str]) -> str:
-    """A part of one of `texts`, in another case."""
+    """A substring of one of `texts`, in any case."""
     text = draw(st.sampled_from(texts))
     begin, end = sorted(draw(st.tuples(*[st.integers(0, len(text))] * 2)))
     part = text[begin:end]
@@ -93,13 +92,13 @@ def _parts(draw: st.DrawFn, texts: list[str]) -> str:
 
 @st.composite
 def selections(draw: st.DrawFn, events: list[Occurrence]) -> Selection:
-    """One that has some of `events` and not others, more often than not."""
+    """Selections that mostly include some of `events` and not all."""
 
     def filters() -> tuple[tuple[Column, tuple[str, ...]], ...]:
-        found = []
+        chosen = []
         for column in draw(st.lists(st.sampled_from(_COLUMNS), max_size=2, unique=True)):
             texts = [getattr(event, column) for event in events]
-            # Also those that are none, as other characters than spaces are not trimmed.
+            # Also near misses: only spaces are trimmed.
             halves = [
                 trimmed
                 for text in texts
@@ -108,8 +107,8 @@ def selections(draw: st.DrawFn, events: list[Occurrence]) -> Selection:
             ]
             own = st.sampled_from(texts + halves)
             values = st.lists(_value(own | _TEXTS), min_size=1, max_size=3, unique=True)
-            found.append((column, tuple(sorted(draw(values)))))
-        return tuple(found)
+            chosen.append((column, tuple(sorted(draw(values)))))
+        return tuple(chosen)
 
     texts = [event.message for event in events] + [event.reason for event in events]
     moments = [event.last_timestamp for event in events] + [e.first_timestamp for e in events]
@@ -128,8 +127,8 @@ _numbers = count()
 
 
 @pytest.fixture
-async def lists(database: Database) -> AsyncIterator[EventLists]:
-    async with EventLists.open(database.reader) as lists:
+async def lists(database: Database) -> AsyncIterator[EventReader]:
+    async with EventReader.open(database.reader) as lists:
         yield lists
 
 
@@ -137,32 +136,31 @@ async def lists(database: Database) -> AsyncIterator[EventLists]:
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-async def test_a_watch_selects_what_a_list_has(
-    lists: EventLists, owner: asyncpg.Connection, data: st.DataObject
+async def test_a_watch_selects_the_events_of_a_list(
+    lists: EventReader, owner: asyncpg.Connection, data: st.DataObject
 ) -> None:
     execution_id = f"execution-{next(_numbers)}"
     events = data.draw(occurrences())
-    # The database is that of all examples.
+    # All examples share the database.
     await write(owner, [msgspec.structs.replace(one, execution_id=execution_id) for one in events])
-    [step] = await lists.steps([(Asked(execution_id, None), {})])
-    assert step.is_complete
-    assert len(step.changes) == len(events)
+    [delta] = await lists.deltas([(ExecutionScope(execution_id, None), {})])
+    assert delta.is_complete
+    assert len(delta.changes) == len(events)
     for _ in range(4):
         selection = data.draw(selections(events))
         page = await lists.page(execution_id, selection, None, 100)
         listed = {decode(body).metadata.name for body in page.bodies}
-        selected = {c.event.metadata.name for c in step.changes if selects(selection, c)}
+        selected = {c.event.metadata.name for c in delta.changes if selects(selection, c)}
         assert selected == listed
         event("all" if len(listed) == len(events) else "some" if listed else "none")
 
 
-async def test_every_character_folds_alike(owner: asyncpg.Connection) -> None:
-    """In Python and in PostgreSQL."""
+async def test_python_and_postgresql_fold_every_character_alike(owner: asyncpg.Connection) -> None:
     characters = [chr(number) for number in range(1, sys.maxunicode + 1)]
     known = [c for c in characters if unicodedata.category(c) not in ("Cn", "Cs")]
     folded = await owner.fetchval(
-        "SELECT array_agg(casefold(character COLLATE pg_unicode_fast) ORDER BY number)"
-        " FROM unnest($1::text[]) WITH ORDINALITY AS known (character, number)",
+        "SELECT array_agg(casefold(character COLLATE pg_unicode_fast) ORDER BY ordinal)"
+        " FROM unnest($1::text[]) WITH ORDINALITY AS known (character, ordinal)",
         known,
     )
     assert len(known) > 250_000

@@ -1,4 +1,4 @@
-"""One batch, one transaction: the fold in SQL, fencing, watermarks, dead letters."""
+"""Batches in the database: rows, fencing, watermarks and dead letters of one transaction."""
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -13,7 +13,9 @@ from execution_events.errors import BatchRefusedError, FencedError, PartitionsLo
 from execution_events.events import COUNT_MAX, RECORD_COUNT_MAX
 from execution_events.projection.batch import read
 from execution_events.projection.fold import fold
-from execution_events.store.write.batches import Batch, BatchWriter, Move
+from execution_events.store.connection import fetch_one
+from execution_events.store.write.batches import Batch, BatchWriter
+from execution_events.store.write.progress import OffsetMove
 from tests.support.databases import Database
 from tests.support.records import EPOCH, LogRecord, batch, log, occurrence
 
@@ -41,8 +43,8 @@ async def stored_events(owner: asyncpg.Connection) -> list[tuple[Any, ...]]:
     rows = await owner.fetch(
         "SELECT execution_id, namespace, name, object_name,"
         " body_text(body, 'involvedObject', 'namespace'), reason, body_text(body, 'message'),"
-        " place, first_timestamp, last_timestamp, count, type, elem_type, elem_id, action_name"
-        " FROM event ORDER BY execution_id, namespace, name"
+        " list_position, first_timestamp, last_timestamp, count,"
+        " type, elem_type, elem_id, action_name FROM event ORDER BY execution_id, namespace, name"
     )
     return [tuple(row) for row in rows]
 
@@ -87,7 +89,7 @@ async def test_any_split_of_a_log_stores_the_rows_of_its_fold(
             event.latest.object_namespace,
             event.latest.reason,
             event.latest.message,
-            event.place,
+            event.list_position,
             event.first_timestamp,
             event.latest.last_timestamp,
             event.count,
@@ -118,7 +120,7 @@ async def test_any_split_of_a_log_stores_the_rows_of_its_fold(
     ]
 
 
-async def test_sums_stop_at_their_bound(writer: BatchWriter, owner: asyncpg.Connection) -> None:
+async def test_sums_stop_at_their_maximum(writer: BatchWriter, owner: asyncpg.Connection) -> None:
     await writer.store(batch(log([occurrence()])))
     await owner.execute("UPDATE event SET count = $1", COUNT_MAX - 1)
     await owner.execute("UPDATE execution SET occurrences = $1", COUNT_MAX - 1)
@@ -129,10 +131,10 @@ async def test_sums_stop_at_their_bound(writer: BatchWriter, owner: asyncpg.Conn
     assert await owner.fetchval("SELECT occurrences FROM execution") == COUNT_MAX
 
 
-async def test_a_batch_that_was_stored_is_fenced_when_it_is_sent_again(
+async def test_a_stored_batch_is_fenced_when_it_is_stored_again(
     writer: BatchWriter, owner: asyncpg.Connection
 ) -> None:
-    """As after a commit whose reply was lost."""
+    """A commit whose reply was lost."""
     once = batch(log([occurrence(), b"not json"], source="worker"))
     await writer.store(once)
     before = [await stored_events(owner), await owner.fetch("SELECT * FROM execution")]
@@ -145,14 +147,14 @@ async def test_a_batch_that_was_stored_is_fenced_when_it_is_sent_again(
     assert await stored_offsets(writer) == {0: 2, 1: 0, 2: 0}
 
 
-async def test_one_partition_that_was_overtaken_drops_the_whole_batch(
+async def test_one_fenced_partition_drops_the_whole_batch(
     writer: BatchWriter, owner: asyncpg.Connection
 ) -> None:
     await writer.store(batch(log([occurrence()], partition=1)))
     records = [*log([occurrence()], partition=0), *log([occurrence()], partition=1)]
-    both = Batch([read(record) for record in records], {0: Move(0, 1), 1: Move(0, 1)})
+    both = Batch([read(record) for record in records], {0: OffsetMove(0, 1), 1: OffsetMove(0, 1)})
 
-    with pytest.raises(FencedError, match=r"\[1\]"):
+    with pytest.raises(FencedError, match=r"partitions 1$"):
         await writer.store(both)
 
     assert await owner.fetchval("SELECT sum(count) FROM event") == 1
@@ -168,31 +170,31 @@ async def test_two_writers_store_a_batch_once(
         await writer.store(same)
         with pytest.raises(FencedError):
             await zombie.store(same)
-        # The writer that was fenced is of further use.
+        # The fenced writer can store its next batch.
         await zombie.store(batch(log([occurrence()], begin=1)))
     assert await owner.fetchval("SELECT count FROM event") == 2
 
 
-async def test_an_offset_of_a_log_before_the_accepted_one_is_fenced(
+async def test_an_offset_of_an_earlier_epoch_is_fenced(
     database: Database, writer: BatchWriter, owner: asyncpg.Connection
 ) -> None:
-    """Although it has the same number: the consumer was frozen while the topic was re-created."""
+    """The consumer was frozen while the topic was re-created; the offset has the same number."""
     of_old_log = batch(log([occurrence()]))
-    await writer.accept_log(0, Move(0, 0), "cluster")
+    await writer.accept_log(0, OffsetMove(0, 0), "cluster")
     with pytest.raises(FencedError):
         await writer.store(of_old_log)
     assert await owner.fetchval("SELECT count(*) FROM event") == 0
-    await writer.store(Batch(of_old_log.records, {0: Move(0, 1, epoch=1)}))
+    await writer.store(Batch(of_old_log.records, {0: OffsetMove(0, 1, epoch=1)}))
     with pytest.raises(FencedError):
-        await writer.accept_log(0, Move(1, 0), "cluster")
+        await writer.accept_log(0, OffsetMove(1, 0), "cluster")
     assert await owner.fetchval("SELECT count FROM event") == 1
 
 
-async def test_a_partition_that_another_session_has_locked_is_named_at_once(
+async def test_locked_partitions_are_reported_without_waiting(
     database: Database, writer: BatchWriter, owner: asyncpg.Connection
 ) -> None:
     records = [*log([occurrence()], partition=0), *log([occurrence()], partition=1)]
-    both = Batch([read(record) for record in records], {0: Move(0, 1), 1: Move(0, 1)})
+    both = Batch([read(record) for record in records], {0: OffsetMove(0, 1), 1: OffsetMove(0, 1)})
     async with owner.transaction():
         await owner.execute("SELECT FROM partition_progress WHERE partition = 1 FOR UPDATE")
         with pytest.raises(PartitionsLockedError) as caught:
@@ -206,7 +208,7 @@ async def test_a_partition_that_another_session_has_locked_is_named_at_once(
     assert await owner.fetchval("SELECT count FROM event") == 2
 
 
-async def test_an_error_leaves_nothing_behind(
+async def test_an_error_rolls_the_whole_batch_back(
     writer: BatchWriter, owner: asyncpg.Connection
 ) -> None:
     await owner.execute("ALTER TABLE event ADD CONSTRAINT no_bombs CHECK (reason <> 'bomb')")
@@ -220,9 +222,7 @@ async def test_an_error_leaves_nothing_behind(
     assert await stored_offsets(writer) == {0: 0, 1: 0, 2: 0}
 
 
-async def test_records_sent_again_count_once(
-    writer: BatchWriter, owner: asyncpg.Connection
-) -> None:
+async def test_resent_records_count_once(writer: BatchWriter, owner: asyncpg.Connection) -> None:
     records = log([occurrence(), b"not json", occurrence()], source="worker")
     await writer.store(batch(records))
     copies = [record._replace(offset=record.offset + 3) for record in records]
@@ -232,7 +232,7 @@ async def test_records_sent_again_count_once(
     assert projection.duplicates == 3
     assert await owner.fetchval("SELECT count FROM event") == 2
     assert await owner.fetchval("SELECT count(*) FROM dead_letter") == 1
-    progress = await owner.fetchrow("SELECT partition, source, sequence FROM producer_progress")
+    progress = await fetch_one(owner, "SELECT partition, source, sequence FROM producer_progress")
     assert tuple(progress) == (0, "worker", 2)
 
 
@@ -250,7 +250,7 @@ async def test_duplicates_leave_the_revision_alone(
     assert await owner.fetchval("SELECT revision FROM execution") > revision
 
 
-async def test_a_watermark_is_a_partitions_own(
+async def test_a_source_has_a_watermark_for_each_partition(
     writer: BatchWriter, owner: asyncpg.Connection
 ) -> None:
     for partition in (0, 1):
@@ -259,7 +259,7 @@ async def test_a_watermark_is_a_partitions_own(
     assert await owner.fetchval("SELECT count FROM event") == 2
 
 
-async def test_a_dead_letter_is_the_record_as_it_was(
+async def test_a_dead_letter_holds_the_record_unchanged(
     writer: BatchWriter, owner: asyncpg.Connection
 ) -> None:
     headers = (("trace", b"\x00\xff"), ("nul\0name", None), ("trace", b""))
@@ -267,9 +267,10 @@ async def test_a_dead_letter_is_the_record_as_it_was(
 
     await writer.store(batch([record]))
 
-    row = await owner.fetchrow(
+    row = await fetch_one(
+        owner,
         "SELECT topic, partition, record_offset, record_timestamp, key, value, header_names,"
-        " header_values, reason FROM dead_letter"
+        " header_values, reason FROM dead_letter",
     )
     assert tuple(row) == (
         TOPIC,
@@ -285,18 +286,23 @@ async def test_a_dead_letter_is_the_record_as_it_was(
 
 
 async def test_a_partition_moves_without_records(writer: BatchWriter) -> None:
-    await writer.store(Batch([], {0: Move(0, 7)}))
+    await writer.store(Batch([], {0: OffsetMove(0, 7)}))
     assert await stored_offsets(writer) == {0: 7, 1: 0, 2: 0}
 
 
-async def test_no_index_stands_on_a_column_that_recurrences_change(
+async def test_no_index_has_a_column_that_recurrences_change(
     owner: asyncpg.Connection,
 ) -> None:
-    """One would end HOT updates."""
+    """Such an index would prevent HOT updates."""
     columns = await owner.fetch(
         "SELECT DISTINCT attname FROM pg_index JOIN pg_attribute"
         " ON attrelid = indrelid AND attnum = ANY (indkey)"
         " WHERE indrelid IN ('event'::regclass, 'execution'::regclass)"
     )
-    # `place` is the first record's and never changes.
-    assert {row["attname"] for row in columns} == {"execution_id", "namespace", "name", "place"}
+    # The first record sets `list_position`, which never changes.
+    assert {row["attname"] for row in columns} == {
+        "execution_id",
+        "namespace",
+        "name",
+        "list_position",
+    }

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from execution_events.metrics import ReaderMetrics
 from execution_events.reader.app import create_app
 from execution_events.reader.watch import WatchLimits
-from execution_events.store.read.events import EventLists
+from execution_events.store.read.events import EventReader
 from execution_events.store.read.feeds import Feeds
 from execution_events.web.auth.access import Access
 from execution_events.web.limits import Limits
@@ -25,7 +25,7 @@ class Api(NamedTuple):
 
     client: httpx.AsyncClient
     feeds: Feeds
-    lists: EventLists
+    lists: EventReader
     registry: CollectorRegistry
 
     @property
@@ -49,7 +49,7 @@ async def serving(
     metrics = ReaderMetrics(registry)
     settings = configured(reader_max_streams=200, reader_max_streams_per_token=200)
     async with (
-        EventLists.open(database_url) as lists,
+        EventReader.open(database_url) as lists,
         credentials(metrics) as known,
         Feeds.open(lists) as feeds,
     ):

@@ -9,7 +9,8 @@ import msgspec
 from execution_events import wire
 from execution_events.events import Occurrence
 from execution_events.projection.batch import DeadLetter, Refusal, read
-from execution_events.store.write.batches import Batch, BatchWriter, Move
+from execution_events.store.write.batches import Batch, BatchWriter
+from execution_events.store.write.progress import OffsetMove
 from execution_events.wire import Headers
 
 DATABASE = Refusal(wire.REFUSED_BY_DATABASE, "CheckViolationError no_bombs (23514)")
@@ -65,7 +66,7 @@ def batch(records: Sequence[LogRecord], *, begin: int | None = None) -> Batch:
     first = records[0].offset if begin is None else begin
     return Batch(
         [read(record) for record in records],
-        {records[0].partition: Move(first, records[-1].offset + 1)},
+        {records[0].partition: OffsetMove(first, records[-1].offset + 1)},
     )
 
 

@@ -13,7 +13,7 @@ from jsonschema import Draft7Validator, Draft202012Validator
 from execution_events import wire
 from execution_events.errors import RecordRefusedError
 from execution_events.settings import Settings
-from execution_events.store.write.prune import SOURCE_IDLE
+from execution_events.store.write.prune import SOURCE_RETENTION
 from execution_events.wire import Origin
 from tests.support import golden
 from tests.support.golden import SCHEMAS
@@ -76,7 +76,7 @@ def test_it_names_what_the_service_has_by_default() -> None:
     assert CHANNEL["address"] == defaults.kafka.topic
     variables = DOCUMENT["servers"]["kafka"]["variables"]
     assert variables["bootstrapServers"]["default"] == defaults.kafka.bootstrap_servers
-    assert f" {SOURCE_IDLE.days} days" in OPERATION["description"]
+    assert f" {SOURCE_RETENTION.days} days" in OPERATION["description"]
 
 
 def test_it_has_every_reason_of_a_dead_letter() -> None:

@@ -1,4 +1,4 @@
-"""Batches of records: what is stored, what is a duplicate, and what is a dead letter."""
+"""Projection of batches onto events, duplicates and dead letters."""
 
 from collections.abc import Sequence
 
@@ -40,7 +40,7 @@ def test_an_empty_batch_adds_nothing() -> None:
     assert project_all([]) == Projection([], [], {}, duplicates=0, gaps=0, without_key=0)
 
 
-def test_without_headers_the_same_record_twice_counts_twice() -> None:
+def test_a_record_without_headers_counts_each_time() -> None:
     projection = project_all([GOOD, GOOD])
     assert count(projection) == 2
     assert projection.watermarks == {}
@@ -73,7 +73,7 @@ def test_a_refused_record_moves_the_watermark_so_that_its_copy_is_a_duplicate() 
 @pytest.mark.parametrize(
     ("source", "partition"), [("other", 0), ("s", 1)], ids=["source", "partition"]
 )
-def test_a_watermark_is_of_one_source_and_partition(source: str, partition: int) -> None:
+def test_each_source_and_partition_has_its_own_watermark(source: str, partition: int) -> None:
     projection = project_all([sent(GOOD, 1), sent(GOOD, 1, source, partition)])
     assert count(projection) == 2
     assert projection.watermarks == {(0, "s"): 1, (partition, source): 1}
@@ -91,13 +91,13 @@ def test_gaps_are_counted(
     assert count(projection) == len(sequences)
 
 
-def test_only_stored_records_without_a_key_are_counted_as_such() -> None:
+def test_stored_records_without_a_key_are_counted() -> None:
     keyless = GOOD._replace(key=None)
     projection = project_all([GOOD, keyless, sent(keyless, 1), sent(keyless, 1)])
     assert projection.without_key == 2
 
 
-def test_one_bad_record_spoils_nothing_else() -> None:
+def test_a_refused_record_does_not_affect_the_others() -> None:
     projection = project_all([SEED[0], POISON, SEED[1], POISON._replace(value=None), SEED[2]])
     assert [event.count for event in projection.events] == [1, 1, 1]
     assert [(letter.record.value, letter.refusal.reason) for letter in projection.dead_letters] == [
@@ -123,10 +123,10 @@ def test_events_are_sorted_by_identity_in_the_order_of_utf8_bytes(log: list[Kafk
 
 
 def model(log: list[KafkaRecord]) -> tuple[list[KafkaRecord], dict[SourceKey, int], int, int]:
-    """What is applied of a log, the watermarks after it, its duplicates and its gaps.
+    """Return the records of a log that are applied, the watermarks, duplicates and gaps.
 
-    A record is a duplicate when any record of its source and partition before it, stored, refused
-    or itself a duplicate, had its sequence or a greater one.
+    A record is a duplicate if an earlier record of its source and partition, whatever its outcome,
+    has the same or a greater sequence.
     """
     applied, gaps = [], 0
     seen: dict[SourceKey, list[int]] = {}
@@ -137,14 +137,14 @@ def model(log: list[KafkaRecord]) -> tuple[list[KafkaRecord], dict[SourceKey, in
             assert source
             assert sequence
             before = seen.setdefault((record.partition, source.decode()), [])
-            number = int(sequence)
-            duplicate = any(number <= other for other in before)
-            gaps += bool(before) and not duplicate and number - 1 != max(before)
-            before.append(number)
+            current = int(sequence)
+            duplicate = any(current <= earlier for earlier in before)
+            gaps += bool(before) and not duplicate and current - 1 != max(before)
+            before.append(current)
             if duplicate:
                 continue
         applied.append(record)
-    watermarks = {key: max(numbers) for key, numbers in seen.items()}
+    watermarks = {key: max(sequences) for key, sequences in seen.items()}
     return applied, watermarks, len(log) - len(applied), gaps
 
 

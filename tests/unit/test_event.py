@@ -1,4 +1,4 @@
-"""The bounds of events are those of records, and what is left out is filled in."""
+"""Events have the limits of records, and defaults for missing fields."""
 
 from datetime import UTC, date, datetime, timedelta, timezone
 from enum import StrEnum
@@ -34,7 +34,7 @@ def changed(**fields: Any) -> Event:
     return msgspec.structs.replace(EVENT, **fields)
 
 
-# Sizes around every bound, in characters of one to four bytes, and what no record may hold.
+# Sizes around every limit, in characters of one to four bytes, and characters no record may have.
 _edges = st.builds(
     lambda character, size, tail: character * size + tail,
     st.sampled_from(["x", "é", "元", strategies.ASTRAL]),
@@ -68,7 +68,7 @@ _counts = st.sampled_from([-1, 0, 1, 2, 2**31 - 1, 2**31, 2**63, 2**64, True, Fa
 
 @st.composite
 def written(draw: st.DrawFn) -> Event:
-    """An event near the bounds in a few of its fields."""
+    """Events with a few fields near their limits."""
     fields: dict[str, Any] = {}
     for field in draw(st.lists(st.sampled_from(EVENT.__struct_fields__), max_size=3)):
         match field:
@@ -86,7 +86,7 @@ def written(draw: st.DrawFn) -> Event:
 
 
 def decoded(event: Event) -> Occurrence | None:
-    """What consumers make of a record with the fields of `event`, unchecked; None: they refuse."""
+    """Decode an unchecked record with the fields of `event`; None if it is refused."""
     last = event.last_timestamp or event.first_timestamp or events.TIMESTAMP_MIN
     unchecked = Occurrence(
         execution_id=event.execution_id,
@@ -136,7 +136,7 @@ def test_an_event_is_accepted_exactly_when_consumers_accept_its_record(event: Ev
 
 @given(strategies.occurrences())
 @settings(max_examples=300, deadline=None)
-def test_every_occurrence_can_be_said_as_an_event(occurrence: Occurrence) -> None:
+def test_every_occurrence_can_be_written_as_an_event(occurrence: Occurrence) -> None:
     event = Event(**{field: getattr(occurrence, field) for field in occurrence.__struct_fields__})
     assert Names().occurrence(event) == occurrence
 
@@ -171,7 +171,7 @@ WRONG: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("field", "value"), WRONG)
-def test_an_error_names_the_field_and_nothing_of_its_content(field: str, value: Any) -> None:
+def test_an_error_names_the_field_without_its_content(field: str, value: Any) -> None:
     with pytest.raises(EventError, match=f"^{field}: ") as wrong:
         Names().occurrence(changed(**{field: value}))
     assert SECRET not in str(wrong.value)
@@ -179,7 +179,7 @@ def test_an_error_names_the_field_and_nothing_of_its_content(field: str, value: 
     assert wrong.value.__cause__ is None
 
 
-def test_first_after_last_is_refused_only_where_both_are_given() -> None:
+def test_first_after_last_is_refused_only_if_both_are_given() -> None:
     later = datetime(9999, 1, 1, tzinfo=UTC)
     now = datetime.now(UTC)
     with pytest.raises(EventError, match="first_timestamp: after last_timestamp"):
@@ -188,7 +188,7 @@ def test_first_after_last_is_refused_only_where_both_are_given() -> None:
     assert occurrence.first_timestamp == occurrence.last_timestamp == later
 
 
-def test_what_is_left_out_is_filled_in() -> None:
+def test_missing_fields_have_defaults() -> None:
     before = datetime.now(UTC)
     occurrence = Names().occurrence(EVENT)
     assert occurrence.first_timestamp == occurrence.last_timestamp
@@ -209,11 +209,11 @@ class Reason(StrEnum):
 
 
 class Marked(str):
-    """A string as some libraries have them, which the codec does not know."""
+    """A subclass of `str`, unknown to the codec."""
 
 
 @pytest.mark.parametrize("text", [Reason.PULL, Marked("镜像拉取##PullImage")])
-def test_other_classes_of_strings_are_taken_for_what_they_say(text: str) -> None:
+def test_subclasses_of_str_are_accepted_as_text(text: str) -> None:
     names = Names()
     first, second = names.occurrence(changed(reason=text)), names.occurrence(EVENT)
     assert first.name == second.name

@@ -1,4 +1,4 @@
-"""A feed leads whoever stands at any position over each change once, or says that it cannot."""
+"""From any position a feed gives each later change once, or None."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from execution_events.projection.body import Body, Ref
 from execution_events.store.read import feeds
-from execution_events.store.read.changes import Asked, Change, Revisions, Step
+from execution_events.store.read.changes import Change, ExecutionScope, RevisionDelta, Revisions
 from execution_events.store.read.feeds import Feed
 from tests.support.records import EPOCH
 
@@ -27,7 +27,7 @@ def change(event: Event, revision: int) -> Change:
 
 
 class Database:
-    """The revisions of an execution and what each changed, without any feed."""
+    """A model of an execution's revisions and their changes, without a feed."""
 
     def __init__(self) -> None:
         self.revision = 0
@@ -35,7 +35,7 @@ class Database:
         self.changed: dict[Event, int] = {}
         self.pruned: dict[str, int] = {}
         self.positions: list[Revisions] = [{}]
-        """All that it ever had."""
+        """All revisions so far."""
 
     def write(self, namespace: str, names: str) -> None:
         self.revision += 1
@@ -52,14 +52,14 @@ class Database:
     def since(self, position: Revisions) -> dict[Event, int]:
         return {e: r for e, r in self.changed.items() if r > position.get(e.namespace, 0)}
 
-    def step(self, before: Revisions) -> Step:
-        """As the store finds it."""
+    def delta(self, before: Revisions) -> RevisionDelta:
+        """Return the delta that the store would read."""
         changes = [change(e, r) for e, r in sorted(self.since(before).items(), key=lambda i: i[1])]
         is_complete = before.keys() <= self.now.keys() and not self.was_pruned(before, self.now)
-        return Step(before, dict(self.now), changes, is_complete)
+        return RevisionDelta(before, dict(self.now), changes, is_complete)
 
     def was_pruned(self, before: Revisions, after: Revisions) -> bool:
-        """Whether a namespace of `before` is not the one of `after` any more."""
+        """Return whether a namespace of `before` was pruned before `after`."""
         return any(
             revision <= self.pruned.get(namespace, 0)
             and not 0 < after.get(namespace, 0) <= self.pruned[namespace]
@@ -67,16 +67,18 @@ class Database:
         )
 
 
-def follow(steps: Sequence[Step], position: Revisions) -> tuple[list[tuple[Event, int]], Revisions]:
-    """What a watcher that stands at `position` shows of `steps`, and where it stands then."""
+def follow(
+    deltas: Sequence[RevisionDelta], position: Revisions
+) -> tuple[list[tuple[Event, int]], Revisions]:
+    """Return the changes that a watcher at `position` shows, and its next position."""
     shown: list[tuple[Event, int]] = []
-    for step in steps:
-        for one in step.changes:
+    for delta in deltas:
+        for one in delta.changes:
             if one.revision > position.get(one.namespace, 0):
                 shown.append((Event(one.namespace, one.event.metadata.name), one.revision))
         position = {
-            namespace: max(position.get(namespace, 0), step.after.get(namespace, 0))
-            for namespace in {**position, **step.after}
+            namespace: max(position.get(namespace, 0), delta.after.get(namespace, 0))
+            for namespace in {**position, **delta.after}
         }
     return shown, position
 
@@ -88,20 +90,20 @@ def at_or_after(one: Revisions, other: Revisions) -> bool:
 _NAMESPACE = st.sampled_from(NAMESPACES)
 _WRITES = st.tuples(st.just("write"), _NAMESPACE, st.text("abc", min_size=1, max_size=3))
 _PRUNES = st.tuples(st.just("prune"), _NAMESPACE, st.just(""))
-_LOOKS = st.tuples(st.just("look"), st.just(""), st.just(""))
+_POLLS = st.tuples(st.just("poll"), st.just(""), st.just(""))
 _FORGETS = st.tuples(st.just("forget"), st.just(""), st.just(""))
-_ACTIONS = st.lists(st.one_of(_WRITES, _WRITES, _WRITES, _LOOKS, _LOOKS, _FORGETS, _PRUNES))
+_ACTIONS = st.lists(st.one_of(_WRITES, _WRITES, _WRITES, _POLLS, _POLLS, _FORGETS, _PRUNES))
 
 
 @given(_ACTIONS, st.integers(0, 6))
-def test_who_follows_sees_each_change_once_or_is_told(
-    actions: list[tuple[str, str, str]], kept: int
+def test_a_watcher_sees_each_change_once_or_must_read_the_list(
+    actions: list[tuple[str, str, str]], limit: int
 ) -> None:
-    database, feed, now = Database(), Feed(Asked("e", None)), 0.0
-    feed.advance(Step({}, {}, ()), now)
+    database, feed, now = Database(), Feed(ExecutionScope("e", None)), 0.0
+    feed.advance(RevisionDelta({}, {}, ()), now)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(feeds, "_KEPT_CHANGES", kept)
-        for action, namespace, names in [*actions, ("look", "", "")]:
+        patched.setattr(feeds, "_RETENTION_CHANGES", limit)
+        for action, namespace, names in [*actions, ("poll", "", "")]:
             now += 1
             match action:
                 case "write":
@@ -110,21 +112,21 @@ def test_who_follows_sees_each_change_once_or_is_told(
                     database.prune(namespace)
                 case "forget":
                     feed.forget(now)
-                case "look":
-                    look(database, feed, now)
+                case "poll":
+                    poll(database, feed, now)
             for position in database.positions:
                 check(database, feed, position)
 
 
-def look(database: Database, feed: Feed, now: float) -> None:
+def poll(database: Database, feed: Feed, now: float) -> None:
     assert feed.known is not None
     before = feed.known
-    step = database.step(before)
+    delta = database.delta(before)
     feed.forget(now)
-    if step.after != before:
-        feed.advance(step, now)
-        if step.is_complete:
-            # Who has kept up until now goes on.
+    if delta.after != before:
+        feed.advance(delta, now)
+        if delta.is_complete:
+            # A watcher that was up to date can continue.
             assert feed.after(before) is not None
     assert feed.known == database.now
     assert feed.after(feed.known) == []
@@ -132,18 +134,18 @@ def look(database: Database, feed: Feed, now: float) -> None:
 
 def check(database: Database, feed: Feed, position: Revisions) -> None:
     known = feed.known or {}
-    steps = feed.after(position)
-    if steps is None:
+    deltas = feed.after(position)
+    if deltas is None:
         return
-    # Nobody is led on who stands where the feed never was, or where it is not yet.
+    # Positions that the feed never had, or does not have yet, get no deltas.
     assert at_or_after(known, position)
     assert not database.was_pruned(position, known)
-    shown, end = follow(steps, position)
+    shown, end = follow(deltas, position)
     assert end == known
     for event in {event for event, _ in shown}:
         revisions = [revision for other, revision in shown if other == event]
         assert revisions == sorted(set(revisions))
-    # What came since the feed looked is not its own.
+    # Without the changes since the last poll.
     expected = {
         (event, revision)
         for event, revision in database.since(position).items()
@@ -154,29 +156,29 @@ def check(database: Database, feed: Feed, position: Revisions) -> None:
 
 
 @pytest.mark.parametrize("age", [4.9, 5.1])
-def test_steps_are_kept_for_a_while(age: float) -> None:
-    database, feed = Database(), Feed(Asked("e", None))
-    feed.advance(Step({}, {}, ()), 0)
+def test_deltas_are_kept_for_five_seconds(age: float) -> None:
+    database, feed = Database(), Feed(ExecutionScope("e", None))
+    feed.advance(RevisionDelta({}, {}, ()), 0)
     for now, name in enumerate("abc"):
         database.write("m", name)
-        feed.advance(database.step(feed.known or {}), now)
+        feed.advance(database.delta(feed.known or {}), now)
     feed.forget(1 + age)
-    # Oldest first: whoever stands at what is left goes on.
+    # The oldest are dropped first.
     assert (feed.after({"m": 1}) is None) == (age > 5)
-    steps = feed.after({"m": 2})
-    assert steps is not None
-    assert len(steps) == 1
+    deltas = feed.after({"m": 2})
+    assert deltas is not None
+    assert len(deltas) == 1
 
 
-def test_the_last_step_is_kept_whatever_its_size() -> None:
-    database, feed = Database(), Feed(Asked("e", None))
-    feed.advance(Step({}, {}, ()), 0)
+def test_the_last_delta_is_kept_regardless_of_its_size() -> None:
+    database, feed = Database(), Feed(ExecutionScope("e", None))
+    feed.advance(RevisionDelta({}, {}, ()), 0)
     for _ in range(2):
         before = feed.known or {}
         database.write("m", "".join(map(chr, range(1000, 2000))))
-        feed.advance(database.step(before), 0)
-        steps = feed.after(before)
-        assert steps is not None
-        assert sum(len(step.changes) for step in steps) == 1000
-    # And that before it makes room for it.
+        feed.advance(database.delta(before), 0)
+        deltas = feed.after(before)
+        assert deltas is not None
+        assert sum(len(delta.changes) for delta in deltas) == 1000
+    # The delta before it was dropped.
     assert feed.after({}) is None

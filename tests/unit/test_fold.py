@@ -1,4 +1,4 @@
-"""The fold against its definition in design section 3, and against a slow model of it."""
+"""The fold agrees with a model that follows its definition."""
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
@@ -18,13 +18,13 @@ SETTINGS = settings(max_examples=200, deadline=None)
 
 
 class Row(NamedTuple):
-    """What a reader sees of an event, and its place."""
+    """An event as readers see it, with its list position."""
 
     latest: Occurrence
     total: int
     first: datetime
     last: datetime
-    place: datetime
+    list_position: datetime
 
 
 def rows(folded: dict[Identity, FoldedEvent]) -> dict[Identity, Row]:
@@ -34,14 +34,14 @@ def rows(folded: dict[Identity, FoldedEvent]) -> dict[Identity, Row]:
             event.count,
             event.first_timestamp,
             event.latest.last_timestamp,
-            event.place,
+            event.list_position,
         )
         for identity, event in folded.items()
     }
 
 
 def model(log: Iterable[Occurrence]) -> dict[Identity, Row]:
-    """The fold by its definition: each field on its own, from all occurrences of the event."""
+    """Fold by the definition: each field on its own, from all occurrences of the event."""
     by_identity: dict[Identity, list[Occurrence]] = {}
     for occurrence in log:
         identity = (occurrence.execution_id, occurrence.namespace, occurrence.name)
@@ -53,14 +53,14 @@ def model(log: Iterable[Occurrence]) -> dict[Identity, Row]:
             total=min(sum(o.count for o in same), 9007199254740991),
             first=sorted(o.first_timestamp for o in same)[0],
             last=sorted(o.last_timestamp for o in same)[-1],
-            place=same[0].first_timestamp,
+            list_position=same[0].first_timestamp,
         )
         for identity, same in by_identity.items()
     }
 
 
 def fold_in_parts(log: list[Occurrence], parts: list[slice]) -> dict[Identity, FoldedEvent]:
-    """Fold each part, and merge it into what was there, as the database does."""
+    """Fold each part and merge it into the stored events, as the database does."""
     stored: dict[Identity, FoldedEvent] = {}
     for part in parts:
         for identity, event in fold(log[part]).items():
@@ -93,7 +93,7 @@ def test_count_first_and_last_do_not_depend_on_the_order(
 
 @given(occurrences, st.integers(-2, 2), st.integers(-2, 2))
 @SETTINGS
-def test_the_later_wins_a_tie_and_the_first_applied_keeps_its_place(
+def test_the_later_wins_a_tie_and_the_first_applied_keeps_its_list_position(
     earlier: Occurrence, first: int, last: int
 ) -> None:
     later = msgspec.structs.replace(
@@ -104,14 +104,14 @@ def test_the_later_wins_a_tie_and_the_first_applied_keeps_its_place(
     )
     (event,) = fold([earlier, later]).values()
     assert event.latest is (later if last >= 0 else earlier)
-    assert event.place == earlier.first_timestamp
+    assert event.list_position == earlier.first_timestamp
     assert event.first_timestamp == earlier.first_timestamp + timedelta(seconds=min(first, 0))
     assert event.count == 2 * earlier.count
 
 
 @st.composite
 def folded_events(draw: st.DrawFn) -> FoldedEvent:
-    """Events of one identity, whose sums are at the bound or far from it."""
+    """Events of one identity with sums near the maximum and far from it."""
     occurrence = draw(occurrences)
     count = st.integers(1, COUNT_MAX) | st.integers(COUNT_MAX - 2, COUNT_MAX) | st.integers(1, 3)
     first = occurrence.first_timestamp
@@ -120,7 +120,7 @@ def folded_events(draw: st.DrawFn) -> FoldedEvent:
 
 @given(folded_events(), folded_events(), folded_events())
 @SETTINGS
-def test_merge_is_associative_at_the_bound_of_sums_too(
+def test_merge_is_associative_even_at_the_maximum_count(
     a: FoldedEvent, b: FoldedEvent, c: FoldedEvent
 ) -> None:
     before = [msgspec.structs.astuple(event) for event in (a, b, c)]
@@ -130,5 +130,5 @@ def test_merge_is_associative_at_the_bound_of_sums_too(
     assert [msgspec.structs.astuple(event) for event in (a, b, c)] == before
 
 
-def test_sums_stop_at_the_bound_of_json_integers() -> None:
+def test_the_maximum_count_is_the_greatest_exact_json_integer() -> None:
     assert COUNT_MAX == 2**53 - 1

@@ -1,4 +1,4 @@
-"""The golden records, the decoder and the JSON Schema say the same, each about the others."""
+"""The golden records, the decoder and the JSON Schema agree."""
 
 import json
 import re
@@ -25,7 +25,7 @@ each_record = pytest.mark.parametrize("case", [pytest.param(r, id=r.name) for r 
 
 
 @each_record
-def test_read_gives_the_golden_outcome(case: Golden) -> None:
+def test_a_golden_record_has_its_outcome(case: Golden) -> None:
     read = batch.read(case.record)
     assert read.record is case.record
     assert read.origin == case.origin
@@ -68,7 +68,7 @@ def test_schema_is_valid_and_its_examples_are() -> None:
 @given(strategies.documents())
 @settings(max_examples=1500, deadline=None)
 def test_decoder_and_schema_agree_near_the_bounds(document: Any) -> None:
-    """Both ways: what the decoder refuses and the schema does not is what the rules say."""
+    """The values that the decoder alone refuses are those of the stated rules."""
     value = json.dumps(document).encode()
     valid = VALIDATOR.is_valid(document)
     broken = broken_rules(document) if valid else set()
@@ -85,7 +85,7 @@ def accepted(value: bytes | None) -> bool:
 
 
 def valid_for_schema(value: bytes | None) -> bool:
-    """Whether `value` is a JSON text (RFC 8259), and one that the schema admits."""
+    """Return whether `value` is JSON (RFC 8259) and valid for the schema."""
     try:
         # `int` raises ValueError: JSON has no NaN and no Infinity.
         document = json.loads((value or b"").decode(), parse_constant=int)
@@ -95,7 +95,7 @@ def valid_for_schema(value: bytes | None) -> bool:
 
 
 def broken_rules(document: Any) -> set[str]:
-    """The rules beyond the schema that a document breaks which the schema admits."""
+    """Return the rules beyond the schema that a valid document breaks."""
     broken = set()
     references = [document["metadata"], document.get("involvedObject", {})]
     names = [reference.get(key, "") for reference in references for key in ("name", "namespace")]
@@ -118,7 +118,7 @@ TIMES = ("firstTimestamp", "lastTimestamp")
 
 
 def microseconds(text: str) -> int:
-    """Microseconds since the Unix epoch, by integers alone, without the bounds of `datetime`."""
+    """Return microseconds since the Unix epoch, in integers, beyond the range of `datetime`."""
     zone = text.removesuffix("Z")[19:].lstrip(".0123456789")
     fraction = text[19:].removesuffix("Z").removesuffix(zone)[1:7].ljust(6, "0")
     offset = (int(zone[1:3]) * 60 + int(zone[4:6])) * (-1 if zone[0] == "-" else 1) if zone else 0

@@ -9,7 +9,7 @@ from starlette.types import Message
 
 from execution_events.reader.query import parse_query
 from execution_events.reader.watch import Watch, WatchLimits
-from execution_events.store.read.changes import Asked, Revisions, Step
+from execution_events.store.read.changes import ExecutionScope, RevisionDelta, Revisions
 from execution_events.store.read.events import Page, Stream
 from execution_events.store.read.feeds import Feeds
 from execution_events.store.read.selection import Position
@@ -27,8 +27,10 @@ class Lists:
     async def revisions(self, *_: object) -> str:
         return '{"n": 1}'
 
-    async def steps(self, known: Sequence[tuple[Asked, Revisions]]) -> list[Step]:
-        return [Step(before, before, ()) for _, before in known]
+    async def deltas(
+        self, known: Sequence[tuple[ExecutionScope, Revisions]]
+    ) -> list[RevisionDelta]:
+        return [RevisionDelta(before, before, ()) for _, before in known]
 
     async def page(self, *_: object) -> Page:
         return Page('{"n": 1}', [BODY], Position(EPOCH, "a", "n"))

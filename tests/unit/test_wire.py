@@ -1,4 +1,4 @@
-"""Records to and from occurrences: what is encoded is read again, and nothing else gets through."""
+"""Encoding and decoding of records are inverse, and decoding refuses all other bytes."""
 
 import json
 import string
@@ -25,7 +25,7 @@ TOKENS = [b'"', b"{", b"}", b"[", b",", b"\\u0000", b"\\ud800", b"\0", b"\xff", 
 
 @given(strategies.occurrences())
 @settings(max_examples=500, deadline=None)
-def test_what_is_encoded_is_decoded(occurrence: Occurrence) -> None:
+def test_an_encoded_occurrence_is_decoded(occurrence: Occurrence) -> None:
     key, value = wire.encode(occurrence)
     assert key == occurrence.execution_id.encode()
     assert wire.decode(key, value, -1) == occurrence
@@ -39,7 +39,7 @@ def test_value_is_compact_utf8_with_the_members_in_the_order_of_the_contract() -
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """A golden value with a few of its bytes replaced, removed or added, if any."""
+    """Golden values with up to a few bytes replaced, removed or added."""
     value = draw(st.sampled_from(SMALL_VALUES))
     for _ in range(draw(st.integers(0, 2))):
         start = draw(st.integers(0, len(value)))
@@ -49,7 +49,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 
 def decoded(key: bytes | None, value: bytes | None, timestamp: int) -> Occurrence | str:
-    """The occurrence, or the reason of the refusal; no other error passes."""
+    """Return the occurrence or the reason of the refusal."""
     try:
         return wire.decode(key, value, timestamp)
     except RecordRefusedError as error:
@@ -78,7 +78,7 @@ def test_decode_is_total(key: bytes | None, value: bytes | None, timestamp: int)
 
 @given(mutated() | documents)
 @settings(max_examples=1500, deadline=None)
-def test_what_is_decoded_the_usual_way_is_decoded_the_same_any_way(value: bytes) -> None:
+def test_both_decoders_agree(value: bytes) -> None:
     usual, any_way = (
         decoded_value(decode, value) for decode in (wire._decode_value, wire._decode_any_value)
     )
@@ -86,8 +86,8 @@ def test_what_is_decoded_the_usual_way_is_decoded_the_same_any_way(value: bytes)
     assert usual == any_way
 
 
-def test_what_is_remembered_is_bounded() -> None:
-    """A producer could fill the memory else, value by value."""
+def test_the_caches_are_bounded() -> None:
+    """A producer could otherwise fill the memory with distinct values."""
     before = wire._is_execution_id.cache_info().misses
     _, value = wire.encode(occurrence(execution_id="e" * 100_000))
     assert decoded(None, value, 0) == wire.INVALID_EVENT
@@ -95,7 +95,7 @@ def test_what_is_remembered_is_bounded() -> None:
 
 
 def decoded_value(decode: Callable[[bytes], object], value: bytes) -> object:
-    """All members, or why the value is refused."""
+    """Return all members, or the refusal."""
     try:
         return msgspec.to_builtins(decode(value))
     except RecordRefusedError as error:
@@ -103,7 +103,7 @@ def decoded_value(decode: Callable[[bytes], object], value: bytes) -> object:
 
 
 def check_bounds(occurrence: Occurrence) -> None:
-    """The bounds of design section 2, written again."""
+    """The limits of the contract, stated independently."""
     o = occurrence
     texts = [o.reason, o.type, o.elem_type, o.elem_id, o.action_name]
     names = [o.namespace, o.name, o.object_name, o.object_namespace]
@@ -126,7 +126,7 @@ def check_bounds(occurrence: Occurrence) -> None:
     offset=st.integers(-23 * 60 - 59, 23 * 60 + 59),
 )
 @settings(max_examples=500, deadline=None)
-def test_times_are_turned_to_utc_and_cut_to_the_microsecond(
+def test_times_are_converted_to_utc_and_truncated_to_the_microsecond(
     moment: datetime, digits: str, offset: int
 ) -> None:
     sign, (hours, minutes) = "-" if offset < 0 else "+", divmod(abs(offset), 60)
@@ -181,13 +181,13 @@ WRONG_HEADERS: list[Headers] = [
 
 
 @pytest.mark.parametrize("value", [*map(json.dumps, REFUSED), *MALFORMED])
-def test_details_hold_nothing_of_the_record(value: str) -> None:
+def test_details_hold_no_content_of_the_value(value: str) -> None:
     with pytest.raises(RecordRefusedError) as refused:
         wire.decode(None, value.encode("utf-8", "surrogateescape"), 0)
     check_detail(refused.value)
 
 
-def test_details_hold_nothing_of_the_key() -> None:
+def test_details_hold_no_content_of_the_key() -> None:
     value = json.dumps(DOCUMENT).encode()
     with pytest.raises(RecordRefusedError) as refused:
         wire.decode(b"777777", value, 0)
@@ -195,7 +195,7 @@ def test_details_hold_nothing_of_the_key() -> None:
 
 
 @pytest.mark.parametrize("headers", WRONG_HEADERS)
-def test_details_hold_nothing_of_the_headers(headers: Headers) -> None:
+def test_details_hold_no_content_of_the_headers(headers: Headers) -> None:
     with pytest.raises(RecordRefusedError) as refused:
         wire.decode_origin(headers)
     check_detail(refused.value)
@@ -210,7 +210,7 @@ def check_detail(error: RecordRefusedError) -> None:
 
 @given(strategies.origins)
 @settings(max_examples=300, deadline=None)
-def test_an_origin_that_is_encoded_is_decoded(origin: Origin) -> None:
+def test_an_encoded_origin_is_decoded(origin: Origin) -> None:
     assert wire.decode_origin(wire.encode_headers(origin.source, origin.sequence)) == origin
 
 
@@ -219,7 +219,7 @@ def test_a_record_without_the_headers_has_no_origin() -> None:
 
 
 def decoded_origin(headers: Headers) -> Origin | str | None:
-    """The origin, or the reason of the refusal; no other error passes."""
+    """Return the origin or the reason of the refusal."""
     try:
         return wire.decode_origin(headers)
     except RecordRefusedError as error:

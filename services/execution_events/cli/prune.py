@@ -60,8 +60,8 @@ async def _remove(arguments: argparse.Namespace, settings: Settings, stop: async
         from execution_events.store.write import prune
     async with connect(settings.database.require_url(), "execution-events prune") as connection:
         await require_current(connection)
-        before = await prune.moment_before(connection, arguments.older_than)
-        idle = await prune.moment_before(connection, prune.SOURCE_IDLE)
+        before = await prune.time_before(connection, arguments.older_than)
+        idle = await prune.time_before(connection, prune.SOURCE_RETENTION)
         kinds = [
             ("executions", prune.prune_executions, before),
             ("idle sources", prune.prune_sources, idle),
@@ -73,8 +73,8 @@ async def _remove(arguments: argparse.Namespace, settings: Settings, stop: async
             progress = Progress()
             try:
                 async for step in steps(connection, moment, dry_run=arguments.dry_run):
-                    seen += step.seen
-                    removed += step.removed
+                    seen += step.scanned
+                    removed += step.deleted
                     events += step.events
                     progress.show(seen, f"{kind} seen, {removed} removed")
                     if stop.is_set():

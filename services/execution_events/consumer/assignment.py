@@ -7,7 +7,7 @@ from aiokafka.abc import ConsumerRebalanceListener
 
 from execution_events.consumer.failpoints import unarmed
 from execution_events.logs import Logger
-from execution_events.store.write.batches import Reach
+from execution_events.store.write.batches import FailpointHook
 
 _log = Logger(__name__)
 
@@ -29,7 +29,7 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
     halted one with the reason in `halted`.
     """
 
-    def __init__(self, client: Seekable, reach: Reach = unarmed) -> None:
+    def __init__(self, client: Seekable, reach: FailpointHook = unarmed) -> None:
         self._client = client
         self._reach = reach
         self.generation = 0

@@ -11,7 +11,8 @@ from execution_events.consumer.failpoints import unarmed
 from execution_events.errors import RetryableError
 from execution_events.kafka.consumer import Client, describe
 from execution_events.projection.batch import ReadRecord, read
-from execution_events.store.write.batches import Batch, Move, Reach
+from execution_events.store.write.batches import Batch, FailpointHook
+from execution_events.store.write.progress import OffsetMove
 
 _POLL_MS = 100
 """How long a fetch waits for the first record; what is assigned meanwhile waits for it."""
@@ -44,7 +45,7 @@ class BatchFetcher:
         assignment: Assignment,
         batch_max_records: int,
         stop: asyncio.Event,
-        reach: Reach = unarmed,
+        reach: FailpointHook = unarmed,
     ) -> None:
         self._client = client
         self._assignment = assignment
@@ -71,7 +72,7 @@ class BatchFetcher:
         self._reach("fetched")
         if generation != self._assignment.generation:
             return None
-        moves: dict[int, Move] = {}
+        moves: dict[int, OffsetMove] = {}
         # Without a suspension from here on, so that positions and records belong together. A
         # position moves without a record over control records and aborted transactions.
         for partition, stored in self._assignment.positions.items():
@@ -82,7 +83,7 @@ class BatchFetcher:
                 stored = ahead.moves[partition.partition].next
             position = await self._client.position(partition)
             if position != stored:
-                moves[partition.partition] = Move(
+                moves[partition.partition] = OffsetMove(
                     stored, position, self._assignment.epochs[partition]
                 )
         if not moves:

@@ -15,7 +15,7 @@ from execution_events.kafka.codecs import Decoders
 from execution_events.kafka.consumer import Client, Trouble, describe
 from execution_events.projection.fingerprint import Fingerprint, fingerprint
 from execution_events.settings import KafkaSettings
-from execution_events.store.write.batches import StoredPosition
+from execution_events.store.write.progress import StoredPosition
 
 _READ_TIMEOUT = 8
 """Seconds to read records of one broker again."""

@@ -13,7 +13,8 @@ from execution_events.consumer.log_check import LogState, Report, difference
 from execution_events.errors import RetryableError
 from execution_events.logs import Logger
 from execution_events.metrics import ConsumerMetrics
-from execution_events.store.write.batches import BatchWriter, StoredPosition
+from execution_events.store.write.batches import BatchWriter
+from execution_events.store.write.progress import StoredPosition
 
 _log = Logger(__name__)
 

@@ -29,7 +29,7 @@ from execution_events.logs import Logger
 from execution_events.metrics import ConsumerMetrics
 from execution_events.settings import Settings
 from execution_events.store.probe import DatabaseProbe
-from execution_events.store.write.batches import BatchWriter, Reach
+from execution_events.store.write.batches import BatchWriter, FailpointHook
 from execution_events.web.management import serve_management
 from execution_events.web.probe import Probe
 
@@ -43,7 +43,9 @@ _SETTLED = 10
 """Seconds that a client has to work before its failure counts as the first one again."""
 
 
-async def run_consumer(settings: Settings, stop: asyncio.Event, reach: Reach = unarmed) -> None:
+async def run_consumer(
+    settings: Settings, stop: asyncio.Event, reach: FailpointHook = unarmed
+) -> None:
     """Consume until `stop` is set; then finish the batch in hand and leave the group.
 
     While Kafka or PostgreSQL is away it waits and tries again. Raises `HaltError` when going on
@@ -91,7 +93,7 @@ class _Service:
         brokers: Brokers,
         database: DatabaseProbe,
         stop: asyncio.Event,
-        reach: Reach,
+        reach: FailpointHook,
     ) -> None:
         self._settings = settings
         self._brokers = brokers

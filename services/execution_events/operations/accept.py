@@ -8,7 +8,8 @@ from execution_events.errors import RetryableError
 from execution_events.kafka.codecs import Decoders
 from execution_events.kafka.topic import check_topic
 from execution_events.settings import Settings
-from execution_events.store.write.batches import BatchWriter, Move
+from execution_events.store.write.batches import BatchWriter
+from execution_events.store.write.progress import OffsetMove
 
 
 class ReplacedLog(NamedTuple):
@@ -56,6 +57,6 @@ async def accept_logs(
                 continue
             offset = state.begin if start == "beginning" else state.end
             if not dry_run:
-                move = Move(position.next_offset, offset, position.epoch)
+                move = OffsetMove(position.next_offset, offset, position.epoch)
                 await writer.accept_log(partition, move, state.cluster_id)
             yield ReplacedLog(partition, reason, state.begin, state.end, offset)

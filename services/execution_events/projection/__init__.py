@@ -1,7 +1,7 @@
-"""The fold, pure: records of a partition's log become what one transaction stores.
+"""The pure projection of a partition's records onto the rows of one transaction.
 
-- `fold`: occurrences of one event into one.
-- `body`: an event as the API lists it.
-- `batch`: records of a batch into folded events, dead letters and watermarks.
-- `fingerprint`: what identifies a record of a log.
+- `fold`: folding of an event's occurrences.
+- `body`: the JSON of an event in the API.
+- `batch`: projection of a batch onto folded events, dead letters and watermarks.
+- `fingerprint`: identity of a record in its log.
 """

@@ -1,7 +1,7 @@
-"""One batch of records, projected onto what its transaction stores.
+"""Projection of a batch of records onto the rows of its transaction.
 
-Reading a record needs nothing but the record, so it is done before the transaction; duplicates are
-known only by the watermarks that the transaction has read.
+Records are decoded before the transaction; duplicates are dropped within it, by the watermarks it
+has read.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,28 +16,28 @@ from execution_events.projection.fold import FoldedEvent, fold
 from execution_events.wire import Origin, Record
 
 SourceKey = tuple[int, str]
-"""(partition, source): what has one watermark."""
+"""(partition, source), the key of a watermark."""
 
 
 class Refusal(NamedTuple):
-    """Why a record is refused: one of `wire.REASONS`, and a sentence for an operator."""
+    """The cause of a dead letter: one of `wire.REASONS`, and an explanation for an operator."""
 
     reason: str
     detail: str
 
 
 class DeadLetter(msgspec.Struct, frozen=True, gc=False):
-    """A refused record as it was, and why."""
+    """A refused record and its refusal."""
 
     record: Record
     refusal: Refusal
 
 
 class ReadRecord(msgspec.Struct, frozen=True, gc=False):
-    """A record's place and origin, and the occurrence that it carries or why it is refused.
+    """A decoded record: partition, offset, origin, and an occurrence or a dead letter.
 
-    `record` is the record itself where it was kept: with its headers it takes more memory than all
-    that was read of it.
+    `record` is None unless the caller of `read` keeps it: a record with its headers takes more
+    memory than the rest.
     """
 
     partition: int
@@ -49,11 +49,11 @@ class ReadRecord(msgspec.Struct, frozen=True, gc=False):
 
 
 class Projection(msgspec.Struct, frozen=True):
-    """What one batch adds.
+    """The rows that one batch adds.
 
-    `events` are sorted by identity, the order in which every writer takes its locks. `watermarks`
-    holds the new watermark of each source that the batch moved. `duplicates` were dropped;
-    `gaps` counts records whose sequence was not the one after its source's watermark.
+    `events` are sorted by identity, the order in which all writers take locks. `watermarks` holds
+    the new watermark of each source that the batch moves. `duplicates` counts dropped records;
+    `gaps` counts records whose sequence does not follow their source's watermark.
     """
 
     events: list[FoldedEvent]
@@ -65,7 +65,7 @@ class Projection(msgspec.Struct, frozen=True):
 
 
 def read(record: Record, keep: bool = True) -> ReadRecord:
-    """Read one record. Total: a record that cannot be read is one that is refused."""
+    """Decode one record; never raises: a record that cannot be decoded becomes a dead letter."""
     origin = None
     outcome: Occurrence | DeadLetter
     try:
@@ -84,10 +84,10 @@ def read(record: Record, keep: bool = True) -> ReadRecord:
 
 
 def project(records: Iterable[ReadRecord], watermarks: Mapping[SourceKey, int]) -> Projection:
-    """Project records, in log order within each partition, onto what their batch stores.
+    """Project records, in log order within each partition, onto the rows of their batch.
 
-    `watermarks` holds the stored watermark of each source of the batch that has one. A refused
-    record moves its source's watermark like any other, so that a copy of it is a duplicate.
+    `watermarks` holds the stored watermarks of the batch's sources. A refused record moves its
+    source's watermark like any other, so a copy of it is a duplicate.
     """
     occurrences: list[Occurrence] = []
     dead_letters: list[DeadLetter] = []

@@ -1,6 +1,6 @@
-"""An event as the API lists it: encoded once, when it is stored, and only joined when it is read.
+"""The JSON of an event in the API: encoded when the event is stored, copied when it is read.
 
-The bytes are those of design section 5: compact JSON, keys in a fixed order, whole seconds.
+Compact, keys in the order of `Body`, timestamps in whole seconds.
 """
 
 from datetime import datetime
@@ -13,14 +13,14 @@ _encoder = msgspec.json.Encoder()
 
 
 class Ref(msgspec.Struct, frozen=True, gc=False):
-    """What names an event or an object within its execution."""
+    """The name and namespace of an event or of its involved object."""
 
     name: str
     namespace: str
 
 
 class Body(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    """The members of an event's JSON; timestamps are its texts, cut to the second."""
+    """An event's JSON object; timestamps are strings, truncated to the second."""
 
     metadata: Ref
     involved_object: Ref
@@ -39,7 +39,7 @@ _decoder = msgspec.json.Decoder(Body)
 
 
 def body_of(event: FoldedEvent) -> bytes:
-    """The JSON of `event`."""
+    """Encode `event`."""
     latest = event.latest
     first, last = event.first_timestamp, latest.last_timestamp
     last_text = _seconds(last)
@@ -61,15 +61,15 @@ def body_of(event: FoldedEvent) -> bytes:
 
 
 def encode(body: Body) -> bytes:
-    """The JSON that `decode` gives `body` for."""
+    """Encode `body`; the inverse of `decode`."""
     return _encoder.encode(body)
 
 
 def decode(content: bytes) -> Body:
-    """What `body_of` has encoded."""
+    """Decode the result of `body_of` or `encode`."""
     return _decoder.decode(content)
 
 
 def _seconds(moment: datetime) -> str:
-    # Much cheaper than `isoformat`: a quote, the time to the second, and what is cut.
+    # Much cheaper than `isoformat`. The encoder writes a quote, the time to the second, and more.
     return f"{_encoder.encode(moment)[1:20].decode()}Z"

@@ -1,4 +1,4 @@
-"""What identifies a record of a log, so that another log in its place is noticed."""
+"""The identity of a record in its log, by which a replaced log is detected."""
 
 from hashlib import blake2b
 from typing import NamedTuple
@@ -9,7 +9,7 @@ _HASH_BYTES = 16
 
 
 class Fingerprint(NamedTuple):
-    """A record's offset, timestamp in milliseconds, and a hash of its key, value and headers."""
+    """A record's offset, timestamp in milliseconds, and hash of key, value and headers."""
 
     offset: int
     timestamp: int
@@ -17,7 +17,7 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(record: Record) -> Fingerprint:
-    """The fingerprint of `record`; equal for equal records alone, as far as a hash can tell."""
+    """Return the fingerprint of `record`; different records have different ones (128-bit hash)."""
     digest = blake2b(digest_size=_HASH_BYTES)
     for part in (record.key, record.value):
         _add(digest, part)
@@ -28,6 +28,6 @@ def fingerprint(record: Record) -> Fingerprint:
 
 
 def _add(digest: blake2b, part: bytes | None) -> None:
-    # With its length, so that no two different lists of parts are the same bytes.
+    # The length prefix keeps the concatenation of parts unambiguous.
     digest.update(b"-" if part is None else b"%d:" % len(part))
     digest.update(part or b"")

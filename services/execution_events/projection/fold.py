@@ -1,4 +1,4 @@
-"""Occurrences of one event, folded into one: design section 3."""
+"""The fold of an event's occurrences."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -12,17 +12,16 @@ Identity = tuple[str, str, str]
 
 
 class FoldedEvent(msgspec.Struct, gc=False):
-    """What all occurrences of one event, applied in log order, amount to.
+    """The result of applying an event's occurrences in log order.
 
-    `latest` is the occurrence with the greatest last timestamp, the later in the log on a tie, so
-    its last timestamp is the event's. `place` is the first timestamp of the first occurrence
-    applied, which never changes.
+    `latest` is the occurrence with the greatest last timestamp, on a tie the later in the log.
+    `list_position` is the first timestamp of the first occurrence applied; it never changes.
     """
 
     latest: Occurrence
     count: int
     first_timestamp: datetime
-    place: datetime
+    list_position: datetime
 
     @property
     def identity(self) -> Identity:
@@ -30,9 +29,9 @@ class FoldedEvent(msgspec.Struct, gc=False):
 
 
 def fold(occurrences: Iterable[Occurrence]) -> dict[Identity, FoldedEvent]:
-    """Fold occurrences in log order, by identity.
+    """Fold occurrences, given in log order, by identity.
 
-    Associative: `merge` of the folds of two parts is the fold of the whole.
+    Associative: merging the folds of two consecutive parts gives the fold of the whole.
     """
     folded: dict[Identity, FoldedEvent] = {}
     for occurrence in occurrences:
@@ -46,8 +45,10 @@ def fold(occurrences: Iterable[Occurrence]) -> dict[Identity, FoldedEvent]:
 
 
 def merge(earlier: FoldedEvent, later: FoldedEvent) -> FoldedEvent:
-    """The event that `earlier` is after `later` was applied to it."""
-    merged = FoldedEvent(earlier.latest, earlier.count, earlier.first_timestamp, earlier.place)
+    """Return `earlier` with `later` applied to it."""
+    merged = FoldedEvent(
+        earlier.latest, earlier.count, earlier.first_timestamp, earlier.list_position
+    )
     _apply(merged, later.latest, later.count, later.first_timestamp)
     return merged
 

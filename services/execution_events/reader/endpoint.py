@@ -101,7 +101,7 @@ class EventsEndpoint:
         if page.last is not None and query.limit is None:
             self._answered["stream"].inc()
             stream = partial(
-                self._lists.stream, query.execution_id, query.selection, asked.namespaces
+                self._lists.stream, query.execution_id, query.selection, asked.namespaces, page
             )
             return StreamedList(stream, tag, headers, rendering, encoding, self._stream_limits)
         body = rendering.add(page.bodies) + rendering.end()

@@ -14,7 +14,7 @@ import msgspec
 from execution_events import events
 from execution_events.bilingual import Lang
 from execution_events.store.read.selection import Column, Position, Selection
-from execution_events.wire import A_TIMESTAMP, parse_timestamp
+from execution_events.wire import TIMESTAMP_FORMAT, parse_timestamp
 
 LIMIT_MAX = 1000
 QUERY_MAX_BYTES: Final = 8192
@@ -152,7 +152,7 @@ def _time(name: str, value: str | None) -> datetime | None:
         return None
     moment = parse_timestamp(value)
     if moment is None:
-        raise QueryError(f"{name}: expected {A_TIMESTAMP}; a + is written %2B")
+        raise QueryError(f"{name}: expected {TIMESTAMP_FORMAT}; a + is written %2B")
     return moment
 
 

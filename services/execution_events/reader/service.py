@@ -16,7 +16,7 @@ from execution_events.metrics import ReaderMetrics
 from execution_events.reader.app import create_app
 from execution_events.settings import Settings, variable_of
 from execution_events.store.probe import DatabaseProbe
-from execution_events.store.read.events import EventLists
+from execution_events.store.read.events import EventReader
 from execution_events.store.read.feeds import Feeds
 from execution_events.web.auth.access import Access
 from execution_events.web.auth.issuer import Issuer
@@ -47,7 +47,7 @@ async def run_reader(settings: Settings, stop: asyncio.Event) -> None:
     metrics = ReaderMetrics(registry)
     url = settings.database.require_url()
     async with (
-        EventLists.open(url) as lists,
+        EventReader.open(url) as lists,
         DatabaseProbe(url, writes=False) as database,
         _access(settings, metrics) as access,
         Feeds.open(lists) as feeds,

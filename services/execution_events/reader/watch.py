@@ -24,11 +24,11 @@ from execution_events.reader.streaming import (
 )
 from execution_events.store.read import feeds
 from execution_events.store.read.changes import (
-    Asked,
     Change,
+    ExecutionScope,
     Namespaces,
+    RevisionDelta,
     Revisions,
-    Step,
     parse_revisions,
 )
 from execution_events.store.read.events import Page, Stream
@@ -57,7 +57,7 @@ class WatchLimits(NamedTuple):
     """Between two comments that keep the connection, and between two looks at the token."""
 
 
-class Lists(feeds.Lists, Protocol):
+class Lists(feeds.RevisionReader, Protocol):
     """What is asked of the store."""
 
     async def page(
@@ -65,7 +65,11 @@ class Lists(feeds.Lists, Protocol):
     ) -> Page: ...
 
     def stream(
-        self, execution_id: str, selection: Selection, namespaces: Namespaces
+        self,
+        execution_id: str,
+        selection: Selection,
+        namespaces: Namespaces,
+        page: Page | None = None,
     ) -> AbstractAsyncContextManager[Stream]: ...
 
 
@@ -92,7 +96,7 @@ class Watch(Response):
         self._lists = lists
         self._feeds = feeds
         self._query = query
-        self._asked = Asked(query.execution_id, namespaces)
+        self._asked = ExecutionScope(query.execution_id, namespaces)
         self._position = position_of(query, last_event_id) if last_event_id else None
         # A client may stand where the database never was: it is asked first.
         self._is_known = False
@@ -169,7 +173,7 @@ class Watch(Response):
             is_known = self._is_known or self._position == feed.known
             steps = feed.after(self._position) if is_known else None
             if steps is None:
-                steps = await self._lists.steps([(self._asked, self._position)])
+                steps = await self._lists.deltas([(self._asked, self._position)])
             self._is_known = True
             if all(step.is_complete for step in steps):
                 for step in steps:
@@ -184,7 +188,7 @@ class Watch(Response):
                 if loop.time() > deadline:
                     raise TimeoutError
 
-    def _step(self, step: Step) -> Iterator[bytes]:
+    def _step(self, step: RevisionDelta) -> Iterator[bytes]:
         assert self._position is not None  # noqa: S101
         before = self._position
         messages = (
@@ -204,7 +208,7 @@ class Watch(Response):
             for chunk in self._pieces(messages, parse_revisions(page.revisions)):
                 yield chunk
             return
-        async with self._lists.stream(execution_id, selection, namespaces) as stream:
+        async with self._lists.stream(execution_id, selection, namespaces, page) as stream:
             held = [_RESET]
             async for bodies in stream.batches:
                 # The id comes with the last, so one is held back.

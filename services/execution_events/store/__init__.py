@@ -1,9 +1,9 @@
-"""PostgreSQL: all SQL, and the only importer of asyncpg.
+"""The store: all SQL, and the only importer of asyncpg.
 
-- `connection`: connections with every timeout set, and the translation of the driver's errors.
-- `probe`: a request over a connection of its own, for readiness.
-- `sql`: the loader of `queries/*.sql`.
-- `schema/`: migrations, roles and their privileges, an empty database and its owner.
-- `write/`: batches of records, events, dead letters, pruning.
-- `read/`: lists, revisions and changes of executions, feeds of watched ones.
+- `connection`: connections with every timeout set, and translation of asyncpg's errors.
+- `probe`: a health check over a connection of its own.
+- `sql`: loading of `queries/*.sql`.
+- `schema/`: migrations, roles and privileges, provisioning of a database.
+- `write/`: batches, partition progress, events, dead letters, pruning.
+- `read/`: lists, revisions and changes of executions, feeds for watchers.
 """

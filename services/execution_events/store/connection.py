@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL, with every time limit set, and one place for the driver's errors."""
+"""Connections to PostgreSQL with every timeout set, and translation of asyncpg's errors."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -11,13 +11,13 @@ import asyncpg
 from execution_events.errors import BatchRefusedError, BatchTooSlowError, HaltError, RetryableError
 
 CONNECT_TIMEOUT = 10
-"""Seconds to connect, or to get a connection from a pool."""
+"""Seconds to connect, or to wait for a connection of a pool."""
 COMMAND_TIMEOUT = 60
-"""Seconds for one command, on the client's side; the server gives up a little earlier."""
+"""Seconds for one command on the client's side; the server's timeout is a little shorter."""
 
 _SERVER_SETTINGS = {
     "search_path": "execution_events",
-    # The server ends the session, and with it its locks, of a host that is gone.
+    # The server ends the sessions of unreachable hosts, which releases their locks.
     "tcp_keepalives_idle": "5",
     "tcp_keepalives_interval": "2",
     "tcp_keepalives_count": "3",
@@ -30,36 +30,36 @@ _SERVER_SETTINGS = {
 _RETRYABLE_CLASSES = ("08", "40", "53", "57")
 _REFUSED_CLASSES = ("22", "23", "54")
 _UNIQUE_VIOLATION = "23505"
-"""No record's fault: rows are only added where none was seen under the lock of their execution."""
+"""Never caused by a record: rows are inserted under their execution's lock, if missing."""
 _STATEMENT_TIMEOUT = "57014"
 _RETRYABLE_STATES = ("55P03", "25006")
 
 
 @contextmanager
 def refused_rows() -> Iterator[None]:
-    """Around statements that write events: raise `BatchRefusedError` where a row is at fault."""
+    """Raise `BatchRefusedError` if PostgreSQL refuses the data of a row."""
     try:
         yield
     except asyncpg.PostgresError as error:
         state = error.sqlstate or ""
         if state.startswith(_REFUSED_CLASSES) and state != _UNIQUE_VIOLATION:
-            # The message can hold what the record holds.
+            # The server's message may quote the record.
             check = f" {error.constraint_name}" if error.constraint_name else ""
             raise BatchRefusedError(f"{type(error).__name__}{check} ({state})") from error
         raise
 
 
 def address_of(database_url: str) -> str:
-    """The hosts and ports of a database's address, without the user and the password."""
+    """Return the hosts and ports of a database URL, without user and password."""
     return urlsplit(database_url).netloc.rpartition("@")[2] or "the default address"
 
 
 @contextmanager
 def translated_errors(address: str | None = None) -> Iterator[None]:
-    """Raise the driver's errors as ours, by SQLSTATE and type and never by message.
+    """Translate asyncpg's errors by SQLSTATE and class, never by message.
 
-    `RetryableError`: the server is away, busy or read-only; `BatchTooSlowError` is one of them.
-    `HaltError`: all else. The messages name the `address`.
+    `RetryableError`: the server is unavailable, busy or read-only; `BatchTooSlowError`: a statement
+    exceeded its timeout. `HaltError`: any other error of the server. Messages name the `address`.
     """
     server = "PostgreSQL" if address is None else f"PostgreSQL at {address}"
     try:
@@ -73,19 +73,29 @@ def translated_errors(address: str | None = None) -> Iterator[None]:
         raise HaltError(f"{server} refused a statement: {error} ({state})") from error
     except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
         name = type(error).__name__
-        raise RetryableError(f"{server} cannot be reached: {error or 'time-out'}", name) from error
+        raise RetryableError(f"{server} cannot be reached: {error or 'timeout'}", name) from error
     except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-        # The connection was closed under us, or its state was lost: most often while a transaction
-        # was rolled back, which hides what had gone wrong before.
+        # The connection was closed or its state lost, mostly during a rollback: the context is the
+        # error that caused it.
         cause = error.__context__ or error
         name = type(cause).__name__
         raise RetryableError(f"{server}: {name}: {cause}", name) from error
 
 
-def options(application: str, settings: Mapping[str, str]) -> dict[str, Any]:
-    """How asyncpg connects: every time limit, and `settings` of the server on top of ours.
+async def fetch_one(
+    connection: asyncpg.Connection, statement: str, *arguments: object
+) -> asyncpg.Record:
+    """Return the first row of a statement that always returns one."""
+    row = await connection.fetchrow(statement, *arguments)
+    if row is None:
+        raise LookupError(f"no row: {statement}")
+    return row
 
-    `application` is the connection's name in `pg_stat_activity`.
+
+def options(application: str, settings: Mapping[str, str]) -> dict[str, Any]:
+    """Return arguments of `asyncpg.connect`: every timeout, and server `settings` added to ours.
+
+    `application` is the connection's `application_name`.
     """
     return {
         "timeout": CONNECT_TIMEOUT,
@@ -103,16 +113,16 @@ async def connect(
     command_timeout: float = COMMAND_TIMEOUT,
     unlimited: bool = False,
 ) -> AsyncIterator[asyncpg.Connection]:
-    """One connection with these `options`, closed at the end.
+    """Open a connection with `options`, and close it on exit.
 
-    With `unlimited`, for migrations, a statement may take any time.
+    `unlimited` lifts the timeout of statements, for migrations.
     """
-    chosen = options(application, settings or {}) | {"command_timeout": command_timeout}
+    arguments = options(application, settings or {}) | {"command_timeout": command_timeout}
     if unlimited:
-        chosen["command_timeout"] = None
-        chosen["server_settings"] |= {"statement_timeout": "0", "lock_timeout": "60s"}
+        arguments["command_timeout"] = None
+        arguments["server_settings"] |= {"statement_timeout": "0", "lock_timeout": "60s"}
     with translated_errors(address_of(database_url)):
-        connection = await asyncpg.connect(database_url, **chosen)
+        connection = await asyncpg.connect(database_url, **arguments)
     try:
         yield connection
     finally:

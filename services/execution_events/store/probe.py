@@ -1,4 +1,4 @@
-"""A request to PostgreSQL over a connection of its own, apart from a service's work."""
+"""A health check of PostgreSQL over a connection of its own."""
 
 from types import TracebackType
 from typing import Self
@@ -14,7 +14,7 @@ _READ_ONLY = "SELECT current_setting('transaction_read_only')::boolean"
 
 
 class DatabaseProbe:
-    """Asks whether the database can be used; an asynchronous context manager."""
+    """The health check of a service; an asynchronous context manager."""
 
     def __init__(self, database_url: str, *, writes: bool) -> None:
         self.address = address_of(database_url)
@@ -34,10 +34,10 @@ class DatabaseProbe:
         self._drop()
 
     async def check(self) -> None:
-        """Raise `RetryableError` or `HaltError` unless the server answers and has our schema.
+        """Raise `RetryableError` or `HaltError` unless the database answers with a current schema.
 
-        Where the service `writes`, a server that is read-only is an error too. A cancellation
-        leaves no connection behind.
+        A read-only server is an error for a service that `writes`. Cancellation leaves no
+        connection open.
         """
         try:
             with translated_errors(self.address):
@@ -51,7 +51,7 @@ class DatabaseProbe:
             self._drop()
             raise
         if read_only and self._writes:
-            raise RetryableError(f"PostgreSQL at {self.address}: it is read-only", "25006")
+            raise RetryableError(f"PostgreSQL at {self.address} is read-only", "25006")
 
     def _drop(self) -> None:
         if self._connection is not None:

@@ -1,13 +1,24 @@
-"""Named queries: each `queries/*.sql` holds blocks that begin with `-- name: <name>`."""
+"""SQL statements from files: `queries/*.sql` hold blocks that begin with `-- name: <name>`."""
 
 import re
 from importlib.resources import files
 
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+_ARGUMENT = re.compile(r"\$([a-z_]+)")
 
 
 def load_queries(file: str) -> dict[str, str]:
-    """The queries of `queries/<file>.sql` by name."""
+    """Return the statements of `queries/<file>.sql` by name."""
     text = (files(__package__) / "queries" / f"{file}.sql").read_text(encoding="utf-8")
     _, *parts = _NAME.split(text)
     return dict(zip(parts[::2], (part.strip() for part in parts[1::2]), strict=True))
+
+
+def number_arguments(statement: str) -> tuple[str, list[str]]:
+    """Replace `$name` by `$1`, `$2`, …; return the statement and the names in that order."""
+    numbers: dict[str, int] = {}
+
+    def numbered(match: re.Match[str]) -> str:
+        return f"${numbers.setdefault(match[1], len(numbers) + 1)}"
+
+    return _ARGUMENT.sub(numbered, statement), list(numbers)

@@ -7,7 +7,7 @@ INSERT INTO dead_letter (
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, now(), $11, $12, $13, $14, $15)
 
 -- name: list_dead_letters
--- A value can have a megabyte: a list shows how it begins.
+-- Values may have a megabyte; a list has their first bytes.
 SELECT
     id, topic, partition, record_offset, record_timestamp,
     substring(key FROM 1 FOR 256) AS key,
@@ -29,7 +29,7 @@ LIMIT $9
 
 -- name: count_dead_letters
 -- The filter is that of list_dead_letters.
-SELECT count(*) AS number, coalesce(max(id), 0) AS last
+SELECT count(*) AS letters, coalesce(max(id), 0) AS last
 FROM dead_letter
 WHERE (cardinality($1::bigint[]) = 0 OR id = ANY ($1))
     AND ($2::text IS NULL OR state = $2)
@@ -52,7 +52,7 @@ FROM dead_letter
 WHERE id = $1
 
 -- name: lock_open
--- Whoever waited here while another closed the letter gets no row.
+-- Without a row if another session closed the letter meanwhile.
 SELECT
     partition, record_offset, record_timestamp, key, value, header_names, header_values, truncated
 FROM dead_letter

@@ -1,7 +1,7 @@
 -- name: raise_executions
--- Before the events: every writer locks progress, then executions, then events; so what is read of
--- an execution's events after this stays as it is until the transaction ends. The revision never
--- repeats, not even after a prune or a restore, because it is at least the time.
+-- Every writer locks progress, then executions, then events, so after this statement the events of
+-- these executions change in no other transaction. A revision is at least the current time, so it
+-- never repeats, not even after a prune or a restore.
 INSERT INTO execution (
     execution_id, namespace, revision, events, occurrences,
     first_timestamp, last_timestamp, created_at, changed_at
@@ -30,14 +30,14 @@ RETURNING
     new.revision AS revision, old.revision AS previous
 
 -- name: stored_events
--- `number` is the place in the arrays, from 1.
-SELECT number, place, first_timestamp, last_timestamp, count, body
+-- `ordinal` is the index in the arrays, from 1.
+SELECT ordinal, list_position, first_timestamp, last_timestamp, count, body
 FROM unnest($1::text[], $2::text[], $3::text[])
-    WITH ORDINALITY AS wanted (execution_id, namespace, name, number)
+    WITH ORDINALITY AS wanted (execution_id, namespace, name, ordinal)
 JOIN event USING (execution_id, namespace, name)
 
 -- name: change_events
--- All but the identity and the place, which never change.
+-- The identity and the list position never change.
 UPDATE event
 SET first_timestamp = changed.first_timestamp,
     last_timestamp = changed.last_timestamp,
@@ -50,11 +50,15 @@ SET first_timestamp = changed.first_timestamp,
     action_name = changed.action_name,
     body = changed.body
 FROM unnest(
-    $1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::bigint[],
-    $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::bytea[]
+    $execution_id::text[], $namespace::text[], $name::text[],
+    $first_timestamp::timestamptz[], $last_timestamp::timestamptz[], $count::bigint[],
+    $object_name::text[], $reason::text[], $type::text[],
+    $elem_type::text[], $elem_id::text[], $action_name::text[], $body::bytea[]
 ) AS changed (
-    execution_id, namespace, name, first_timestamp, last_timestamp, count,
-    object_name, reason, type, elem_type, elem_id, action_name, body
+    execution_id, namespace, name,
+    first_timestamp, last_timestamp, count,
+    object_name, reason, type,
+    elem_type, elem_id, action_name, body
 )
 WHERE event.execution_id = changed.execution_id
     AND event.namespace = changed.namespace
@@ -65,3 +69,18 @@ UPDATE execution
 SET events = execution.events + added.events
 FROM unnest($1::text[], $2::text[], $3::bigint[]) AS added (execution_id, namespace, events)
 WHERE execution.execution_id = added.execution_id AND execution.namespace = added.namespace
+
+-- name: forget_changes
+-- In order of age, so that concurrent sessions take their locks in one order.
+WITH forgotten AS (
+    DELETE FROM execution_change
+    WHERE ctid = ANY (ARRAY(
+        SELECT ctid
+        FROM execution_change
+        WHERE revision < (extract(epoch FROM now() - $1::interval) * 1000000)::bigint
+        ORDER BY revision
+        LIMIT $2
+    ))
+    RETURNING 1
+)
+SELECT count(*) FROM forgotten

@@ -1,30 +1,32 @@
--- Parts of statements. `store/read/events.py` joins them: {…} is another part or a column's name, $name
--- an argument. Nothing that a caller sent stands in a text.
+-- Parts of statements, joined by `store/read/events.py`: {…} is another part or a column's name, $name
+-- an argument. A caller's input is always an argument.
 
 -- name: revisions
--- Of every execution row that the caller may read, by namespace; null where there is none. The
--- order of jsonb's members is fixed.
+-- Revisions by namespace of the execution rows that the caller may read; null if there are none.
+-- jsonb keeps its members in a fixed order.
 SELECT jsonb_object_agg(namespace, revision)::text AS revisions
 FROM execution
 WHERE {tenancy}
 
 -- name: events
--- In order of creation, which never changes: see `place`. The index event_order has this order.
--- EXISTS comes first: what is foreign costs no more time than what is absent.
-SELECT body, place
+-- In order of creation, which never changes: the order of the index event_order. EXISTS comes first:
+-- an execution of other tenants costs no more time than an absent one.
+SELECT body, list_position
 FROM event
 WHERE EXISTS (SELECT FROM execution WHERE {tenancy})
     AND {conditions}
 ORDER BY {order}
 
 -- name: page
--- One statement, so that revisions and events are of one snapshot, and one row, as each costs the
--- reader more than what is in it. Aggregates take the rows of a subquery in its order.
-SELECT revisions.revisions, page.bodies, page.place
+-- One statement, so that revisions and events are of one snapshot; one row, as each row costs the
+-- reader more than its content. Aggregates take the rows of the subquery in its order.
+SELECT revisions.revisions, page.bodies, page.list_position
 FROM (
 {revisions}
 ) AS revisions, (
-SELECT array_agg(body) AS bodies, (array_agg(place))[$last::integer] AS place
+SELECT
+    array_agg(body) AS bodies,
+    (array_agg(list_position))[$last::integer] AS list_position
 FROM (
 {events}
 LIMIT $limit
@@ -38,16 +40,16 @@ execution_id = $execution_id
 namespace = ANY ($namespaces)
 
 -- name: ascending
-place, name, namespace
+list_position, name, namespace
 
 -- name: descending
-place DESC, name DESC, namespace DESC
+list_position DESC, name DESC, namespace DESC
 
 -- name: after_ascending
-(place, name, namespace) > ($place::text::timestamptz, $name, $namespace)
+(list_position, name, namespace) > ($list_position::text::timestamptz, $name, $namespace)
 
 -- name: after_descending
-(place, name, namespace) < ($place::text::timestamptz, $name, $namespace)
+(list_position, name, namespace) < ($list_position::text::timestamptz, $name, $namespace)
 
 -- name: only
 {column} = ANY ($only_{column})
@@ -68,7 +70,7 @@ last_timestamp >= $since::text::timestamptz
 first_timestamp < $until::text::timestamptz
 
 -- name: text
--- Unicode's full case folding, whatever the collation of the columns or the database.
+-- Unicode's full case folding, independent of the collations of columns and database.
 (
     strpos(
         casefold(body_text(body, 'message') COLLATE pg_unicode_fast),

@@ -1,8 +1,8 @@
--- name: moment
+-- name: time_before
 SELECT now() - $1::interval
 
 -- name: execution_page
--- By ranges of the primary key, as no index stands on `changed_at`: it would end HOT updates.
+-- By ranges of the primary key: an index on `changed_at` would prevent HOT updates.
 SELECT execution_id, namespace, events, changed_at < $3 AS is_old
 FROM execution
 WHERE (execution_id, namespace) > ($1, $2)
@@ -10,8 +10,8 @@ ORDER BY execution_id, namespace
 LIMIT $4
 
 -- name: lock_old_executions
--- In the order of all writers, which lock an execution before its events: until this transaction
--- ends, none adds to them. One that is locked now is changing, so it is passed over.
+-- In the order of all writers, which lock an execution before its events: no other transaction
+-- changes these until this one ends. A locked execution is being changed, so it is skipped.
 SELECT execution_id, namespace
 FROM execution
 JOIN unnest($1::text[], $2::text[]) AS wanted (execution_id, namespace)
@@ -21,7 +21,7 @@ ORDER BY execution_id, namespace
 FOR UPDATE OF execution SKIP LOCKED
 
 -- name: delete_events
--- A statement after the lock's, so that it sees all that was added before it.
+-- A separate statement after the lock, so that its snapshot includes all events.
 WITH gone AS (
     DELETE FROM event
     USING unnest($1::text[], $2::text[]) AS locked (execution_id, namespace)

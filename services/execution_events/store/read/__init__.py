@@ -1,8 +1,8 @@
-"""Reads: snapshots of executions, and what changed since.
+"""Reads: snapshots of executions, and the changes between them.
 
 - `events`: pages and streams of an execution's events.
-- `selection`: filters, in SQL and in Python alike.
+- `selection`: filters of events, equal to those in SQL.
 - `changes`: revisions of executions, and the changes between them.
-- `feeds`: the changes of watched executions, found by one query for all watchers.
-- `pool`: connections for reading, shared by many requests.
+- `feeds`: changes of watched executions, read by one query for all watchers.
+- `pool`: a pool of connections.
 """

@@ -1,4 +1,4 @@
-"""The revisions of executions, and what changed between them, for many who ask at once."""
+"""The revisions of executions and the changes between them, read for many callers at once."""
 
 import asyncio
 from collections import defaultdict
@@ -16,28 +16,28 @@ from execution_events.store.sql import load_queries
 _SQL = load_queries("revisions")
 
 Namespaces = frozenset[str] | None
-"""What a caller may read; None is all."""
+"""The namespaces that a caller may read; None is all."""
 Revisions = Mapping[str, int]
-"""The revision of each namespace of an execution that a caller may read."""
+"""An execution's revisions by namespace, of the namespaces that a caller may read."""
 
-MOST_CHANGES = 20_000
-"""In one step, each time that an event changed: two of the largest batches. All are held at a time,
-so who has missed more reads the list instead."""
+CHANGES_LIMIT = 20_000
+"""Maximum changes of events in one delta, which is held in memory: two of the largest batches. A
+caller that has missed more reads the list again."""
 
 _decoder = msgspec.json.Decoder(dict[str, int])
 
 
-class Asked(NamedTuple):
-    """An execution, and what of it the caller may read."""
+class ExecutionScope(NamedTuple):
+    """An execution and the namespaces that a caller may read."""
 
     execution_id: str
     namespaces: Namespaces
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):
-    """An event as it is after it was added or changed, last in its namespace's `revision`.
+    """An event in its state after it was last added or changed, at its namespace's `revision`.
 
-    `is_rewritten`: texts that it may be selected by are others than before.
+    `is_rewritten`: a text that filters match has changed.
     """
 
     namespace: str
@@ -49,11 +49,11 @@ class Change(msgspec.Struct, frozen=True, gc=False):
     event: Body
 
 
-class Step(NamedTuple):
-    """What changed from one set of revisions to the next, in order of the revisions.
+class RevisionDelta(NamedTuple):
+    """The changes from one set of revisions to the next, in order of revision.
 
-    Where it is not complete, something in between is not known any more, or too much, or the
-    execution was pruned: only the whole list tells what there is.
+    If it is not complete, changes were deleted or exceed `CHANGES_LIMIT`, or the execution was
+    pruned: the caller must read the whole list.
     """
 
     before: Revisions
@@ -63,30 +63,30 @@ class Step(NamedTuple):
 
 
 def parse_revisions(text: str) -> Revisions:
-    """The revisions that a text of the store stands for."""
+    """Parse revisions from the store's text."""
     return _decoder.decode(text) if text else {}
 
 
 class CurrentRevisions:
-    """What the revisions of executions are now: one statement for all who wait when it is sent.
+    """The current revisions of executions; callers that wait at the same time share one query.
 
-    Nobody joins a statement that was sent: its snapshot may be older than what its caller has seen.
-    For use in one event loop.
+    A caller never joins a query that was already sent: its snapshot may be older than the caller's
+    last answer. For use in one event loop.
     """
 
     def __init__(self, pool: ReadingPool) -> None:
         self._pool = pool
-        self._waiting: list[tuple[Asked, asyncio.Future[str]]] = []
+        self._waiting: list[tuple[ExecutionScope, asyncio.Future[str]]] = []
         self._answering: asyncio.Task[None] | None = None
 
-    async def of(self, asked: Asked) -> str:
-        """The revisions of one execution, as a text that is equal only for equal ones.
+    async def of(self, scope: ExecutionScope) -> str:
+        """Return the current revisions as text; equal revisions give equal text.
 
-        It is empty where the caller may read nothing. Raises `RetryableError` where PostgreSQL is
-        away or too slow.
+        The text is empty if the caller may read nothing. Raises `RetryableError` if PostgreSQL is
+        unavailable or too slow.
         """
         answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._waiting.append((asked, answer))
+        self._waiting.append((scope, answer))
         if self._answering is None:
             self._answering = asyncio.create_task(self._answer())
         return await answer
@@ -95,97 +95,102 @@ class CurrentRevisions:
         try:
             while waiting := self._waiting:
                 self._waiting = []
-                # Many ask for the same.
-                asked = list({one for one, _ in waiting})
+                scopes = list({scope for scope, _ in waiting})
                 try:
-                    found = dict(
-                        zip(asked, await current_revisions(self._pool, asked), strict=True)
-                    )
+                    revisions = await current_revisions(self._pool, scopes)
                 except Exception as error:
                     for _, answer in waiting:
                         if not answer.done():
                             answer.set_exception(error)
                     continue
-                for one, answer in waiting:
+                by_scope = dict(zip(scopes, revisions, strict=True))
+                for scope, answer in waiting:
                     if not answer.done():
-                        answer.set_result(found[one])
+                        answer.set_result(by_scope[scope])
         finally:
             self._answering = None
 
 
-async def current_revisions(pool: ReadingPool, asked: Sequence[Asked]) -> list[str]:
-    """The revisions of each of `asked`, of one snapshot."""
+async def current_revisions(pool: ReadingPool, scopes: Sequence[ExecutionScope]) -> list[str]:
+    """Return the current revisions of each scope, from one snapshot."""
     with translated_errors():
         async with pool.acquire() as connection:
-            rows = await connection.fetch(_SQL["current_revisions"], *_scoped(asked))
-    found = [""] * len(asked)
-    for number, revisions in rows:
-        found[number - 1] = revisions
-    return found
+            rows = await connection.fetch(_SQL["current_revisions"], *_columns(scopes))
+    current = [""] * len(scopes)
+    for ordinal, revisions in rows:
+        current[ordinal - 1] = revisions
+    return current
 
 
-async def steps(pool: ReadingPool, known: Sequence[tuple[Asked, Revisions]]) -> list[Step]:
-    """What changed since each of `known`, or later, up to now."""
-    texts = await current_revisions(pool, [asked for asked, _ in known])
+async def deltas_since(
+    pool: ReadingPool, known: Sequence[tuple[ExecutionScope, Revisions]]
+) -> list[RevisionDelta]:
+    """Return the changes from each of the `known` revisions to the current ones."""
+    texts = await current_revisions(pool, [scope for scope, _ in known])
     current = [parse_revisions(text) for text in texts]
-    since = [
-        (number, namespace, before.get(namespace, 0))
-        for number, ((_, before), now) in enumerate(zip(known, current, strict=True))
+    moved = [
+        (index, namespace, before.get(namespace, 0))
+        for index, ((_, before), now) in enumerate(zip(known, current, strict=True))
         for namespace, revision in now.items()
         if revision != before.get(namespace)
     ]
-    changes = await _changes(
-        pool, [(known[number][0].execution_id, *rest) for number, *rest in since]
-    )
+    since = [(known[index][0].execution_id, *rest) for index, *rest in moved]
     after = [dict(now) for now in current]
-    found: dict[int, list[Change]] = defaultdict(list)
-    # A namespace that is not there any more was pruned.
+    changes: dict[int, list[Change]] = defaultdict(list)
+    # A namespace without a row was pruned.
     complete = [
         before.keys() <= now.keys() for (_, before), now in zip(known, current, strict=True)
     ]
-    for (number, namespace, _), (latest, is_complete, changed) in zip(since, changes, strict=True):
-        after[number][namespace] = max(latest, after[number][namespace])
-        found[number] += changed
-        complete[number] &= is_complete
+    chains = await _chains(pool, since)
+    for (index, namespace, _), chain in zip(moved, chains, strict=True):
+        after[index][namespace] = max(chain.latest, after[index][namespace])
+        changes[index] += chain.changes
+        complete[index] &= chain.is_complete
     return [
-        Step(before, after[number], found[number], complete[number])
-        for number, (_, before) in enumerate(known)
+        RevisionDelta(before, after[index], changes[index], complete[index])
+        for index, (_, before) in enumerate(known)
     ]
 
 
-async def _changes(
-    pool: ReadingPool, since: Sequence[tuple[object, ...]]
-) -> list[tuple[int, bool, list[Change]]]:
-    """For each (execution id, namespace, revision): the latest revision, whether all that changed
-    is known, and that.
-    """
-    found: list[tuple[int, bool, list[Change]]] = [(0, False, []) for _ in since]
+class _Chain(NamedTuple):
+    """The changes of a namespace from a known revision up to `latest`."""
+
+    latest: int
+    is_complete: bool
+    changes: list[Change]
+
+
+async def _chains(pool: ReadingPool, since: Sequence[tuple[object, ...]]) -> list[_Chain]:
+    """Return the chain from each (execution id, namespace, revision)."""
+    chains = [_Chain(0, False, []) for _ in since]
     if since:
         with translated_errors():
             async with pool.acquire() as connection:
                 rows = await connection.fetch(
-                    _SQL["changes"], *zip(*since, strict=True), MOST_CHANGES
+                    _SQL["changes"], *zip(*since, strict=True), CHANGES_LIMIT
                 )
-        for number, latest, revision, rewritten, first, last, body in rows:
-            changes = found[number - 1][2]
+        for ordinal, latest, revision, rewritten, first, last, body in rows:
+            changes = chains[ordinal - 1].changes
             event = decode(body)
             changes.append(
                 Change(event.metadata.namespace, revision, rewritten, first, last, body, event)
             )
-            found[number - 1] = (latest, True, changes)
-    return found
+            chains[ordinal - 1] = _Chain(latest, True, changes)
+    return chains
 
 
-def _scoped(asked: Iterable[Asked]) -> tuple[list[object], ...]:
-    """Execution ids and scopes of `asked`; then scopes and namespaces, one pair for each.
+def _columns(scopes: Iterable[ExecutionScope]) -> tuple[list[object], ...]:
+    """Return execution ids and indexes of namespace sets; then these indexes with their namespaces.
 
-    Most callers share what they may read, so it is sent once.
+    Most callers may read the same namespaces, so each set is sent once.
     """
-    scopes: dict[Namespaces, int] = {}
-    executions: list[object] = []
-    numbers: list[object] = []
-    for execution_id, namespaces in asked:
-        executions.append(execution_id)
-        numbers.append(None if namespaces is None else scopes.setdefault(namespaces, len(scopes)))
-    pairs = [(number, name) for names, number in scopes.items() for name in names or ()]
-    return executions, numbers, [number for number, _ in pairs], [name for _, name in pairs]
+    indexes: dict[Namespaces, int] = {}
+    execution_ids: list[object] = []
+    references: list[object] = []
+    for execution_id, namespaces in scopes:
+        execution_ids.append(execution_id)
+        references.append(
+            None if namespaces is None else indexes.setdefault(namespaces, len(indexes))
+        )
+    pairs = [(index, name) for names, index in indexes.items() for name in names or ()]
+    return execution_ids, references, [index for index, _ in pairs], [name for _, name in pairs]

@@ -1,47 +1,48 @@
-"""The events of one execution, as the reader lists them: pages, streams and revisions."""
+"""The events of an execution: pages, streams and revisions."""
 
-import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
+import msgspec
+
 from execution_events.projection.body import decode
-from execution_events.store.connection import translated_errors
+from execution_events.store.connection import fetch_one, translated_errors
 from execution_events.store.read.changes import (
-    Asked,
     CurrentRevisions,
+    ExecutionScope,
     Namespaces,
+    RevisionDelta,
     Revisions,
-    Step,
-    steps,
+    deltas_since,
 )
 from execution_events.store.read.pool import ReadingPool
 from execution_events.store.read.selection import Position, Selection
 from execution_events.store.schema.migrate import require_current
-from execution_events.store.sql import load_queries
+from execution_events.store.sql import load_queries, number_arguments
 
 _SQL = load_queries("listing")
 
+_APPLICATION = "execution-events reader"
 _SERVER_SETTINGS = {
     "default_transaction_read_only": "on",
     "statement_timeout": "10s",
-    # A list is read in the order of its index, always: statistics of small executions would have a
-    # large one sorted for each of its pages.
+    # Lists are read in the order of their index: the statistics of small executions would make the
+    # planner sort a large one for each of its pages.
     "enable_sort": "off",
     "plan_cache_mode": "force_generic_plan",
     "max_parallel_workers_per_gather": "0",
-    # A statement takes less time than compiling it.
+    # Compiling a statement takes longer than running it.
     "jit": "off",
 }
 _STREAM_BATCH = 128
-"""Rows that a stream fetches at a time: 64 KiB where they have the usual size."""
-_ARGUMENT = re.compile(r"\$([a-z_]+)")
+"""Rows of one fetch of a stream: 64 KiB of events of the usual size."""
 
 
 class Page(NamedTuple):
-    """The bodies of events (`projection.body`) and the revisions of one snapshot.
+    """Bodies of events (`projection.body`) and the revisions, from one snapshot.
 
-    `last` is where the last of them stands; None where there are none, or no others follow.
+    `last` is the position of the last event; None if no other event follows.
     """
 
     revisions: str
@@ -50,78 +51,95 @@ class Page(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """The bodies of events, batch by batch, and the revisions of one snapshot."""
+    """Batches of bodies of events and the revisions, from one snapshot."""
 
     revisions: str
     batches: AsyncIterator[list[bytes]]
 
 
-class EventLists:
-    """Lists of events over pools of connections; safe for concurrent use.
+class EventReader:
+    """Reads of executions over pools of connections; safe for concurrent use.
 
-    The executions' revisions change with every change of their events; a caller who may read
-    nothing of an execution gets what it would get were it not there. All raise `RetryableError`
-    where PostgreSQL is away or too slow.
+    Revisions change with every change of the events. Executions that a caller may not read look
+    like absent ones. All methods raise `RetryableError` if PostgreSQL is unavailable or too slow.
     """
 
-    def __init__(self, pool: ReadingPool, streams: ReadingPool) -> None:
+    def __init__(self, pool: ReadingPool, stream_pool: ReadingPool) -> None:
         self._pool = pool
-        self._streams = streams
+        self._stream_pool = stream_pool
         self._current = CurrentRevisions(pool)
 
     @classmethod
     @asynccontextmanager
     async def open(
         cls, database_url: str, size: int = 8, streams: int = 16
-    ) -> AsyncIterator["EventLists"]:
-        """Lists over at most `size` connections, which are opened when they are needed.
+    ) -> AsyncIterator["EventReader"]:
+        """Open pools of at most `size` connections, and `streams` connections for streams.
 
-        Streams have `streams` connections of their own, so that slow ones keep nobody from a page.
+        Slow streams thus never delay pages.
         """
-        name = "execution-events reader"
         async with (
-            ReadingPool.open(database_url, name, size, _SERVER_SETTINGS) as pool,
-            ReadingPool.open(database_url, name, streams, _SERVER_SETTINGS) as stream_pool,
+            ReadingPool.open(database_url, _APPLICATION, size, _SERVER_SETTINGS) as pool,
+            ReadingPool.open(database_url, _APPLICATION, streams, _SERVER_SETTINGS) as stream_pool,
         ):
             yield cls(pool, stream_pool)
 
     async def page(
         self, execution_id: str, selection: Selection, namespaces: Namespaces, limit: int
     ) -> Page:
-        """The first `limit` events of a selection."""
-        statement = _Statement(execution_id, namespaces)
-        statement.select(selection)
-        text, arguments = statement.page(limit)
+        """Return the first `limit` events of a selection."""
+        query = _ListQuery(execution_id, namespaces)
+        query.select(selection)
+        statement, arguments = query.page(limit)
         with translated_errors():
             async with self._pool.acquire() as connection:
-                revisions, bodies, place = await connection.fetchrow(text, *arguments)
+                row = await fetch_one(connection, statement, *arguments)
+        revisions, bodies, list_position = row
         if bodies is None:
             return Page(revisions or "", [], None)
         if len(bodies) <= limit:
             return Page(revisions, bodies, None)
         bodies.pop()
         event = decode(bodies[-1]).metadata
-        return Page(revisions, bodies, Position(place, event.name, event.namespace))
+        return Page(revisions, bodies, Position(list_position, event.name, event.namespace))
 
     @asynccontextmanager
     async def stream(
-        self, execution_id: str, selection: Selection, namespaces: Namespaces
+        self,
+        execution_id: str,
+        selection: Selection,
+        namespaces: Namespaces,
+        page: Page | None = None,
     ) -> AsyncIterator[Stream]:
-        """All events of a selection. It holds a snapshot and a connection: bound its time."""
-        statement = _Statement(execution_id, namespaces)
-        revisions_text, revisions_arguments = statement.revisions()
-        statement.select(selection)
-        text, arguments = statement.events()
+        """Open a stream of all events of a selection.
+
+        If the revisions are still those of its first `page`, the stream takes the page's bodies,
+        leaving it empty, and reads the events after it. The stream holds a snapshot and a
+        connection: bound its time.
+        """
+        query = _ListQuery(execution_id, namespaces)
+        statement, arguments = query.revisions()
         async with AsyncExitStack() as stack:
             with translated_errors():
-                connection = await stack.enter_async_context(self._streams.acquire())
+                connection = await stack.enter_async_context(self._stream_pool.acquire())
                 await stack.enter_async_context(
                     connection.transaction(isolation="repeatable_read", readonly=True)
                 )
-                found = await connection.fetchval(revisions_text, *revisions_arguments)
-                cursor = await connection.cursor(text, *arguments)
+                revisions = await connection.fetchval(statement, *arguments) or ""
+                head: list[bytes] = []
+                if page is not None:
+                    if page.last is not None and page.revisions == revisions:
+                        head = page.bodies.copy()
+                        selection = msgspec.structs.replace(selection, after=page.last)
+                    page.bodies.clear()
+                query.select(selection)
+                statement, arguments = query.events()
+                cursor = await connection.cursor(statement, *arguments)
 
-            async def batches() -> AsyncIterator[list[bytes]]:
+            async def batches(head: list[bytes]) -> AsyncIterator[list[bytes]]:
+                for start in range(0, len(head), _STREAM_BATCH):
+                    yield head[start : start + _STREAM_BATCH]
+                del head
                 while True:
                     with translated_errors():
                         rows = await cursor.fetch(_STREAM_BATCH)
@@ -129,32 +147,37 @@ class EventLists:
                         return
                     yield [row[0] for row in rows]
 
-            yield Stream(found or "", batches())
+            stream = Stream(revisions, batches(head))
+            # The page's bodies must not live as long as the stream.
+            del head
+            yield stream
 
     async def revisions(self, execution_id: str, namespaces: Namespaces) -> str:
-        """The revisions alone, without reading events; shared by all who ask at the same time."""
-        return await self._current.of(Asked(execution_id, namespaces))
+        """Return the current revisions; concurrent callers share one query."""
+        return await self._current.of(ExecutionScope(execution_id, namespaces))
 
-    async def steps(self, known: Sequence[tuple[Asked, Revisions]]) -> list[Step]:
-        """What changed since revisions that are known, for many at once."""
-        return await steps(self._pool, known)
+    async def deltas(
+        self, known: Sequence[tuple[ExecutionScope, Revisions]]
+    ) -> list[RevisionDelta]:
+        """Return the changes since each of the `known` revisions."""
+        return await deltas_since(self._pool, known)
 
     async def check(self) -> None:
-        """Raise `RetryableError` or `HaltError` unless lists can be read."""
+        """Raise `RetryableError` or `HaltError` unless the schema is current."""
         with translated_errors():
             async with self._pool.acquire() as connection:
                 await require_current(connection)
 
 
-class _Statement:
-    """Joins the parts of `listing.sql`; whatever a caller sent becomes an argument."""
+class _ListQuery:
+    """A statement joined from parts of `listing.sql`; a caller's input becomes arguments only."""
 
     def __init__(self, execution_id: str, namespaces: Namespaces) -> None:
-        self._values: dict[str, object] = {"execution_id": execution_id}
+        self._arguments: dict[str, object] = {"execution_id": execution_id}
         self._conditions = [_SQL["execution"]]
         self._order = _SQL["ascending"]
         if namespaces is not None:
-            self._values["namespaces"] = sorted(namespaces)
+            self._arguments["namespaces"] = sorted(namespaces)
             self._conditions.append(_SQL["namespaces"])
         self._tenancy = "\n    AND ".join(self._conditions)
 
@@ -162,10 +185,14 @@ class _Statement:
         direction = "descending" if selection.descending else "ascending"
         self._order = _SQL[direction]
         if selection.after is not None:
-            place, name, namespace = selection.after
-            # Times go as text: asyncpg stores the last microsecond of the year 9999 as infinity.
-            self._add(_SQL[f"after_{direction}"], place=place.isoformat())
-            self._values |= {"name": name, "namespace": namespace}
+            list_position, name, namespace = selection.after
+            self._add(
+                _SQL[f"after_{direction}"],
+                # As text: asyncpg encodes the last microsecond of the year 9999 as infinity.
+                list_position=list_position.isoformat(),
+                name=name,
+                namespace=namespace,
+            )
         for kind, filters in (("only", selection.only), ("except", selection.exclude)):
             for column, values in filters:
                 part = f"{kind}_reason" if column == "reason" else kind
@@ -184,15 +211,15 @@ class _Statement:
         return self._numbered(self._events())
 
     def page(self, limit: int) -> tuple[str, list[object]]:
-        # One more tells whether others follow.
-        self._values |= {"last": limit, "limit": limit + 1}
+        # The extra row tells whether events follow the page.
+        self._arguments |= {"last": limit, "limit": limit + 1}
         return self._numbered(
             _SQL["page"].format(revisions=self._revisions(), events=self._events())
         )
 
-    def _add(self, condition: str, **values: object) -> None:
+    def _add(self, condition: str, **arguments: object) -> None:
         self._conditions.append(condition)
-        self._values |= values
+        self._arguments |= arguments
 
     def _revisions(self) -> str:
         return _SQL["revisions"].format(tenancy=self._tenancy)
@@ -203,7 +230,6 @@ class _Statement:
             tenancy=self._tenancy, conditions=conditions, order=self._order
         )
 
-    def _numbered(self, text: str) -> tuple[str, list[object]]:
-        """`text` with $1, $2, … for its arguments, and these."""
-        numbers = {name: f"${number}" for number, name in enumerate(self._values, 1)}
-        return _ARGUMENT.sub(lambda match: numbers[match[1]], text), list(self._values.values())
+    def _numbered(self, statement: str) -> tuple[str, list[object]]:
+        numbered, names = number_arguments(statement)
+        return numbered, [self._arguments[name] for name in names]

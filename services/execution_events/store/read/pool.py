@@ -1,4 +1,4 @@
-"""Connections for reading, shared by many requests."""
+"""A pool of connections for reading."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -9,52 +9,54 @@ import asyncpg
 
 from execution_events.store.connection import CONNECT_TIMEOUT, options
 
-_IDLE = 300
-"""Seconds after which a connection that nobody used is not trusted any more."""
+_IDLE_TIMEOUT = 300
+"""Seconds after which an unused connection is replaced: a firewall may have dropped it."""
 
 
-class _Free(NamedTuple):
+class _Idle(NamedTuple):
     connection: asyncpg.Connection
     since: float
 
 
 class ReadingPool:
-    """At most `size` connections for SELECT alone, opened when they are needed.
+    """A bounded pool of read-only connections, opened on demand and given in order of request.
 
-    First come, first served. Whoever takes a connection leaves its session as it was: they set
-    nothing, listen to nothing, and take no advisory lock.
+    Callers must leave the session unchanged: no settings, no LISTEN, no advisory locks.
 
-    Not asyncpg's own pool: that lets newcomers overtake who waits, for a second under load, resets
-    sessions in a second round trip, and takes a tenth of the time of a list.
+    asyncpg's own pool lets new callers overtake waiting ones, by a second under load, resets
+    sessions in an additional round trip, and takes a tenth of the time of a list.
     """
 
     def __init__(self, database_url: str, size: int, connect: Mapping[str, Any]) -> None:
         self._database_url = database_url
         self._connect = connect
-        self._places = asyncio.Semaphore(size)
-        self._free: list[_Free] = []
+        self._available = asyncio.Semaphore(size)
+        self._idle: list[_Idle] = []
 
     @classmethod
     @asynccontextmanager
     async def open(
         cls, database_url: str, application: str, size: int, settings: Mapping[str, str]
     ) -> AsyncIterator["ReadingPool"]:
-        """A pool whose connections have `database.options`; at the end they are closed."""
+        """Open a pool of connections with `connection.options`; close them on exit."""
         pool = cls(database_url, size, options(application, settings))
         try:
             yield pool
         finally:
-            closing = (free.connection.close(timeout=5) for free in pool._free)
+            closing = (idle.connection.close(timeout=5) for idle in pool._idle)
             await asyncio.gather(*closing, return_exceptions=True)
 
     @asynccontextmanager
     async def acquire(self) -> AsyncIterator[asyncpg.Connection]:
-        """A connection of the caller's own; raises the driver's errors, and `TimeoutError`."""
-        if self._places.locked():
+        """Take a connection for exclusive use.
+
+        Raises `TimeoutError` after `CONNECT_TIMEOUT` in the queue, and asyncpg's errors.
+        """
+        if self._available.locked():
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                await self._places.acquire()
+                await self._available.acquire()
         else:
-            await self._places.acquire()
+            await self._available.acquire()
         try:
             connection = self._usable() or await asyncpg.connect(
                 self._database_url, **self._connect
@@ -62,7 +64,7 @@ class ReadingPool:
             try:
                 yield connection
             except asyncpg.PostgresError:
-                # The session goes on after an error of a statement.
+                # The session survives an error of a statement outside a transaction.
                 if connection.is_in_transaction():
                     connection.terminate()
                 raise
@@ -72,16 +74,16 @@ class ReadingPool:
             finally:
                 if not connection.is_closed():
                     now = asyncio.get_running_loop().time()
-                    self._free.append(_Free(connection, now))
+                    self._idle.append(_Idle(connection, now))
         finally:
-            self._places.release()
+            self._available.release()
 
     def _usable(self) -> asyncpg.Connection | None:
-        """The connection that was used last; closes those that are not to be used again."""
+        """Return the most recently used connection; terminate closed and expired ones."""
         now = asyncio.get_running_loop().time()
-        while self._free:
-            connection, since = self._free.pop()
-            if now - since < _IDLE and not connection.is_closed():
+        while self._idle:
+            connection, since = self._idle.pop()
+            if now - since < _IDLE_TIMEOUT and not connection.is_closed():
                 return connection
             connection.terminate()
         return None

@@ -1,4 +1,4 @@
-"""Which events a caller selects: in Python what `listing.sql` does in the database."""
+"""The selection of events by a caller; `selects` is equivalent to the filters of `listing.sql`."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -11,40 +11,40 @@ from execution_events.projection.body import Body
 from execution_events.store.read.changes import Change
 
 Column = Literal["type", "reason", "elem_type", "elem_id", "action_name"]
-"""What events are selected by."""
+"""A column that events are filtered by."""
 
 
 class Position(NamedTuple):
-    """Where an event stands in the order of creation."""
+    """An event's key in the order of creation."""
 
-    place: datetime
+    list_position: datetime
     name: str
     namespace: str
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
-    """Which events of an execution, and in which order; all conditions hold at once.
+    """Filters on an execution's events, joined by AND, and their order.
 
-    Times are aware. Equal selections are encoded alike.
+    Times are aware. Equal selections have equal encodings.
     """
 
     descending: bool = False
     only: tuple[tuple[Column, tuple[str, ...]], ...] = ()
-    """Events whose column has one of the values, of `reason` either half too."""
+    """Columns and their accepted values; `reason` also matches by either half."""
     exclude: tuple[tuple[Column, tuple[str, ...]], ...] = ()
-    """Not those that `only` would give."""
+    """Columns and their refused values, matched like those of `only`."""
     since: datetime | None = None
-    """Events that occurred then or later."""
+    """Lower limit of the last timestamp, inclusive."""
     until: datetime | None = None
-    """Events that occurred before."""
+    """Upper limit of the first timestamp, exclusive."""
     text: str | None = None
-    """Part of message or reason under Unicode's full case folding."""
+    """A substring of message or reason, under Unicode's full case folding."""
     after: Position | None = None
-    """Events that come after it in this order, whether or not it is there."""
+    """Events after this key in the selected order; no event needs to have it."""
 
 
 def selects(selection: Selection, change: Change) -> bool:
-    """Whether a list of `selection` has the event as it is after `change`."""
+    """Return whether `selection` includes the event in its state after `change`."""
     event = change.event
     return (
         all(_has(event, column, values) for column, values in selection.only)

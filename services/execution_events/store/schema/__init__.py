@@ -1,6 +1,6 @@
-"""The schema: numbered migrations, roles and their privileges.
+"""The schema: migrations, roles and privileges.
 
-- `migrate`: apply what is missing; require what a service needs.
+- `migrate`: application of migrations, and the check of the schema's version.
 - `provision`: an empty database and its owner.
-- `migrations/*.sql`, `privileges.sql`: the SQL itself.
+- `migrations/*.sql`, `privileges.sql`: their SQL.
 """

@@ -1,4 +1,4 @@
-"""The schema's version: plain numbered SQL files, applied in order, each in a transaction."""
+"""Migrations: numbered SQL files, applied in order, each in a transaction."""
 
 import re
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ import asyncpg
 from execution_events.errors import HaltError
 from execution_events.store.connection import translated_errors
 
-# Any constant number, so that two migrations of one database wait for each other.
+# An arbitrary constant: concurrent migrations of one database wait for each other.
 _ADVISORY_LOCK = 0x65_78_65_63_65_76
 
 _FILE_NAME = re.compile(r"(\d{4})_(\w+)\.sql")
 
 
 class Migration(NamedTuple):
-    """One step of the schema."""
+    """One version of the schema."""
 
     version: int
     name: str
@@ -25,44 +25,44 @@ class Migration(NamedTuple):
 
 
 def migrations() -> list[Migration]:
-    """All migrations, in order; versions count from 1 without a gap."""
-    found = []
+    """Return all migrations in order; versions count from 1 without gaps."""
+    migrations = []
     for file in (files(__package__) / "migrations").iterdir():
         match = _FILE_NAME.fullmatch(file.name)
         if match:
-            found.append(Migration(int(match[1]), match[2], file.read_text(encoding="utf-8")))
-    return sorted(found)
+            migrations.append(Migration(int(match[1]), match[2], file.read_text(encoding="utf-8")))
+    return sorted(migrations)
 
 
 async def pending(connection: asyncpg.Connection) -> list[Migration]:
-    """The migrations that the database lacks.
+    """Return the migrations not yet applied to the database.
 
-    Raises `HaltError` when the database is newer than this program.
+    Raises `HaltError` if its schema is newer than this program.
     """
     known = migrations()
     version = await _version(connection)
     if version > known[-1].version:
         raise HaltError(
-            f"the database has schema version {version}, "
-            f"this program knows {known[-1].version}: upgrade execution-events"
+            f"the database has schema version {version}, this program supports up to "
+            f"{known[-1].version}: upgrade execution-events"
         )
     return [migration for migration in known if migration.version > version]
 
 
 async def require_current(connection: asyncpg.Connection) -> None:
-    """Raise `HaltError`, with the command to run, unless the schema is this program's."""
+    """Raise `HaltError`, with the command to run, unless the schema is current."""
     missing = await pending(connection)
     if missing:
         raise HaltError(
-            f"the database lacks {len(missing)} of {missing[-1].version} migrations: "
+            f"{len(missing)} of {missing[-1].version} migrations are not applied to the database: "
             "run `execution-events migrate`"
         )
 
 
 async def migrate(connection: asyncpg.Connection, passwords: Mapping[str, str]) -> list[Migration]:
-    """Bring the schema and its privileges up to date; return the migrations applied.
+    """Apply pending migrations and privileges; return the migrations applied.
 
-    `passwords` maps roles to passwords: each gets LOGIN. A run at the same time waits.
+    Each role in `passwords` gets LOGIN and its password. Concurrent calls wait for each other.
     """
     with translated_errors():
         await connection.execute("SELECT pg_advisory_lock($1)", _ADVISORY_LOCK)

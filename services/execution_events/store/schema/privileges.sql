@@ -1,5 +1,5 @@
--- Who may do what: design section 4. Applied by every `migrate`, so that a database restored
--- or cloned from another gets them too. Roles belong to the whole server.
+-- The privileges of the service roles. Applied by every `migrate`, so that restored and cloned
+-- databases get them too. Roles belong to the whole server.
 
 DO $$
 DECLARE
@@ -15,7 +15,7 @@ BEGIN
                 END IF;
             END IF;
         EXCEPTION WHEN duplicate_object OR unique_violation THEN
-            NULL; -- Another database's migration made it at the same moment.
+            NULL; -- A concurrent migration of another database created it.
         END;
     END LOOP;
     EXECUTE format(
@@ -28,9 +28,9 @@ BEGIN
 END
 $$;
 
--- Also for the lock: it makes migrations of other databases, which give the same roles their
--- passwords, wait until this one has ended.
-COMMENT ON ROLE execution_events_writer IS 'Of execution-events: stores events.';
+-- Its lock also makes concurrent migrations of other databases, which set the passwords of the same
+-- roles, wait for this one.
+COMMENT ON ROLE execution_events_writer IS 'Writer of execution-events.';
 
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA execution_events FROM PUBLIC;
@@ -45,7 +45,7 @@ GRANT SELECT, INSERT, UPDATE ON
     TO execution_events_writer;
 GRANT SELECT, INSERT, DELETE ON execution_events.execution_change TO execution_events_writer;
 GRANT SELECT, INSERT ON execution_events.dead_letter TO execution_events_writer;
--- What a retry or a discard records; the record itself and why it was refused stay as they were.
+-- Columns of retries and discards; the record and its refusal never change.
 GRANT UPDATE (attempts, last_attempt_at, last_reason, last_detail, retried_at, discarded_at)
     ON execution_events.dead_letter TO execution_events_writer;
 GRANT SELECT ON
@@ -53,7 +53,7 @@ GRANT SELECT ON
     execution_events.execution,
     execution_events.execution_change
     TO execution_events_reader;
--- What `reason` and `q` match.
+-- For the filters `reason` and `q`.
 GRANT EXECUTE ON FUNCTION
     execution_events.first_half(text),
     execution_events.second_half(text),
@@ -62,7 +62,7 @@ GRANT EXECUTE ON FUNCTION
 
 GRANT USAGE ON SCHEMA ops TO execution_events_ops;
 GRANT SELECT ON ALL TABLES IN SCHEMA ops TO execution_events_ops;
--- The views call them with the rights of whoever reads.
+-- The views call them with the privileges of the querying role.
 GRANT EXECUTE ON FUNCTION
     execution_events.first_half(text),
     execution_events.second_half(text),

@@ -1,4 +1,4 @@
-"""A database with its owner, as an administrator makes them before the first `migrate`."""
+"""Provisioning of a database and its owner, for the first `migrate`."""
 
 from execution_events.store.connection import connect, translated_errors
 
@@ -6,9 +6,9 @@ from execution_events.store.connection import connect, translated_errors
 async def provision_database(
     administrator_url: str, database: str, owner: str, password: str
 ) -> None:
-    """Create the role `owner`, who may create roles, and `database` of its own, where missing.
+    """Create the role `owner`, with CREATEROLE, and its `database` unless they exist.
 
-    `owner` can log in with `password` afterwards, also where it existed with another one.
+    Sets the password of an existing role too.
     """
     async with connect(administrator_url, "execution-events provision", unlimited=True) as admin:
         with translated_errors():

@@ -1,7 +1,8 @@
-"""Writes: each in one transaction, whole or not at all.
+"""Writes, each in one transaction.
 
-- `batches`: a batch of records, with offsets and watermarks.
-- `events`: folded events into their tables.
+- `batches`: batches of records, with offsets and watermarks.
+- `progress`: offsets of partitions and watermarks of sources.
+- `events`: folded events, and the changes of their executions.
 - `dead_letters`: refused records, listed, retried and discarded.
-- `prune`: executions, sources and dead letters that are old.
+- `prune`: deletion of old executions, watermarks and dead letters.
 """

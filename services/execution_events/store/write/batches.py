@@ -1,4 +1,4 @@
-"""One batch of records, stored in one transaction: rows, offsets, watermarks and dead letters."""
+"""Batches of records, each stored in one transaction with offsets, watermarks and dead letters."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 
 import asyncpg
 
-from execution_events.errors import FencedError, PartitionsLockedError, RetryableError
+from execution_events.errors import FencedError, RetryableError
 from execution_events.projection.batch import Projection, ReadRecord, SourceKey, project
 from execution_events.projection.fingerprint import Fingerprint, fingerprint
 from execution_events.store.connection import (
@@ -20,19 +20,21 @@ from execution_events.store.connection import (
 )
 from execution_events.store.schema.migrate import require_current
 from execution_events.store.sql import load_queries
+from execution_events.store.write import progress
 from execution_events.store.write.dead_letters import insert_dead_letters
-from execution_events.store.write.events import prepare, write_events
+from execution_events.store.write.events import forget_changes, prepare, write_events
+from execution_events.store.write.progress import OffsetMove, StoredPosition
 
-_SQL = load_queries("batches")
+_SQL = load_queries("progress")
 
 APPLICATION = "execution-events consumer"
-"""The sessions' `application_name`, by which one consumer knows those of others."""
+"""The sessions' `application_name`, by which consumers recognize each other's sessions."""
 _SERVER_SETTINGS = {
-    # A batch that waits for another session holds up all of its partitions.
+    # A batch that waits for another session delays all of its partitions.
     "lock_timeout": "5s",
-    # A batch that takes longer is halved.
+    # A batch that exceeds it is halved.
     "statement_timeout": "20s",
-    # Rows are found by their keys, whatever the statistics of a table say that has just grown.
+    # Rows are found by their keys, even if the statistics of a growing table are out of date.
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
@@ -40,35 +42,34 @@ _SERVER_SETTINGS = {
     "jit": "off",
 }
 _COMMAND_TIMEOUT = 25
-"""Seconds until a server that does not answer is given up; it gives up itself a little earlier."""
-_CHANGES_BATCH = 10_000
-"""Rows that one statement forgets: some 50 ms."""
+"""Seconds for one command on the client's side; the server's timeout is a little shorter."""
 
-Reach = Callable[[str], None]
-"""Told of each point that the writer has reached, so that a test can end it there."""
-
-
-class Move(NamedTuple):
-    """A partition's stored offset, before a batch and after it, in one epoch of its log."""
-
-    expected: int
-    next: int
-    epoch: int = 0
+FailpointHook = Callable[[str], None]
+"""Called with the name of each point that the writer reaches; a test ends the process there."""
 
 
 class Batch(NamedTuple):
-    """What one transaction stores, and where each partition moves.
+    """The records of one transaction, and the offset moves of their partitions.
 
-    Records are sorted by partition and then by offset; the last kept one of each partition tells
-    its log from others. A partition may move without a record: over control records and aborted
+    Records are sorted by partition and offset; the last kept record of each partition is its
+    fingerprint. A partition may move without records, over control records and aborted
     transactions.
     """
 
     records: Sequence[ReadRecord]
-    moves: Mapping[int, Move]
+    moves: Mapping[int, OffsetMove]
+
+    def sources(self) -> set[SourceKey]:
+        """Return the keys of the watermarks that apply to the records."""
+        return {(r.partition, r.origin.source) for r in self.records if r.origin is not None}
+
+    def fingerprints(self) -> dict[int, Fingerprint]:
+        """Return the fingerprint of each partition's last kept record."""
+        last = {r.partition: r.record for r in self.records if r.record is not None}
+        return {partition: fingerprint(record) for partition, record in last.items()}
 
     def halves(self) -> "tuple[Batch, Batch]":
-        """Two batches that store the same, one after the other; for two records or more."""
+        """Split a batch of at least two records into two, to be stored in order."""
         middle = len(self.records) // 2
         left, right = self.records[:middle], self.records[middle:]
         first = right[0]
@@ -82,40 +83,31 @@ class Batch(NamedTuple):
         return Batch(left, left_moves), Batch(right, right_moves)
 
     def without(self, partitions: Collection[int]) -> "Batch":
-        """The part of the batch that belongs to other partitions."""
+        """Return the batch without `partitions`."""
         return Batch(
             [record for record in self.records if record.partition not in partitions],
             {p: move for p, move in self.moves.items() if p not in partitions},
         )
 
 
-class StoredPosition(NamedTuple):
-    """How far a partition is stored, and of which log; None where that is not known.
-
-    Each log that an operator has accepted in place of another begins a new epoch.
-    """
-
-    epoch: int
-    next_offset: int
-    cluster_id: str | None
-    last: Fingerprint | None
-
-
 class BatchWriter:
-    """The writer of one topic's batches over one connection, opened again after it was lost.
+    """The writer of one topic's batches, over one connection that is reopened after an error.
 
-    An asynchronous context manager. Not for concurrent use.
+    An asynchronous context manager; not for concurrent use. Each method raises `RetryableError` if
+    PostgreSQL is unavailable and `HaltError` for other errors.
     """
 
-    def __init__(self, database_url: str, topic: str, reach: Reach = lambda _: None) -> None:
+    def __init__(
+        self, database_url: str, topic: str, failpoint: FailpointHook = lambda _: None
+    ) -> None:
         self._database_url = database_url
         self.address = address_of(database_url)
         self._topic = topic
-        self._reach = reach
+        self._failpoint = failpoint
         self._stack = AsyncExitStack()
         self._connection: asyncpg.Connection | None = None
         self.connections = 0
-        """Connections made so far: what was read over an earlier one may not be there any more."""
+        """Number of connections opened; rows read over an earlier one may be lost by a failover."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -129,23 +121,22 @@ class BatchWriter:
         await self._disconnect()
 
     async def connect(self) -> None:
-        """Connect and check the schema; raises `RetryableError` or `HaltError`."""
+        """Connect and check the schema."""
         await self._connected()
 
     async def stored_positions(self, partitions: Sequence[int]) -> dict[int, StoredPosition]:
-        """The stored position of each of `partitions` that has one."""
+        """Return the stored position of each partition that has one."""
         async with self._session() as connection:
-            rows = await connection.fetch(_SQL["stored_positions"], self._topic, partitions)
-        return {partition: _position(*position) for partition, *position in rows}
+            return await progress.stored_positions(connection, self._topic, partitions)
 
     async def locked_partitions(self, partitions: Sequence[int]) -> set[int]:
-        """Those of `partitions` that another session has locked now."""
+        """Return the partitions that other sessions have locked."""
         async with self._session() as connection:
             rows = await connection.fetch(_SQL["locked_partitions"], self._topic, partitions)
         return {row["partition"] for row in rows}
 
     async def end_lock_holders(self, partitions: Sequence[int]) -> list[int]:
-        """End the sessions of consumers of this role that have locked any of `partitions`.
+        """End other consumers' sessions that have locked any of the partitions.
 
         PostgreSQL rolls their transactions back. Returns their process ids.
         """
@@ -156,16 +147,16 @@ class BatchWriter:
         return [row["pid"] for row in rows]
 
     async def begin_partition(self, partition: int, offset: int, cluster_id: str) -> None:
-        """Store `offset` as the next of a partition that has none; else change nothing."""
+        """Store `offset` as a partition's next offset, unless it has one."""
         async with self._session() as connection:
             await connection.execute(
                 _SQL["begin_partition"], self._topic, partition, offset, cluster_id
             )
 
-    async def accept_log(self, partition: int, move: Move, cluster_id: str) -> None:
-        """Begin a new epoch at `move.next`, in a log of which nothing is known yet.
+    async def accept_log(self, partition: int, move: OffsetMove, cluster_id: str) -> None:
+        """Begin a new epoch at `move.next`, in a log without a fingerprint.
 
-        Raises `FencedError` where the stored offset is not `move.expected` any more.
+        Raises `FencedError` if the stored offset is not `move.expected`.
         """
         async with self._session() as connection:
             accepted = await connection.fetch(
@@ -181,46 +172,48 @@ class BatchWriter:
             raise FencedError(f"the stored offset of partition {partition} has just been moved")
 
     async def store(self, batch: Batch) -> Projection:
-        """Store `batch` whole or not at all, and return what it added.
+        """Store `batch` in one transaction, and return its projection.
 
-        Safe to call again after any error: a batch that was stored, also by a commit whose reply
-        was lost, or that another consumer has overtaken, raises `FencedError` and changes nothing.
-        `PartitionsLockedError`: other sessions are in the middle of storing some of its partitions.
-        `RetryableError`: the server is away. `BatchRefusedError`: it holds a record that the
-        database refuses. `HaltError`: all else.
+        Safe to repeat after any error: a batch that was already stored, by a commit whose reply was
+        lost or by another consumer, raises `FencedError` and changes nothing.
+        `PartitionsLockedError`: other sessions are storing some of its partitions.
+        `BatchRefusedError`: a constraint refuses one of its records.
         """
         async with self._session() as connection, connection.transaction():
-            with _answered(connection):
-                self._reach("begun")
-                await self._move_offsets(connection, batch)
-                self._reach("offsets_set")
-                watermarks = await self._watermarks(connection, batch.records)
+            with _terminated_on_timeout(connection):
+                self._failpoint("begun")
+                await progress.move_offsets(
+                    connection, self._topic, batch.moves, batch.fingerprints()
+                )
+                self._failpoint("offsets_set")
+                watermarks = await progress.read_watermarks(
+                    connection, self._topic, batch.sources()
+                )
                 projection = project(batch.records, watermarks)
                 with refused_rows():
                     await write_events(connection, projection.events)
                 await insert_dead_letters(connection, self._topic, projection.dead_letters)
-                await self._move_watermarks(connection, projection.watermarks)
-                self._reach("upserted")
-                # By then the commit is on its way.
-                asyncio.get_running_loop().call_soon(self._reach, "commit_sent")
-        self._reach("committed")
+                await progress.move_watermarks(connection, self._topic, projection.watermarks)
+                self._failpoint("upserted")
+                # It runs once the commit has been sent.
+                asyncio.get_running_loop().call_soon(self._failpoint, "commit_sent")
+        self._failpoint("committed")
         return projection
 
-    async def forget_changes(self, kept: timedelta) -> bool:
-        """Forget some of the changes that are older than `kept`; whether others are left.
+    async def forget_changes(self, retention: timedelta) -> bool:
+        """Delete a batch of changes older than `retention`; return whether more are left.
 
-        Who watches an execution goes on by them, and begins anew where they are gone.
+        A watcher whose next change is deleted begins again with the whole list.
         """
         async with self._session() as connection:
-            forgotten = await connection.fetchval(_SQL["forget_changes"], kept, _CHANGES_BATCH)
-        return bool(forgotten == _CHANGES_BATCH)
+            return await forget_changes(connection, retention)
 
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[asyncpg.Connection]:
-        """The connection; dropped after a `RetryableError`, as its state is not known then."""
+        """Give the connection; close it after a `RetryableError`, as its state is unknown."""
         connection = await self._connected()
         try:
-            with translated_errors(self.address), _answered(connection):
+            with translated_errors(self.address), _terminated_on_timeout(connection):
                 yield connection
         except RetryableError:
             await self._disconnect()
@@ -248,68 +241,15 @@ class BatchWriter:
         self._connection = None
         await self._stack.aclose()
 
-    async def _move_offsets(self, connection: asyncpg.Connection, batch: Batch) -> None:
-        moves = batch.moves
-        last = {r.partition: r.record for r in batch.records if r.record is not None}
-        marks = [fingerprint(last[p]) if p in last else (None, None, None) for p in moves]
-        rows = await connection.fetch(
-            _SQL["move_offsets"],
-            self._topic,
-            list(moves),
-            [move.epoch for move in moves.values()],
-            [move.expected for move in moves.values()],
-            [move.next for move in moves.values()],
-            *([mark[column] for mark in marks] for column in range(3)),
-        )
-        if fenced := sorted(row["partition"] for row in rows if not row["moved"]):
-            raise FencedError(f"the stored offset of partitions {fenced} has been moved by another")
-        if len(rows) != len(moves):
-            raise PartitionsLockedError(frozenset(moves) - {row["partition"] for row in rows})
-
-    async def _watermarks(
-        self, connection: asyncpg.Connection, records: Sequence[ReadRecord]
-    ) -> dict[SourceKey, int]:
-        sources = {(r.partition, r.origin.source) for r in records if r.origin is not None}
-        if not sources:
-            return {}
-        partitions, names = zip(*sources, strict=True)
-        rows = await connection.fetch(_SQL["watermarks"], self._topic, partitions, names)
-        return {(row["partition"], row["source"]): row["sequence"] for row in rows}
-
-    async def _move_watermarks(
-        self, connection: asyncpg.Connection, watermarks: Mapping[SourceKey, int]
-    ) -> None:
-        if watermarks:
-            await connection.execute(
-                _SQL["move_watermarks"],
-                self._topic,
-                [partition for partition, _ in watermarks],
-                [source for _, source in watermarks],
-                list(watermarks.values()),
-            )
-
 
 @contextmanager
-def _answered(connection: asyncpg.Connection) -> Iterator[None]:
-    """End a connection that has not answered in time.
+def _terminated_on_timeout(connection: asyncpg.Connection) -> Iterator[None]:
+    """Terminate the connection after a `TimeoutError`.
 
-    The driver would wait for the answer to what it cancelled, before a rollback for example.
+    asyncpg would otherwise wait for the reply to the cancelled command before a rollback.
     """
     try:
         yield
     except TimeoutError:
         connection.terminate()
         raise
-
-
-def _position(
-    epoch: int,
-    next_offset: int,
-    cluster_id: str | None,
-    offset: int | None,
-    timestamp: int | None,
-    digest: bytes | None,
-) -> StoredPosition:
-    if offset is None or timestamp is None or digest is None:
-        return StoredPosition(epoch, next_offset, cluster_id, None)
-    return StoredPosition(epoch, next_offset, cluster_id, Fingerprint(offset, timestamp, digest))

@@ -1,4 +1,4 @@
-"""The records that were refused: kept within bounds, listed, retried and discarded."""
+"""Refused records: stored within limits, listed, retried and discarded."""
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -13,7 +13,12 @@ from execution_events.errors import BatchRefusedError
 from execution_events.events import Occurrence
 from execution_events.projection.batch import DeadLetter, Refusal, read
 from execution_events.projection.fold import fold
-from execution_events.store.connection import connect, refused_rows, translated_errors
+from execution_events.store.connection import (
+    connect,
+    fetch_one,
+    refused_rows,
+    translated_errors,
+)
 from execution_events.store.schema.migrate import require_current
 from execution_events.store.sql import load_queries
 from execution_events.store.write.events import prepare, write_events
@@ -23,13 +28,13 @@ _SQL = load_queries("dead_letters")
 _PAGE = 100
 
 RECORD_MAX_BYTES = 1024 * 1024
-"""The most bytes of key, value and headers that are kept whole."""
-CUT_BYTES = 64 * 1024
-"""What is kept of the key, of the value and of the headers of a record with more."""
+"""Maximum size of key, value and headers of a record that is stored whole."""
+TRUNCATED_BYTES = 64 * 1024
+"""Bytes stored of each of the key, the value and the headers of a larger record."""
 
 
 class Truncation(NamedTuple):
-    """What a record was that is not kept whole; None where it had no key or no value."""
+    """The sizes and hash of a truncated record; None for a missing key or value."""
 
     key_bytes: int | None
     value_bytes: int | None
@@ -37,8 +42,8 @@ class Truncation(NamedTuple):
     value_sha256: bytes | None
 
 
-class Kept(NamedTuple):
-    """What is kept of a record's bytes: all of them where `truncation` is None."""
+class StoredRecord(NamedTuple):
+    """A record as it is stored: unchanged if `truncation` is None."""
 
     key: bytes | None
     value: bytes | None
@@ -46,18 +51,18 @@ class Kept(NamedTuple):
     truncation: Truncation | None
 
 
-def cut(record: Record) -> Kept:
-    """Cut a record with more than `RECORD_MAX_BYTES` to the first `CUT_BYTES` of each part.
+def truncate(record: Record) -> StoredRecord:
+    """Truncate a record over `RECORD_MAX_BYTES` to the first `TRUNCATED_BYTES` of each part.
 
-    No header is cut in two.
+    Headers are stored whole or not at all.
     """
     key, value, headers = record.key, record.value, record.headers
     size = len(key or b"") + len(value or b"") + sum(map(_header_bytes, headers))
     if size <= RECORD_MAX_BYTES:
-        return Kept(key, value, headers, None)
-    return Kept(
-        key=None if key is None else key[:CUT_BYTES],
-        value=None if value is None else value[:CUT_BYTES],
+        return StoredRecord(key, value, headers, None)
+    return StoredRecord(
+        key=None if key is None else key[:TRUNCATED_BYTES],
+        value=None if value is None else value[:TRUNCATED_BYTES],
         headers=list(_first_headers(headers)),
         truncation=Truncation(
             key_bytes=None if key is None else len(key),
@@ -69,10 +74,10 @@ def cut(record: Record) -> Kept:
 
 
 def _first_headers(headers: Headers) -> Iterable[tuple[str, bytes | None]]:
-    left = CUT_BYTES
+    remaining = TRUNCATED_BYTES
     for header in headers:
-        left -= _header_bytes(header)
-        if left < 0:
+        remaining -= _header_bytes(header)
+        if remaining < 0:
             return
         yield header
 
@@ -85,7 +90,7 @@ def _header_bytes(header: tuple[str, bytes | None]) -> int:
 async def insert_dead_letters(
     connection: asyncpg.Connection, topic: str, letters: Sequence[DeadLetter]
 ) -> None:
-    """Keep refused records of `topic`, each `cut`, within the caller's transaction."""
+    """Store refused records of `topic`, each truncated, in the caller's transaction."""
     if letters:
         await connection.executemany(
             _SQL["insert_dead_letter"], [_row(topic, letter) for letter in letters]
@@ -94,7 +99,7 @@ async def insert_dead_letters(
 
 def _row(topic: str, letter: DeadLetter) -> tuple[object, ...]:
     record, refusal = letter.record, letter.refusal
-    key, value, headers, truncation = cut(record)
+    key, value, headers, truncation = truncate(record)
     return (
         topic,
         record.partition,
@@ -112,7 +117,7 @@ def _row(topic: str, letter: DeadLetter) -> tuple[object, ...]:
 
 
 class State(StrEnum):
-    """What became of a dead letter; one that is not open stays as it is."""
+    """The state of a dead letter; retried and discarded are final."""
 
     OPEN = "open"
     RETRIED = "retried"
@@ -120,9 +125,10 @@ class State(StrEnum):
 
 
 class Filter(NamedTuple):
-    """Which dead letters: all conditions hold; none where it is None or empty.
+    """Filters on dead letters, joined by AND; None or empty means any.
 
-    `reason` is of the refusal or of the last retry. `since` <= time of the refusal < `until`.
+    `reason` matches that of the first refusal or of the last retry. `since` <= `refused_at` <
+    `until`.
     """
 
     ids: Sequence[int] = ()
@@ -135,12 +141,12 @@ class Filter(NamedTuple):
 
 
 class ListedDeadLetter(NamedTuple):
-    """A refused record, why, and what became of it.
+    """A refused record, its refusal and its state.
 
     `timestamp` is the record's, in milliseconds since the Unix epoch, -1 for none. `key` and
-    `value_begin` are the first 256 bytes; `value_bytes` is the length of the whole value. They are
-    None where there is no key or no value. `attempts` are all retries; `last_reason` and
-    `last_detail` are of the last that failed.
+    `value_begin` are the first 256 bytes, `value_bytes` is the length of the whole value; they are
+    None for a missing key or value. `attempts` counts retries; `last_reason` and `last_detail` are
+    those of the last failed retry.
     """
 
     id: int
@@ -165,9 +171,9 @@ class ListedDeadLetter(NamedTuple):
 
 
 class Content(NamedTuple):
-    """The bytes that are kept of a record.
+    """The stored bytes of a record.
 
-    `key_bytes`, `value_sha256` and `header_count` are of the whole record.
+    `key_bytes`, `value_sha256` and `header_count` describe the whole record.
     """
 
     key: bytes | None
@@ -179,10 +185,10 @@ class Content(NamedTuple):
 
 
 class Result(StrEnum):
-    """What a retry or a discard came to.
+    """The result of a retry or discard.
 
-    `TRUNCATED`: it cannot be retried, as its bytes are not all there. `CLOSED`: it was retried or
-    discarded before, or is not there.
+    `TRUNCATED`: the letter cannot be retried, as its record was truncated. `CLOSED`: it does not
+    exist, or was retried or discarded before.
     """
 
     DONE = "done"
@@ -192,7 +198,7 @@ class Result(StrEnum):
 
 
 class Outcome(NamedTuple):
-    """A result; `refusal` says why a retry was refused again."""
+    """A result, with the refusal of a retry that was refused again."""
 
     result: Result
     refusal: Refusal | None = None
@@ -208,9 +214,10 @@ class _Record(NamedTuple):
 
 
 class DeadLetters:
-    """The dead letters of a database over one connection; not for concurrent use.
+    """The dead letters of a database, over one connection; not for concurrent use.
 
-    Every method raises `RetryableError` where PostgreSQL is away, and `HaltError`.
+    Every method raises `RetryableError` if PostgreSQL is unavailable and `HaltError` for other
+    errors.
     """
 
     def __init__(self, connection: asyncpg.Connection) -> None:
@@ -225,26 +232,28 @@ class DeadLetters:
             await require_current(connection)
             yield cls(connection)
 
-    async def list(self, which: Filter) -> AsyncIterator[ListedDeadLetter]:
-        """Those that `which` selects, oldest first, read in pages."""
+    async def list(self, selection: Filter) -> AsyncIterator[ListedDeadLetter]:
+        """List the selected dead letters, oldest first, read in pages."""
         after = 0
         while True:
             with translated_errors():
-                rows = await self._connection.fetch(_SQL["list_dead_letters"], *which, after, _PAGE)
+                rows = await self._connection.fetch(
+                    _SQL["list_dead_letters"], *selection, after, _PAGE
+                )
             for row in rows:
                 yield ListedDeadLetter(*row)
             if len(rows) < _PAGE:
                 return
             after = rows[-1]["id"]
 
-    async def count(self, which: Filter) -> tuple[int, int]:
-        """How many `which` selects, and the greatest id of them, 0 for none."""
+    async def count(self, selection: Filter) -> tuple[int, int]:
+        """Return the number of selected dead letters and their greatest id, 0 for none."""
         with translated_errors():
-            row = await self._connection.fetchrow(_SQL["count_dead_letters"], *which)
-        return row["number"], row["last"]
+            row = await fetch_one(self._connection, _SQL["count_dead_letters"], *selection)
+        return row["letters"], row["last"]
 
     async def content(self, letter: int) -> Content | None:
-        """The bytes of one; None where there is no such letter."""
+        """Return the bytes of a dead letter, None if it does not exist."""
         with translated_errors():
             row = await self._connection.fetchrow(_SQL["content"], letter)
         if row is None:
@@ -259,11 +268,11 @@ class DeadLetters:
         )
 
     async def retry(self, letter: int) -> Outcome:
-        """Count an open letter as if its record came last in its partition, in one transaction.
+        """Store an open letter's record as if it came last in its partition, in one transaction.
 
-        Exactly once, whoever else retries it and wherever this is killed: whether it was counted
-        stands in its state. No watermark is looked at or moved. One that is refused again stays
-        open, and the attempt is recorded.
+        The record counts exactly once, through concurrent retries and crashes: its state changes in
+        the same transaction. Watermarks are neither checked nor moved. A letter that is refused
+        again stays open, and the attempt is recorded.
         """
         with translated_errors():
             if not self._prepared:
@@ -283,18 +292,18 @@ class DeadLetters:
                 return Outcome(Result.DONE)
 
     async def discard(self, letter: int) -> Outcome:
-        """Close an open letter without counting it; it is kept until it is pruned."""
+        """Close an open letter without storing its record; it is kept until it is pruned."""
         with translated_errors():
             discarded = await self._connection.fetchval(_SQL["discard"], letter)
         return Outcome(Result.CLOSED if discarded is None else Result.DONE)
 
     async def _apply(self, record: Record) -> Refusal | None:
-        """Fold `record` into its event, or say why not and leave nothing behind."""
+        """Fold `record` into its event, or return its refusal and change nothing."""
         outcome = read(record).outcome
         if not isinstance(outcome, Occurrence):
             return outcome.refusal
         try:
-            # A savepoint, so that the letter stays locked where the database refuses the row.
+            # A savepoint, so that the letter stays locked if the database refuses the row.
             async with self._connection.transaction():
                 with refused_rows():
                     await write_events(self._connection, list(fold([outcome]).values()))

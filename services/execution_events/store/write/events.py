@@ -1,7 +1,8 @@
-"""Folded events into the tables `event`, `execution` and `execution_change`."""
+"""Folded events, written to the tables `event`, `execution` and `execution_change`."""
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -9,35 +10,51 @@ import msgspec
 from execution_events.events import COUNT_MAX, Occurrence
 from execution_events.projection.body import body_of, decode
 from execution_events.projection.fold import FoldedEvent, merge
-from execution_events.store.sql import load_queries
+from execution_events.store.sql import load_queries, number_arguments
 
 _SQL = load_queries("events")
 
 _POSTGRESQL_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_FORGET_BATCH = 10_000
+"""Changes deleted by one statement, in some 50 ms."""
 
-_EVENT_COLUMNS = (
-    "execution_id",
-    "namespace",
-    "name",
-    "first_timestamp",
-    "last_timestamp",
-    "count",
-    "object_name",
-    "reason",
-    "type",
-    "elem_type",
-    "elem_id",
-    "action_name",
-    "body",
-    # It never changes, so it comes after those that `change_events` takes.
-    "place",
-)
+
+def _row(event: FoldedEvent, body: bytes) -> tuple[Any, ...]:
+    """Return a row of `event`. It defines the order of columns, named like the attributes."""
+    latest = event.latest
+    return (
+        latest.execution_id,
+        latest.namespace,
+        latest.name,
+        event.first_timestamp,
+        latest.last_timestamp,
+        event.count,
+        latest.object_name,
+        latest.reason,
+        latest.type,
+        latest.elem_type,
+        latest.elem_id,
+        latest.action_name,
+        body,
+        event.list_position,
+    )
+
+
+class _AttributeNames:
+    """Stands for an event in `_row`; its attributes are their own names."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self if name == "latest" else name
+
+
+_EVENT_COLUMNS: tuple[str, ...] = _row(_AttributeNames(), "body")  # type: ignore[arg-type]
+_CHANGE_EVENTS, _CHANGE_EVENTS_COLUMNS = number_arguments(_SQL["change_events"])
 _CHANGE_COLUMNS = ("execution_id", "namespace", "revision", "previous", "names", "rewritten")
 
 
-class _Execution(msgspec.Struct):
-    """What a transaction adds to the events of one execution and namespace."""
+class _ExecutionUpdate(msgspec.Struct):
+    """The events that a transaction adds to one execution and namespace."""
 
     execution_id: str
     namespace: str
@@ -47,15 +64,15 @@ class _Execution(msgspec.Struct):
     last_timestamp: datetime
     revision: int = 0
     previous: int | None = None
-    changed: dict[str, FoldedEvent] = {}
-    """What becomes of those of `events` that were there before, by name."""
+    merged: dict[str, FoldedEvent] = {}
+    """The new state of each of `events` that is stored already, by name."""
     rewritten: set[str] = set()
-    """Those of `changed` whose texts are others than before."""
+    """The names of merged events whose texts change."""
 
 
 async def prepare(connection: asyncpg.Connection) -> None:
-    """What `write_events` needs, once for each connection."""
-    # asyncpg's own codec stores the last microsecond of the year 9999 as infinity.
+    """Prepare a new connection for `write_events`."""
+    # asyncpg's own codec encodes the last microsecond of the year 9999 as infinity.
     await connection.set_type_codec(
         "timestamptz",
         schema="pg_catalog",
@@ -66,89 +83,95 @@ async def prepare(connection: asyncpg.Connection) -> None:
 
 
 async def write_events(connection: asyncpg.Connection, events: Sequence[FoldedEvent]) -> None:
-    """Apply `events`, sorted by identity and each once, within the caller's transaction.
+    """Apply distinct `events`, sorted by identity, in the caller's transaction.
 
-    Each execution is locked first; then what is stored of its events is read, merged with what
-    comes, and written. An event that is new costs a row of a COPY, which is much cheaper than an
-    INSERT that may meet a conflict.
+    Locks each execution, then reads the stored events, merges and writes them. New events go into
+    one COPY, which is much cheaper than an INSERT with ON CONFLICT.
     """
     if not events:
         return
-    executions = _by_execution(events)
-    await _raise_executions(connection, executions)
-    # An execution that was not there had no events.
-    known = [
+    updates = _by_execution(events)
+    await _raise_executions(connection, updates)
+    # A new execution has no stored events.
+    candidates = [
         event
-        for execution in executions.values()
-        if execution.previous is not None
-        for event in execution.events
+        for update in updates.values()
+        if update.previous is not None
+        for event in update.events
     ]
-    changed = []
-    for number, stored in await _stored(connection, known):
-        event = known[number].latest
-        merged = merge(stored, known[number])
-        changed.append(merged)
-        execution = executions[event.execution_id, event.namespace]
-        execution.changed[event.name] = merged
-        if _texts(merged.latest) != _texts(stored.latest):
-            execution.rewritten.add(event.name)
+    merged_rows = []
+    for event, stored in await _stored(connection, candidates):
+        merged = merge(stored, event)
+        merged_rows.append(_row(merged, body_of(merged)))
+        update = updates[event.latest.execution_id, event.latest.namespace]
+        update.merged[event.latest.name] = merged
+        if _filtered_texts(merged.latest) != _filtered_texts(stored.latest):
+            update.rewritten.add(event.latest.name)
     await connection.copy_records_to_table(
         "event",
         columns=_EVENT_COLUMNS,
         records=[
-            _row(event)
-            for execution in executions.values()
-            for event in execution.events
-            if event.latest.name not in execution.changed
+            _row(event, body_of(event))
+            for update in updates.values()
+            for event in update.events
+            if event.latest.name not in update.merged
         ],
     )
-    if changed:
-        *columns, _ = zip(*map(_row, changed), strict=True)
-        await connection.execute(_SQL["change_events"], *columns)
-    await _record_changes(connection, executions.values())
+    if merged_rows:
+        columns = dict(zip(_EVENT_COLUMNS, zip(*merged_rows, strict=True), strict=True))
+        await connection.execute(
+            _CHANGE_EVENTS, *(columns[column] for column in _CHANGE_EVENTS_COLUMNS)
+        )
+    await _record_changes(connection, updates.values())
 
 
-def _by_execution(events: Iterable[FoldedEvent]) -> dict[tuple[str, str], _Execution]:
-    executions: dict[tuple[str, str], _Execution] = {}
+async def forget_changes(connection: asyncpg.Connection, retention: timedelta) -> bool:
+    """Delete a batch of changes older than `retention`; return whether more are left."""
+    forgotten = await connection.fetchval(_SQL["forget_changes"], retention, _FORGET_BATCH)
+    return bool(forgotten == _FORGET_BATCH)
+
+
+def _by_execution(events: Iterable[FoldedEvent]) -> dict[tuple[str, str], _ExecutionUpdate]:
+    updates: dict[tuple[str, str], _ExecutionUpdate] = {}
     for event in events:
         latest = event.latest
         first, last = event.first_timestamp, latest.last_timestamp
         key = (latest.execution_id, latest.namespace)
-        execution = executions.get(key)
-        if execution is None:
-            executions[key] = _Execution(*key, [event], event.count, first, last)
+        update = updates.get(key)
+        if update is None:
+            updates[key] = _ExecutionUpdate(*key, [event], event.count, first, last)
             continue
-        execution.events.append(event)
-        execution.occurrences += event.count
-        if first < execution.first_timestamp:
-            execution.first_timestamp = first
-        if last > execution.last_timestamp:
-            execution.last_timestamp = last
-    return executions
+        update.events.append(event)
+        update.occurrences += event.count
+        if first < update.first_timestamp:
+            update.first_timestamp = first
+        if last > update.last_timestamp:
+            update.last_timestamp = last
+    return updates
 
 
 async def _raise_executions(
-    connection: asyncpg.Connection, executions: dict[tuple[str, str], _Execution]
+    connection: asyncpg.Connection, updates: dict[tuple[str, str], _ExecutionUpdate]
 ) -> None:
-    """Lock the rows, with a new revision."""
-    raised = executions.values()
+    """Lock the rows of the executions and raise their revisions."""
+    raised = updates.values()
     rows = await connection.fetch(
         _SQL["raise_executions"],
-        [execution.execution_id for execution in raised],
-        [execution.namespace for execution in raised],
-        [min(execution.occurrences, COUNT_MAX) for execution in raised],
-        [execution.first_timestamp for execution in raised],
-        [execution.last_timestamp for execution in raised],
+        [update.execution_id for update in raised],
+        [update.namespace for update in raised],
+        [min(update.occurrences, COUNT_MAX) for update in raised],
+        [update.first_timestamp for update in raised],
+        [update.last_timestamp for update in raised],
     )
     for execution_id, namespace, revision, previous in rows:
-        execution = executions[execution_id, namespace]
-        execution.revision, execution.previous = revision, previous
+        update = updates[execution_id, namespace]
+        update.revision, update.previous = revision, previous
 
 
 async def _stored(
     connection: asyncpg.Connection, events: Sequence[FoldedEvent]
-) -> list[tuple[int, FoldedEvent]]:
-    """What is stored of those of `events` that are, each with its number among them."""
+) -> list[tuple[FoldedEvent, FoldedEvent]]:
+    """Return each of `events` that is stored, with its stored state."""
     if not events:
         return []
     rows = await connection.fetch(
@@ -158,13 +181,18 @@ async def _stored(
         [event.latest.name for event in events],
     )
     return [
-        (number - 1, _event(events[number - 1].latest.execution_id, *columns))
-        for number, *columns in rows
+        (event := events[ordinal - 1], _stored_event(event.latest.execution_id, *columns))
+        for ordinal, *columns in rows
     ]
 
 
-def _event(
-    execution_id: str, place: datetime, first: datetime, last: datetime, count: int, body: bytes
+def _stored_event(
+    execution_id: str,
+    list_position: datetime,
+    first: datetime,
+    last: datetime,
+    count: int,
+    body: bytes,
 ) -> FoldedEvent:
     content = decode(body)
     latest = Occurrence(
@@ -183,11 +211,11 @@ def _event(
         elem_id=content.elem_id,
         action_name=content.action_name,
     )
-    return FoldedEvent(latest, count, first, place)
+    return FoldedEvent(latest, count, first, list_position)
 
 
-def _texts(occurrence: Occurrence) -> tuple[str, ...]:
-    """What a filter can select by, times aside."""
+def _filtered_texts(occurrence: Occurrence) -> tuple[str, ...]:
+    """Return the texts that filters match."""
     return (
         occurrence.reason,
         occurrence.message,
@@ -198,48 +226,30 @@ def _texts(occurrence: Occurrence) -> tuple[str, ...]:
     )
 
 
-async def _record_changes(connection: asyncpg.Connection, executions: Iterable[_Execution]) -> None:
+async def _record_changes(
+    connection: asyncpg.Connection, updates: Iterable[_ExecutionUpdate]
+) -> None:
     await connection.copy_records_to_table(
         "execution_change",
         columns=_CHANGE_COLUMNS,
         records=[
             (
-                execution.execution_id,
-                execution.namespace,
-                execution.revision,
-                execution.previous,
-                (names := [event.latest.name for event in execution.events]),
-                # Mostly none is, and the row is half as long so.
-                [name in execution.rewritten for name in names] if execution.rewritten else [],
+                update.execution_id,
+                update.namespace,
+                update.revision,
+                update.previous,
+                (names := [event.latest.name for event in update.events]),
+                # Empty if no event is rewritten, as in most rows: half the size.
+                [name in update.rewritten for name in names] if update.rewritten else [],
             )
-            for execution in executions
+            for update in updates
         ],
     )
-    grown = [e for e in executions if len(e.events) > len(e.changed)]
+    grown = [update for update in updates if len(update.events) > len(update.merged)]
     if grown:
         await connection.execute(
             _SQL["count_events"],
-            [execution.execution_id for execution in grown],
-            [execution.namespace for execution in grown],
-            [len(execution.events) - len(execution.changed) for execution in grown],
+            [update.execution_id for update in grown],
+            [update.namespace for update in grown],
+            [len(update.events) - len(update.merged) for update in grown],
         )
-
-
-def _row(event: FoldedEvent) -> tuple[object, ...]:
-    latest = event.latest
-    return (
-        latest.execution_id,
-        latest.namespace,
-        latest.name,
-        event.first_timestamp,
-        latest.last_timestamp,
-        event.count,
-        latest.object_name,
-        latest.reason,
-        latest.type,
-        latest.elem_type,
-        latest.elem_id,
-        latest.action_name,
-        body_of(event),
-        event.place,
-    )

@@ -1,8 +1,8 @@
-"""What nothing has changed for long, removed in small transactions.
+"""Deletion of old executions, watermarks and dead letters, in small transactions.
 
-Each of the functions yields after every transaction; whoever stops there leaves nothing half done.
-With `dry_run` they count what they would remove and remove nothing. All raise `RetryableError`
-where PostgreSQL is away, and `HaltError`, also where the role may not delete.
+The functions yield their progress after each transaction; the caller may stop there. With `dry_run`
+they count rows and delete nothing. They raise `RetryableError` if PostgreSQL is unavailable and
+`HaltError` for other errors, such as a role without the DELETE privilege.
 """
 
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -16,24 +16,21 @@ from execution_events.store.sql import load_queries
 
 _SQL = load_queries("prune")
 
-SOURCE_IDLE = timedelta(days=60)
-"""For how long a source sends nothing before its watermark is forgotten."""
+SOURCE_RETENTION = timedelta(days=60)
+"""Age at which the watermark of an idle source is deleted."""
 
 _PAGE = 1000
-"""Rows that one statement looks at."""
+"""Rows scanned by one statement."""
 _BATCH_EXECUTIONS = 100
 _BATCH_EVENTS = 10_000
-"""Where a transaction ends; an execution with more events is one of its own."""
+"""Limits of one transaction; an execution with more events has a transaction of its own."""
 
 
-class Step(NamedTuple):
-    """What one transaction removed: rows of its kind, and `events` with them.
+class PruneProgress(NamedTuple):
+    """Rows scanned and deleted by one transaction, and `events` deleted with executions."""
 
-    `seen` rows were looked at.
-    """
-
-    seen: int
-    removed: int
+    scanned: int
+    deleted: int
     events: int = 0
 
 
@@ -43,20 +40,20 @@ class _Execution(NamedTuple):
     events: int
 
 
-async def moment_before(connection: asyncpg.Connection, age: timedelta) -> datetime:
-    """The moment `age` ago by the database's clock, which all times of change are by."""
+async def time_before(connection: asyncpg.Connection, age: timedelta) -> datetime:
+    """Return the time `age` ago by the database's clock, like all times of change."""
     with translated_errors():
-        moment: datetime = await connection.fetchval(_SQL["moment"], age)
-    return moment
+        time: datetime = await connection.fetchval(_SQL["time_before"], age)
+    return time
 
 
 async def prune_executions(
     connection: asyncpg.Connection, before: datetime, *, dry_run: bool
-) -> AsyncIterator[Step]:
-    """Remove the executions last changed before `before`, each with its events or not at all.
+) -> AsyncIterator[PruneProgress]:
+    """Delete executions (of one namespace each) last changed before `before`, with their events.
 
-    An execution is that of one namespace. One that changes meanwhile is kept; a record that comes
-    after its removal begins it anew. A writer of an execution waits while its batch is removed.
+    An execution that changes meanwhile is kept; a record that arrives after the deletion begins it
+    anew. Writers of an execution wait while its batch is deleted.
     """
     after = ("", "")
     while True:
@@ -64,11 +61,11 @@ async def prune_executions(
             page = await connection.fetch(_SQL["execution_page"], *after, before, _PAGE)
         old = [_Execution(*row[:3]) for row in page if row["is_old"]]
         if dry_run:
-            yield Step(len(page), len(old), sum(execution.events for execution in old))
+            yield PruneProgress(len(page), len(old), sum(execution.events for execution in old))
         else:
             for batch in _batches(old):
-                yield await _remove(connection, batch, before)
-            yield Step(len(page) - len(old), 0)
+                yield await _delete_batch(connection, batch, before)
+            yield PruneProgress(len(page) - len(old), 0)
         if len(page) < _PAGE:
             return
         after = page[-1]["execution_id"], page[-1]["namespace"]
@@ -76,18 +73,18 @@ async def prune_executions(
 
 async def prune_sources(
     connection: asyncpg.Connection, before: datetime, *, dry_run: bool
-) -> AsyncIterator[Step]:
-    """Forget the watermarks that last moved before `before`."""
-    async for step in _prune(connection, "idle_sources", before, dry_run=dry_run):
-        yield step
+) -> AsyncIterator[PruneProgress]:
+    """Delete watermarks that last moved before `before`."""
+    async for progress in _prune(connection, "idle_sources", before, dry_run=dry_run):
+        yield progress
 
 
 async def prune_dead_letters(
     connection: asyncpg.Connection, before: datetime, *, dry_run: bool
-) -> AsyncIterator[Step]:
-    """Remove the dead letters that were retried or discarded before `before`."""
-    async for step in _prune(connection, "closed_dead_letters", before, dry_run=dry_run):
-        yield step
+) -> AsyncIterator[PruneProgress]:
+    """Delete dead letters that were retried or discarded before `before`."""
+    async for progress in _prune(connection, "closed_dead_letters", before, dry_run=dry_run):
+        yield progress
 
 
 def _batches(executions: Sequence[_Execution]) -> Iterator[list[_Execution]]:
@@ -103,9 +100,9 @@ def _batches(executions: Sequence[_Execution]) -> Iterator[list[_Execution]]:
         yield batch
 
 
-async def _remove(
+async def _delete_batch(
     connection: asyncpg.Connection, batch: Sequence[_Execution], before: datetime
-) -> Step:
+) -> PruneProgress:
     with translated_errors():
         async with connection.transaction():
             locked = await connection.fetch(
@@ -118,19 +115,19 @@ async def _remove(
             events = await connection.fetchval(_SQL["delete_events"], *keys)
             await connection.execute(_SQL["delete_changes"], *keys)
             await connection.execute(_SQL["delete_executions"], *keys)
-    return Step(len(batch), len(locked), events)
+    return PruneProgress(len(batch), len(locked), events)
 
 
 async def _prune(
     connection: asyncpg.Connection, rows: str, before: datetime, *, dry_run: bool
-) -> AsyncIterator[Step]:
+) -> AsyncIterator[PruneProgress]:
     if dry_run:
         with translated_errors():
-            number = await connection.fetchval(_SQL[f"count_{rows}"], before)
-        yield Step(number, number)
+            counted = await connection.fetchval(_SQL[f"count_{rows}"], before)
+        yield PruneProgress(counted, counted)
         return
-    removed = _PAGE
-    while removed == _PAGE:
+    deleted = _PAGE
+    while deleted == _PAGE:
         with translated_errors():
-            removed = await connection.fetchval(_SQL[f"delete_{rows}"], before, _PAGE)
-        yield Step(removed, removed)
+            deleted = await connection.fetchval(_SQL[f"delete_{rows}"], before, _PAGE)
+        yield PruneProgress(deleted, deleted)

@@ -4,7 +4,7 @@ FROM partition_progress
 WHERE topic = $1 AND partition = ANY ($2::integer[])
 
 -- name: begin_partition
--- A partition without a stored offset begins where its log begins.
+-- Without effect if the partition has a stored offset.
 INSERT INTO partition_progress (topic, partition, next_offset, cluster_id, changed_at)
 VALUES ($1, $2, $3, $4, now())
 ON CONFLICT (topic, partition) DO NOTHING
@@ -17,10 +17,9 @@ WHERE topic = $1 AND partition = $2 AND epoch = $3 AND next_offset = $4
 RETURNING partition
 
 -- name: move_offsets
--- Compare and set: a partition is `moved` where its stored epoch and offset are the expected ones.
--- A row that another session has locked gives no row: nobody waits for a session that may be frozen.
--- Rows are locked in one order by all. A partition that moves without a record keeps the last one's
--- fingerprint.
+-- Compare and set: a partition is `moved` if its stored epoch and offset are the expected ones. A row
+-- locked by another session is skipped, as that session may be frozen; all sessions lock in one order.
+-- A partition that moves without a record keeps the fingerprint of its last record.
 WITH move AS (
     SELECT * FROM unnest(
         $2::integer[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
@@ -51,7 +50,7 @@ SELECT locked.partition, moved.partition IS NOT NULL AS moved
 FROM locked LEFT JOIN moved USING (partition)
 
 -- name: locked_partitions
--- Those whose rows another session has locked now.
+-- Partitions whose rows are locked by other sessions.
 WITH free AS (
     SELECT partition FROM partition_progress
     WHERE topic = $1 AND partition = ANY ($2::integer[])
@@ -63,9 +62,9 @@ WHERE topic = $1 AND partition = ANY ($2::integer[])
     AND partition NOT IN (SELECT partition FROM free)
 
 -- name: end_lock_holders
--- A row's xmax is the transaction that holds it, and each transaction holds a lock on its own id.
--- Sessions of other roles and of other commands are let be. Materialized, so that no session is
--- ended before all conditions hold.
+-- A row's xmax is the transaction that locks it, and each transaction holds a lock on its own id.
+-- Only sessions of the same role and application are ended. Materialized, so that all conditions
+-- are checked before the first session is ended.
 WITH holder AS MATERIALIZED (
     SELECT DISTINCT activity.pid
     FROM partition_progress AS progress
@@ -96,18 +95,3 @@ FROM unnest($2::integer[], $3::text[], $4::bigint[]) AS moved (partition, source
 ORDER BY partition, source
 ON CONFLICT (topic, partition, source)
     DO UPDATE SET sequence = excluded.sequence, changed_at = excluded.changed_at
-
--- name: forget_changes
--- By place, so that two who forget at the same time take their locks in one order.
-WITH forgotten AS (
-    DELETE FROM execution_change
-    WHERE ctid = ANY (ARRAY(
-        SELECT ctid
-        FROM execution_change
-        WHERE revision < (extract(epoch FROM now() - $1::interval) * 1000000)::bigint
-        ORDER BY revision
-        LIMIT $2
-    ))
-    RETURNING 1
-)
-SELECT count(*) FROM forgotten
