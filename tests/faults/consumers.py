@@ -15,11 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from execution_events.embedded import ChildProcess
+from tests.faults import failpoints
 from tests.faults.proxy import HOST
 
 RESTART_DELAY = 1.0  # seconds
 KILLED = 128 + signal.SIGKILL
-FAIL_POINT = "EXECUTION_EVENTS_TEST_FAIL_POINT"
 _GRACE = 40  # seconds
 _FENCED = re.compile(r"^execution_events_fenced_batches_total ([0-9.e+]+)$", re.M)
 
@@ -156,13 +156,13 @@ class Consumer:
     async def _supervise(self, fail_point: str | None, begun: asyncio.Event) -> None:
         with self.log.open("a", buffering=1) as log:
             while not self._stopping:
-                environment = dict(self._environment)
+                command = ["execution_events.cli", "consumer"]
                 if fail_point is not None:
-                    environment[FAIL_POINT] = fail_point
+                    command = [failpoints.__name__, fail_point]
                     fail_point = None
                 process = ChildProcess(
-                    [sys.executable, "-m", "execution_events.cli", "consumer"],
-                    env=environment,
+                    [sys.executable, "-m", *command],
+                    env=self._environment,
                     grace=1,
                     on_line=lambda line: print(line, file=log),
                 )

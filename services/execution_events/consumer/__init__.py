@@ -7,5 +7,4 @@
 - `seeding`: seeds, delays and halts these partitions, each by itself.
 - `log_check`: whether a partition's log is still the stored one.
 - `probe`: requests to Kafka, for readiness and lag.
-- `failpoints`: where a test can end the process.
 """

@@ -5,9 +5,7 @@ from typing import Protocol
 from aiokafka import TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 
-from execution_events.consumer.failpoints import unarmed
 from execution_events.logs import Logger
-from execution_events.store.write.batches import Reach
 
 _log = Logger(__name__)
 
@@ -29,9 +27,8 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
     halted one with the reason in `halted`.
     """
 
-    def __init__(self, client: Seekable, reach: Reach = unarmed) -> None:
+    def __init__(self, client: Seekable) -> None:
         self._client = client
-        self._reach = reach
         self.generation = 0
         self.joined = False
         self.assigned: set[TopicPartition] = set()
@@ -56,7 +53,6 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
             self._client.seek(partition, 0)
             self._client.pause(partition)
         _log.info("partitions assigned", partitions=sorted(p.partition for p in assigned))
-        self._reach("assigned")
 
     def unseeded(self) -> list[TopicPartition]:
         """Assigned partitions that are neither seeded nor halted, in order."""

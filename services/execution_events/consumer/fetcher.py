@@ -7,11 +7,10 @@ from typing import NamedTuple
 from aiokafka import ConsumerRecord, TopicPartition
 
 from execution_events.consumer.assignment import Assignment
-from execution_events.consumer.failpoints import unarmed
 from execution_events.errors import RetryableError
 from execution_events.kafka.consumer import Client, describe
 from execution_events.projection.batch import ReadRecord, read
-from execution_events.store.write.batches import Batch, Move, Reach
+from execution_events.store.write.batches import Batch, Move
 
 _POLL_MS = 100
 """How long a fetch waits for the first record; what is assigned meanwhile waits for it."""
@@ -44,13 +43,11 @@ class BatchFetcher:
         assignment: Assignment,
         batch_max_records: int,
         stop: asyncio.Event,
-        reach: Reach = unarmed,
     ) -> None:
         self._client = client
         self._assignment = assignment
         self._batch_max_records = batch_max_records
         self._stop = stop
-        self._reach = reach
         self._keep_until = 0.0
 
     def keep_records(self) -> None:
@@ -68,7 +65,6 @@ class BatchFetcher:
         """The next batch; after `ahead`, which is being stored, where that is given."""
         generation = self._assignment.generation
         records = await self._read()
-        self._reach("fetched")
         if generation != self._assignment.generation:
             return None
         moves: dict[int, Move] = {}

@@ -14,7 +14,6 @@ from prometheus_client import CollectorRegistry
 
 from execution_events.backoff import backoff
 from execution_events.consumer.assignment import Assignment
-from execution_events.consumer.failpoints import unarmed
 from execution_events.consumer.fetcher import BatchFetcher
 from execution_events.consumer.log_check import read_log
 from execution_events.consumer.loop import ConsumeLoop
@@ -29,7 +28,7 @@ from execution_events.logs import Logger
 from execution_events.metrics import ConsumerMetrics
 from execution_events.settings import Settings
 from execution_events.store.probe import DatabaseProbe
-from execution_events.store.write.batches import BatchWriter, Reach
+from execution_events.store.write.batches import BatchWriter
 from execution_events.web.management import serve_management
 from execution_events.web.probe import Probe
 
@@ -43,7 +42,7 @@ _SETTLED = 10
 """Seconds that a client has to work before its failure counts as the first one again."""
 
 
-async def run_consumer(settings: Settings, stop: asyncio.Event, reach: Reach = unarmed) -> None:
+async def run_consumer(settings: Settings, stop: asyncio.Event) -> None:
     """Consume until `stop` is set; then finish the batch in hand and leave the group.
 
     While Kafka or PostgreSQL is away it waits and tries again. Raises `HaltError` when going on
@@ -53,9 +52,9 @@ async def run_consumer(settings: Settings, stop: asyncio.Event, reach: Reach = u
     async with (
         Brokers(settings.kafka, "execution-events-probe") as brokers,
         DatabaseProbe(url, writes=True) as database,
-        BatchWriter(url, settings.kafka.topic, reach) as writer,
+        BatchWriter(url, settings.kafka.topic) as writer,
     ):
-        service = _Service(settings, brokers, database, stop, reach)
+        service = _Service(settings, brokers, database, stop)
         kafka_probe, database_probe = service.probes
         async with (
             kafka_probe.running(),
@@ -91,12 +90,10 @@ class _Service:
         brokers: Brokers,
         database: DatabaseProbe,
         stop: asyncio.Event,
-        reach: Reach,
     ) -> None:
         self._settings = settings
         self._brokers = brokers
         self._stop = stop
-        self._reach = reach
         self._assignment: Assignment | None = None
         self._loop: ConsumeLoop | None = None
         self._problem: str | None = "starting"
@@ -137,7 +134,6 @@ class _Service:
                         assignment,
                         self._settings.consumer.batch_max_records,
                         self._stop,
-                        self._reach,
                     )
                     seeder = Seeder(
                         assignment,
@@ -212,7 +208,7 @@ class _Service:
             heartbeat_interval_ms=session_ms // HEARTBEATS,
             max_poll_interval_ms=self._settings.consumer.max_poll_interval * 1000,
         )
-        assignment = Assignment(client, self._reach)
+        assignment = Assignment(client)
         client.subscribe([self._settings.kafka.topic], listener=assignment)
         starting = asyncio.create_task(client.start())
         stopping = asyncio.create_task(self._stop.wait())

@@ -1,7 +1,6 @@
 """One batch of records, stored in one transaction: rows, offsets, watermarks and dead letters."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
 from types import TracebackType
@@ -43,9 +42,6 @@ _COMMAND_TIMEOUT = 25
 """Seconds until a server that does not answer is given up; it gives up itself a little earlier."""
 _CHANGES_BATCH = 10_000
 """Rows that one statement forgets: some 50 ms."""
-
-Reach = Callable[[str], None]
-"""Told of each point that the writer has reached, so that a test can end it there."""
 
 
 class Move(NamedTuple):
@@ -107,11 +103,10 @@ class BatchWriter:
     An asynchronous context manager. Not for concurrent use.
     """
 
-    def __init__(self, database_url: str, topic: str, reach: Reach = lambda _: None) -> None:
+    def __init__(self, database_url: str, topic: str) -> None:
         self._database_url = database_url
         self.address = address_of(database_url)
         self._topic = topic
-        self._reach = reach
         self._stack = AsyncExitStack()
         self._connection: asyncpg.Connection | None = None
         self.connections = 0
@@ -191,19 +186,13 @@ class BatchWriter:
         """
         async with self._session() as connection, connection.transaction():
             with _answered(connection):
-                self._reach("begun")
                 await self._move_offsets(connection, batch)
-                self._reach("offsets_set")
                 watermarks = await self._watermarks(connection, batch.records)
                 projection = project(batch.records, watermarks)
                 with refused_rows():
                     await write_events(connection, projection.events)
                 await insert_dead_letters(connection, self._topic, projection.dead_letters)
                 await self._move_watermarks(connection, projection.watermarks)
-                self._reach("upserted")
-                # By then the commit is on its way.
-                asyncio.get_running_loop().call_soon(self._reach, "commit_sent")
-        self._reach("committed")
         return projection
 
     async def forget_changes(self, kept: timedelta) -> bool:
