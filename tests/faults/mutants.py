@@ -253,7 +253,7 @@ MUTANTS = (
     Mutant(
         "believed-offsets",
         "Stored offsets are not read again after they were read once",
-        (Edit("consumer/seeding.py", "        await self._verify()\n", ""),),
+        (Edit("consumer/seeder.py", "        await self._verify_positions()\n", ""),),
         ("pg-failover", "pg-restore"),
     ),
     Mutant(
@@ -273,14 +273,14 @@ MUTANTS = (
         "The session of a frozen consumer is never ended",
         (
             Edit(
-                "consumer/seeding.py",
+                "consumer/seeder.py",
                 "        if late and (ended := await self._writer.end_lock_holders(late)):\n",
                 "        if ended := []:\n",
             ),
         ),
         tests=(
             "tests/integration/test_partition_upsets.py"
-            "::test_a_consumer_that_is_frozen_inside_copy_is_ended",
+            "::test_the_session_of_a_consumer_frozen_inside_copy_is_ended",
         ),
     ),
     Mutant(
