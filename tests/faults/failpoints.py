@@ -22,11 +22,11 @@ it is answered; after partitions are assigned."""
 
 _ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
-Reach = Callable[[str], None]
-"""Receives the name of each point at the moment when the process reaches it."""
+FailpointHook = Callable[[str], None]
+"""Receives the name of each point as the process reaches it."""
 
 
-def signalling(spec: str) -> Reach:
+def signalling(spec: str) -> FailpointHook:
     """Return a hook that signals this process as `spec` says; ValueError where it is malformed."""
     point, _, rest = spec.partition(":")
     times, _, action = rest.partition(":")
@@ -34,19 +34,19 @@ def signalling(spec: str) -> Reach:
         raise ValueError(f"expected POINT:N:kill or POINT:N:stop, not {spec}")
     left = int(times)
 
-    def reach(reached: str) -> None:
+    def hook(reached: str) -> None:
         nonlocal left
         if reached == point:
             left -= 1
             if left == 0:
                 os.kill(os.getpid(), _ACTIONS[action])
 
-    return reach
+    return hook
 
 
 @contextmanager
-def hooked(reach: Reach) -> Iterator[None]:
-    """Call `reach` at each point of the consumers of this process while the context is open."""
+def hooked(hook: FailpointHook) -> Iterator[None]:
+    """Call `hook` at each point of the consumers of this process while the context is open."""
     # Imported here: the harness uses the names above without the consumer's libraries.
     from execution_events.consumer.assignment import Assignment
     from execution_events.consumer.fetcher import BatchFetcher
@@ -58,32 +58,32 @@ def hooked(reach: Reach) -> Iterator[None]:
 
     def assigned(assignment: Assignment, partitions: Any) -> None:
         assign(assignment, partitions)
-        reach("assigned")
+        hook("assigned")
 
     async def fetched(fetcher: BatchFetcher, *arguments: Any, **options: Any) -> Any:
         batch = await fetch_batch(fetcher, *arguments, **options)
-        reach("fetched")
+        hook("fetched")
         return batch
 
     async def fetched_rows(connection: Any, query: str, *arguments: Any, **options: Any) -> Any:
         if query != move_offsets:
             return await fetch(connection, query, *arguments, **options)
-        reach("begun")
+        hook("begun")
         rows = await fetch(connection, query, *arguments, **options)
         # Where another consumer has moved one of them, the batch is fenced.
         if all(row["moved"] for row in rows):
-            reach("offsets_set")
+            hook("offsets_set")
         return rows
 
     async def executed(connection: Any, query: str, *arguments: Any, **options: Any) -> Any:
         # Only a batch has a transaction of more than one statement.
         if query != "COMMIT;":
             return await execute(connection, query, *arguments, **options)
-        reach("upserted")
+        hook("upserted")
         # The driver writes the statement before it waits for the first time.
-        asyncio.get_running_loop().call_soon(reach, "commit_sent")
+        asyncio.get_running_loop().call_soon(hook, "commit_sent")
         status = await execute(connection, query, *arguments, **options)
-        reach("committed")
+        hook("committed")
         return status
 
     with ExitStack() as stack:

@@ -13,12 +13,12 @@ from tests.support.occurrences import publish
 def test_a_process_signals_itself_at_the_nth_time(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
     monkeypatch.setattr("tests.faults.failpoints.os.kill", lambda _, number: sent.append(number))
-    reach = signalling("begun:2:stop")
+    hook = signalling("begun:2:stop")
     for point in ("begun", "fetched", "committed"):
-        reach(point)
+        hook(point)
     assert sent == []
     for _ in range(3):
-        reach("begun")
+        hook("begun")
     assert sent == [signal.SIGSTOP]
 
 

@@ -1,4 +1,4 @@
-"""The consumer: stores batches of records from Kafka in PostgreSQL, each exactly once.
+"""The consumer, which stores batches of records from Kafka in PostgreSQL exactly once.
 
 - `service`: the process: connect, consume, and replace a failed Kafka client.
 - `readiness`: the reasons why records are not stored.

@@ -45,7 +45,7 @@ EndOffset = Callable[[int], int]
 
 
 class ConsumeLoop:
-    """Stores the records of the partitions assigned to one Kafka client.
+    """A loop that stores the records of the partitions assigned to one Kafka client.
 
     `RetryableError` out of `run` means that the client has failed and must be replaced. However it
     ends, each record is stored or will be read again.

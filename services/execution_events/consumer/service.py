@@ -37,7 +37,7 @@ from execution_events.web.probe import Probe
 _log = Logger(__name__)
 
 HEARTBEATS_PER_SESSION = 10
-"""Other members learn of a rebalance with their next heartbeat."""
+"""Heartbeats per session timeout; a member learns of a rebalance with its next heartbeat."""
 _LEAVE_TIMEOUT = 3
 """Seconds to leave the group at a stop."""
 _STABLE_TIME = 10
@@ -87,7 +87,7 @@ async def run_consumer(settings: Settings, stop: asyncio.Event) -> None:
 
 
 class _Service:
-    """Runs a consume loop, over a new Kafka client whenever one has failed."""
+    """A consume loop over one Kafka client, and over a new one after each failure."""
 
     def __init__(
         self,

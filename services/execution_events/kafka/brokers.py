@@ -123,7 +123,7 @@ class Brokers:
         return offsets
 
     async def check_coordinator(self, group: str) -> None:
-        """Return once the coordinator of `group` has responded; raise where it reports an error."""
+        """Return once the coordinator of `group` has responded; raise if it reports an error."""
         _, response = await self._request_any(FindCoordinatorRequest(group, _GROUP))
         _check(self._name(), response.error_code, f"coordinator of group {group}")
         coordinator = Address(response.host, response.port)

@@ -120,10 +120,10 @@ class Decoders:
     def _too_large(
         self, size: int | None = None, cause: Exception | None = None
     ) -> BatchTooLargeError:
-        expanded = "more" if size is None else f"{size} bytes"
+        expanded = "more than the limit" if size is None else f"{size} bytes"
         detail = "" if cause is None else f" ({cause})"
         return BatchTooLargeError(
-            f"it expands to {expanded}, and KAFKA_BATCH_LIMIT is {self._limit} bytes{detail}"
+            f"it expands to {expanded}; KAFKA_BATCH_LIMIT is {self._limit} bytes{detail}"
         )
 
 

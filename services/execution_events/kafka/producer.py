@@ -51,10 +51,7 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
 
     @property
     def alive(self) -> bool:
-        """True while all its tasks run; without one that was cancelled, batches wait indefinitely.
-
-        Valid once the producer has started.
-        """
+        """False once one of its tasks was cancelled: batches would then wait indefinitely."""
         reading = [connection._read_task for connection in self.client._conns.values()]
         tasks = (self._sender.sender_task, self.client._sync_task, *reading)
         return not any(task is not None and task.cancelled() for task in tasks)

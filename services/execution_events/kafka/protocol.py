@@ -14,9 +14,9 @@ from aiokafka.protocol.types import Array, Boolean, Int8, Schema, String
 def forbid_topic_creation(client: AIOKafkaClient) -> None:
     """Keep `client` from creating topics, even if the broker has auto.create.topics.enable.
 
-    With that option a metadata request creates the topics it names unless it forbids that, and
-    aiokafka cannot forbid it. A worker's other clients are not affected. Call it before the client
-    starts.
+    With that option a metadata request creates the topics it names unless a flag forbids that, and
+    aiokafka cannot set the flag. A worker's other clients are not affected. Call it before the
+    client starts.
     """
     connect = client._get_conn
 

@@ -123,16 +123,16 @@ async def create_topic(
 def obstacles(differences: Collection[Difference]) -> dict[Difference, str]:
     """Return the differences that `alter_topic` cannot remove, each with the reason."""
     replication = next((each for each in differences if each.name == REPLICATION), None)
-    obstacles: dict[Difference, str] = {}
+    reasons: dict[Difference, str] = {}
     for each in differences:
         if each.name == REPLICATION:
-            obstacles[each] = "Kafka's kafka-reassign-partitions.sh changes it"
+            reasons[each] = "Kafka's kafka-reassign-partitions.sh changes it"
         elif each.name == PARTITIONS and int(each.wanted) < int(each.found):
-            obstacles[each] = "partitions cannot be removed"
+            reasons[each] = "partitions cannot be removed"
         elif each.name == _MIN_INSYNC_REPLICAS and replication is not None:
             # A topic with min.insync.replicas above its replicas accepts no records.
-            obstacles[each] = f"not before {REPLICATION} is {replication.wanted}"
-    return obstacles
+            reasons[each] = f"not before {REPLICATION} is {replication.wanted}"
+    return reasons
 
 
 async def alter_topic(
