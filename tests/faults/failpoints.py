@@ -27,7 +27,7 @@ FailpointHook = Callable[[str], None]
 
 
 def signalling(spec: str) -> FailpointHook:
-    """Return a hook that signals this process as `spec` says; ValueError where it is malformed."""
+    """Return a hook that signals this process as `spec` says; ValueError if it is malformed."""
     point, _, rest = spec.partition(":")
     times, _, action = rest.partition(":")
     if point not in POINTS or not times.isdigit() or action not in _ACTIONS:
@@ -70,7 +70,7 @@ def hooked(hook: FailpointHook) -> Iterator[None]:
             return await fetch(connection, query, *arguments, **options)
         hook("begun")
         rows = await fetch(connection, query, *arguments, **options)
-        # Where another consumer has moved one of them, the batch is fenced.
+        # If another consumer has moved one of them, the batch is fenced.
         if all(row["moved"] for row in rows):
             hook("offsets_set")
         return rows

@@ -159,7 +159,7 @@ def test_printable_text_is_not_escaped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "kept"),
+    ("level", "logged"),
     [
         ("debug", ["debug", "info", "warning", "error"]),
         ("info", ["info", "warning", "error"]),
@@ -167,11 +167,11 @@ def test_printable_text_is_not_escaped() -> None:
         ("error", ["error"]),
     ],
 )
-def test_records_below_the_level_are_dropped(level: str, kept: list[str]) -> None:
+def test_records_below_the_level_are_dropped(level: str, logged: list[str]) -> None:
     stream = configured("json", level)
     for write in (log.debug, log.info, log.warning, log.error):
         write("event")
-    assert [entry["level"] for entry in entries(stream)] == kept
+    assert [entry["level"] for entry in entries(stream)] == logged
 
 
 @pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
