@@ -1,4 +1,4 @@
-"""Logs: constant event names with fields, for a person on a terminal and a machine elsewhere."""
+"""Logs: constant event names with fields, as text on a terminal and as JSON elsewhere."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ import msgspec
 
 
 class Logger:
-    """A logger whose messages are constant event names; what varies stands in fields."""
+    """A logger of events: a constant snake_case name, and fields for everything that varies."""
 
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(name)
@@ -27,7 +27,7 @@ class Logger:
         self._log(logging.ERROR, event, fields)
 
     def exception(self, event: str, **fields: Any) -> None:
-        """Like `error`, with the traceback of the exception that is being handled."""
+        """Log an error with the traceback of the current exception."""
         self._log(logging.ERROR, event, fields, exc_info=True)
 
     def _log(self, level: int, event: str, fields: dict[str, Any], exc_info: bool = False) -> None:
@@ -35,9 +35,9 @@ class Logger:
 
 
 def configure_logging(log_format: str, level: str, stream: TextIO) -> None:
-    """Send all logs of the process to `stream`, those of libraries from warnings on.
+    """Write all logs of the process to `stream`; those of libraries from level WARNING.
 
-    `log_format` is "text", "json", or "auto": text where `stream` is a terminal, else JSON.
+    `log_format` is "text", "json", or "auto": text if `stream` is a terminal, else JSON.
     """
     as_text = log_format == "text" or (log_format == "auto" and stream.isatty())
     handler = logging.StreamHandler(stream)
@@ -48,7 +48,7 @@ def configure_logging(log_format: str, level: str, stream: TextIO) -> None:
 
 
 class _TextFormatter(logging.Formatter):
-    """`12:00:00 INFO  batch stored  records=3 partition=0`"""
+    """A formatter for terminals: `12:00:00 INFO    batch_stored  records=3 seconds=0.01`."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created)
@@ -63,6 +63,8 @@ class _TextFormatter(logging.Formatter):
 
 
 class _JsonFormatter(logging.Formatter):
+    """A formatter for log collectors: one JSON object a line."""
+
     def format(self, record: logging.LogRecord) -> str:
         own = {
             "time": datetime.fromtimestamp(record.created, UTC),
@@ -70,17 +72,17 @@ class _JsonFormatter(logging.Formatter):
             "logger": record.name,
             "event": record.getMessage(),
         }
-        # A field of the same name does not take the place of what is the record's own.
+        # The record's own members come first, and a field of the same name does not replace them.
         entry: dict[str, Any] = own | getattr(record, "fields", {}) | own
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         try:
             return msgspec.json.encode(entry, enc_hook=str).decode()
         except UnicodeEncodeError:
-            # A lone surrogate, as in the name of a file that is not UTF-8.
+            # A lone surrogate, for example in a file name that is not UTF-8.
             return json.dumps(entry, default=str, skipkeys=True)
 
 
 def _one_line(text: str) -> str:
-    """`text` without line breaks and control characters, which could forge a line of the log."""
+    """Return `text` with control characters escaped: a line break could forge a record."""
     return text if text.isprintable() else text.encode("unicode_escape").decode()

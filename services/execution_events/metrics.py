@@ -1,113 +1,149 @@
-"""Every metric of the services, by name."""
+"""Every metric of the services: name, type, help text and labels.
+
+`schemas/metrics.md` is generated from these definitions.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics import MetricWrapperBase
+
+_PREFIX = "execution_events_"
+_PARTITION = {"partition": "the partition's number"}
+_ANSWERED = "answered_timestamp_seconds"
+_ANSWERED_TEXT = "Unix time at which a peer last answered the health check; 0 before the first."
+_Metric = TypeVar("_Metric", bound=MetricWrapperBase)
 
 
-class ConsumerMetrics:
-    """What a consumer counts, since its process started."""
+class Definition(NamedTuple):
+    """One metric; `name` is as exported, and `labels` describes the values of each label."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        # outcome: stored, duplicate (dropped by its source's watermark) or dead_letter.
-        self.records = Counter(
-            "execution_events_records", "Records by outcome.", ["outcome"], registry=registry
-        )
-        # A batch is one transaction.
-        self.batch_seconds = Histogram(
-            "execution_events_batch_seconds", "Time to store a batch.", registry=registry
-        )
-        # Batches dropped because another consumer had moved the stored offset.
-        self.fenced = Counter(
-            "execution_events_fenced_batches", "Batches dropped by fencing.", registry=registry
-        )
-        # Attempts that failed because PostgreSQL or Kafka was away. cause: an SQLSTATE, or the type
-        # of the client library's error.
-        self.retries = Counter(
-            "execution_events_retries", "Attempts to retry by cause.", ["cause"], registry=registry
-        )
-        # Records that a log had lost before its partition was first stored.
-        self.unseen = Counter(
-            "execution_events_unseen_records",
-            "Offsets before the beginning of partitions that were stored for the first time.",
-            registry=registry,
-        )
-        # Of consumers that were frozen or gone while they stored a batch.
-        self.ended_sessions = Counter(
-            "execution_events_ended_sessions",
-            "Sessions of PostgreSQL that held a partition for too long and were ended.",
-            registry=registry,
-        )
-        # A source with one sequence for several partitions, as our publisher is, makes them always.
-        self.sequence_gaps = Counter(
-            "execution_events_sequence_gaps",
-            "Gaps in the sequences of a source in one partition.",
-            registry=registry,
-        )
-        self.without_key = Counter(
-            "execution_events_records_without_key", "Stored without a key.", registry=registry
-        )
-        # Last stable offset - fetch position + what is read but not stored.
-        self.lag = Gauge(
-            "execution_events_lag_records", "Records to store.", ["partition"], registry=registry
-        )
-        # 1 while the partition is halted because its log is not the one that was stored.
-        self.halted = Gauge(
-            "execution_events_partition_halted", "Halted.", ["partition"], registry=registry
-        )
-        # Seconds since the epoch; 0 before the first. peer: kafka or postgresql.
-        self.answered = Gauge(
-            "execution_events_answered_timestamp_seconds",
-            "When a peer last answered the probe.",
-            ["peer"],
-            registry=registry,
-        )
-        # Seconds since the epoch; 0 before the first.
-        self.last_progress = Gauge(
-            "execution_events_last_progress_timestamp_seconds",
-            "When a batch was last stored.",
-            registry=registry,
-        )
+    name: str
+    type: str
+    help: str
+    labels: Mapping[str, str]
 
 
-class ReaderMetrics:
-    """What a reader counts, since its process started."""
+class _Metrics:
+    """The metrics of one service, registered and defined in the order of their creation."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.requests = Counter(
-            "execution_events_requests", "Requests by status.", ["status"], registry=registry
+        self.definitions: list[Definition] = []
+        self._registry = registry
+
+    def _counter(self, name: str, text: str, labels: Mapping[str, str] | None = None) -> Counter:
+        return self._registered(Counter, name, text, labels, suffix="_total")
+
+    def _gauge(self, name: str, text: str, labels: Mapping[str, str] | None = None) -> Gauge:
+        return self._registered(Gauge, name, text, labels)
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return self._registered(Histogram, name, text, None)
+
+    def _registered(
+        self,
+        kind: type[_Metric],
+        name: str,
+        text: str,
+        labels: Mapping[str, str] | None,
+        suffix: str = "",
+    ) -> _Metric:
+        name, labels = _PREFIX + name, labels or {}
+        self.definitions.append(Definition(name + suffix, kind.__name__.lower(), text, labels))
+        return kind(name, text, list(labels), registry=self._registry)
+
+
+class ConsumerMetrics(_Metrics):
+    """The metrics of a consumer, since its process started."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__(registry)
+        self.records = self._counter(
+            "records",
+            "Records by outcome.",
+            {
+                "outcome": "`stored`, `duplicate` (at or below its source's watermark) or "
+                "`dead_letter`"
+            },
         )
-        self.request_seconds = Histogram(
-            "execution_events_request_seconds",
-            "Time until an answer begins.",
-            registry=registry,
+        self.batch_seconds = self._histogram(
+            "batch_seconds", "Seconds to store a batch in one transaction."
         )
-        # cache: nothing had changed, also 304; page: read from the database; stream: sent while it
-        # is read; watch: and then its changes.
-        self.answers = Counter(
-            "execution_events_lists", "Lists by where they came from.", ["way"], registry=registry
+        self.fenced = self._counter(
+            "fenced_batches", "Batches dropped because another consumer had moved the offset."
         )
-        # Callers: no_token, bad_token, issuer_away. Bounds: caller_requests, process_requests,
-        # caller_streams, process_streams. Connections: connections (no room), evicted (made room),
-        # head_time, malformed, head_size, body, slow_reader. Watches: slow_watcher.
-        self.refused = Counter(
-            "execution_events_refused", "Refused by reason.", ["reason"], registry=registry
+        self.retries = self._counter(
+            "retries",
+            "Attempts that failed and are retried.",
+            {"cause": "an SQLSTATE of PostgreSQL, or the type of the Kafka client's error"},
         )
-        self.open_requests = Gauge(
-            "execution_events_open_requests", "Requests being answered.", registry=registry
+        self.unseen = self._counter(
+            "unseen_records",
+            "Offsets that a log had lost before its partition was first stored.",
         )
-        # Seconds since the epoch; 0 before the first. peer: postgresql.
-        self.answered = Gauge(
-            "execution_events_answered_timestamp_seconds",
-            "When a peer last answered the probe.",
-            ["peer"],
-            registry=registry,
+        self.ended_sessions = self._counter(
+            "ended_sessions",
+            "PostgreSQL sessions of other consumers ended because they locked a partition.",
         )
-        self.open_streams = Gauge(
-            "execution_events_open_streams", "Streams that are open.", registry=registry
+        # Regular for a source with one sequence over several partitions, like our publisher.
+        self.sequence_gaps = self._counter(
+            "sequence_gaps", "Gaps in the sequence of a source within one partition."
         )
-        # Seconds since the epoch; it falls behind while the token file is broken or the issuer
-        # away, and what was read before stays in force.
-        self.credentials_read = Gauge(
-            "execution_events_credentials_read_timestamp_seconds",
-            "When tokens or keys were last found right.",
-            registry=registry,
+        self.without_key = self._counter(
+            "records_without_key", "Records stored although they have no key."
+        )
+        # From the last stable offset, so that open transactions do not count.
+        self.lag = self._gauge("lag_records", "Records not stored yet.", _PARTITION)
+        self.halted = self._gauge(
+            "partition_halted",
+            "1 while the partition is halted: reading on could lose or double occurrences.",
+            _PARTITION,
+        )
+        self.answered = self._gauge(_ANSWERED, _ANSWERED_TEXT, {"peer": "`kafka` or `postgresql`"})
+        self.last_progress = self._gauge(
+            "last_progress_timestamp_seconds",
+            "Unix time at which a batch was last stored; 0 before the first.",
+        )
+
+
+class ReaderMetrics(_Metrics):
+    """The metrics of a reader, since its process started."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__(registry)
+        self.requests = self._counter(
+            "requests", "Requests by HTTP status.", {"status": "the HTTP status code"}
+        )
+        self.request_seconds = self._histogram(
+            "request_seconds", "Seconds until a response begins."
+        )
+        self.answers = self._counter(
+            "lists",
+            "Lists of events by the way they were served.",
+            {
+                "way": "`cache` (unchanged since the last request, including status 304), `page` "
+                "(read from the database), `stream` (sent while it is read) or `watch` (followed "
+                "by its changes)"
+            },
+        )
+        self.refused = self._counter(
+            "refused",
+            "Requests, connections and watches refused or closed, by reason.",
+            {
+                "reason": "credentials: `no_token`, `bad_token`, `issuer_away`; limits on "
+                "concurrency: `caller_requests`, `process_requests`, `caller_streams`, "
+                "`process_streams`; connections: `connections` (limit reached), `evicted` (closed "
+                "to admit another), `head_time`, `malformed`, `head_size`, `body`, "
+                "`slow_reader`; watches: `slow_watcher`"
+            },
+        )
+        self.open_requests = self._gauge("open_requests", "Requests in progress.")
+        self.answered = self._gauge(_ANSWERED, _ANSWERED_TEXT, {"peer": "`postgresql`"})
+        self.open_streams = self._gauge("open_streams", "Streams in progress.")
+        # Lags while the token file is invalid or the issuer unavailable; the credentials read
+        # before remain valid.
+        self.credentials_read = self._gauge(
+            "credentials_read_timestamp_seconds",
+            "Unix time at which the token file or the issuer's keys were last read successfully.",
         )

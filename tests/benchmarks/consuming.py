@@ -109,7 +109,7 @@ def assigned(log: str) -> list[int]:
     """The partitions that a consumer holds, as its log says; none before it has joined."""
     held: list[int] = []
     for entry in servers.entries(log):
-        if entry["event"] == "partitions assigned":
+        if entry["event"] == "partitions_assigned":
             held = entry["partitions"]
     return held
 

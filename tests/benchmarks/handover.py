@@ -14,7 +14,7 @@ from statistics import median
 import asyncpg
 
 from execution_events.cli.progress import Progress
-from execution_events.consumer.service import HEARTBEATS
+from execution_events.consumer.service import HEARTBEATS_PER_SESSION
 from execution_events.events import Occurrence
 from execution_events.settings import Settings
 from tests.benchmarks import recurring
@@ -31,7 +31,7 @@ BARS = {signal.SIGKILL: 10, signal.SIGTERM: 2}
 """Seconds, at most, in every run."""
 _CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 0}
 """The exit codes that are due."""
-_BEAT = Settings().consumer.session_timeout / HEARTBEATS
+_BEAT = Settings().consumer.session_timeout / HEARTBEATS_PER_SESSION
 """Seconds between two heartbeats of a consumer."""
 _LOOK = 0.02
 """Seconds between two looks at the stored offsets."""

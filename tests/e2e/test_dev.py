@@ -92,7 +92,7 @@ async def test_the_read_only_role_reads_the_views_and_nothing_else(dev: Dev) -> 
 
 
 async def test_a_service_that_is_killed_is_started_again(dev: Dev) -> None:
-    before = dev.output.count("consumer started")
+    before = dev.output.count("consumer_started")
     [pid] = [
         int(process.name)
         for process in Path("/proc").glob("[0-9]*")
@@ -101,7 +101,7 @@ async def test_a_service_that_is_killed_is_started_again(dev: Dev) -> None:
     os.kill(pid, signal.SIGKILL)
 
     async def restarted() -> bool:
-        return dev.output.count("consumer started") > before
+        return dev.output.count("consumer_started") > before
 
     await until(restarted, "the consumer is started again")
     assert "consumer   | ended with exit code 137" in dev.output

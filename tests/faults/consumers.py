@@ -1,4 +1,4 @@
-"""Consumer processes under a supervisor: one that ends is started again a second later."""
+"""Consumer processes under a supervisor that restarts them a second after they end."""
 
 import asyncio
 import json
@@ -15,11 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from execution_events.embedded import ChildProcess
+from tests.faults import failpoints
 from tests.faults.proxy import HOST
 
 RESTART_DELAY = 1.0  # seconds
 KILLED = 128 + signal.SIGKILL
-FAIL_POINT = "EXECUTION_EVENTS_TEST_FAIL_POINT"
 _GRACE = 40  # seconds
 _FENCED = re.compile(r"^execution_events_fenced_batches_total ([0-9.e+]+)$", re.M)
 
@@ -27,9 +27,9 @@ _SEEDED = re.compile(r'^execution_events_lag_records{.*partition="(\d+)".*}', re
 
 
 class Consumer:
-    """One consumer, as often as it is started; its output is in `log`.
+    """One supervised consumer; a life is the time of one process, and `log` has all output.
 
-    A fail point is set for one life alone: the next would fall over it again.
+    A fail point applies to one life only: otherwise the next would end at it again.
     """
 
     def __init__(self, name: str, environment: Mapping[str, str], log: Path) -> None:
@@ -51,14 +51,14 @@ class Consumer:
         self._stopping = False
 
     async def start(self, fail_point: str | None = None) -> None:
-        """Start it and keep it running; its first life has `fail_point` (name:n:action)."""
+        """Start the supervisor; the first life has `fail_point` (POINT:N:ACTION)."""
         self._stopping = False
         begun = asyncio.Event()
         self._supervisor = asyncio.create_task(self._supervise(fail_point, begun))
         await begun.wait()
 
     async def stop(self) -> int:
-        """SIGTERM, and its exit code once it has ended; it is not started again."""
+        """Stop the consumer by SIGTERM and return its exit code; do not restart it."""
         assert self._supervisor is not None
         self._stopping = True
         if self._process is None:
@@ -66,7 +66,7 @@ class Consumer:
             return 0
         ends = len(self.exits) + 1
         self._process.kill(signal.SIGCONT)
-        # A process that has just begun does not know the signal yet.
+        # A process that has just started has no signal handler yet.
         deadline = time.monotonic() + _GRACE
         while not await self.scrape("/livez") and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
@@ -81,7 +81,7 @@ class Consumer:
         return self.exits[-1]
 
     async def close(self) -> None:
-        """End it in any state."""
+        """Kill the process, whatever its state."""
         if self._supervisor is None:
             return
         self._stopping = True
@@ -92,22 +92,22 @@ class Consumer:
         await asyncio.gather(self._supervisor, return_exceptions=True)
 
     async def seeded(self) -> set[int]:
-        """The partitions that it stores."""
+        """Return the partitions that the consumer has seeded."""
         return {int(number) for number in _SEEDED.findall(await self.scrape("/metrics"))}
 
     async def reasons(self) -> list[str]:
-        """Why it is not ready; nothing where it is, or does not answer."""
+        """Return the reasons in `/readyz`; none if it is ready or does not respond."""
         with suppress(ValueError):
             return [str(reason) for reason in json.loads(await self.scrape("/readyz"))["reasons"]]
         return []
 
     @property
     def pid(self) -> int | None:
-        """The process id of this life, None between two."""
+        """The process id of this life, None between lives."""
         return None if self._process is None else self._process.pid
 
     def set(self, variable: str, value: str) -> None:
-        """Start its next lives with `variable`."""
+        """Set an environment variable for the next lives."""
         self._environment[variable] = value
 
     def signal(self, number: signal.Signals) -> None:
@@ -116,16 +116,16 @@ class Consumer:
         self._process.kill(number)
 
     def unasked(self) -> list[int]:
-        """The exit codes of the lives that nobody ended."""
+        """Return the exit codes of lives that ended neither by SIGKILL nor by `stop`."""
         codes = [code for code in self.exits if code != KILLED]
-        # Those that ended in order, as often as that was asked for, are in order.
+        # Each stop accounts for one exit code 0.
         for _ in range(self.stops):
             if 0 in codes:
                 codes.remove(0)
         return codes
 
     def is_stopped(self) -> bool:
-        """Whether the process is halted by SIGSTOP."""
+        """Return True while the process is stopped by SIGSTOP."""
         if self._process is None:
             return False
         try:
@@ -135,50 +135,50 @@ class Consumer:
         return state.split()[0] == "T"
 
     async def until_ended(self, ends: int) -> None:
-        """Return once it has ended `ends` times in all."""
+        """Return once the consumer has ended `ends` times in total."""
         async with self._changed:
             await self._changed.wait_for(lambda: len(self.exits) >= ends)
 
     async def until_alive(self, lives: int) -> None:
-        """Return once it has been started `lives` times in all."""
+        """Return once the consumer has been started `lives` times in total."""
         async with self._changed:
             await self._changed.wait_for(lambda: self.lives >= lives)
 
     async def scrape(self, path: str) -> str:
-        """The body of the management port's answer, whatever its status; "" without one."""
+        """Return the body of the management port's response, of any status; "" without one."""
         return await asyncio.to_thread(_get, f"http://{HOST}:{self._port}{path}")
 
     async def fenced(self) -> int:
-        """How many batches this life has dropped because another consumer had moved the offset."""
+        """Return the number of fenced batches of this life."""
         found = _FENCED.search(await self.scrape("/metrics"))
         return int(float(found[1])) if found else 0
 
     async def _supervise(self, fail_point: str | None, begun: asyncio.Event) -> None:
         with self.log.open("a", buffering=1) as log:
             while not self._stopping:
-                environment = dict(self._environment)
+                command = ["execution_events.cli", "consumer"]
                 if fail_point is not None:
-                    environment[FAIL_POINT] = fail_point
+                    command = [failpoints.__name__, fail_point]
                     fail_point = None
                 process = ChildProcess(
-                    [sys.executable, "-m", "execution_events.cli", "consumer"],
-                    env=environment,
+                    [sys.executable, "-m", *command],
+                    env=self._environment,
                     grace=1,
                     on_line=lambda line: print(line, file=log),
                 )
                 async with process:
                     self._process = process
                     self.started_at = time.monotonic()
-                    await self._note(lives=1)
+                    await self._record(lives=1)
                     begun.set()
                     code = await process.wait()
                     self._process = None
                 print(f"ended with exit code {code}", file=log)
-                await self._note(code=code)
+                await self._record(code=code)
                 if not self._stopping:
                     await asyncio.sleep(RESTART_DELAY)
 
-    async def _note(self, *, lives: int = 0, code: int | None = None) -> None:
+    async def _record(self, *, lives: int = 0, code: int | None = None) -> None:
         async with self._changed:
             self.lives += lives
             if code is not None:
@@ -197,7 +197,7 @@ def _get(url: str) -> str:
 
 
 def _free_port() -> int:
-    # Below the ports that the kernel gives to outgoing connections.
+    # Below the kernel's range of ports for outgoing connections.
     while True:
         port = random.randrange(12_000, 20_000)
         with socket.socket() as candidate:

@@ -1,7 +1,7 @@
-"""A limit on the memory of processes, kept by a supervisor that kills beyond it.
+"""A limit on the memory of processes: a supervisor kills a process that exceeds it.
 
-The kernel notes the most that a process has ever had resident, so that no peak falls between two
-looks. A control group would do the same, where one may be made.
+The kernel records the peak of a process's resident memory, so polling misses none. A control group
+would do the same, but needs the right to create one.
 """
 
 import asyncio
@@ -27,12 +27,12 @@ class _Process(Protocol):
 
 
 def missing() -> str | None:
-    """Why this machine cannot watch a process's memory, None if it can."""
-    return None if sys.platform == "linux" else "the memory of a process is watched on Linux"
+    """Return the reason why this machine cannot measure a process's memory, None if it can."""
+    return None if sys.platform == "linux" else "the memory of a process is measured on Linux only"
 
 
 def peak(pid: int) -> int:
-    """The most bytes that the process has ever had resident; 0 where it is gone."""
+    """Return the peak of a process's resident memory in bytes, 0 if it has ended."""
     with suppress(OSError):
         found = _PEAK.search(Path(f"/proc/{pid}/status").read_text())
         return int(found[1]) * 1024 if found else 0
@@ -40,20 +40,20 @@ def peak(pid: int) -> int:
 
 
 class MemoryLimit:
-    """Kills each of `processes` that comes to have more than `limit` bytes, while it is open."""
+    """A limit of `limit` bytes for each of `processes`, enforced while the context is open."""
 
     def __init__(self, processes: Sequence[_Process], limit: int) -> None:
         self.kills: list[str] = []
-        """The names of those that were killed, once for each time."""
+        """The name of the killed process, for each kill."""
         self.peak = 0
-        """The most bytes that one of them had."""
+        """The largest peak of any process, in bytes."""
         self._processes = processes
         self._limit = limit
         self._killed: set[int] = set()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._watch())
+        self._task = asyncio.create_task(self._poll())
         return self
 
     async def __aexit__(
@@ -65,21 +65,21 @@ class MemoryLimit:
         assert self._task is not None
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        self._look()
+        self._check()
 
-    async def _watch(self) -> None:
+    async def _poll(self) -> None:
         while True:
-            self._look()
+            self._check()
             await asyncio.sleep(_INTERVAL)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         for process in self._processes:
             pid = process.pid
             if pid is None or pid in self._killed:
                 continue
-            had = peak(pid)
-            self.peak = max(self.peak, had)
-            if had > self._limit:
+            resident = peak(pid)
+            self.peak = max(self.peak, resident)
+            if resident > self._limit:
                 self._killed.add(pid)
                 self.kills.append(process.name)
                 with suppress(ProcessLookupError):

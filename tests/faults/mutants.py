@@ -71,7 +71,6 @@ MUTANTS = (
                 "store/write/batches.py",
                 "        async with self._session() as connection, connection.transaction():\n"
                 "            with _terminated_on_timeout(connection):\n"
-                '                self._failpoint("begun")\n'
                 "                await progress.move_offsets(\n"
                 "                    connection, self._topic, batch.moves, batch.fingerprints()\n"
                 "                )\n",
@@ -80,8 +79,7 @@ MUTANTS = (
                 "                connection, self._topic, batch.moves, batch.fingerprints()\n"
                 "            )\n"
                 "        async with self._session() as connection, connection.transaction():\n"
-                "            with _terminated_on_timeout(connection):\n"
-                '                self._failpoint("begun")\n',
+                "            with _terminated_on_timeout(connection):\n",
             ),
         ),
         ("kill-offsets-set",),
@@ -259,7 +257,7 @@ MUTANTS = (
     Mutant(
         "believed-offsets",
         "Stored offsets are not read again after they were read once",
-        (Edit("consumer/seeding.py", "        await self._verify()\n", ""),),
+        (Edit("consumer/seeder.py", "        await self._verify_positions()\n", ""),),
         ("pg-failover", "pg-restore"),
     ),
     Mutant(
@@ -279,14 +277,14 @@ MUTANTS = (
         "The session of a frozen consumer is never ended",
         (
             Edit(
-                "consumer/seeding.py",
+                "consumer/seeder.py",
                 "        if late and (ended := await self._writer.end_lock_holders(late)):\n",
                 "        if ended := []:\n",
             ),
         ),
         tests=(
             "tests/integration/test_partition_upsets.py"
-            "::test_a_consumer_that_is_frozen_inside_copy_is_ended",
+            "::test_the_session_of_a_consumer_frozen_inside_copy_is_ended",
         ),
     ),
     Mutant(

@@ -1,4 +1,4 @@
-"""How long each partition stands still while the fault of another is under way."""
+"""Stall times of partitions during the fault of another partition."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ from tests.faults.episode import Episode
 from tests.faults.oracle import Acknowledged
 
 OTHERS_LIMIT = 10
-"""Seconds that a partition may stand still because of another."""
+"""Seconds for which a partition may stall because of another."""
 _INTERVAL = 0.2  # seconds
 
 
@@ -19,10 +19,10 @@ class _Database(Protocol):
 
 
 class Pace:
-    """Measures while the context is open.
+    """A measurement of stall times while the context is open.
 
-    A partition stands still while it has a record that was acknowledged, not stored, and nothing is
-    stored of it. A look that PostgreSQL does not answer says nothing.
+    A partition stalls while it has an acknowledged record that is not stored, and its stored offset
+    does not move. A poll that PostgreSQL does not answer is ignored.
     """
 
     def __init__(
@@ -54,20 +54,20 @@ class Pace:
         await asyncio.gather(self._task, return_exceptions=True)
 
     def stood(self) -> dict[int, float]:
-        """The longest time in seconds of each partition, up to now."""
+        """Return the longest stall of each partition so far, in seconds."""
         return {partition: round(seconds, 1) for partition, seconds in self._stood.items()}
 
     def quiet(self, partitions: Iterable[int]) -> set[int]:
-        """Those of `partitions` that no worker has written to meanwhile."""
+        """Return those of `partitions` without a new acknowledged record."""
         return {p for p in partitions if self.ends.get(p, 0) <= self._first.get(p, 0)}
 
     def look(self, progress: Mapping[int, int], now: float) -> None:
-        """Take in the stored offsets as of `now`."""
+        """Record the stored offsets at the time `now`."""
         self.ends = self._last_acknowledged()
         for partition, end in self.ends.items():
             stored = progress.get(partition, 0)
             if stored >= end or stored != self._progress.get(partition):
-                # At once, and not only when it is seen to move again.
+                # A stall counts while it lasts, not only once it has ended.
                 self._since[partition] = now
             self._progress[partition] = stored
             stood = now - self._since[partition]
@@ -89,19 +89,19 @@ class Pace:
 
 
 def pace_of(episode: Episode) -> Pace:
-    """Measures the partitions of an episode, for what its workers have written."""
+    """Return a measurement of the records of an episode's workers."""
     return Pace(episode.database, lambda: episode.load.acknowledged)
 
 
 def check_others(episode: Episode, pace: Pace, partitions: Collection[int]) -> None:
-    """Note how long `partitions`, which the fault does not meet, stood still.
+    """Record the stalls of `partitions`, which the fault does not concern.
 
-    Longer than `OTHERS_LIMIT` is a violation.
+    A stall longer than `OTHERS_LIMIT` is a violation.
     """
     stood = pace.stood()
     episode.evidence["others stood still"] = max(stood.get(p, 0.0) for p in partitions)
     episode.violations += [
-        f"partition {partition} stood still for {stood[partition]} s beside the fault of another"
+        f"partition {partition} stood still for {stood[partition]} s during the fault of another"
         for partition in sorted(partitions)
         if stood.get(partition, 0.0) > OTHERS_LIMIT
     ]

@@ -10,7 +10,6 @@ from tests.faults.author import Author
 from tests.faults.consumers import Consumer
 from tests.faults.episode import PARTITIONS, SESSION_TIMEOUT, Episode, NoFaultError, Row
 from tests.faults.oracle import Acknowledged
-from tests.faults.rows_consumer import needs_fail_points
 from tests.faults.rows_log import judge_log_before, needs_accept
 
 _AUTHOR = 90
@@ -124,6 +123,6 @@ ROWS = (
         10,
         _accepted_beside_frozen,
         consumers=1,
-        missing=lambda source: needs_accept(source) or needs_fail_points(source),
+        missing=needs_accept,
     ),
 )

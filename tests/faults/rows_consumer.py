@@ -6,21 +6,16 @@ import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-from tests.faults.consumers import FAIL_POINT, KILLED
+from tests.faults.consumers import KILLED
 from tests.faults.episode import Episode, NoFaultError, Row, Server
-from tests.faults.source import Source
+from tests.faults.failpoints import POINTS
 
-POINTS = ("fetched", "begun", "offsets_set", "upserted", "commit_sent", "committed", "assigned")
 POINT_LIMIT = 60
 """Seconds until a consumer must have reached its fail point."""
 _LAST_WORDS = 0.02
 """Seconds before a consumer's death in which what it sends is lost; far less than a time limit."""
 _SESSION_ENDS = 0.3
 """Seconds in which PostgreSQL has noticed that a client has gone, and done what it had asked."""
-
-
-def needs_fail_points(source: Source) -> str | None:
-    return None if source.mentions(FAIL_POINT) else "the consumer has no fail points yet"
 
 
 def _kill_at(point: str) -> Callable[[random.Random], str]:
@@ -112,7 +107,6 @@ ROWS = (
             _killed_at_commit if point == "commit_sent" else killed_at_its_point,
             proxied=Server.POSTGRES if point == "commit_sent" else None,
             first_fail_point=_kill_at(point),
-            missing=needs_fail_points,
         )
         for point in POINTS
     ),

@@ -3,7 +3,7 @@
 import asyncio
 
 from tests.faults.episode import Episode, Row
-from tests.faults.rows_consumer import kill_at_any, killed_at_its_point, needs_fail_points
+from tests.faults.rows_consumer import kill_at_any, killed_at_its_point
 from tests.faults.rows_kafka import kill_broker
 
 _LOAD = 2
@@ -28,7 +28,6 @@ ROWS = (
         _kill_consumer,
         transactions=True,
         first_fail_point=kill_at_any,
-        missing=needs_fail_points,
     ),
     Row(
         "transactions-broker",

@@ -6,7 +6,7 @@ import signal
 
 from tests.faults.consumers import Consumer
 from tests.faults.episode import PARTITIONS, SESSION_TIMEOUT, Episode, NoFaultError, Row
-from tests.faults.rows_consumer import POINT_LIMIT, needs_fail_points
+from tests.faults.rows_consumer import POINT_LIMIT
 
 _TAKEN_LIMIT = SESSION_TIMEOUT + 20
 """Seconds in which the other must have all partitions."""
@@ -112,6 +112,5 @@ ROWS = (
         10,
         _at_point,
         first_fail_point=_choose,
-        missing=needs_fail_points,
     ),
 )

@@ -1,4 +1,4 @@
-"""A reader that looks at the counts during an episode: none of them ever falls."""
+"""A reader that polls during an episode: counts and revisions must never decrease."""
 
 import asyncio
 from contextlib import suppress
@@ -22,7 +22,7 @@ FROM execution_events.execution
 
 
 class Watch:
-    """Polls while the context is open; `falls` says what a reader must never see."""
+    """A poll of all events and executions while the context is open; `falls` lists violations."""
 
     def __init__(self, database: EpisodeDatabase) -> None:
         self.falls: list[str] = []
@@ -46,12 +46,12 @@ class Watch:
         await asyncio.gather(self._task, return_exceptions=True)
 
     def forget(self) -> None:
-        """Begin anew: the counts are those of another server."""
+        """Forget the rows seen so far, before the reader moves to another server."""
         self._seen = {}
 
     async def _poll(self) -> None:
         while True:
-            # PostgreSQL is away in some episodes.
+            # PostgreSQL is unavailable in some episodes.
             with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 async with self._database.connect() as connection:
                     while True:

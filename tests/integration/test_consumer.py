@@ -1,4 +1,4 @@
-"""The consumer against the real Kafka and PostgreSQL."""
+"""The consumer against real Kafka and PostgreSQL."""
 
 import asyncio
 import secrets
@@ -91,7 +91,7 @@ async def test_counts_are_exact_while_the_group_changes(settings: Settings, fetc
     assert await counts(fetch) == Counter(published)
 
 
-async def test_aborted_transactions_do_not_count_and_do_not_hold_up(
+async def test_aborted_transactions_neither_count_nor_delay(
     settings: Settings, fetch: Fetch
 ) -> None:
     key, value = wire.encode(occurrence(execution_id="execution-1"))
@@ -103,13 +103,13 @@ async def test_aborted_transactions_do_not_count_and_do_not_hold_up(
         await client.abort_transaction()
 
     async with consuming(settings):
-        # The end is behind the markers of both, which are no records.
+        # The end is after the control records of both transactions.
         await until_stored(settings)
 
     assert await counts(fetch) == Counter([1])
 
 
-async def test_a_lost_connection_loses_and_doubles_nothing(
+async def test_lost_connections_neither_lose_nor_double_events(
     settings: Settings, database: Database, fetch: Fetch
 ) -> None:
     kill = (
@@ -126,7 +126,7 @@ async def test_a_lost_connection_loses_and_doubles_nothing(
     assert await counts(fetch) == Counter(range(500))
 
 
-async def test_lost_history_halts_its_partition_loudly_and_no_other(
+async def test_lost_history_halts_its_partition_alone_and_is_reported(
     settings: Settings, unused_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = configured(settings, management_port=unused_port)
@@ -155,7 +155,7 @@ async def test_lost_history_halts_its_partition_loudly_and_no_other(
             now, stored = await end_offsets(settings), await stored_offsets(settings)
             return all(stored[partition] == now[partition] for partition in (1, 2))
 
-        await until(others_stored, "the other partitions go on")
+        await until(others_stored, "the other partitions are stored")
         halts = {
             partition: registry.get_sample_value(
                 "execution_events_partition_halted", {"partition": partition}
@@ -169,7 +169,7 @@ async def test_lost_history_halts_its_partition_loudly_and_no_other(
 async def test_a_log_that_ends_before_the_stored_offset_halts(
     settings: Settings, fetch: Fetch, unused_port: int
 ) -> None:
-    """As after the topic was deleted and created again."""
+    """The topic was deleted and created again."""
     settings = configured(settings, management_port=unused_port)
     await fetch(f"INSERT INTO partition_progress VALUES ('{settings.kafka.topic}', 1, 5, now())")
     async with consuming(settings):
@@ -183,7 +183,7 @@ async def test_a_log_that_ends_before_the_stored_offset_halts(
 async def test_another_log_of_the_same_length_halts(
     settings: Settings, fetch: Fetch, unused_port: int
 ) -> None:
-    """As after the topic was created again and filled past the stored offsets."""
+    """The topic was created again and filled past the stored offsets."""
     settings = configured(settings, management_port=unused_port)
     await publish(settings, range(60))
     async with consuming(settings):
@@ -215,7 +215,7 @@ async def test_another_cluster_halts(settings: Settings, fetch: Fetch, unused_po
         await until(halted, "readiness names all partitions")
 
 
-async def test_history_that_retention_removed_is_no_loss(settings: Settings, fetch: Fetch) -> None:
+async def test_retention_of_stored_records_does_not_halt(settings: Settings, fetch: Fetch) -> None:
     await publish(settings, range(60))
     async with consuming(settings):
         await until_stored(settings)
@@ -233,7 +233,7 @@ async def test_history_that_retention_removed_is_no_loss(settings: Settings, fet
     assert await counts(fetch) == Counter([*range(60), *range(60)])
 
 
-async def test_a_record_the_database_refuses_is_found_and_kept(
+async def test_a_record_refused_by_the_database_becomes_a_dead_letter(
     settings: Settings, fetch: Fetch
 ) -> None:
     bombs = {7, 8, 50, 199}
@@ -251,7 +251,7 @@ async def test_a_record_the_database_refuses_is_found_and_kept(
     assert {letter["detail"] for letter in letters} == {"CheckViolationError no_bombs (23514)"}
 
 
-async def test_a_record_that_the_client_cannot_read_halts_its_partition_alone(
+async def test_an_unreadable_record_halts_its_partition_alone(
     settings: Settings, fetch: Fetch, unused_port: int
 ) -> None:
     settings = configured(settings, management_port=unused_port)
@@ -272,9 +272,9 @@ async def test_a_record_that_the_client_cannot_read_halts_its_partition_alone(
             now, stored = await end_offsets(settings), await stored_offsets(settings)
             return all(stored[partition] == now[partition] for partition in (0, 2))
 
-        await until(others_stored, "the other partitions go on")
+        await until(others_stored, "the other partitions are stored")
         assert (await stored_offsets(settings))[1] == bad
-        # The way out: remove it from the log, and accept that.
+        # The remedy: remove it from the log, and accept the log.
         async with open_admin(settings.kafka) as client:
             await client.delete_records(
                 {TopicPartition(settings.kafka.topic, 1): RecordsToDelete(bad + 1)}
@@ -300,25 +300,25 @@ async def test_an_old_schema_is_refused_with_the_command_to_run(
         await run_consumer(settings, asyncio.Event())
 
 
-async def test_it_waits_for_its_topic(settings: Settings, unused_port: int) -> None:
+async def test_a_consumer_waits_for_its_topic(settings: Settings, unused_port: int) -> None:
     missing = configured(
         settings, topic=f"{settings.kafka.topic}-later", management_port=unused_port
     )
     async with consuming(missing):
 
-        async def told() -> bool:
+        async def reported() -> bool:
             return "execution-events topic create" in (await ready(unused_port))[1]
 
-        await until(told, "readiness says what to run")
+        await until(reported, "readiness names the command to run")
         await make_topic(missing, 1)
 
         async def joined() -> bool:
             return (await ready(unused_port))[0] == 200
 
-        await until(joined, "ready once the topic is there")
+        await until(joined, "ready once the topic exists")
 
 
-async def test_it_stops_soon_when_idle(settings: Settings, unused_port: int) -> None:
+async def test_an_idle_consumer_stops_within_seconds(settings: Settings, unused_port: int) -> None:
     settings = configured(settings, management_port=unused_port)
     loop = asyncio.get_running_loop()
     async with consuming(settings):
@@ -331,10 +331,10 @@ async def test_it_stops_soon_when_idle(settings: Settings, unused_port: int) -> 
     assert loop.time() - stopping < 5
 
 
-async def test_a_client_that_fails_as_it_leaves_ends_nothing(
+async def test_an_error_while_leaving_the_group_is_not_raised(
     settings: Settings, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As uvloop's transport does, where the connection was reset at that moment."""
+    """uvloop's transport raises it if the connection was reset at that moment."""
     stop = AIOKafkaConsumer.stop
 
     async def fails(client: AIOKafkaConsumer) -> None:
@@ -347,15 +347,15 @@ async def test_a_client_that_fails_as_it_leaves_ends_nothing(
 
     await publish(settings, [1])
     monkeypatch.setattr(AIOKafkaConsumer, "stop", fails)
-    # Whatever the consumer raises comes out of here.
+    # Errors of the consumer are raised here.
     async with consuming(settings):
         await until(is_stored, "the record is stored")
 
 
-async def test_a_client_whose_fetches_end_is_replaced(
+async def test_a_client_whose_fetch_task_has_ended_is_replaced(
     settings: Settings, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error that aiokafka does not expect ends the task that fetches; the client lives on."""
+    """An unexpected error ends aiokafka's fetch task, and the client keeps running."""
     send = AIOKafkaClient.send
     failed: list[int] = []
 
@@ -375,7 +375,7 @@ async def test_a_client_whose_fetches_end_is_replaced(
     assert await counts(fetch) == Counter(range(20))
 
 
-async def test_clients_that_fail_one_after_the_other_are_replaced_more_and_more_slowly(
+async def test_replacing_failing_clients_backs_off(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts: list[int] = []
@@ -393,11 +393,11 @@ async def test_clients_that_fail_one_after_the_other_are_replaced_more_and_more_
     monkeypatch.setattr("execution_events.consumer.service.backoff", counted)
     monkeypatch.setattr(BatchFetcher, "poll", fails)
     async with consuming(settings):
-        await until(failed_often, "three clients failed")
+        await until(failed_often, "three clients have failed")
     assert attempts[:3] == [0, 1, 2]
 
 
-async def test_metrics_tell_outcomes_and_lag(
+async def test_metrics_count_outcomes_and_lag(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry = CollectorRegistry()

@@ -1,7 +1,7 @@
-"""Members of a group against a model: assignments, revocations, crashes, commits without a reply.
+"""A model of a consumer group: assignments, revocations, crashes, commits without a reply.
 
-The members run the consumer's own loop and writer against the real PostgreSQL; only Kafka is a
-model here, so that every step is one that hypothesis chose and can repeat.
+The members run the product's loop and writer against a real PostgreSQL. Only Kafka is a model, so
+that hypothesis chooses every step and can repeat it.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ from hypothesis.stateful import (
 from prometheus_client import CollectorRegistry
 
 from execution_events.consumer.assignment import Assignment
-from execution_events.consumer.fetcher import BatchFetcher, Fetched
+from execution_events.consumer.fetcher import BatchFetcher, FetchedBatch
 from execution_events.consumer.log_check import LogState, Report
 from execution_events.consumer.loop import ConsumeLoop
-from execution_events.consumer.seeding import Seeder
+from execution_events.consumer.seeder import Seeder
 from execution_events.errors import RetryableError
-from execution_events.kafka.consumer import Trouble
+from execution_events.kafka.consumer import PartitionError
 from execution_events.metrics import ConsumerMetrics
 from execution_events.projection.batch import Projection
 from execution_events.projection.fingerprint import fingerprint
@@ -50,17 +50,17 @@ Log = dict[int, list[LogRecord]]
 
 
 class ModelClient:
-    """The part of aiokafka's consumer that the loop uses, over logs in memory.
+    """The methods of aiokafka's consumer that the loop uses, over logs in memory.
 
-    Like aiokafka it fetches from whatever is assigned and not paused, from the moment on at which
-    it is assigned, and an assignment begins where nobody has said: here at the end.
+    Like aiokafka it fetches every partition that is assigned and not paused, as soon as it is
+    assigned. An assignment begins at an arbitrary offset: here at the end.
     """
 
     address = "kafka:9092"
     read_bytes = 0
 
     def __init__(self, logs: Log) -> None:
-        self.troubles: dict[TopicPartition, Trouble] = {}
+        self.partition_errors: dict[TopicPartition, PartitionError] = {}
         self._logs = logs
         self._positions: dict[TopicPartition, int] = {}
         self._paused: set[TopicPartition] = set()
@@ -98,22 +98,22 @@ class ModelClient:
 
 
 class LossyWriter(BatchWriter):
-    """Loses its connection before the commit, or the commit's reply, when it is told to."""
+    """A writer that loses its connection before or after the commit, as `fault` says."""
 
     fault = ""
 
     async def store(self, batch: Batch) -> Projection:
         fault, self.fault = self.fault, ""
         if fault == "before":
-            raise RetryableError("lost before the commit")
+            raise RetryableError("connection lost before the commit")
         projection = await super().store(batch)
         if fault == "after":
-            raise RetryableError("lost the commit's reply")
+            raise RetryableError("connection lost before the reply to the commit")
         return projection
 
 
 async def seed(loop: ConsumeLoop) -> None:
-    """Seed all partitions that the loop's member is assigned."""
+    """Seed all partitions assigned to the loop's member."""
     while True:
         await loop._seeder.advance()
         if not loop._assignment.unseeded():
@@ -122,6 +122,8 @@ async def seed(loop: ConsumeLoop) -> None:
 
 
 class Member(NamedTuple):
+    """One member of the group."""
+
     client: ModelClient
     assignment: Assignment
     writer: LossyWriter
@@ -129,7 +131,7 @@ class Member(NamedTuple):
 
 
 class Tally:
-    """What a run of the machine has done, over all examples."""
+    """Counts over all examples of a run."""
 
     steps = 0
     stores = 0
@@ -137,14 +139,14 @@ class Tally:
 
 
 def machine(database: Database, tally: Tally) -> type[RuleBasedStateMachine]:
-    """The state machine over one database, which each example begins with empty tables."""
+    """Return the state machine over one database; each example begins with empty tables."""
 
     class Group(RuleBasedStateMachine):
         def __init__(self) -> None:
             super().__init__()
             self.runner = asyncio.Runner()
             self.logs: Log = {partition: [] for partition in range(PARTITIONS)}
-            self.fetched: dict[int, Fetched] = {}
+            self.fetched: dict[int, FetchedBatch] = {}
             self.sequence = 0
             self.members: list[Member] = []
             self.connection: asyncpg.Connection
@@ -210,14 +212,14 @@ def machine(database: Database, tally: Tally) -> type[RuleBasedStateMachine]:
 
         @rule(partition=st.integers(0, PARTITIONS - 1), back=st.integers(1, 6))
         def send_again(self, partition: int, back: int) -> None:
-            """A copy of a record that has a source."""
+            """Append a copy of a record that has a source."""
             records = self.logs[partition]
             if len(records) >= back and records[-back].headers:
                 records.append(records[-back]._replace(offset=len(records)))
 
         @rule(owners=st.tuples(*[st.integers(0, MEMBERS - 1)] * PARTITIONS))
         def rebalance(self, owners: tuple[int, ...]) -> None:
-            """Every rebalance is eager: all are revoked before any is assigned."""
+            """Assign partitions to owners; all are revoked first, as in every eager rebalance."""
             for member in self.members:
                 member.assignment.on_partitions_revoked(member.assignment.assigned)
             for number, member in enumerate(self.members):
@@ -227,7 +229,7 @@ def machine(database: Database, tally: Tally) -> type[RuleBasedStateMachine]:
 
         @rule(number=st.integers(0, MEMBERS - 1), mine=st.sets(st.integers(0, PARTITIONS - 1)))
         def wake_as_a_zombie(self, number: int, mine: set[int]) -> None:
-            """It is assigned partitions that others have too, as one that slept believes."""
+            """Assign a member partitions that others own too, as after a long freeze."""
             member = self.members[number]
             partitions = {TopicPartition(TOPIC, p) for p in mine}
             member.assignment.on_partitions_revoked(member.assignment.assigned)
@@ -236,7 +238,7 @@ def machine(database: Database, tally: Tally) -> type[RuleBasedStateMachine]:
 
         @rule(more=st.integers(1, 20))
         def fetch(self, more: int) -> None:
-            """A member that fetched and did not store yet has nothing else to do."""
+            """Fetch in every member that has no fetched batch yet."""
             self.publish(more)
             for number in set(range(MEMBERS)) - self.fetched.keys():
                 loop = self.members[number].loop
@@ -273,14 +275,14 @@ def machine(database: Database, tally: Tally) -> type[RuleBasedStateMachine]:
             owners=st.tuples(*[st.integers(0, MEMBERS - 1)] * PARTITIONS),
         )
         def crash(self, number: int, owners: tuple[int, ...]) -> None:
-            """It forgets all it knew; what it fetched and did not store is lost with it."""
+            """Replace a member by a new one; its fetched batch is lost."""
             self.fetched.pop(number, None)
             self.runner.run(self.members[number].writer._disconnect())
             self.members[number] = self._member()
             self.rebalance(owners)
 
         @invariant()
-        def rows_are_the_fold_of_what_is_stored(self) -> None:
+        def rows_equal_the_fold_of_the_stored_records(self) -> None:
             tally.steps += 1
             if self.members:
                 self.runner.run(self._check())
@@ -318,7 +320,7 @@ def machine(database: Database, tally: Tally) -> type[RuleBasedStateMachine]:
             self.runner.close()
 
         async def _end(self) -> None:
-            """Whatever happened, one member alone ends with everything stored, once."""
+            """Finish with one member, which must store the rest, once."""
             if not self.members:
                 return
             for member in self.members:
@@ -342,7 +344,7 @@ def machine(database: Database, tally: Tally) -> type[RuleBasedStateMachine]:
     return Group
 
 
-async def test_any_course_of_events_counts_exactly(
+async def test_counts_are_exact_after_any_sequence_of_steps(
     servers: Servers, template_database: str
 ) -> None:
     async with databases.cloned(servers.administrator_url, template_database) as database:
@@ -363,7 +365,7 @@ async def test_any_course_of_events_counts_exactly(
     assert tally.ahead >= 10
 
 
-async def test_what_was_fetched_ahead_of_a_batch_that_is_not_stored_is_read_again(
+async def test_a_batch_fetched_after_one_that_is_not_stored_is_read_again(
     servers: Servers, template_database: str
 ) -> None:
     async with databases.cloned(servers.administrator_url, template_database) as database:
@@ -379,7 +381,7 @@ def _lose_a_reply(group_type: type[RuleBasedStateMachine]) -> None:
     run(member.loop._store(run(member.loop._fetcher.fetch())))
     group.publish(1)
     fetched = run(member.loop._fetcher.fetch())
-    # To another partition, which the batch that is not stored does not move.
+    # In another partition, which the failed batch does not move.
     group.publish(1)
     member.writer.fault = "after"
     assert run(member.loop._store_and_fetch(fetched)) is None
@@ -396,7 +398,7 @@ async def test_a_batch_of_an_earlier_generation_is_not_stored(
 
 
 def _rebalance_with_a_batch(group_type: type[RuleBasedStateMachine]) -> None:
-    """The partitions are the same member's again, and more records follow than it holds."""
+    """The same member owns the partitions again, and more records follow than it has fetched."""
     group: Any = group_type()
     group.begin()
     group.rebalance((0,) * PARTITIONS)
@@ -409,5 +411,5 @@ def _rebalance_with_a_batch(group_type: type[RuleBasedStateMachine]) -> None:
     following = run(member.loop._store_and_fetch(fetched))
     if following is not None:
         run(member.loop._store(following))
-    group.rows_are_the_fold_of_what_is_stored()
+    group.rows_equal_the_fold_of_the_stored_records()
     group.teardown()

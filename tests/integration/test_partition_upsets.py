@@ -1,4 +1,4 @@
-"""An upset of one partition delays or halts that partition alone; stored offsets are verified."""
+"""Faults of one partition, which delay or halt it alone, and verification of stored offsets."""
 
 import asyncio
 import json
@@ -29,28 +29,28 @@ PARTITIONS = (0, 1, 2)
 CONSUMER = "execution-events consumer"
 
 
-async def until_others_are_stored(settings: Settings, upset: int) -> None:
-    """Return once all but the `upset` partition are stored up to their ends."""
+async def until_others_are_stored(settings: Settings, faulty: int) -> None:
+    """Return once all partitions but the `faulty` one are stored up to their ends."""
     ends = await end_offsets(settings)
 
     async def stored() -> bool:
         now = await stored_offsets(settings)
-        return all(now.get(p) == ends[p] for p in PARTITIONS if p != upset)
+        return all(now.get(p) == ends[p] for p in PARTITIONS if p != faulty)
 
-    await until(stored, "the other partitions go on")
+    await until(stored, "the other partitions are stored")
 
 
-async def until_told(port: int, text: str) -> None:
+async def until_reported(port: int, text: str) -> None:
     """Return once readiness gives a reason with `text`."""
 
-    async def told() -> bool:
+    async def reported() -> bool:
         status, body = await ready(port)
         return status == 503 and text in " ".join(json.loads(body)["reasons"])
 
-    await until(told, f"readiness tells: {text}")
+    await until(reported, f"readiness reports: {text}")
 
 
-async def test_a_last_stored_record_that_cannot_be_read_halts_its_partition_alone(
+async def test_an_unreadable_last_stored_record_halts_its_partition_alone(
     settings: Settings, fetch: Fetch, unused_port: int
 ) -> None:
     settings = configured(settings, management_port=unused_port)
@@ -59,7 +59,7 @@ async def test_a_last_stored_record_that_cannot_be_read_halts_its_partition_alon
         await until_stored(settings)
     bad = (await stored_offsets(settings))[1]
     await produce_batch(settings, 1, [b"x"], ((OddName("name"), b""),))
-    # As if it had been read, and the disk had changed it since.
+    # The state after the record was stored and then damaged on the disk.
     await fetch(
         f"UPDATE partition_progress SET next_offset = {bad + 1}, last_offset = {bad},"
         " last_timestamp = 0, last_hash = '' WHERE partition = 1"
@@ -68,8 +68,8 @@ async def test_a_last_stored_record_that_cannot_be_read_halts_its_partition_alon
 
     async with consuming(settings):
         await until_others_are_stored(settings, 1)
-        await until_told(unused_port, f"partition 1 is halted: the batch at offset {bad}")
-        # Removed by retention, or by an operator, it is no reason any more.
+        await until_reported(unused_port, f"partition 1 is halted: the batch at offset {bad}")
+        # Once retention or an operator has removed the record, nothing is compared with it.
         async with open_admin(settings.kafka) as client:
             await client.delete_records(
                 {TopicPartition(settings.kafka.topic, 1): RecordsToDelete(bad + 1)}
@@ -89,7 +89,7 @@ async def test_a_batch_beyond_the_limit_halts_its_partition_until_the_limit_is_r
 
     async with consuming(settings):
         await until_others_are_stored(settings, 1)
-        await until_told(
+        await until_reported(
             unused_port, f"partition 1 is halted: the batch at offset {bad} (to offset {bad + 4})"
         )
         assert "expands to 1500" in (await ready(unused_port))[1]
@@ -102,10 +102,10 @@ async def test_a_batch_beyond_the_limit_halts_its_partition_until_the_limit_is_r
     assert row["count"] == 5
 
 
-async def test_a_batch_is_bounded_in_bytes(
+async def test_a_batch_is_limited_in_bytes(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However well the records were compressed, and although each is kept as a dead letter."""
+    """The records are highly compressed, and each becomes a dead letter."""
     sizes: list[int] = []
     store = BatchWriter.store
 
@@ -125,7 +125,7 @@ async def test_a_batch_is_bounded_in_bytes(
 
 @asynccontextmanager
 async def frozen_in_copy(database: Database, application: str) -> AsyncIterator[asyncpg.Connection]:
-    """A session that has locked partition 1 and waits for its client in the middle of COPY."""
+    """Open a session that locks partition 1 and waits for its client in the middle of COPY."""
     released = asyncio.Event()
 
     async def rows() -> AsyncIterator[bytes]:
@@ -171,10 +171,10 @@ async def until_closed(connection: asyncpg.Connection) -> None:
     await closed.wait()
 
 
-async def test_a_consumer_that_is_frozen_inside_copy_is_ended(
+async def test_the_session_of_a_consumer_frozen_inside_copy_is_ended(
     settings: Settings, database: Database, fetch: Fetch, unused_port: int
 ) -> None:
-    """PostgreSQL heeds none of its time-outs there."""
+    """None of PostgreSQL's timeouts applies there."""
     settings = configured(settings, management_port=unused_port)
     await publish(settings, range(60))
     async with consuming(settings):
@@ -185,14 +185,14 @@ async def test_a_consumer_that_is_frozen_inside_copy_is_ended(
         begun = asyncio.get_running_loop().time()
         await until_others_are_stored(settings, 1)
         assert asyncio.get_running_loop().time() - begun < 10
-        await until_told(unused_port, "another session has locked partition 1")
+        await until_reported(unused_port, "another session has locked partition 1")
         await until_stored(settings)
         assert asyncio.get_running_loop().time() - begun < 15
         assert frozen.is_closed()
     assert await counts(fetch) == Counter([*range(60), *range(60)])
 
 
-async def test_a_session_of_another_command_is_waited_for(
+async def test_a_session_of_another_command_is_not_ended(
     settings: Settings, database: Database, fetch: Fetch
 ) -> None:
     await publish(settings, range(60))
@@ -204,7 +204,7 @@ async def test_a_session_of_another_command_is_waited_for(
     async with consuming(settings):
         async with frozen_in_copy(database, "execution-events dead-letters") as other:
             await until_others_are_stored(settings, 1)
-            # Longer than the patience with a consumer's session.
+            # Longer than the lock timeout of a consumer's session.
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(until_closed(other), 8)
             assert (await stored_offsets(settings))[1] == before
@@ -212,14 +212,14 @@ async def test_a_session_of_another_command_is_waited_for(
     assert await counts(fetch) == Counter([*range(60), *range(60)])
 
 
-async def test_commits_that_a_failover_lost_are_caught_up_without_a_new_record(
+async def test_commits_lost_in_a_failover_are_restored_without_new_records(
     settings: Settings, fetch: Fetch
 ) -> None:
     await publish(settings, range(60))
     async with consuming(settings):
         await until_stored(settings)
         ends = await stored_offsets(settings)
-        # What a standby holds that was not up to date: all of it is of one moment.
+        # The state of a standby that was behind: one consistent earlier moment.
         await fetch(
             "WITH e AS (DELETE FROM event), x AS (DELETE FROM execution),"
             " c AS (DELETE FROM execution_change), p AS (DELETE FROM producer_progress)"
@@ -233,7 +233,7 @@ async def test_commits_that_a_failover_lost_are_caught_up_without_a_new_record(
     assert await counts(fetch) == Counter(range(60))
 
 
-async def test_records_before_the_beginning_of_a_new_partition_are_told(
+async def test_records_missing_at_the_beginning_of_a_new_partition_are_reported(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry = CollectorRegistry()
@@ -249,16 +249,16 @@ async def test_records_before_the_beginning_of_a_new_partition_are_told(
         async with consuming(settings):
             await until_stored(settings)
         entries = [json.loads(line) for line in log.getvalue().splitlines()]
-    [told] = [entry for entry in entries if entry["event"] == "partition_begins_late"]
-    assert told["level"] == "warning"
-    assert (told["partition"], told["offset"], told["unseen"]) == (1, ends[1], ends[1])
+    [warning] = [entry for entry in entries if entry["event"] == "partition_begins_late"]
+    assert warning["level"] == "warning"
+    assert (warning["partition"], warning["offset"], warning["unseen"]) == (1, ends[1], ends[1])
     assert registry.get_sample_value("execution_events_unseen_records_total") == ends[1]
 
 
-async def test_a_batch_beyond_the_bytes_of_a_fetch_is_read_alone(
+async def test_a_producer_batch_above_the_byte_limit_is_read_alone(
     settings: Settings, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether its bytes come over the network or only when it is expanded."""
+    """Both as fetched and as expanded."""
     monkeypatch.setattr("execution_events.consumer.fetcher._BATCH_BYTES", 100_000)
     for codec in (0, ZSTD):
         for _ in range(3):

@@ -132,7 +132,7 @@ async def test_kafka_silent_at_opening_is_said_in_time(
 async def test_a_topic_that_is_not_there_is_said(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(producer, "_TOPIC_PAUSE", 0.1)
+    monkeypatch.setattr(producer, "_TOPIC_INTERVAL", 0.1)
     async with nothing_left():
         with pytest.raises(
             RetryableError,

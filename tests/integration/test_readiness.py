@@ -1,6 +1,6 @@
-"""Readiness, cause by cause: the time until it fails, the reason, and the time until it is back.
+"""Readiness by cause: the time until it fails, the reason, and the time until it recovers.
 
-Each service is asked all the time, and every answer comes within two seconds.
+Each service is polled throughout, and every response comes within two seconds.
 """
 
 import asyncio
@@ -33,17 +33,17 @@ from tests.support.occurrences import publish, ready
 from tests.support.topics import make_topic
 
 NOT_READY = 15
-"""Seconds until a cause must be told."""
+"""Seconds until a cause must be reported."""
 READY_AGAIN = 10
-"""Seconds until a service must be ready once the cause is gone."""
-ANSWER = 2
-"""Seconds for one answer, also while a peer is frozen."""
+"""Seconds until a service must be ready after the cause is removed."""
+RESPONSE_TIMEOUT = 2
+"""Seconds for one response, even while a peer is frozen."""
 PARTITIONS = 3
 
 
 @dataclass
 class Peers:
-    """What a service under test depends on, and how it is upset."""
+    """The servers that a service under test depends on, and their faults."""
 
     broker: GuardedBroker
     postgres: Proxy
@@ -83,7 +83,7 @@ def free_port() -> int:
 async def prepared(
     broker: GuardedBroker, servers: Servers, template_database: str
 ) -> AsyncIterator[Peers]:
-    """Peers of one service: a database of its own behind a proxy, and a topic."""
+    """Create the peers of one service: a database of its own behind a proxy, and a topic."""
     async with databases.cloned(servers.administrator_url, template_database) as database:
         url = urlsplit(database.writer)
         async with Proxy(url.port or 0) as proxy:
@@ -111,7 +111,7 @@ async def peers(
         yield prepared_peers
 
 
-Upset = Callable[[Peers], AbstractAsyncContextManager[None]]
+Fault = Callable[[Peers], AbstractAsyncContextManager[None]]
 
 
 @asynccontextmanager
@@ -162,7 +162,7 @@ async def postgres_read_only(peers: Peers) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def topic_deleted(peers: Peers) -> AsyncIterator[None]:
-    """aiokafka's consumer is assigned no partition then, and says nothing."""
+    """Delete the topic: aiokafka's consumer is then assigned no partition, and logs nothing."""
     async with open_admin(peers.settings.kafka) as admin:
         await admin.delete_topics([peers.settings.kafka.topic])
     try:
@@ -173,7 +173,7 @@ async def topic_deleted(peers: Peers) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def partition_stalls(peers: Peers) -> AsyncIterator[None]:
-    """PostgreSQL answers, and a batch cannot be stored."""
+    """Lock a table: PostgreSQL responds, but a batch cannot be stored."""
     async with (
         administrator(peers.database.administrator) as connection,
         connection.transaction(),
@@ -184,33 +184,32 @@ async def partition_stalls(peers: Peers) -> AsyncIterator[None]:
 
 
 async def until_ready(port: int, wanted: int, limit: float, pattern: str = "") -> float:
-    """Return the seconds until /readyz answers with `wanted` and a reason like `pattern`."""
+    """Return the seconds until /readyz responds `wanted` with a reason that matches `pattern`."""
     begun = time.monotonic()
     status, body = 0, ""
     while True:
-        asked = time.monotonic()
+        sent = time.monotonic()
         status, body = await ready(port)
         now = time.monotonic()
-        assert now - asked < ANSWER
+        assert now - sent < RESPONSE_TIMEOUT
         if status == wanted and re.search(pattern, " | ".join(json.loads(body)["reasons"])):
             return now - begun
         assert now - begun < limit, f"after {limit} s /readyz gives {status} {body}"
         await asyncio.sleep(0.1)
 
 
-async def check(service: str, peers: Peers, upset: Upset, pattern: str) -> None:
-    """Upset a peer: /readyz tells it in time, stays so, and is back in time."""
+async def check(service: str, peers: Peers, fault: Fault, pattern: str) -> None:
+    """Inject a fault: /readyz reports it in time, keeps doing so, and recovers in time."""
     port = peers.settings.management.port
     await until_ready(port, 200, 30)
-    async with upset(peers):
-        told = await until_ready(port, 503, NOT_READY, pattern)
-        # It stays so.
+    async with fault(peers):
+        failed = await until_ready(port, 503, NOT_READY, pattern)
         for _ in range(5):
             assert (await ready(port))[0] == 503
             await asyncio.sleep(0.1)
     again = await until_ready(port, 200, READY_AGAIN)
-    times = f"not ready after {told:.1f} s, ready again after {again:.1f} s"
-    print(f"{service}, {upset.__name__}: {times}")
+    times = f"not ready after {failed:.1f} s, ready again after {again:.1f} s"
+    print(f"{service}, {fault.__name__}: {times}")
 
 
 KAFKA = r"Kafka at 127\.0\.0\.1:\d+: "
@@ -218,7 +217,7 @@ POSTGRES = r"PostgreSQL at 127\.0\.0\.1:\d+"
 
 
 @pytest.mark.parametrize(
-    ("upset", "pattern"),
+    ("fault", "pattern"),
     [
         (kafka_frozen, KAFKA + "no answer"),
         (both_refuse, KAFKA + rf".*Connect call failed.*\| {POSTGRES} cannot be reached"),
@@ -226,26 +225,26 @@ POSTGRES = r"PostgreSQL at 127\.0\.0\.1:\d+"
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
-async def test_the_consumer_tells_why_kafka_does_not_serve_it(
-    peers: Peers, upset: Upset, pattern: str
+async def test_the_consumer_names_the_cause_of_a_kafka_fault(
+    peers: Peers, fault: Fault, pattern: str
 ) -> None:
     async with consuming(peers.settings):
-        await check("consumer", peers, upset, pattern)
+        await check("consumer", peers, fault, pattern)
 
 
-async def test_services_tell_why_postgresql_does_not_serve_them(
+async def test_services_name_the_cause_of_a_postgresql_fault(
     broker: GuardedBroker, servers: Servers, template_database: str
 ) -> None:
     silent = POSTGRES + ": no answer"
     refused = POSTGRES + " cannot be reached: .*Connect call failed"
-    stalled = r"partition \d has records, and none has been stored for \d+ s: "
+    stalled = r"partition \d has lag and has stored nothing for \d+ s: "
 
-    async def check_one(service: str, upset: Upset, pattern: str) -> None:
+    async def check_one(service: str, fault: Fault, pattern: str) -> None:
         run = {"consumer": consuming, "reader": reading}[service]
         async with prepared(broker, servers, template_database) as peers, run(peers.settings):
-            await check(service, peers, upset, pattern)
+            await check(service, peers, fault, pattern)
 
-    # Each waits most of its time.
+    # Each spends most of its time waiting.
     await asyncio.gather(
         check_one("consumer", postgres_frozen, silent),
         check_one("consumer", postgres_refuses, refused),
@@ -258,7 +257,7 @@ async def test_services_tell_why_postgresql_does_not_serve_them(
 
 @asynccontextmanager
 async def reading(settings: Settings) -> AsyncIterator[None]:
-    """Run a reader; at the end it is stopped in order, and its errors are raised."""
+    """Run a reader; at the end it is stopped and its errors are raised."""
     stop = asyncio.Event()
     reader = asyncio.create_task(run_reader(settings, stop))
     try:
@@ -269,12 +268,12 @@ async def reading(settings: Settings) -> AsyncIterator[None]:
 
 
 async def test_the_reader_is_ready_while_the_database_is_read_only(peers: Peers) -> None:
-    """It may be a replica."""
+    """A reader may run on a replica."""
     async with postgres_read_only(peers), reading(peers.settings):
         await until_ready(peers.settings.management.port, 200, 30)
 
 
-async def test_a_missing_right_is_told_with_kafkas_cause(peers: Peers) -> None:
+async def test_a_missing_right_is_reported_with_kafkas_error(peers: Peers) -> None:
     settings = peers.broker.limited(peers.settings)
     port = settings.management.port
     topic, group = settings.kafka.topic, settings.consumer.group
@@ -287,14 +286,14 @@ async def test_a_missing_right_is_told_with_kafkas_cause(peers: Peers) -> None:
         again = await until_ready(port, 200, READY_AGAIN)
         print(f"consumer, READ granted: ready after {again:.1f} s")
         await peers.broker.revoke(topic, "Read")
-        told = await until_ready(port, 503, NOT_READY, pattern)
-        print(f"consumer, READ revoked: not ready after {told:.1f} s")
+        failed = await until_ready(port, 503, NOT_READY, pattern)
+        print(f"consumer, READ revoked: not ready after {failed:.1f} s")
         await peers.broker.grant(topic, "Read")
         again = await until_ready(port, 200, READY_AGAIN)
         print(f"consumer, READ granted again: ready after {again:.1f} s")
 
 
-async def test_a_missing_right_on_the_group_is_told(peers: Peers) -> None:
+async def test_a_missing_right_on_the_group_is_reported(peers: Peers) -> None:
     settings = peers.broker.limited(peers.settings)
     await peers.broker.grant(settings.kafka.topic, "Read", "Describe", "DescribeConfigs")
     async with consuming(settings):
@@ -305,7 +304,7 @@ async def test_a_missing_right_on_the_group_is_told(peers: Peers) -> None:
         await until_ready(settings.management.port, 200, READY_AGAIN)
 
 
-async def test_a_consumer_that_starts_beside_a_frozen_broker_tells_it_and_stops(
+async def test_a_consumer_started_with_a_frozen_broker_reports_it_and_stops(
     peers: Peers,
 ) -> None:
     stop = asyncio.Event()
@@ -319,8 +318,8 @@ async def test_a_consumer_that_starts_beside_a_frozen_broker_tells_it_and_stops(
 
 
 @pytest.mark.parametrize("moment", [0.05, 0.25])
-async def test_a_consumer_stops_in_order_while_kafka_is_gone(peers: Peers, moment: float) -> None:
-    """At any moment of the client's own attempts to reach it."""
+async def test_a_consumer_stops_cleanly_while_kafka_is_down(peers: Peers, moment: float) -> None:
+    """At several moments of the client's reconnection attempts."""
     stop = asyncio.Event()
     consumer = asyncio.create_task(run_consumer(peers.settings, stop))
     await until_ready(peers.settings.management.port, 200, 30)
@@ -329,12 +328,12 @@ async def test_a_consumer_stops_in_order_while_kafka_is_gone(peers: Peers, momen
         await asyncio.wait({consumer}, timeout=moment)
         stop.set()
         begun = time.monotonic()
-        # Whatever it raises comes out of here, a CancelledError too.
+        # Errors of the consumer are raised here, a CancelledError too.
         await consumer
         assert time.monotonic() - begun < peers.settings.stop_timeout
 
 
-async def test_a_bootstrap_server_that_is_silent_holds_up_nothing(peers: Peers) -> None:
+async def test_a_silent_bootstrap_server_does_not_delay_the_start(peers: Peers) -> None:
     async with Proxy(peers.kafka.port) as silent, silent.black_hole():
         servers = f"127.0.0.1:{silent.port},{peers.settings.kafka.bootstrap_servers}"
         async with consuming(configured(peers.settings, kafka_bootstrap_servers=servers)):

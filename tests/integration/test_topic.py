@@ -1,4 +1,4 @@
-"""`topic`: made as the guarantees need it; another log is accepted only when it is said."""
+"""`topic create` and `topic accept`, and the consumer's check of the topic."""
 
 import asyncio
 from collections import Counter
@@ -28,13 +28,13 @@ def new(settings: Settings) -> Settings:
 
 @pytest.fixture(scope="module")
 async def guarded() -> AsyncIterator[GuardedBroker]:
-    """A broker with an authorizer, which creates topics that metadata requests name."""
+    """A broker with an authorizer that creates the topics named in metadata requests."""
     async with guarded_broker({"auto.create.topics.enable": "true"}) as broker:
         yield broker
 
 
 async def create(settings: Settings, *options: str, code: int = 0) -> list[str]:
-    """The lines that `topic create` prints."""
+    """Return the lines printed by `topic create`."""
     output = await run_cli(
         "topic", "create", *ONE_COPY, *options, env=environment(settings), code=code
     )
@@ -55,7 +55,7 @@ async def topics_of(settings: Settings) -> list[str]:
         return names
 
 
-async def test_it_is_created_as_the_guarantees_need_it(new: Settings) -> None:
+async def test_a_topic_is_created_with_the_required_configuration(new: Settings) -> None:
     options = ("--partitions", "2", "--retention-days", "7")
     assert await create(new, *options) == [f"created: {new.kafka.topic}"]
     assert await create(new, *options) == [f"exists as asked: {new.kafka.topic}"]
@@ -69,7 +69,7 @@ async def test_it_is_created_as_the_guarantees_need_it(new: Settings) -> None:
     assert config["message.timestamp.type"] == "LogAppendTime"
 
 
-async def test_an_existing_topic_is_compared_and_left_as_it_is(new: Settings) -> None:
+async def test_an_existing_topic_is_compared_and_not_changed(new: Settings) -> None:
     await make_topic(new, 2, CREATE_TIME | {"cleanup.policy": "compact"})
     assert await create(new, "--partitions", "3", code=1) == [
         f"exists and differs: {new.kafka.topic}",
@@ -99,7 +99,7 @@ async def test_an_existing_topic_is_altered_and_keeps_its_other_configurations(
     assert again == [f"exists as asked: {new.kafka.topic}"]
 
 
-async def test_alter_says_what_it_cannot_change(new: Settings) -> None:
+async def test_alter_reports_the_differences_it_cannot_remove(new: Settings) -> None:
     await make_topic(new, 2, CREATE_TIME)
     options = ("--partitions", "1", "--replication", "3", "--min-insync-replicas", "2", "--alter")
     expected = [
@@ -114,26 +114,26 @@ async def test_alter_says_what_it_cannot_change(new: Settings) -> None:
     assert changed == "    message.timestamp.type: changed from CreateTime to LogAppendTime"
     assert kept == expected
     assert (await create(new, *options, code=1))[1:] == expected
-    # It takes records as before.
+    # The topic still accepts records.
     await publish(new, range(3))
 
 
-async def test_one_of_two_that_create_it_at_once_finds_it_as_asked(new: Settings) -> None:
+async def test_concurrent_creations_create_the_topic_once(new: Settings) -> None:
     for number in range(5):
         settings = configured(new, topic=f"{new.kafka.topic}-{number}")
         outcomes = await asyncio.gather(*(make_topic(settings, 2) for _ in range(3)))
         assert sorted(map(repr, outcomes)) == ["None", "[]", "[]"]
 
 
-async def test_more_replicas_in_sync_than_replicas_are_refused(new: Settings) -> None:
+async def test_min_insync_replicas_above_the_replication_are_refused(new: Settings) -> None:
     await create(new, "--min-insync-replicas", "2", code=2)
     assert new.kafka.topic not in await topics_of(new)
 
 
-async def test_a_topic_whose_configuration_is_hidden_is_not_consumed(
+async def test_a_topic_with_a_hidden_configuration_is_not_consumed(
     guarded: GuardedBroker, settings: Settings, unused_port: int, fetch: Fetch
 ) -> None:
-    """It may be compacted."""
+    """The topic may be compacted."""
     limited = configured(guarded.limited(settings), management_port=unused_port)
     await make_topic(guarded.unlimited(settings), 1)
     await publish(guarded.unlimited(settings), [1])
@@ -145,10 +145,10 @@ async def test_a_topic_whose_configuration_is_hidden_is_not_consumed(
         await check_topic(limited.kafka)
     async with consuming(limited):
 
-        async def told() -> bool:
+        async def reported() -> bool:
             return "grant DescribeConfigs" in (await ready(unused_port))[1]
 
-        await until(told, "readiness names the right")
+        await until(reported, "readiness names the right")
         assert await counts(fetch) == Counter()
         await guarded.grant(limited.kafka.topic, "DescribeConfigs")
         await until_stored(guarded.unlimited(settings))
@@ -165,7 +165,7 @@ async def test_a_topic_whose_configuration_is_hidden_is_not_consumed(
         (("Create", "Describe", "AlterConfigs"), ("--alter",), "Alter"),
     ],
 )
-async def test_topic_create_names_the_right_that_it_lacks(
+async def test_topic_create_names_the_missing_right(
     guarded: GuardedBroker,
     new: Settings,
     granted: tuple[str, ...],
@@ -181,7 +181,7 @@ async def test_topic_create_names_the_right_that_it_lacks(
         env=environment(guarded.limited(new)),
     )
     assert await process.wait() == 1
-    # Before it, aiokafka warns of each connection with a password and without TLS.
+    # aiokafka first warns of each connection with a password and without TLS.
     line = capfd.readouterr().err.splitlines()[-1]
     assert line.startswith("execution-events: Kafka at 127.0.0.1:")
     assert f"AuthorizationFailedError: grant {missing} on it" in line
@@ -197,14 +197,14 @@ async def test_no_request_creates_the_topic(
     await run_cli("topic", "accept", env=environment(settings), code=1)
     async with consuming(settings):
 
-        async def told() -> bool:
+        async def reported() -> bool:
             return "topic create" in (await ready(unused_port))[1]
 
-        await until(told, "readiness says that the topic is missing")
+        await until(reported, "readiness reports the missing topic")
     assert settings.kafka.topic not in await topics_of(settings)
 
 
-async def test_a_consumer_does_not_create_the_topic_that_was_deleted(
+async def test_a_consumer_does_not_recreate_a_deleted_topic(
     guarded: GuardedBroker, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("WARNING", logger="aiokafka")
@@ -217,14 +217,14 @@ async def test_a_consumer_does_not_create_the_topic_that_was_deleted(
             await admin.delete_topics([settings.kafka.topic])
 
         async def missed() -> bool:
-            # By aiokafka, once it has asked for the topic again.
+            # aiokafka logs it after its next metadata request.
             return f"Topic {settings.kafka.topic} not found in cluster metadata" in caplog.text
 
-        await until(missed, "the consumer has asked for the topic")
+        await until(missed, "the consumer has requested the topic's metadata")
     assert settings.kafka.topic not in await topics_of(settings)
 
 
-async def test_altering_the_timestamps_beside_a_consumer_changes_no_fingerprint(
+async def test_altering_the_timestamp_type_changes_no_fingerprint(
     new: Settings, fetch: Fetch, unused_port: int
 ) -> None:
     settings = configured(new, management_port=unused_port)
@@ -243,9 +243,9 @@ async def test_altering_the_timestamps_beside_a_consumer_changes_no_fingerprint(
         await publish(settings, range(30, 40))
         await until_stored(settings)
     for numbers in (range(40, 50), range(50, 60)):
-        # Begins with its last record, of before the change, or of after it.
+        # The last stored record was written before the change, then after it.
         async with consuming(settings):
-            await until(is_ready, "ready with the log as it is stored")
+            await until(is_ready, "ready with the stored log")
             await publish(settings, numbers)
             await until_stored(settings)
     assert await counts(fetch) == Counter(range(60))
@@ -291,10 +291,10 @@ async def test_another_log_is_accepted_while_the_consumer_runs(
 
 
 async def _recreate(settings: Settings) -> None:
-    """Create the topic as soon as Kafka has forgotten the deleted one."""
+    """Create the topic as soon as Kafka has removed the deleted one."""
 
     async def created() -> bool:
         return await make_topic(settings, 3) is None
 
     async with asyncio.timeout(60):
-        await until(created, "the topic is there again")
+        await until(created, "the topic exists again")

@@ -46,11 +46,11 @@ def test_partitions_are_shared(holding: list[list[int]], expected: bool) -> None
 
 def test_the_last_assignment_counts() -> None:
     log = (
-        '{"event": "consumer started", "topic": "t"}\n'
-        '{"event": "partitions assigned", "partitions": [0, 1]}\n'
+        '{"event": "consumer_started", "topic": "t"}\n'
+        '{"event": "partitions_assigned", "partitions": [0, 1]}\n'
         "no JSON\n"
-        '{"event": "partitions assigned", "partitions": [1]}\n'
-        '{"event": "partitions assigned", "par'
+        '{"event": "partitions_assigned", "partitions": [1]}\n'
+        '{"event": "partitions_assigned", "par'
     )
     assert consuming.assigned(log) == [1]
     assert consuming.assigned("") == []

@@ -1,4 +1,4 @@
-"""Decoders of compressed batches: what aiokafka encodes, up to a limit."""
+"""Decoders of compressed batches, up to their limit, against aiokafka's encoders."""
 
 import os
 import zlib
@@ -36,13 +36,13 @@ def test_a_batch_beyond_the_limit_is_refused(codec: str) -> None:
     assert decoders.expanded == 0
 
 
-def test_a_batch_that_tells_its_size_is_refused_with_it() -> None:
+def test_a_refusal_names_the_size_in_the_header() -> None:
     with pytest.raises(BatchTooLargeError, match="expands to 300000000 bytes"):
         Decoders(LIMIT).zstd(encode("zstd", bytes(300_000_000)))
 
 
-def test_frames_that_tell_no_size_are_expanded_up_to_the_limit() -> None:
-    """As Java's producers write them."""
+def test_frames_without_a_size_are_expanded_up_to_the_limit() -> None:
+    """Java's producers write such frames."""
     for size, fits in ((LIMIT, True), (LIMIT + 1, False)):
         compressor = cramjam.zstd.Compressor()
         compressor.compress(bytes(size))
@@ -60,7 +60,7 @@ def test_a_raw_snappy_block_is_expanded() -> None:
     assert Decoders(LIMIT).snappy(bytes(cramjam.snappy.compress_raw(data))) == data
 
 
-def test_several_members_of_a_gzip_file_are_one_batch() -> None:
+def test_members_of_a_gzip_file_are_joined() -> None:
     members = encode("gzip", bytes(LIMIT // 2)) + encode("gzip", bytes(LIMIT // 2))
     assert Decoders(LIMIT).gzip(members) == bytes(LIMIT)
     with pytest.raises(BatchTooLargeError):
@@ -68,13 +68,13 @@ def test_several_members_of_a_gzip_file_are_one_batch() -> None:
 
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "zstd"])
-def test_a_damaged_batch_is_no_large_one(codec: str) -> None:
+def test_a_damaged_batch_is_not_reported_as_too_large(codec: str) -> None:
     whole = encode(codec, os.urandom(5000))
     with pytest.raises((zlib.error, cramjam.DecompressionError)):
         getattr(Decoders(LIMIT), codec)(whole[:-1000])
 
 
-def test_aiokafka_uses_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_decoders_are_used_by_aiokafka(monkeypatch: pytest.MonkeyPatch) -> None:
     builder = default_records.DefaultRecordBatchBuilder(
         magic=2,
         compression_type=4,

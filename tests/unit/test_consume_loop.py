@@ -1,4 +1,4 @@
-"""What the loop makes of a client that fails; all else is tested against the real servers."""
+"""The consume loop and a client that fails; the rest is tested against real servers."""
 
 import asyncio
 from typing import Any, ClassVar
@@ -11,18 +11,18 @@ from execution_events.backoff import backoff
 from execution_events.consumer.assignment import Assignment
 from execution_events.consumer.fetcher import BatchFetcher
 from execution_events.consumer.loop import ConsumeLoop
-from execution_events.consumer.seeding import Seeder
+from execution_events.consumer.seeder import Seeder
 from execution_events.errors import RetryableError
 from execution_events.metrics import ConsumerMetrics
 from execution_events.store.write.batches import BatchWriter
 
 
 class FailingClient:
-    """A client without partitions whose fetches fail."""
+    """A client without partitions whose every fetch fails."""
 
     address = "kafka:9092"
     read_bytes = 0
-    troubles: ClassVar[dict[TopicPartition, object]] = {}
+    partition_errors: ClassVar[dict[TopicPartition, object]] = {}
 
     def __init__(self, error: BaseException) -> None:
         self._error = error
@@ -32,7 +32,7 @@ class FailingClient:
 
 
 class IdleClient:
-    """A client of one partition."""
+    """A client that fetches nothing."""
 
     address = "kafka:9092"
 
@@ -44,7 +44,7 @@ class IdleClient:
 
 
 class IdleSeeder(Seeder):
-    """Has nothing to do."""
+    """A seeder without partitions."""
 
     async def advance(self) -> None:
         pass
@@ -68,48 +68,49 @@ def loop_over(client: Any) -> ConsumeLoop:
     )
 
 
-async def test_a_fetch_that_the_client_cancels_asks_for_another_client() -> None:
-    """aiokafka does so after it has left its group; it must not end the process."""
+async def test_a_fetch_cancelled_by_the_client_replaces_the_client() -> None:
+    """aiokafka cancels fetches after it has left its group; the process must continue."""
     with pytest.raises(RetryableError, match="cancelled"):
         await loop_over(FailingClient(asyncio.CancelledError())).run()
 
 
-async def test_an_error_that_is_not_kafkas_asks_for_another_client() -> None:
+async def test_an_unexpected_error_replaces_the_client() -> None:
     with pytest.raises(RetryableError, match="Kafka at kafka:9092: ValueError"):
         await loop_over(FailingClient(ValueError())).run()
 
 
-async def test_each_partition_stalls_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stalls_are_measured_by_partition(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("execution_events.consumer.loop.time.monotonic", lambda: now)
     client = IdleClient()
     loop = loop_over(client)
     idle, waiting = TopicPartition("topic", 0), TopicPartition("topic", 1)
     loop._assignment.positions = {idle: 0, waiting: 0}
-    loop._measure()
+    loop._update_lag()
     now = 1000
-    # Where nothing waits, time does not count as a stall.
+    # Without lag, time does not count as a stall.
     assert loop.stalled() == {}
     client.ends[waiting] = 1
     assert loop.stalled() == {1: 0}
     now = 2000
     assert loop.stalled() == {1: 1000}
     loop._assignment.positions[waiting] = 1
-    loop._measure()
+    loop._update_lag()
     assert loop.stalled() == {}
 
 
-async def test_the_probe_tells_of_records_that_the_client_has_not_seen() -> None:
-    """Its own figure keeps its last value while the leader is frozen."""
+async def test_lag_includes_records_that_only_the_probe_has_seen() -> None:
+    """The client's own value does not change while the leader is frozen."""
     loop = loop_over(IdleClient())
     loop._end_offset = lambda _: 5
     loop._assignment.positions[TopicPartition("topic", 0)] = 3
-    loop._measure()
+    loop._update_lag()
     assert loop._metrics.lag.labels(0)._value.get() == 2
 
 
-def test_backoff_grows_to_its_bound() -> None:
+def test_backoff_doubles_up_to_its_limit() -> None:
     waits = [backoff(attempt) for attempt in range(2000)]
     assert all(0 < wait <= 5 for wait in waits)
     assert max(waits[:2]) <= 0.2
     assert min(waits[10:]) >= 2.5
+    assert all(0.5 <= backoff(20, first=1, limit=1) <= 1 for _ in range(100))

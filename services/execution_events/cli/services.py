@@ -59,15 +59,10 @@ def _give_up(limit: float) -> None:
 
 def _consumer(_: argparse.Namespace, settings: Settings) -> int:
     with extra("consumer"):
-        from execution_events.consumer.failpoints import VARIABLE, armed, unarmed
         from execution_events.consumer.service import run_consumer
-    spec = os.environ.get(VARIABLE)
-    reach = armed(spec) if spec else unarmed
     # Not on uvloop: to write to a connection that was reset is another error there than aiokafka
     # expects, which ends its tasks. It would be no faster either.
-    return run_until_stopped(
-        lambda stop: run_consumer(settings, stop, reach), settings.stop_timeout
-    )
+    return run_until_stopped(lambda stop: run_consumer(settings, stop), settings.stop_timeout)
 
 
 def _reader(_: argparse.Namespace, settings: Settings) -> int:

@@ -1,11 +1,11 @@
-"""The consumer: batches of records from Kafka into PostgreSQL, each exactly once.
+"""The consumer, which stores batches of records from Kafka in PostgreSQL exactly once.
 
-- `service`: the process: settings in, exit out.
-- `loop`: fetch a batch, store it while the next is fetched, go on.
-- `fetcher`: batches of what the client is assigned, fetched and read.
-- `assignment`: which partitions this generation of the group may store, and from which offset.
-- `seeding`: seeds, delays and halts these partitions, each by itself.
-- `log_check`: whether a partition's log is still the stored one.
-- `probe`: requests to Kafka, for readiness and lag.
-- `failpoints`: where a test can end the process.
+- `service`: the process: connect, consume, and replace a failed Kafka client.
+- `readiness`: the reasons why records are not stored.
+- `loop`: store a batch while the next one is fetched.
+- `fetcher`: batches of the seeded partitions, fetched and decoded.
+- `assignment`: the partitions of this member in one generation of the group.
+- `seeder`: seeds, delays and halts these partitions one by one.
+- `log_check`: comparison of a partition's log with its stored position.
+- `probe`: requests to Kafka for readiness and lag.
 """

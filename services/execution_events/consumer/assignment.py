@@ -1,19 +1,17 @@
-"""Which partitions this member of the group may store, and from which offset."""
+"""The partitions that this member of the group may store, and their stored offsets."""
 
 from typing import Protocol
 
 from aiokafka import TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 
-from execution_events.consumer.failpoints import unarmed
 from execution_events.logs import Logger
-from execution_events.store.write.batches import FailpointHook
 
 _log = Logger(__name__)
 
 
 class Seekable(Protocol):
-    """The part of `AIOKafkaConsumer` that an assignment steers."""
+    """The methods of `AIOKafkaConsumer` that an assignment uses."""
 
     def seek(self, partition: TopicPartition, offset: int) -> None: ...
     def pause(self, *partitions: TopicPartition) -> None: ...
@@ -23,15 +21,14 @@ class Seekable(Protocol):
 class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
     """The partitions of one generation: assigned, then seeded, delayed or halted.
 
-    A partition is seeded when it was sought to its stored offset in this generation. Only seeded
-    partitions are read; `positions` holds the offset up to which each is stored, and `epochs` the
-    epoch of its log. One that cannot be seeded yet stays paused with the cause in `delayed`, a
-    halted one with the reason in `halted`.
+    A partition is seeded once it was sought to its stored offset in this generation. Only seeded
+    partitions are read: `positions` holds the offset up to which each is stored, and `epochs` the
+    epoch of its log. A partition that cannot be seeded yet stays paused, with its error in
+    `delayed`; a halted one stays paused, with its error in `halted`.
     """
 
-    def __init__(self, client: Seekable, reach: FailpointHook = unarmed) -> None:
+    def __init__(self, client: Seekable) -> None:
         self._client = client
-        self._reach = reach
         self.generation = 0
         self.joined = False
         self.assigned: set[TopicPartition] = set()
@@ -41,29 +38,28 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
         self.halted: dict[TopicPartition, str] = {}
 
     def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
-        """Forget all partitions: every rebalance is eager."""
+        """Drop all partitions: every rebalance is eager."""
         self._begin_generation(set())
 
     def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         """Pause the new partitions until they are seeded.
 
-        The new assignment is live before this is called, and fetching goes on as soon as it
-        awaits: it must not. The offset 0 only keeps aiokafka from asking for a committed one.
+        The assignment is in effect before this call, and aiokafka would fetch as soon as this
+        awaited; it never does. Seeking to 0 keeps aiokafka from requesting a committed offset.
         """
         self._begin_generation(assigned)
         self.joined = True
         for partition in assigned:
             self._client.seek(partition, 0)
             self._client.pause(partition)
-        _log.info("partitions assigned", partitions=sorted(p.partition for p in assigned))
-        self._reach("assigned")
+        _log.info("partitions_assigned", partitions=sorted(p.partition for p in assigned))
 
     def unseeded(self) -> list[TopicPartition]:
-        """Assigned partitions that are neither seeded nor halted, in order."""
+        """Return the assigned partitions that are neither seeded nor halted, in order."""
         return sorted(self.assigned - self.positions.keys() - self.halted.keys())
 
     def seed(self, partition: TopicPartition, offset: int, epoch: int) -> None:
-        """Read `partition` from `offset` on: all before it is stored."""
+        """Read `partition` from `offset`, up to which it is stored."""
         self.delayed.pop(partition, None)
         self.halted.pop(partition, None)
         self._client.seek(partition, offset)
@@ -76,21 +72,21 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
         if self.positions.pop(partition, None) is not None:
             self._client.pause(partition)
 
-    def delay(self, partition: TopicPartition, cause: str) -> None:
-        """Leave `partition` unseeded for now."""
+    def delay(self, partition: TopicPartition, error: str) -> None:
+        """Keep `partition` paused until another attempt to seed it."""
         self.unseed(partition)
         if partition not in self.halted:
-            if self.delayed.get(partition) != cause:
-                _log.warning("partition_delayed", partition=partition.partition, error=cause)
-            self.delayed[partition] = cause
+            if self.delayed.get(partition) != error:
+                _log.warning("partition_delayed", partition=partition.partition, error=error)
+            self.delayed[partition] = error
 
-    def halt(self, partition: TopicPartition, reason: str) -> None:
-        """Leave `partition` paused: going on could lose or double occurrences."""
+    def halt(self, partition: TopicPartition, error: str) -> None:
+        """Keep `partition` paused: reading on could lose or double occurrences."""
         self.unseed(partition)
         self.delayed.pop(partition, None)
-        if self.halted.get(partition) != reason:
-            _log.error("partition_halted", partition=partition.partition, reason=reason)
-        self.halted[partition] = reason
+        if self.halted.get(partition) != error:
+            _log.error("partition_halted", partition=partition.partition, error=error)
+        self.halted[partition] = error
 
     def _begin_generation(self, assigned: set[TopicPartition]) -> None:
         self.generation += 1

@@ -1,4 +1,4 @@
-"""Batches of the records that a client is assigned, fetched and read."""
+"""Batches of the seeded partitions, fetched and decoded."""
 
 import asyncio
 import time
@@ -7,80 +7,77 @@ from typing import NamedTuple
 from aiokafka import ConsumerRecord, TopicPartition
 
 from execution_events.consumer.assignment import Assignment
-from execution_events.consumer.failpoints import unarmed
 from execution_events.errors import RetryableError
-from execution_events.kafka.consumer import Client, describe
+from execution_events.kafka.consumer import PartitionedConsumer
+from execution_events.kafka.errors import kafka_error, translated
 from execution_events.projection.batch import ReadRecord, read
-from execution_events.store.write.batches import Batch, FailpointHook
+from execution_events.store.write.batches import Batch
 from execution_events.store.write.progress import OffsetMove
 
 _POLL_MS = 100
-"""How long a fetch waits for the first record; what is assigned meanwhile waits for it."""
-_SLICE = 250
-"""Records that are fetched and read at a stretch: 1 ms, and few enough for a processor's cache."""
+"""Timeout for the first record of a fetch; partitions assigned meanwhile wait for it."""
+_SLICE_RECORDS = 250
+"""Records fetched and decoded in one step: about 1 ms, and few enough for a processor's cache."""
 _BATCH_BYTES = 16 * 1024 * 1024
-"""The size at which a batch ends, as fetched and as expanded; the last slice may exceed it by one
-producer batch. About twice what 10,000 records of usual size take."""
-_KEEP_TIME = 60
-"""Seconds for which records are kept after one that the database refused."""
+"""Limit on a batch's bytes, as fetched and as expanded; the last slice may exceed it by one
+producer batch. About twice the size of 10,000 typical records."""
+_RETENTION_TIME = 60
+"""Seconds for which records are retained after the database has refused one."""
 
 
-class Fetched(NamedTuple):
-    """A batch, and the generation in which its partitions are this member's."""
+class FetchedBatch(NamedTuple):
+    """A batch, and the generation in which this member owns its partitions."""
 
     generation: int
     batch: Batch
 
 
 class BatchFetcher:
-    """Fetches and reads batches of the seeded partitions, each from where the one before ended.
+    """A fetcher of batches of the seeded partitions, each from the end of the one before.
 
-    A batch is bounded in records and in bytes. `RetryableError` means that the client is of no more
-    use. Once `stop` is set there is nothing to fetch.
+    A batch is limited in records and in bytes. `RetryableError` means that the client has failed
+    and must be replaced. Once `stop` is set, every fetch is empty.
     """
 
     def __init__(
         self,
-        client: Client,
+        client: PartitionedConsumer,
         assignment: Assignment,
         batch_max_records: int,
         stop: asyncio.Event,
-        reach: FailpointHook = unarmed,
     ) -> None:
         self._client = client
         self._assignment = assignment
         self._batch_max_records = batch_max_records
         self._stop = stop
-        self._reach = reach
-        self._keep_until = 0.0
+        self._retain_until = 0.0
 
-    def keep_records(self) -> None:
-        """Keep the records of batches from now on, for a while: one of them is to be a dead letter.
+    def retain_records(self) -> None:
+        """Retain the records of the next batches for a while, so that one can be a dead letter.
 
-        What else is read of a record takes a fraction of its memory.
+        The decoded fields alone take a fraction of a record's memory.
         """
-        self._keep_until = time.monotonic() + _KEEP_TIME
+        self._retain_until = time.monotonic() + _RETENTION_TIME
 
     async def poll(self, timeout_ms: int = _POLL_MS) -> None:
         """Poll while all partitions are paused, so that the group keeps this member."""
-        await self._getmany(timeout_ms, _SLICE, _BATCH_BYTES)
+        await self._getmany(timeout_ms, _SLICE_RECORDS, _BATCH_BYTES)
 
-    async def fetch(self, ahead: Batch | None = None) -> Fetched | None:
-        """The next batch; after `ahead`, which is being stored, where that is given."""
+    async def fetch(self, after: Batch | None = None) -> FetchedBatch | None:
+        """Return the next batch, or None; it follows `after`, a batch that is being stored."""
         generation = self._assignment.generation
         records = await self._read()
-        self._reach("fetched")
         if generation != self._assignment.generation:
             return None
         moves: dict[int, OffsetMove] = {}
-        # Without a suspension from here on, so that positions and records belong together. A
-        # position moves without a record over control records and aborted transactions.
+        # Nothing below suspends, so positions and records belong together. A position moves
+        # without a record past control records and aborted transactions.
         for partition, stored in self._assignment.positions.items():
-            trouble = self._client.troubles.get(partition)
-            if trouble is not None and trouble.offset is None:
+            error = self._client.partition_errors.get(partition)
+            if error is not None and error.offset is None:
                 continue
-            if ahead is not None and partition.partition in ahead.moves:
-                stored = ahead.moves[partition.partition].next
+            if after is not None and partition.partition in after.moves:
+                stored = after.moves[partition.partition].next
             position = await self._client.position(partition)
             if position != stored:
                 moves[partition.partition] = OffsetMove(
@@ -88,27 +85,28 @@ class BatchFetcher:
                 )
         if not moves:
             return None
-        return Fetched(
+        return FetchedBatch(
             generation, Batch([r for p in sorted(moves) for r in records.get(p, ())], moves)
         )
 
     async def _read(self) -> dict[int, list[ReadRecord]]:
-        """Fetch and read records by partition: what there is, up to a batch.
+        """Fetch and decode available records, up to the limits of a batch; return by partition.
 
-        In slices, so that a round trip of the batch that is being stored waits for one of them at
-        most. The last of a slice is kept, as a record that tells the log from another.
+        It works in slices, so that a reply of PostgreSQL to the batch being stored waits for one
+        slice at most. The last record of each slice is retained: its fingerprint identifies the
+        log.
         """
         read_records: dict[int, list[ReadRecord]] = {}
         left = self._batch_max_records
         end = self._client.read_bytes + _BATCH_BYTES
         wait = _POLL_MS
         while left > 0 and (bytes_left := end - self._client.read_bytes) > 0:
-            keep = time.monotonic() < self._keep_until
-            polled = await self._getmany(wait, min(left, _SLICE), bytes_left)
+            retain = time.monotonic() < self._retain_until
+            polled = await self._getmany(wait, min(left, _SLICE_RECORDS), bytes_left)
             for partition, records in polled.items():
-                *most, last = records
+                *others, last = records
                 read_records.setdefault(partition.partition, []).extend(
-                    [*(read(record, keep) for record in most), read(last)]
+                    [*(read(record, retain) for record in others), read(last)]
                 )
                 left -= len(records)
             if not polled:
@@ -120,7 +118,7 @@ class BatchFetcher:
     async def _getmany(
         self, timeout_ms: int, max_records: int, max_bytes: int
     ) -> dict[TopicPartition, list[ConsumerRecord]]:
-        """Fetch what there is; nothing once `stop` is set."""
+        """Fetch available records; none once `stop` is set."""
         polling = asyncio.create_task(
             self._client.getmany(
                 timeout_ms=timeout_ms, max_records=max_records, max_bytes=max_bytes
@@ -128,25 +126,23 @@ class BatchFetcher:
         )
         stopping = asyncio.create_task(self._stop.wait())
         try:
-            # A rebalance holds getmany for as long as it takes. To cancel it spoils the client,
-            # like an exception through it (both turn max.poll.interval off for good): it is done
-            # only where the client ends too.
+            # getmany waits for a rebalance to end. Cancelling it, like an exception through it,
+            # turns max.poll.interval off for good: the client must end with it.
             await asyncio.wait({polling, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not polling.done():
                 return {}
             if polling.cancelled():
-                # By the client itself, after it has left its group.
-                raise self._failed("the client has cancelled a fetch", "CancelledError")
+                # The client cancels its fetches after it has left its group.
+                raise kafka_error(
+                    self._client.address, "the client has cancelled a fetch", "CancelledError"
+                )
             records: dict[TopicPartition, list[ConsumerRecord]] = polling.result()
             return records
         except RetryableError:
             raise
         except Exception as error:
-            # Whatever the library raises, another client goes on from what is stored.
-            raise self._failed(describe(error), type(error).__name__) from error
+            # Whatever the library raises, a new client continues at the stored offsets.
+            raise translated(self._client.address, error) from error
         finally:
             for task in (polling, stopping):
                 task.cancel()
-
-    def _failed(self, text: str, cause: str) -> RetryableError:
-        return RetryableError(f"Kafka at {self._client.address}: {text}", cause)

@@ -1,4 +1,4 @@
-"""Kafka's log of each partition as it is now, against what of it is stored."""
+"""Comparison of a partition's log in Kafka with its stored position."""
 
 import asyncio
 from collections import defaultdict
@@ -12,21 +12,22 @@ from aiokafka.errors import KafkaError
 from execution_events.errors import RetryableError
 from execution_events.kafka.brokers import EARLIEST, LATEST, Address, Brokers
 from execution_events.kafka.codecs import Decoders
-from execution_events.kafka.consumer import Client, Trouble, describe
+from execution_events.kafka.consumer import PartitionedConsumer, PartitionError
+from execution_events.kafka.errors import error_text, kafka_error, no_leader_error
 from execution_events.projection.fingerprint import Fingerprint, fingerprint
 from execution_events.settings import KafkaSettings
 from execution_events.store.write.progress import StoredPosition
 
 _READ_TIMEOUT = 8
-"""Seconds to read records of one broker again."""
+"""Seconds to read the needed records of one broker again."""
 
 
 class LogState(NamedTuple):
     """One partition's log: its cluster, its first offset, and the offset after its last stable
     record.
 
-    `last` is the record that it has now where the last stored one was; None where there is none.
-    `unreadable` says why a record that had to be read cannot be.
+    `last` is the record now found at the offset of the last stored one, or None. `unreadable` is
+    the error of a needed record that cannot be read.
     """
 
     cluster_id: str
@@ -37,13 +38,13 @@ class LogState(NamedTuple):
 
 
 Report = Callable[[int, LogState | RetryableError], None]
-"""Receives the state of a partition's log, or the error that hides it."""
+"""Receives a partition and the state of its log, or the error in its place."""
 
 
-def difference(stored: StoredPosition, log: LogState) -> str | None:
-    """Why `log` is not the one that is stored up to `stored`; None where it is.
+def log_mismatch(stored: StoredPosition, log: LogState) -> str | None:
+    """Return the reason why `log` is not the stored one; None if it is.
 
-    A log whose retention removed the last stored record, but none after it, still is.
+    It still is if retention has removed the last stored record but none after it.
     """
     if stored.cluster_id not in (None, log.cluster_id):
         return f"the cluster is {log.cluster_id}, not {stored.cluster_id}"
@@ -66,37 +67,31 @@ async def read_log(
     failed_at: Mapping[int, int],
     report: Report,
 ) -> None:
-    """Report the state of the log of each partition in `stored`, each as soon as it is known.
+    """Report the log's state of each partition in `stored`, as soon as it is known.
 
     `failed_at` holds offsets that could not be fetched or read: they are tried again. Brokers are
-    asked at the same time, and one that does not answer delays the partitions that it leads alone.
-    Raises `RetryableError` where no broker answers.
+    queried concurrently, so a silent one delays only the partitions it leads. Raises
+    `RetryableError` if no broker responds.
     """
     async with Brokers(settings, "execution-events-log") as brokers:
         topology = await brokers.topology()
         by_leader: dict[Address, list[int]] = defaultdict(list)
         for number in stored:
             if (leader := topology.leaders.get(number)) is None:
-                report(number, no_leader(settings, number))
+                report(number, no_leader_error(settings.bootstrap_servers, number))
             else:
                 by_leader[leader].append(number)
-        reads = {
+        offsets_by_number = {
             number: offsets
             for number, position in stored.items()
             if (offsets := _offsets_to_read(number, position, failed_at))
         }
         async with asyncio.TaskGroup() as group:
             for leader, numbers in by_leader.items():
-                reader = _Reader(settings, decoders, brokers, leader)
-                group.create_task(reader.read(topology.cluster_id, numbers, reads, report))
-
-
-def no_leader(settings: KafkaSettings, number: int) -> RetryableError:
-    """The error of a partition that no broker leads."""
-    return RetryableError(
-        f"Kafka at {settings.bootstrap_servers}: partition {number} has no leader",
-        "LeaderNotAvailableError",
-    )
+                reader = _LogReader(settings, decoders, brokers, leader)
+                group.create_task(
+                    reader.read(topology.cluster_id, numbers, offsets_by_number, report)
+                )
 
 
 def _offsets_to_read(
@@ -110,8 +105,8 @@ def _offsets_to_read(
     return offsets
 
 
-class _Reader:
-    """Reads the logs that one broker leads."""
+class _LogReader:
+    """A reader of the logs that one broker leads."""
 
     def __init__(
         self, settings: KafkaSettings, decoders: Decoders, brokers: Brokers, leader: Address
@@ -125,10 +120,10 @@ class _Reader:
         self,
         cluster_id: str,
         numbers: Iterable[int],
-        reads: Mapping[int, list[int]],
+        offsets_by_number: Mapping[int, list[int]],
         report: Report,
     ) -> None:
-        """Report the state of each of `numbers`; of some, records are read at offsets first."""
+        """Report the state of each of `numbers`, once the records at its offsets are read."""
         numbers = list(numbers)
         try:
             begins, ends = await asyncio.gather(
@@ -139,7 +134,7 @@ class _Reader:
             for number in numbers:
                 report(number, error)
             return
-        later: dict[int, tuple[LogState, list[int]]] = {}
+        incomplete: dict[int, tuple[LogState, list[int]]] = {}
         for number in numbers:
             begin, end = begins[number], ends[number]
             if isinstance(begin, RetryableError):
@@ -148,20 +143,20 @@ class _Reader:
                 report(number, end)
             else:
                 state = LogState(cluster_id, begin, end, None)
-                # At the end there is no record, and a fetch may be refused all the same.
-                offsets = [at for at in reads.get(number, ()) if begin <= at <= end]
+                # There is no record at the end, but a fetch there may still be refused.
+                offsets = [at for at in offsets_by_number.get(number, ()) if begin <= at <= end]
                 if offsets:
-                    later[number] = state, offsets
+                    incomplete[number] = state, offsets
                 else:
                     report(number, state)
-        if later:
-            await self._read_records(later, report)
+        if incomplete:
+            await self._read_records(incomplete, report)
 
     async def _read_records(
-        self, wanted: Mapping[int, tuple[LogState, list[int]]], report: Report
+        self, incomplete: Mapping[int, tuple[LogState, list[int]]], report: Report
     ) -> None:
         """Complete the states with the first record at or after each of their offsets."""
-        left = {TopicPartition(self._settings.topic, n): entry for n, entry in wanted.items()}
+        left = {TopicPartition(self._settings.topic, n): entry for n, entry in incomplete.items()}
         failure: BaseException | None = None
         try:
             async with asyncio.timeout(_READ_TIMEOUT), self._client() as client:
@@ -172,16 +167,16 @@ class _Reader:
                     fetched = await client.getmany(*left, timeout_ms=500, max_records=1)
                     for partition, (state, [_, *further]) in list(left.items()):
                         records = fetched.get(partition)
-                        trouble = client.troubles.get(partition)
+                        error = client.partition_errors.get(partition)
                         if records:
                             state = state._replace(last=state.last or fingerprint(records[0]))
-                        elif trouble is not None:
+                        elif error is not None:
                             del left[partition]
-                            report(partition.partition, self._troubled(state, trouble))
+                            report(partition.partition, self._failed_state(state, error))
                             continue
                         elif await client.position(partition) < state.end:
                             continue
-                        # Else nothing but control records up to the end: there is none to find.
+                        # Otherwise only control records follow, up to the end.
                         if further:
                             left[partition] = state, further
                             client.seek(partition, further[0])
@@ -192,32 +187,32 @@ class _Reader:
             failure = error
         for partition, (_, [offset, *_]) in left.items():
             if failure is None or isinstance(failure, TimeoutError):
-                cause = "no answer"
+                text = "no answer"
             else:
-                cause = describe(failure)
+                text = error_text(failure)
             report(
                 partition.partition,
-                RetryableError(
-                    f"Kafka at {self._leader}: partition {partition.partition} cannot be read at "
-                    f"offset {offset}: {cause}",
+                kafka_error(
+                    self._leader,
+                    f"partition {partition.partition} cannot be read at offset {offset}: {text}",
                     type(failure).__name__,
                 ),
             )
 
-    def _troubled(self, state: LogState, trouble: Trouble) -> LogState | RetryableError:
-        if trouble.offset is None:
-            return RetryableError(f"Kafka at {self._leader}: {trouble.text}", trouble.cause)
-        return state._replace(unreadable=trouble.text)
+    def _failed_state(self, state: LogState, error: PartitionError) -> LogState | RetryableError:
+        if error.offset is None:
+            return kafka_error(self._leader, error.text, error.cause)
+        return state._replace(unreadable=error.text)
 
     @asynccontextmanager
-    async def _client(self) -> AsyncIterator[Client]:
-        """A client outside of the group, of this broker alone."""
-        client = Client(
+    async def _client(self) -> AsyncIterator[PartitionedConsumer]:
+        """Open a client of this broker alone, without a group."""
+        client = PartitionedConsumer(
             self._settings,
             self._decoders,
             bootstrap_servers=str(self._leader),
             client_id="execution-events-log",
-            # Its first question is asked before it knows the topic, and then once more.
+            # The first metadata request goes out before the topic is known, and is repeated.
             retry_backoff_ms=20,
         )
         await client.start()

@@ -1,4 +1,4 @@
-"""The loop: fetch a batch, store it in one transaction, go on with the one after it."""
+"""The consume loop: store a batch in one transaction while the next one is fetched."""
 
 import asyncio
 import random
@@ -12,8 +12,8 @@ from aiokafka.errors import IllegalStateError, KafkaError
 
 from execution_events.backoff import backoff
 from execution_events.consumer.assignment import Assignment
-from execution_events.consumer.fetcher import BatchFetcher, Fetched
-from execution_events.consumer.seeding import Seeder
+from execution_events.consumer.fetcher import BatchFetcher, FetchedBatch
+from execution_events.consumer.seeder import Seeder
 from execution_events.errors import (
     BatchRefusedError,
     BatchTooSlowError,
@@ -21,7 +21,8 @@ from execution_events.errors import (
     PartitionsLockedError,
     RetryableError,
 )
-from execution_events.kafka.consumer import Client
+from execution_events.kafka.consumer import PartitionedConsumer
+from execution_events.kafka.errors import kafka_error
 from execution_events.logs import Logger
 from execution_events.metrics import ConsumerMetrics
 from execution_events.projection.batch import DeadLetter, Projection, Refusal
@@ -31,28 +32,28 @@ from execution_events.wire import REFUSED_BY_DATABASE
 _log = Logger(__name__)
 
 _COMMIT_INTERVAL = 5
-"""Seconds between commits of offsets to Kafka, which only lag tools read."""
-_FORGET_INTERVAL = 10
-"""Seconds between looks for changes that nobody needs any more."""
-_CHANGES_KEPT = timedelta(minutes=10)
-"""For how long who watches an execution may be away and go on with the next change."""
-_NOTHING_SEEDED = 0.1
-"""Seconds between polls that keep this member in its group while it has nothing to read."""
+"""Seconds between commits of offsets to Kafka, which only lag monitors read."""
+_PURGE_INTERVAL = 10
+"""Seconds between deletions of old changes."""
+_CHANGES_RETENTION = timedelta(minutes=10)
+"""Longest interruption after which a watcher can resume at the next change."""
+_UNSEEDED_POLL_INTERVAL = 0.1
+"""Seconds between polls that keep this member in its group while no partition is seeded."""
 
 EndOffset = Callable[[int], int]
-"""Returns the end of a partition's log as its leader last reported it; 0 before that."""
+"""Returns the end of a partition's log as last reported by its leader, 0 if unknown."""
 
 
 class ConsumeLoop:
-    """Stores the records of the partitions that one Kafka client is assigned.
+    """A loop that stores the records of the partitions assigned to one Kafka client.
 
-    `RetryableError` out of `run` means that the client is of no more use: make another. Whatever
-    ends it, each record is stored or will be read again.
+    `RetryableError` out of `run` means that the client has failed and must be replaced. However it
+    ends, each record is stored or will be read again.
     """
 
     def __init__(
         self,
-        client: Client,
+        client: PartitionedConsumer,
         assignment: Assignment,
         fetcher: BatchFetcher,
         seeder: Seeder,
@@ -69,92 +70,93 @@ class ConsumeLoop:
         self._metrics = metrics
         self._end_offset = end_offset
         self._stop = stop
-        self._forget = time.monotonic() + _FORGET_INTERVAL * random.uniform(0.5, 1)  # noqa: S311
-        self._waiting_since: dict[TopicPartition, float] = {}
+        self._purge_at = time.monotonic() + _PURGE_INTERVAL * random.uniform(0.5, 1)  # noqa: S311
+        self._lagging_since: dict[TopicPartition, float] = {}
         self._failures = 0
         self._advance_at = 0.0
         self.problem: str | None = None
-        """The last error of PostgreSQL, None once it has taken something."""
+        """The last error of PostgreSQL, None after the next success."""
 
     async def run(self) -> None:
-        """Fetch and store until `stop` is set; a batch in hand is stored first."""
-        committing = asyncio.create_task(self._commit_for_lag_tools())
-        fetched: Fetched | None = None
+        """Fetch and store until `stop` is set; a fetched batch is stored first."""
+        committing = asyncio.create_task(self._commit_for_lag_monitors())
+        fetched: FetchedBatch | None = None
         try:
             while not self._stop.is_set():
-                self._note_troubles()
+                self._handle_partition_errors()
                 await self._advance()
-                self._measure()
+                self._update_lag()
                 if not self._assignment.positions and fetched is None:
-                    await self._seeder.wait(_NOTHING_SEEDED)
+                    await self._seeder.wait(_UNSEEDED_POLL_INTERVAL)
                     await self._fetcher.poll(timeout_ms=0)
                     continue
                 if fetched is None:
                     fetched = await self._fetcher.fetch()
                 if fetched is not None:
                     fetched = await self._store_and_fetch(fetched)
-                if time.monotonic() >= self._forget:
-                    await self._forget_changes()
+                if time.monotonic() >= self._purge_at:
+                    await self._purge_changes()
         finally:
             committing.cancel()
             await asyncio.gather(committing, self._seeder.close(), return_exceptions=True)
 
     def stalled(self) -> dict[int, float]:
-        """Return, by partition with lag, the seconds since it last moved."""
+        """Return the seconds without progress of each partition that has lag."""
         now = time.monotonic()
         return {
-            partition.partition: now - self._waiting_since.setdefault(partition, now)
+            partition.partition: now - self._lagging_since.setdefault(partition, now)
             for partition in self._assignment.positions
             if self._lag(partition) > 0
         }
 
-    def _note_troubles(self) -> None:
-        """Delay or halt the partitions that the client has trouble with."""
-        for partition, trouble in list(self._client.troubles.items()):
+    def _handle_partition_errors(self) -> None:
+        """Delay or halt the partitions whose fetch or batch has failed."""
+        for partition, error in list(self._client.partition_errors.items()):
             position = self._assignment.positions.get(partition)
             if position is None:
                 continue
-            if trouble.offset is None:
-                text = f"Kafka at {self._client.address}: partition {partition.partition}"
-                error = RetryableError(f"{text}: {trouble.text}", trouble.cause)
-                self._seeder.found_refused(partition, position, error)
-            elif trouble.offset == position:
-                self._seeder.found_unreadable(partition, position, trouble.text)
+            if error.offset is None:
+                text = f"partition {partition.partition}: {error.text}"
+                self._seeder.delay_failed(
+                    partition, position, kafka_error(self._client.address, text, error.cause)
+                )
+            elif error.offset == position:
+                self._seeder.halt_unreadable(partition, position, error.text)
 
     async def _advance(self) -> None:
-        """Advance the seeding; after an error of PostgreSQL, try again later."""
+        """Advance the seeding; back off after an error of PostgreSQL."""
         if time.monotonic() < self._advance_at:
             return
         try:
             await self._seeder.advance()
         except RetryableError as error:
-            self._failed("stored_offsets_unavailable", error, self._failures)
+            self._record_failure("stored_offsets_unavailable", error, self._failures)
             self._advance_at = time.monotonic() + backoff(self._failures)
             self._failures += 1
         else:
             self._failures = 0
             self.problem = None
 
-    def _failed(self, event: str, error: RetryableError, attempt: int) -> None:
+    def _record_failure(self, event: str, error: RetryableError, attempt: int) -> None:
         self.problem = str(error)
         self._metrics.retries.labels(error.cause).inc()
         _log.warning(event, error=str(error), attempt=attempt)
 
-    async def _store_and_fetch(self, fetched: Fetched) -> Fetched | None:
-        """Store a batch and meanwhile fetch the one after it, which is given where it comes next.
+    async def _store_and_fetch(self, fetched: FetchedBatch) -> FetchedBatch | None:
+        """Store a batch while the following one is fetched; return that one, or None.
 
-        It does only where all of `fetched` was stored, by this member and in this generation; its
-        records are read again otherwise.
+        The following batch is valid only if all of `fetched` was stored, by this member and in this
+        generation. Otherwise its records are read again.
         """
         if fetched.generation != self._assignment.generation:
-            # Its partitions are another's, or will be read again from what is stored.
+            # Its partitions belong to another member, or are read again from the stored offsets.
             return None
         storing = asyncio.create_task(self._store(fetched))
         try:
             try:
                 following = await self._fetcher.fetch(fetched.batch)
             except RetryableError:
-                # The client is of no more use; the batch in hand is still stored.
+                # The client has failed; the fetched batch is still stored.
                 await storing
                 raise
             is_stored = await storing
@@ -168,27 +170,27 @@ class ConsumeLoop:
             self._unseed(following.batch)
         return None
 
-    async def _store(self, fetched: Fetched) -> bool:
-        """Store a batch, whatever it takes; whether this member has stored all of it."""
+    async def _store(self, fetched: FetchedBatch) -> bool:
+        """Store a batch, with retries; return True if this member has stored all of it."""
         attempt = 0
         complete = True
-        # What is left to store, in order from the end: a batch that is refused becomes its halves.
+        # Batches still to store, the next one last; a refused batch is replaced by its halves.
         left = [fetched.batch]
-        # A batch of an earlier generation is another member's now.
+        # The partitions of an earlier generation may belong to another member.
         while left and fetched.generation == self._assignment.generation:
             batch = left[-1]
             started = time.monotonic()
             try:
                 projection = await self._writer.store(batch)
             except BatchRefusedError as error:
-                if not (parts := _parts(batch, error)):
-                    # It is read again, and kept this time.
-                    self._fetcher.keep_records()
+                if not (replacements := _replacements(batch, error)):
+                    # The record is read again, and retained this time.
+                    self._fetcher.retain_records()
                     self._unseed(fetched.batch)
                     return False
-                left[-1:] = parts
+                left[-1:] = replacements
             except RetryableError as error:
-                self._failed("batch_not_stored", error, attempt)
+                self._record_failure("batch_not_stored", error, attempt)
                 if self._stop.is_set():
                     return False
                 if isinstance(error, BatchTooSlowError) and len(batch.records) > 1:
@@ -201,7 +203,7 @@ class ConsumeLoop:
                 self._unseed(fetched.batch)
                 return False
             except PartitionsLockedError as error:
-                self._seeder.found_locked(
+                self._seeder.delay_locked(
                     [p for p in self._partitions(batch) if p.partition in error.partitions]
                 )
                 left = [rest for part in left if (rest := part.without(error.partitions)).moves]
@@ -209,28 +211,29 @@ class ConsumeLoop:
             else:
                 self.problem = None
                 left.pop()
-                self._stored(fetched.generation, batch, projection, time.monotonic() - started)
-        # The fetch of the next batch may take a while.
-        self._measure()
+                seconds = time.monotonic() - started
+                self._record_stored(fetched.generation, batch, projection, seconds)
+        # The fetch of the next batch may take long.
+        self._update_lag()
         return complete and not left
 
-    async def _forget_changes(self) -> None:
-        """A part of them between two batches, so that no batch waits for long."""
+    async def _purge_changes(self) -> None:
+        """Delete some old changes between two batches, so that no batch waits long."""
         more = False
         try:
-            more = await self._writer.forget_changes(_CHANGES_KEPT)
+            more = await self._writer.forget_changes(_CHANGES_RETENTION)
         except RetryableError as error:
-            self._failed("changes_not_forgotten", error, 0)
+            self._record_failure("changes_not_purged", error, 0)
         if not more:
-            self._forget = time.monotonic() + _FORGET_INTERVAL
+            self._purge_at = time.monotonic() + _PURGE_INTERVAL
 
-    def _stored(
+    def _record_stored(
         self, generation: int, batch: Batch, projection: Projection, seconds: float
     ) -> None:
         if generation == self._assignment.generation:
             for partition in self._partitions(batch):
                 self._assignment.positions[partition] = batch.moves[partition.partition].next
-                self._waiting_since.pop(partition, None)
+                self._lagging_since.pop(partition, None)
         letters = len(projection.dead_letters)
         metrics = self._metrics
         metrics.batch_seconds.observe(seconds)
@@ -242,13 +245,13 @@ class ConsumeLoop:
         metrics.last_progress.set_to_current_time()
         for letter in projection.dead_letters:
             _log.warning(
-                "record refused",
+                "record_refused",
                 partition=letter.record.partition,
                 offset=letter.record.offset,
                 reason=letter.refusal.reason,
                 detail=letter.refusal.detail,
             )
-        _log.debug("batch stored", records=len(batch.records), seconds=round(seconds, 4))
+        _log.debug("batch_stored", records=len(batch.records), seconds=round(seconds, 4))
 
     def _partitions(self, batch: Batch) -> list[TopicPartition]:
         return [p for p in self._assignment.positions if p.partition in batch.moves]
@@ -258,14 +261,14 @@ class ConsumeLoop:
             self._assignment.unseed(partition)
 
     async def _wait_paused(self, attempt: int) -> None:
-        """Back off with all partitions paused, polling so that the group keeps this member."""
+        """Back off with all partitions paused; poll, so that the group keeps this member."""
         deadline = time.monotonic() + backoff(attempt)
         self._client.pause(*self._assignment.positions)
         while time.monotonic() < deadline and not self._stop.is_set():
             await self._fetcher.poll()
         self._client.resume(*self._assignment.positions)
 
-    async def _commit_for_lag_tools(self) -> None:
+    async def _commit_for_lag_monitors(self) -> None:
         committed: dict[TopicPartition, int] = {}
         while True:
             await asyncio.sleep(_COMMIT_INTERVAL)
@@ -275,23 +278,23 @@ class ConsumeLoop:
                     await self._client.commit(positions)
                     committed = positions
                 except (KafkaError, IllegalStateError) as error:
-                    _log.debug("offsets not committed to Kafka", error=str(error))
+                    _log.debug("offset_commit_failed", error=str(error))
 
     def _lag(self, partition: TopicPartition) -> int:
-        # The client's own figure keeps its last value while the leader is frozen or gone.
+        # The client's own value does not change while the leader is unavailable.
         end = max(
             self._client.last_stable_offset(partition) or 0,
             self._end_offset(partition.partition),
         )
         return max(0, end - self._assignment.positions[partition])
 
-    def _measure(self) -> None:
-        """Tell of the partitions of this member, and forget those that others have now."""
+    def _update_lag(self) -> None:
+        """Update lag and gauges of this member's partitions; drop those of other members."""
         now = time.monotonic()
         lags = {p: self._lag(p) for p in self._assignment.positions}
-        # Where nothing waits, time does not count as a stall.
-        self._waiting_since = {
-            p: self._waiting_since.get(p, now) for p, lag in lags.items() if lag > 0
+        # Without lag, time does not count as a stall.
+        self._lagging_since = {
+            p: self._lagging_since.get(p, now) for p, lag in lags.items() if lag > 0
         }
         self._metrics.lag.clear()
         for partition, lag in lags.items():
@@ -302,9 +305,11 @@ class ConsumeLoop:
             self._metrics.halted.labels(assigned.partition).set(is_halted)
 
 
-def _parts(batch: Batch, error: BatchRefusedError) -> list[Batch]:
-    """What to store in place of a refused batch, in order from the end; nothing in place of a
-    record that was not kept."""
+def _replacements(batch: Batch, error: BatchRefusedError) -> list[Batch]:
+    """Return the batches to store in place of a refused one, the next one last.
+
+    A single record becomes a dead letter; none can be made of a record that was not retained.
+    """
     if len(batch.records) > 1:
         return [*reversed(batch.halves())]
     [refused] = batch.records

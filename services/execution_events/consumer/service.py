@@ -14,50 +14,49 @@ from prometheus_client import CollectorRegistry
 
 from execution_events.backoff import backoff
 from execution_events.consumer.assignment import Assignment
-from execution_events.consumer.failpoints import unarmed
 from execution_events.consumer.fetcher import BatchFetcher
 from execution_events.consumer.log_check import read_log
 from execution_events.consumer.loop import ConsumeLoop
 from execution_events.consumer.probe import KafkaProbe
-from execution_events.consumer.seeding import Seeder
+from execution_events.consumer.readiness import not_ready_reasons
+from execution_events.consumer.seeder import Seeder
 from execution_events.errors import RetryableError
 from execution_events.kafka.brokers import Address, Brokers
 from execution_events.kafka.codecs import Decoders
-from execution_events.kafka.consumer import Client, describe
+from execution_events.kafka.consumer import PartitionedConsumer
+from execution_events.kafka.errors import translated
 from execution_events.kafka.topic import check_topic
 from execution_events.logs import Logger
 from execution_events.metrics import ConsumerMetrics
 from execution_events.settings import Settings
 from execution_events.store.probe import DatabaseProbe
-from execution_events.store.write.batches import BatchWriter, FailpointHook
+from execution_events.store.write.batches import BatchWriter
 from execution_events.web.management import serve_management
 from execution_events.web.probe import Probe
 
 _log = Logger(__name__)
 
-HEARTBEATS = 10
-"""In a session: the others hear by their next one that a member has joined or left."""
+HEARTBEATS_PER_SESSION = 10
+"""Heartbeats per session timeout; a member learns of a rebalance with its next heartbeat."""
 _LEAVE_TIMEOUT = 3
 """Seconds to leave the group at a stop."""
-_SETTLED = 10
-"""Seconds that a client has to work before its failure counts as the first one again."""
+_STABLE_TIME = 10
+"""Seconds after which a working client's failure counts as the first one again."""
 
 
-async def run_consumer(
-    settings: Settings, stop: asyncio.Event, reach: FailpointHook = unarmed
-) -> None:
-    """Consume until `stop` is set; then finish the batch in hand and leave the group.
+async def run_consumer(settings: Settings, stop: asyncio.Event) -> None:
+    """Consume until `stop` is set; then finish the fetched batch and leave the group.
 
-    While Kafka or PostgreSQL is away it waits and tries again. Raises `HaltError` when going on
-    could lose or double occurrences.
+    While Kafka or PostgreSQL is unavailable, it waits and retries. Raises `HaltError` when
+    continuing could lose or double occurrences.
     """
     url = settings.database.require_url()
     async with (
         Brokers(settings.kafka, "execution-events-probe") as brokers,
         DatabaseProbe(url, writes=True) as database,
-        BatchWriter(url, settings.kafka.topic, reach) as writer,
+        BatchWriter(url, settings.kafka.topic) as writer,
     ):
-        service = _Service(settings, brokers, database, stop, reach)
+        service = _Service(settings, brokers, database, stop)
         kafka_probe, database_probe = service.probes
         async with (
             kafka_probe.running(),
@@ -69,39 +68,41 @@ async def run_consumer(
                 service.readiness,
             ) as management,
         ):
-            _log.info("consumer started", topic=settings.kafka.topic, management=management)
+            _log.info("consumer_started", topic=settings.kafka.topic, management=management)
             consuming = asyncio.create_task(service.consume(writer))
             stopping = asyncio.create_task(stop.wait())
             try:
                 await asyncio.wait({consuming, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                await asyncio.wait({consuming}, timeout=settings.stop_timeout - _LEAVE_TIMEOUT)
+                timeout = settings.stop_timeout - _LEAVE_TIMEOUT
+                await asyncio.wait({consuming}, timeout=timeout)
                 if not consuming.done():
-                    _log.warning("stopping without the batch in hand")
+                    _log.warning("stop_timed_out", seconds=timeout)
                 elif not consuming.cancelled():
                     consuming.result()
             finally:
                 for task in (consuming, stopping):
                     task.cancel()
                 await asyncio.gather(consuming, stopping, return_exceptions=True)
-    _log.info("consumer stopped")
+    _log.info("consumer_stopped")
 
 
 class _Service:
+    """A consume loop over one Kafka client, and over a new one after each failure."""
+
     def __init__(
         self,
         settings: Settings,
         brokers: Brokers,
         database: DatabaseProbe,
         stop: asyncio.Event,
-        reach: FailpointHook,
     ) -> None:
         self._settings = settings
         self._brokers = brokers
         self._stop = stop
-        self._reach = reach
         self._assignment: Assignment | None = None
         self._loop: ConsumeLoop | None = None
-        self._problem: str | None = "starting"
+        self._problem = "starting"
+        self._joined_at = math.inf
         self._failed_at: dict[int, int] = {}
         self._decoders = Decoders(settings.kafka.batch_limit).install()
         self.registry = CollectorRegistry()
@@ -120,47 +121,14 @@ class _Service:
         )
 
     async def consume(self, writer: BatchWriter) -> None:
-        """Connect, consume, and begin again with a new client whenever one is of no more use."""
+        """Connect and consume until `stop` is set; replace a client that has failed."""
         attempt = 0
         while not self._stop.is_set():
-            joined = math.inf
+            self._joined_at = math.inf
             try:
-                await writer.connect()
-                # One broker that answers: aiokafka would ask them one after the other.
-                answered = (await self._brokers.topology()).answered
-                await check_topic(replace(self._settings.kafka, bootstrap_servers=str(answered)))
-                async with self._client(answered) as (client, assignment):
-                    if self._stop.is_set():
-                        return
-                    joined = time.monotonic()
-                    self._assignment = assignment
-                    fetcher = BatchFetcher(
-                        client,
-                        assignment,
-                        self._settings.consumer.batch_max_records,
-                        self._stop,
-                        self._reach,
-                    )
-                    seeder = Seeder(
-                        assignment,
-                        writer,
-                        self._metrics,
-                        partial(read_log, self._settings.kafka, self._decoders),
-                        self._failed_at,
-                    )
-                    self._loop = ConsumeLoop(
-                        client,
-                        assignment,
-                        fetcher,
-                        seeder,
-                        writer,
-                        self._metrics,
-                        self._kafka.end_offset,
-                        self._stop,
-                    )
-                    await self._loop.run()
+                await self._consume(writer)
             except RetryableError as error:
-                if time.monotonic() - joined > _SETTLED:
+                if time.monotonic() - self._joined_at > _STABLE_TIME:
                     attempt = 0
                 self._problem = str(error)
                 self._metrics.retries.labels(error.cause).inc()
@@ -172,37 +140,59 @@ class _Service:
                 self._assignment = self._loop = None
 
     async def readiness(self) -> list[str]:
-        """Why records are not stored, if they are not."""
-        reasons = [probe.problem for probe in self.probes if probe.problem is not None]
-        assignment, loop = self._assignment, self._loop
-        if assignment is None or loop is None:
-            return list(dict.fromkeys([*reasons, self._problem or "starting"]))
-        if not assignment.joined:
-            return [*reasons, "the group has not assigned partitions yet"]
-        reasons += [
-            f"partition {partition.partition} is halted: {reason}"
-            for partition, reason in assignment.halted.items()
-        ]
-        for partition in assignment.unseeded():
-            unread = f"the stored offset of partition {partition.partition} has not been read yet"
-            reasons.append(assignment.delayed.get(partition) or loop.problem or unread)
-        for partition, seconds in loop.stalled().items():
-            if seconds > self._settings.consumer.stall_timeout:
-                cause = f": {loop.problem}" if loop.problem is not None else ""
-                reasons.append(
-                    f"partition {partition} has records, and none has been stored for "
-                    f"{seconds:.0f} s{cause}"
-                )
-        return list(dict.fromkeys(reasons))
+        """Return the reasons why records are not stored; none when the consumer is ready."""
+        return not_ready_reasons(
+            [probe.problem for probe in self.probes],
+            self._assignment,
+            self._loop,
+            self._problem,
+            self._settings.consumer.stall_timeout,
+        )
+
+    async def _consume(self, writer: BatchWriter) -> None:
+        """Consume over one Kafka client until `stop` is set or the client fails."""
+        await writer.connect()
+        # One broker that responds: aiokafka would try them one after the other.
+        broker = (await self._brokers.topology()).responder
+        await check_topic(replace(self._settings.kafka, bootstrap_servers=str(broker)))
+        async with self._client(broker) as (client, assignment):
+            if self._stop.is_set():
+                return
+            self._joined_at = time.monotonic()
+            self._assignment = assignment
+            fetcher = BatchFetcher(
+                client, assignment, self._settings.consumer.batch_max_records, self._stop
+            )
+            seeder = Seeder(
+                assignment,
+                writer,
+                self._metrics,
+                partial(read_log, self._settings.kafka, self._decoders),
+                self._failed_at,
+            )
+            self._loop = ConsumeLoop(
+                client,
+                assignment,
+                fetcher,
+                seeder,
+                writer,
+                self._metrics,
+                self._kafka.end_offset,
+                self._stop,
+            )
+            await self._loop.run()
 
     def _assigned(self) -> list[int]:
         assigned = set() if self._assignment is None else self._assignment.assigned
         return sorted(partition.partition for partition in assigned)
 
     @asynccontextmanager
-    async def _client(self, broker: Address) -> AsyncIterator[tuple[Client, Assignment]]:
+    async def _client(
+        self, broker: Address
+    ) -> AsyncIterator[tuple[PartitionedConsumer, Assignment]]:
+        """Join the group, unless `stop` is set first; leave it at the end."""
         session_ms = self._settings.consumer.session_timeout * 1000
-        client = Client(
+        client = PartitionedConsumer(
             self._settings.kafka,
             self._decoders,
             bootstrap_servers=str(broker),
@@ -211,22 +201,21 @@ class _Service:
             partition_assignment_strategy=(RoundRobinPartitionAssignor,),
             metadata_max_age_ms=30_000,
             session_timeout_ms=session_ms,
-            heartbeat_interval_ms=session_ms // HEARTBEATS,
+            heartbeat_interval_ms=session_ms // HEARTBEATS_PER_SESSION,
             max_poll_interval_ms=self._settings.consumer.max_poll_interval * 1000,
         )
-        assignment = Assignment(client, self._reach)
+        assignment = Assignment(client)
         client.subscribe([self._settings.kafka.topic], listener=assignment)
         starting = asyncio.create_task(client.start())
         stopping = asyncio.create_task(self._stop.wait())
         try:
-            # To join a group takes as long as its other members and its coordinator do.
+            # Joining takes as long as the group's other members and its coordinator need.
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()
             yield client, assignment
         except (KafkaError, OSError) as error:
-            text = f"Kafka at {client.address}: {describe(error)}"
-            raise RetryableError(text, type(error).__name__) from error
+            raise translated(client.address, error) from error
         finally:
             for task in (starting, stopping):
                 task.cancel()

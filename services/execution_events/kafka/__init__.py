@@ -1,10 +1,11 @@
-"""Apache Kafka: everything that knows aiokafka from the inside, which is 0.14.
+"""Apache Kafka: the only package that depends on the internals of aiokafka, version 0.14.
 
-- `connection`: how every client reaches the brokers: addresses, TLS, SASL.
-- `producer`: an idempotent producer that can be ended while Kafka is away.
-- `consumer`: a consumer whose partitions fail one by one.
+- `connection`: addresses, TLS and SASL of every client.
+- `producer`: an idempotent producer that can be closed while Kafka is unavailable.
+- `consumer`: a consumer that keeps the errors of each partition apart.
 - `codecs`: decoders of compressed batches, with a limit on their expanded size.
-- `brokers`: single requests to single brokers, whose failure names its cause.
+- `brokers`: single requests to single brokers, for health checks and offsets.
 - `topic`: the topic, created, altered and checked.
+- `errors`: translation of aiokafka's errors.
 - `protocol`: requests and options that aiokafka lacks.
 """

@@ -1,7 +1,7 @@
-"""Requests to brokers whose failure tells its cause.
+"""Single requests to single brokers, for health checks and offsets.
 
-aiokafka's clients try again by themselves and log the cause; here one request is one answer or one
-error, each broker is asked by itself, and one that is frozen holds up no other.
+aiokafka's clients retry and only log the cause. Here a request gives one response or one error, and
+a frozen broker delays no request to another.
 """
 
 import asyncio
@@ -18,17 +18,17 @@ from aiokafka.protocol.offset import OffsetRequest
 
 from execution_events.errors import RetryableError
 from execution_events.kafka.connection import client_options
-from execution_events.kafka.consumer import describe
+from execution_events.kafka.errors import kafka_error, translated
 from execution_events.settings import KafkaSettings
 
 EARLIEST = -2
 LATEST = -1
 _READ_COMMITTED = 1
 _GROUP = 0
-_PATIENCE = 1
-"""Seconds until another broker is asked as well."""
+_HEDGE_DELAY = 1
+"""Seconds without a response until the request goes to another broker as well."""
 _REQUEST_TIMEOUT = 4
-"""Seconds to connect to a broker, and as many for its answer."""
+"""Seconds to connect to a broker, and as many for its response."""
 
 
 class Address(NamedTuple):
@@ -42,17 +42,17 @@ class Address(NamedTuple):
 
 
 class Topology(NamedTuple):
-    """A cluster's id, the broker that leads each partition of a topic, and one that answers."""
+    """A cluster's id, the leaders of a topic's partitions, and the broker that responded."""
 
     cluster_id: str
     leaders: Mapping[int, Address]
-    answered: Address
+    responder: Address
 
 
 class Brokers:
     """Connections to the brokers of a cluster; an asynchronous context manager.
 
-    Raises `RetryableError`, whose text begins with `Kafka at` and the broker's address.
+    Raises `RetryableError`; its text begins with `Kafka at` and the broker's address.
     """
 
     def __init__(self, settings: KafkaSettings, client_id: str) -> None:
@@ -84,11 +84,11 @@ class Brokers:
         self._connections.clear()
 
     async def topology(self) -> Topology:
-        """The topic's leaders, as the first broker to answer knows them; creates no topic.
+        """Return the topology known to the first broker that responds; create no topic.
 
-        A partition without a leader is not among them.
+        `leaders` lacks the partitions that have no leader.
         """
-        answered, response = await self._ask_any(MetadataRequest([self._topic], False))
+        responder, response = await self._request_any(MetadataRequest([self._topic], False))
         by_id = {node: Address(host, port) for node, host, port, *_ in response.brokers}
         self._known = list(by_id.values())
         leaders: dict[int, Address] = {}
@@ -101,74 +101,78 @@ class Brokers:
             for _, partition, leader, *_ in partitions:
                 if leader in by_id:
                     leaders[partition] = by_id[leader]
-        return Topology(response.cluster_id, leaders, answered)
+        return Topology(response.cluster_id, leaders, responder)
 
     async def offsets(
         self, leader: Address, partitions: Iterable[int], which: int
     ) -> dict[int, int | RetryableError]:
-        """The earliest offset, or the one after the last stable record, of each of `partitions`."""
+        """Return the offset of each of `partitions`, or the error in its place.
+
+        `which` is `EARLIEST`, or `LATEST` for the offset after the last stable record.
+        """
         wanted = [(self._topic, [(partition, which) for partition in partitions])]
-        response = await self.ask(leader, OffsetRequest(-1, _READ_COMMITTED, wanted))
-        found: dict[int, int | RetryableError] = {}
-        for _, answers in response.topics:
-            for partition, code, _, offset in answers:
-                found[partition] = (
+        response = await self.request(leader, OffsetRequest(-1, _READ_COMMITTED, wanted))
+        offsets: dict[int, int | RetryableError] = {}
+        for _, entries in response.topics:
+            for partition, code, _, offset in entries:
+                offsets[partition] = (
                     _failed(leader, f"{for_code(code).__name__}: partition {partition}", code)
                     if code
                     else offset
                 )
-        return found
+        return offsets
 
-    async def reach_coordinator(self, group: str) -> None:
-        """Return when the coordinator of `group` has answered a request."""
-        _, response = await self._ask_any(FindCoordinatorRequest(group, _GROUP))
+    async def check_coordinator(self, group: str) -> None:
+        """Return once the coordinator of `group` has responded; raise if it reports an error."""
+        _, response = await self._request_any(FindCoordinatorRequest(group, _GROUP))
         _check(self._name(), response.error_code, f"coordinator of group {group}")
         coordinator = Address(response.host, response.port)
-        response = await self.ask(coordinator, DescribeGroupsRequest([group]))
+        response = await self.request(coordinator, DescribeGroupsRequest([group]))
         [(code, *_)] = response.groups
         _check(coordinator, code, f"group {group}")
 
-    async def ask(self, address: Address, request: Any) -> Any:
-        """The answer of one broker."""
+    async def request(self, address: Address, request: Any) -> Any:
+        """Send `request` to one broker and return its response."""
         try:
             connection = await self._connected(address)
             return await connection.send(request)
         except (KafkaError, OSError, TimeoutError) as error:
             if (dropped := self._connections.pop(address, None)) is not None:
                 dropped.close()
-            cause = "no answer" if isinstance(error, TimeoutError) else describe(error)
-            raise _failed(address, cause, type(error).__name__) from error
+            if isinstance(error, TimeoutError):
+                raise kafka_error(address, "no answer", type(error).__name__) from error
+            raise translated(address, error) from error
 
-    async def _ask_any(self, request: Any) -> tuple[Address, Any]:
-        """The first broker that answers, and its answer, else the first error.
+    async def _request_any(self, request: Any) -> tuple[Address, Any]:
+        """Return the first broker that responds and its response; else raise the first error.
 
-        One is asked after the other, connected ones first; one that is silent for a second holds
-        up no further one.
+        Connected brokers come first. A broker that is silent for a second does not delay the
+        request to the next.
         """
         addresses = list(dict.fromkeys([*self._connections, *self._known, *self._bootstrap]))
-        asked: dict[asyncio.Task[Any], Address] = {}
+        pending: dict[asyncio.Task[Any], Address] = {}
         errors: list[RetryableError] = []
         try:
-            while addresses or asked:
+            while addresses or pending:
                 if addresses:
                     address = addresses.pop(0)
-                    asked[asyncio.create_task(self.ask(address, request))] = address
+                    pending[asyncio.create_task(self.request(address, request))] = address
                 done, _ = await asyncio.wait(
-                    asked,
-                    timeout=_PATIENCE if addresses else None,
+                    pending,
+                    timeout=_HEDGE_DELAY if addresses else None,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 for task in done:
-                    address = asked.pop(task)
+                    address = pending.pop(task)
                     try:
                         return address, task.result()
                     except RetryableError as error:
                         errors.append(error)
             raise errors[0]
         finally:
-            for task in asked:
+            for task in pending:
                 task.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
+            await asyncio.gather(*pending, return_exceptions=True)
 
     async def _connected(self, address: Address) -> AIOKafkaConnection:
         async with self._connecting.setdefault(address, asyncio.Lock()):
@@ -182,11 +186,10 @@ class Brokers:
         return ",".join(map(str, self._bootstrap))
 
 
-def _check(address: object, code: int, what: str) -> None:
+def _check(address: object, code: int, subject: str) -> None:
     if for_code(code) is not NoError:
-        raise _failed(address, f"{for_code(code).__name__}: {what}", code)
+        raise _failed(address, f"{for_code(code).__name__}: {subject}", code)
 
 
-def _failed(address: object, text: str, cause: int | str) -> RetryableError:
-    name = cause if isinstance(cause, str) else for_code(cause).__name__
-    return RetryableError(f"Kafka at {address}: {text}", name)
+def _failed(address: object, text: str, code: int) -> RetryableError:
+    return kafka_error(address, text, for_code(code).__name__)

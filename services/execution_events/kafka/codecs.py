@@ -1,7 +1,7 @@
-"""Decoders of compressed batches with a limit on what a batch may expand to.
+"""Decoders of compressed batches, with a limit on their expanded size.
 
-aiokafka expands a whole batch at once, in memory: 9 kB of zstd can be 300 MB. It looks its decoders
-up in its record modules, one for each version of the record format, so they are replaced there.
+aiokafka expands a whole batch at once, in memory: 9 kB of zstd can expand to 300 MB. It finds its
+decoders in its record modules, one for each version of the record format; they are replaced there.
 """
 
 import struct
@@ -13,7 +13,7 @@ import cramjam
 from aiokafka.errors import KafkaError
 
 _MIB = 1024 * 1024
-_KEPT_BUFFER = 4 * _MIB
+_RETAINED_BUFFER = 4 * _MIB
 _XERIAL_MAGIC = b"\x82SNAPPY\x00"
 _XERIAL_HEADER = 16
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -25,9 +25,9 @@ class BatchTooLargeError(KafkaError):  # type: ignore[misc]
 
 
 class Decoders:
-    """Decoders that expand a batch to at most `limit` bytes, else raise `BatchTooLargeError`.
+    """Decoders that raise `BatchTooLargeError` for a batch that expands beyond `limit` bytes.
 
-    `expanded` counts the bytes that they have returned so far.
+    `expanded` counts the bytes returned so far.
     """
 
     def __init__(self, limit: int) -> None:
@@ -36,8 +36,8 @@ class Decoders:
         self.expanded = 0
 
     def install(self) -> "Decoders":
-        """Have aiokafka use them, in all clients of this process."""
-        # Compiled modules and, where there are none, those in Python.
+        """Replace aiokafka's decoders, for all clients of this process."""
+        # The compiled modules, or those in Python if they are not compiled.
         for name, module in list(sys.modules.items()):
             if name.startswith("aiokafka.record."):
                 for codec in ("gzip", "snappy", "lz4", "zstd"):
@@ -62,7 +62,7 @@ class Decoders:
         return self._counted(b"".join(parts))
 
     def snappy(self, payload: bytes) -> bytes:
-        """Expand one block, or the blocks of the stream that Java's xerial library writes."""
+        """Expand one block, or a stream of blocks as written by Java's xerial library."""
         data = memoryview(payload)
         if bytes(data[: len(_XERIAL_MAGIC)]) != _XERIAL_MAGIC:
             blocks = [data]
@@ -94,22 +94,22 @@ class Decoders:
 
     def _expand_into(self, codec: ModuleType, payload: bytes, size: int | None) -> bytes:
         if size is not None and size > len(self._buffer):
-            # A frame with more than it says is damaged, and fails.
+            # A frame longer than its header says is damaged, and fails.
             self._buffer = bytearray(size)
         while True:
             try:
                 length = codec.decompress_into(payload, self._buffer)
                 break
             except cramjam.DecompressionError as error:
-                # The library has one error for a full buffer and for damaged data; a greater buffer
-                # tells them apart, but for what is damaged and tells no size.
+                # The library raises one error for a full buffer and for damaged data. A larger
+                # buffer tells them apart, except for a damaged frame without a size.
                 if size is not None:
                     raise
                 if len(self._buffer) >= self._limit:
                     raise self._too_large(cause=error) from error
                 self._buffer = bytearray(min(4 * len(self._buffer), self._limit))
         data = bytes(memoryview(self._buffer)[:length])
-        if len(self._buffer) > _KEPT_BUFFER:
+        if len(self._buffer) > _RETAINED_BUFFER:
             self._buffer = bytearray(_MIB)
         return self._counted(data)
 
@@ -120,15 +120,15 @@ class Decoders:
     def _too_large(
         self, size: int | None = None, cause: Exception | None = None
     ) -> BatchTooLargeError:
-        found = "more" if size is None else f"{size} bytes"
-        told = "" if cause is None else f" ({cause})"
+        expanded = "more than the limit" if size is None else f"{size} bytes"
+        detail = "" if cause is None else f" ({cause})"
         return BatchTooLargeError(
-            f"it expands to {found}, and KAFKA_BATCH_LIMIT is {self._limit} bytes{told}"
+            f"it expands to {expanded}; KAFKA_BATCH_LIMIT is {self._limit} bytes{detail}"
         )
 
 
 def zstd_content_size(payload: bytes) -> int | None:
-    """The size that a Zstandard frame says it expands to; None where it does not say.
+    """Return the expanded size in a Zstandard frame's header; None if the header has none.
 
     Layout: RFC 8878, section 3.1.1.1.
     """

@@ -1,4 +1,4 @@
-"""How every client reaches the brokers: addresses, TLS, SASL."""
+"""Connection options of every client: addresses, TLS and SASL."""
 
 import ssl
 from typing import Any
@@ -8,9 +8,9 @@ from execution_events.settings import PREFIX, KafkaSettings
 
 
 def client_options(settings: KafkaSettings) -> dict[str, Any]:
-    """Return the arguments that every aiokafka client takes to reach the brokers.
+    """Return the connection arguments that every aiokafka client takes.
 
-    Raises `SettingsError` where a certificate file cannot be used.
+    Raises `SettingsError` if a certificate file cannot be used.
     """
     protocol = settings.security_protocol
     options: dict[str, Any] = {

@@ -1,11 +1,10 @@
-"""aiokafka's consumer from the inside: 0.14, as the dependency demands.
+"""aiokafka's consumer, with the errors of each partition kept apart.
 
-aiokafka raises the error of one partition out of `getmany` and drops what it has fetched of all.
-This client keeps errors by partition, so that the other partitions go on.
+aiokafka raises the error of one partition out of `getmany` and drops the fetched records of all.
+This consumer keeps errors by partition, so that the other partitions continue.
 """
 
 import asyncio
-import re
 from collections import OrderedDict
 from itertools import islice
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from aiokafka.errors import KafkaError
 
 from execution_events.kafka.codecs import Decoders
 from execution_events.kafka.connection import client_options
+from execution_events.kafka.errors import error_text
 from execution_events.kafka.protocol import forbid_topic_creation
 from execution_events.logs import Logger
 from execution_events.settings import KafkaSettings
@@ -23,19 +23,12 @@ from execution_events.settings import KafkaSettings
 _log = Logger(__name__)
 
 _REQUEST_TIMEOUT = 10
-"""Seconds until a broker that does not answer is given up for another, or for another attempt."""
+"""Seconds until a request to a silent broker fails; the client then tries another broker."""
 _STOP_TIMEOUT = 5
 """Seconds to leave the group, and to close connections."""
 
 
-def describe(error: BaseException) -> str:
-    """Return an error's type and text; the texts of aiokafka's errors repeat the type."""
-    name = type(error).__name__
-    text = re.sub(rf"^(\[Error -?\d+\] )?{name}(: |$)", "", str(error))
-    return f"{name}: {text}" if text else name
-
-
-class Trouble(NamedTuple):
+class PartitionError(NamedTuple):
     """The error of one partition; `offset` is that of an unreadable batch, else None."""
 
     text: str
@@ -43,17 +36,17 @@ class Trouble(NamedTuple):
     offset: int | None = None
 
 
-class Client(AIOKafkaConsumer):  # type: ignore[misc]
+class PartitionedConsumer(AIOKafkaConsumer):  # type: ignore[misc]
     """A consumer whose partitions fail one by one.
 
-    A partition with an entry in `troubles` is paused, and all records before its unreadable batch
-    have been returned. Seeking the partition removes the entry.
+    A partition with an entry in `partition_errors` is paused, and all records before its unreadable
+    batch have been returned. Seeking the partition removes the entry.
     """
 
     def __init__(self, settings: KafkaSettings, decoders: Decoders, **options: Any) -> None:
         super().__init__(
             isolation_level="read_committed",
-            # Offsets live in PostgreSQL; one that the log no longer has must be seen.
+            # Offsets are stored in PostgreSQL, and one that the log no longer has is an error.
             enable_auto_commit=False,
             auto_offset_reset="none",
             request_timeout_ms=_REQUEST_TIMEOUT * 1000,
@@ -61,7 +54,7 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
         )
         forbid_topic_creation(self._client)
         self.address = settings.bootstrap_servers
-        self.troubles: dict[TopicPartition, Trouble] = {}
+        self.partition_errors: dict[TopicPartition, PartitionError] = {}
         self._decoders = decoders
         self._fetched_bytes = 0
         self._budget = 0
@@ -78,7 +71,7 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
         except BaseException:
             await self.stop()
             raise
-        # Nothing was fetched so far: what was assigned is paused.
+        # Nothing has been fetched yet: assigned partitions are paused.
         self._fetcher._records = _FetchBuffer(self)
 
     async def getmany(
@@ -88,13 +81,13 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
         max_records: int | None = None,
         max_bytes: int = 2**63,
     ) -> dict[TopicPartition, list[ConsumerRecord]]:
-        """Return what aiokafka's `getmany` does, at most one producer batch beyond `max_bytes`.
+        """Return fetched records by partition, at most one producer batch beyond `max_bytes`.
 
-        Raises `KafkaError` once aiokafka's fetch task has ended: aiokafka logs the error and
-        returns no record any more.
+        Raises `KafkaError` once aiokafka's fetch task has ended: aiokafka only logs the error, and
+        would return no more records.
         """
         if self._fetcher.error_future.done():
-            raise KafkaError("the task that fetches has ended")
+            raise KafkaError("the fetch task has ended")
         self._budget = self.read_bytes + max_bytes
         records: dict[TopicPartition, list[ConsumerRecord]] = await super().getmany(
             *partitions, timeout_ms=timeout_ms, max_records=max_records
@@ -102,25 +95,26 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
         return records
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
-        """Continue at `offset` and clear the partition's trouble."""
+        """Continue at `offset` and clear the partition's error."""
         super().seek(partition, offset)
-        self.troubles.pop(partition, None)
+        self.partition_errors.pop(partition, None)
 
     async def stop(self, timeout: float = _STOP_TIMEOUT) -> None:
         """Leave the group and close all connections, within about `timeout` seconds.
 
-        Raises nothing: all is stored by then, and the group notices by itself that a member has
-        gone.
+        Raises nothing: all batches are stored by then, and the group drops a silent member after
+        its session timeout.
         """
-        # aiokafka awaits tasks that it has cancelled, and some pass the CancelledError on.
+        # aiokafka awaits tasks that it has cancelled, and some re-raise the CancelledError.
         leaving = asyncio.create_task(super().stop())
         try:
             await asyncio.wait({leaving}, timeout=timeout)
             if not leaving.done():
-                _log.warning("group_leave_failed", error=f"not within {timeout} s")
+                _log.warning("group_leave_failed", error=f"timeout after {timeout} s")
             elif leaving.cancelled() or leaving.exception() is not None:
-                error = "cancelled" if leaving.cancelled() else repr(leaving.exception())
-                _log.warning("group_leave_failed", error=error)
+                error = None if leaving.cancelled() else leaving.exception()
+                text = "cancelled" if error is None else error_text(error)
+                _log.warning("group_leave_failed", error=text)
                 closing = asyncio.create_task(self._client.close())
                 await asyncio.wait({closing}, timeout=_STOP_TIMEOUT)
                 closing.cancel()
@@ -130,87 +124,91 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
             await asyncio.gather(leaving, return_exceptions=True)
 
     @property
-    def may_expand(self) -> bool:
-        """True while the current call of `getmany` may begin another batch."""
+    def has_budget(self) -> bool:
+        """True while the current call of `getmany` may expand another batch."""
         return self.read_bytes < self._budget
 
-    def drain(self, result: FetchResult, max_records: int | None) -> list[ConsumerRecord]:
+    def take_records(self, result: FetchResult, max_records: int | None) -> list[ConsumerRecord]:
         """Return the records of `result` up to the call's limits and the first unreadable batch."""
         partition = result._topic_partition
-        if not result.check_assignment(partition) or not result.has_more() or not self.may_expand:
+        if not result.check_assignment(partition) or not result.has_more() or not self.has_budget:
             return []
         records = result._partition_records
-        self._fetched_bytes += records._records.begin()
-        given: list[ConsumerRecord] = []
+        self._fetched_bytes += records._records.begin_call()
+        taken: list[ConsumerRecord] = []
         try:
-            # Records taken before an error stay in the list.
-            given.extend(islice(records._records_iterator, max_records))
+            # Records that precede an error stay in the list.
+            taken.extend(islice(records._records_iterator, max_records))
         except _BudgetSpentError:
             pass
         except Exception as error:
             offset = records.next_fetch_offset
-            text = records._records.tell(offset, error)
-            self.note(partition, Trouble(text, type(error).__name__, offset))
+            text = records._records.unreadable_text(offset, error)
+            self.fail_partition(partition, PartitionError(text, type(error).__name__, offset))
         result._update_position()
-        if len(given) != max_records:
+        if len(taken) != max_records:
             result._partition_records = None
-        return given
+        return taken
 
-    def note(self, partition: TopicPartition, trouble: Trouble) -> None:
-        """Pause `partition` and keep its trouble."""
-        self.troubles[partition] = trouble
+    def fail_partition(self, partition: TopicPartition, error: PartitionError) -> None:
+        """Pause `partition` and keep its error."""
+        self.partition_errors[partition] = error
         if partition in self.assignment():
             self.pause(partition)
 
 
 class _FetchBuffer(OrderedDict[TopicPartition, Any]):
-    """The fetched records that aiokafka has not returned yet, by partition."""
+    """Fetched records that aiokafka has not returned yet, by partition."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, consumer: PartitionedConsumer) -> None:
         super().__init__()
-        self._client = client
+        self._consumer = consumer
 
     def __setitem__(self, partition: TopicPartition, result: Any) -> None:
         if isinstance(result, FetchResult):
             records = result._partition_records
-            records._records = _Batches(records._records, self._client)
-            result.getall = lambda max_records=None: self._client.drain(result, max_records)
+            records._records = _Batches(records._records, self._consumer)
+            result.getall = lambda max_records=None: self._consumer.take_records(
+                result, max_records
+            )
             super().__setitem__(partition, result)
         else:
             error = result._error
-            self._client.note(partition, Trouble(describe(error), type(error).__name__))
+            self._consumer.fail_partition(
+                partition, PartitionError(error_text(error), type(error).__name__)
+            )
 
 
 class _BudgetSpentError(Exception):
-    """Fetch the remaining batches again: the call has used its bytes."""
+    """Leave the remaining batches to the next call: this one has used its bytes."""
 
 
 class _Batches:
-    """The batches of one fetch; remembers the batch being read."""
+    """The batches of one fetch, and the one being read."""
 
-    def __init__(self, batches: Any, client: Client) -> None:
+    def __init__(self, batches: Any, consumer: PartitionedConsumer) -> None:
         self._batches = batches
-        self._client = client
+        self._consumer = consumer
         self._size: int = batches.size_in_bytes()
         self._is_first = True
         self._current: Any = None
         self.has_next = batches.has_next
 
     def next_batch(self) -> Any:
-        # The first batch of each call is read whatever its size, or it would never be.
-        if not self._is_first and not self._client.may_expand:
+        # The first batch of each call is read whatever its size; otherwise it would never be read.
+        if not self._is_first and not self._consumer.has_budget:
             raise _BudgetSpentError
         self._is_first = False
         self._current = self._batches.next_batch()
         return self._current
 
-    def begin(self) -> int:
-        """Start a call; return the bytes of all batches the first time, then 0."""
+    def begin_call(self) -> int:
+        """Begin a call of `getmany`; return the bytes of all batches in the first call, else 0."""
         size, self._size = self._size, 0
         self._is_first = True
         return size
 
-    def tell(self, offset: int, error: Exception) -> str:
+    def unreadable_text(self, offset: int, error: Exception) -> str:
         """Return a reason that names the batch; its last offset comes from its header."""
         last = "" if self._current is None else f" (to offset {self._current.next_offset - 1})"
-        return f"the batch at offset {offset}{last} cannot be read: {describe(error)}"
+        return f"the batch at offset {offset}{last} cannot be read: {error_text(error)}"

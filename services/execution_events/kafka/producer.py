@@ -1,4 +1,4 @@
-"""aiokafka's producer, with an end that does not wait for Kafka."""
+"""aiokafka's producer, with a close that does not wait for Kafka."""
 
 import asyncio
 import time
@@ -23,24 +23,25 @@ from execution_events.kafka.protocol import forbid_topic_creation
 
 TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 NOT_APPENDED = (*TOO_LARGE, InvalidTimestampError, TopicAuthorizationFailedError)
-"""A broker's refusals of a batch that leave the producer as good as before."""
+"""Refusals of a batch after which the producer remains usable."""
 
 _STOP_TIMEOUT = 2
 """Seconds that cancelled tasks may take to end."""
-_TOPIC_TRIES = 6
-_TOPIC_PAUSE = 0.5
-"""Times that brokers are asked for a topic that they do not know, and seconds between two."""
+_TOPIC_ATTEMPTS = 6
+_TOPIC_INTERVAL = 0.5
+"""Seconds between attempts to find a topic that the brokers do not know."""
 
 
 class Producer(AIOKafkaProducer):  # type: ignore[misc]
-    """An idempotent producer whose `end` leaves nothing behind, whatever Kafka does.
+    """An idempotent producer whose `end` releases everything, even while Kafka is unavailable.
 
-    aiokafka's own `stop` waits for every acknowledgement, and so for ever while Kafka is away;
-    ended from outside it leaves its tasks running, and with a request in flight it fails.
+    aiokafka's own `stop` waits for every acknowledgement, without a timeout while Kafka is
+    unavailable. If it is cancelled, it leaves its tasks running, and with a request in flight it
+    fails.
     """
 
     def __init__(self, *, resend_ms: int, **options: Any) -> None:
-        """A batch is not sent again later than `resend_ms` after it was first sent."""
+        """Resend a batch for at most `resend_ms` after its first attempt."""
         super().__init__(**options)
         self._resend_ms = resend_ms
         forbid_topic_creation(self.client)
@@ -50,20 +51,17 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
 
     @property
     def alive(self) -> bool:
-        """Whether its tasks run; those that others have cancelled would let batches wait for ever.
-
-        Of one that has started.
-        """
+        """False once one of its tasks was cancelled: batches would then wait indefinitely."""
         reading = [connection._read_task for connection in self.client._conns.values()]
         tasks = (self._sender.sender_task, self.client._sync_task, *reading)
         return not any(task is not None and task.cancelled() for task in tasks)
 
     async def start(self) -> None:
-        """Reach Kafka; a cancellation leaves no connection open."""
+        """Connect to Kafka; a cancellation leaves no connection open."""
         try:
             await super().start()
         except BaseException as error:
-            # aiokafka's first connection is in a local variable until a broker has answered.
+            # aiokafka's first connection is in a local variable until a broker has responded.
             for frame, _ in traceback.walk_tb(error.__traceback__):
                 for value in frame.f_locals.values():
                     if isinstance(value, AIOKafkaConnection):
@@ -71,37 +69,39 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
             raise
 
     def known_partitions(self, topic: str) -> int:
-        """Return how many partitions `topic` has by the metadata at hand, 0 where it is missing."""
-        # aiokafka's own method makes a set of them, and this is asked for each batch.
+        """Return the number of partitions of `topic` in the current metadata, 0 if unknown."""
+        # aiokafka's own method builds a set, and this is called for each batch.
         return len(self.client.cluster._partitions.get(topic, ()))
 
     async def find_partitions(self, topic: str) -> int:
-        """Ask a broker how many partitions `topic` has.
+        """Return the number of partitions of `topic`, from a broker.
 
-        Raises `RetryableError` where it does not exist or may not be seen.
+        Raises `RetryableError` if the topic does not exist or the right to describe it is missing.
         """
-        for attempt in range(_TOPIC_TRIES):
+        for attempt in range(_TOPIC_ATTEMPTS):
             if attempt:
-                # One that was created a moment ago is not known to all brokers.
-                await asyncio.sleep(_TOPIC_PAUSE)
+                # A new topic is not known to all brokers at once.
+                await asyncio.sleep(_TOPIC_INTERVAL)
             self.client.add_topic(topic)
             await self.client.force_metadata_update()
             if known := self.known_partitions(topic):
                 return known
             if topic in self.client.cluster.unauthorized_topics:
-                raise RetryableError(f"no right to describe the topic {topic}")
+                raise RetryableError(
+                    f"not authorized to describe the topic {topic}: grant Describe"
+                )
         raise RetryableError(
-            f"the topic {topic} does not exist: create it with `execution-events topic create`"
+            f"the topic {topic} does not exist: run `execution-events topic create`"
         )
 
     def limit_batches(self, size: int) -> None:
-        """Let batches created from now on have at most `size` bytes before compression."""
+        """Limit batches created from now on to `size` bytes before compression."""
         self._message_accumulator._batch_size = size
 
     async def end(self) -> None:
-        """Fail what is not acknowledged and give up all tasks and connections, within 2 s.
+        """Fail unacknowledged batches and close all tasks and connections, within 2 s.
 
-        What was failed may be in the log or not. A cancellation ends the waiting and nothing else.
+        A failed batch may be in the log or not. A cancellation ends only the wait.
         """
         tasks = self._abort()
         if tasks:
@@ -115,7 +115,7 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
         for batch in (*batches._pending_batches, *chain.from_iterable(batches._batches.values())):
             for future in (batch.future, batch._drain_waiter):
                 if future.done():
-                    future.exception()  # Else asyncio complains where nobody waits any more.
+                    future.exception()  # Marks it retrieved, so asyncio does not warn.
         tasks = [*self._requests, self._sender.sender_task, self.client._sync_task]
         tasks = [task for task in tasks if task is not None and not task.done()]
         for task in tasks:
@@ -145,10 +145,10 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
 
 
 def _are_recent(batches: Iterable[Any], resend_ms: int) -> bool:
-    """Tell if these batches, which are sent now, were first sent less than `resend_ms` ago.
+    """Return True if all `batches` were first sent less than `resend_ms` ago.
 
-    aiokafka sends a batch again by itself, also when the process was frozen or the machine asleep,
-    which no timer of the event loop has seen.
+    aiokafka resends a batch by itself, also after the process was frozen or the machine asleep,
+    when timers of the event loop have not run.
     """
     now = time.time_ns() // 1_000_000
     for batch in batches:
@@ -160,16 +160,16 @@ def _are_recent(batches: Iterable[Any], resend_ms: int) -> bool:
 
 
 class _ProduceHandler(SendProduceReqHandler):  # type: ignore[misc]
-    """Keeps the producer usable after a refusal.
+    """A handler that keeps the producer usable after a refusal.
 
-    aiokafka counts a refused batch in its sequence numbers, the broker does not: so what comes next
-    would be out of order.
+    aiokafka counts a refused batch in its sequence numbers and the broker does not, so the next
+    batch would be out of order.
     """
 
     def handle_response(self, response: Any) -> None:
         super().handle_response(response)
         for batch in self._batches.values():
-            # One that was sent before may be in the log, and then the broker has counted it.
+            # A resent batch may be in the log, and then the broker has counted it.
             if (
                 batch.future.done()
                 and isinstance(batch.future.exception(), NOT_APPENDED)

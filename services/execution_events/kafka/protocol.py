@@ -1,4 +1,4 @@
-"""Additions to aiokafka's protocol."""
+"""Requests and options that aiokafka lacks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,17 +12,17 @@ from aiokafka.protocol.types import Array, Boolean, Int8, Schema, String
 
 
 def forbid_topic_creation(client: AIOKafkaClient) -> None:
-    """Keep `client` from creating topics, also where the broker has auto.create.topics.enable.
+    """Keep `client` from creating topics, even if the broker has auto.create.topics.enable.
 
-    A metadata request that names a topic creates it there, unless the request forbids it, and
-    aiokafka has no option for that. Only this client is changed: a worker's own ones are not.
-    Call it before the client starts.
+    With that option a metadata request creates the topics it names unless a flag forbids that, and
+    aiokafka cannot set the flag. A worker's other clients are not affected. Call it before the
+    client starts.
     """
     connect = client._get_conn
 
     async def connect_without_creation(*arguments: Any, **options: Any) -> Any:
         connection = await connect(*arguments, **options)
-        # Set on the connection, because the client takes it from its own table to send.
+        # Set on the connection, because the client sends through the connections of its own table.
         if connection is not None and "send" not in vars(connection):
             connection.send = _without_creation(connection.send)
         return connection
@@ -70,9 +70,9 @@ class _IncrementalAlterConfigsRequest(RequestStruct):  # type: ignore[misc]
 
 
 class IncrementalAlterConfigs(Request[_IncrementalAlterConfigsRequest]):  # type: ignore[misc]
-    """A request that sets configurations of a topic and leaves its other ones as they are.
+    """A request that sets some configurations of a topic and leaves the others unchanged.
 
-    aiokafka has only AlterConfigs, which resets every configuration that it does not name.
+    aiokafka has only AlterConfigs, which resets every configuration it does not name.
     """
 
     API_KEY = 44

@@ -1,4 +1,4 @@
-"""The topic: made and altered to what the guarantees need, and checked before it is read."""
+"""The topic, created, altered and checked against the configuration that the guarantees need."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
@@ -20,6 +20,7 @@ from aiokafka.protocol.admin import CreatePartitionsRequest
 
 from execution_events.errors import HaltError, RetryableError
 from execution_events.kafka.connection import client_options
+from execution_events.kafka.errors import kafka_error
 from execution_events.kafka.protocol import IncrementalAlterConfigs, forbid_topic_creation
 from execution_events.settings import KafkaSettings
 
@@ -27,14 +28,13 @@ DAY_MS = 24 * 60 * 60 * 1000
 PARTITIONS, REPLICATION = "partitions", "replication"
 _MIN_INSYNC_REPLICAS = "min.insync.replicas"
 _REQUEST_TIMEOUT_MS = 10_000
-"""Until a broker that does not answer is given up."""
 _APPLY_TIMEOUT = 30
-"""Seconds until a broker must show what Kafka has accepted."""
-_POLL_INTERVAL = 0.1
+"""Seconds until a broker must report a change that Kafka has accepted."""
+_POLL_INTERVAL = 0.1  # seconds
 
 
 class Difference(NamedTuple):
-    """A property of an existing topic that is not as wanted.
+    """A property of an existing topic that differs from the wanted value.
 
     `name` is `PARTITIONS`, `REPLICATION`, or the name of a configuration.
     """
@@ -44,12 +44,14 @@ class Difference(NamedTuple):
     wanted: str
 
 
-class _Wanted(NamedTuple):
+class _WantedTopic(NamedTuple):
+    """The properties that the topic should have."""
+
     partitions: int
     replication: int
     configs: Mapping[str, str]
 
-    def differences(self, topic: "_Topic") -> list[Difference]:
+    def differences(self, topic: "_FoundTopic") -> list[Difference]:
         wanted = {
             PARTITIONS: str(self.partitions),
             REPLICATION: str(self.replication),
@@ -57,7 +59,7 @@ class _Wanted(NamedTuple):
         }
         found = {
             PARTITIONS: str(len(topic.replicas)),
-            # More than one number while replicas are moved.
+            # More than one number while replicas are reassigned.
             REPLICATION: ", ".join(map(str, sorted(set(topic.replicas.values())))),
             **topic.configs,
         }
@@ -68,8 +70,8 @@ class _Wanted(NamedTuple):
         ]
 
 
-class _Topic(NamedTuple):
-    """The topic as one broker knows it: the replicas of each partition, and all configurations."""
+class _FoundTopic(NamedTuple):
+    """The topic as known to one broker: replicas by partition, and all configurations."""
 
     replicas: dict[int, int]
     configs: dict[str, str]
@@ -84,11 +86,11 @@ async def create_topic(
     retention_ms: int,
     configs: Mapping[str, str] | None = None,
 ) -> list[Difference] | None:
-    """Create the topic, and return None; `configs` go above what the guarantees need.
+    """Create the topic and return None, or return how an existing one differs from the arguments.
 
-    One that exists is left as it is: return how it differs from what was asked for.
+    An existing topic is not changed. `configs` override the configuration that the guarantees need.
     """
-    wanted = _Wanted(
+    wanted = _WantedTopic(
         partitions,
         replication,
         {
@@ -96,15 +98,15 @@ async def create_topic(
             "unclean.leader.election.enable": "false",
             "cleanup.policy": "delete",
             "retention.ms": str(retention_ms),
-            # By the producer's own time, Kafka would remove the records of an old spool at once,
-            # and refuse those of a clock that is ahead.
+            # With CreateTime, Kafka would remove records of an old spool at once, and refuse those
+            # of a producer whose clock is ahead.
             "message.timestamp.type": "LogAppendTime",
         }
         | dict(configs or {}),
     )
     topic = NewTopic(settings.topic, partitions, replication, topic_configs=dict(wanted.configs))
     async with open_admin(settings) as admin:
-        await _until_controlled(admin, settings)
+        await _wait_for_controller(admin, settings)
         response = await admin.create_topics([topic])
         [(_, code, message, *_)] = response.topic_errors
         error = for_code(code)
@@ -113,32 +115,32 @@ async def create_topic(
         if error is not TopicAlreadyExistsError:
             problem = f"the topic {settings.topic} cannot be created"
             raise _refusal(settings, problem, error, message, "Create on it")
-        # Another may have created it at this moment, and not every broker know it yet.
-        found = await _until_described(admin, settings, lambda _: True)
+        # Another process may just have created it, and not every broker knows it yet.
+        found = await _wait_for_topic(admin, settings, lambda _: True)
         return wanted.differences(found)
 
 
 def obstacles(differences: Collection[Difference]) -> dict[Difference, str]:
-    """The differences that `alter_topic` cannot remove, each with the reason."""
+    """Return the differences that `alter_topic` cannot remove, each with the reason."""
     replication = next((each for each in differences if each.name == REPLICATION), None)
-    found: dict[Difference, str] = {}
+    reasons: dict[Difference, str] = {}
     for each in differences:
         if each.name == REPLICATION:
-            found[each] = "Kafka's kafka-reassign-partitions.sh changes it"
+            reasons[each] = "Kafka's kafka-reassign-partitions.sh changes it"
         elif each.name == PARTITIONS and int(each.wanted) < int(each.found):
-            found[each] = "partitions cannot be removed"
+            reasons[each] = "partitions cannot be removed"
         elif each.name == _MIN_INSYNC_REPLICAS and replication is not None:
-            # A topic that asks for more replicas than it has takes no record any more.
-            found[each] = f"not before {REPLICATION} is {replication.wanted}"
-    return found
+            # A topic with min.insync.replicas above its replicas accepts no records.
+            reasons[each] = f"not before {REPLICATION} is {replication.wanted}"
+    return reasons
 
 
 async def alter_topic(
     settings: KafkaSettings, differences: Collection[Difference]
 ) -> AsyncIterator[Difference]:
-    """Remove the differences that have no obstacle; yield each once a broker shows it as wanted.
+    """Remove the differences that have no obstacle; yield each once a broker reports the change.
 
-    The topic's other configurations stay as they are.
+    The topic's other configurations are not changed.
     """
     differences = [each for each in differences if each not in obstacles(differences)]
     configs = [each for each in differences if each.name != PARTITIONS]
@@ -154,21 +156,21 @@ async def alter_topic(
 
 
 async def check_topic(settings: KafkaSettings) -> list[int]:
-    """The topic's partitions.
+    """Return the topic's partitions.
 
-    Raises `RetryableError` while the topic is missing or cannot be described, `HaltError` where
-    it is compacted.
+    Raises `RetryableError` while the topic is missing or cannot be described, `HaltError` if it is
+    compacted.
     """
     async with open_admin(settings) as admin:
-        topic = await _describe(admin, settings)
+        topic = await _describe_topic(admin, settings)
     if topic is None:
-        raise RetryableError(
-            f"Kafka at {settings.bootstrap_servers}: the topic {settings.topic} does not "
-            "exist: run `execution-events topic create`"
+        raise kafka_error(
+            settings.bootstrap_servers,
+            f"the topic {settings.topic} does not exist: run `execution-events topic create`",
         )
     if "compact" in topic.configs.get("cleanup.policy", ""):
         raise HaltError(
-            f"the topic {settings.topic} is compacted, so records are missing from its log: "
+            f"the topic {settings.topic} is compacted, so its log lacks records: "
             "set its cleanup.policy to delete"
         )
     return sorted(topic.replicas)
@@ -176,7 +178,7 @@ async def check_topic(settings: KafkaSettings) -> list[int]:
 
 @asynccontextmanager
 async def open_admin(settings: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClient]:
-    """An admin client; Kafka's errors come out as `RetryableError`."""
+    """Open an admin client that raises Kafka's errors as `RetryableError`."""
     admin = AIOKafkaAdminClient(**client_options(settings), request_timeout_ms=_REQUEST_TIMEOUT_MS)
     forbid_topic_creation(admin._client)
     try:
@@ -184,16 +186,18 @@ async def open_admin(settings: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClie
         yield admin
     except (KafkaError, TimeoutError) as error:
         text = str(error) or type(error).__name__
-        raise RetryableError(f"Kafka at {settings.bootstrap_servers}: {text}") from error
+        raise kafka_error(settings.bootstrap_servers, text) from error
     finally:
         await admin.close()
 
 
-async def _describe(admin: AIOKafkaAdminClient, settings: KafkaSettings) -> _Topic | None:
-    """The topic; None where the broker that was asked knows none.
+async def _describe_topic(
+    admin: AIOKafkaAdminClient, settings: KafkaSettings
+) -> _FoundTopic | None:
+    """Return the topic, or None if the queried broker does not know it.
 
-    Kafka's refusals come inside of its responses, and must not pass for a topic without
-    partitions or configurations.
+    Kafka reports a refusal inside a response: it must not pass for a topic without partitions or
+    configurations.
     """
     [metadata] = await admin.describe_topics([settings.topic])
     error = for_code(metadata["error_code"])
@@ -213,37 +217,38 @@ async def _describe(admin: AIOKafkaAdminClient, settings: KafkaSettings) -> _Top
         problem = f"the configuration of the topic {settings.topic} cannot be described"
         right = "DescribeConfigs on it; without it a compacted topic would go unnoticed"
         raise _refusal(settings, problem, error, message, right)
-    return _Topic(
+    return _FoundTopic(
         {each["partition"]: len(each["replicas"]) for each in metadata["partitions"]},
         {name: value for name, value, *_ in entries},
     )
 
 
-async def _until_controlled(admin: AIOKafkaAdminClient, settings: KafkaSettings) -> None:
-    """Return once a broker knows the cluster's controller, which aiokafka takes for granted."""
+async def _wait_for_controller(admin: AIOKafkaAdminClient, settings: KafkaSettings) -> None:
+    """Return once a broker knows the cluster's controller, which aiokafka assumes."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _APPLY_TIMEOUT
     while admin._client.cluster.controller is None:
         if loop.time() > deadline:
-            raise RetryableError(
-                f"Kafka at {settings.bootstrap_servers}: the cluster has had no controller "
-                f"for {_APPLY_TIMEOUT} s"
+            raise kafka_error(
+                settings.bootstrap_servers,
+                f"the cluster has no controller after {_APPLY_TIMEOUT} s",
             )
         await asyncio.sleep(_POLL_INTERVAL)
         await admin._client.force_metadata_update()
 
 
-async def _until_described(
-    admin: AIOKafkaAdminClient, settings: KafkaSettings, condition: Callable[[_Topic], bool]
-) -> _Topic:
-    """The topic, once a broker shows one that fulfils `condition`."""
+async def _wait_for_topic(
+    admin: AIOKafkaAdminClient, settings: KafkaSettings, condition: Callable[[_FoundTopic], bool]
+) -> _FoundTopic:
+    """Return the topic once a broker reports it and it fulfils `condition`."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _APPLY_TIMEOUT
-    while (topic := await _describe(admin, settings)) is None or not condition(topic):
+    while (topic := await _describe_topic(admin, settings)) is None or not condition(topic):
         if loop.time() > deadline:
-            raise RetryableError(
-                f"Kafka at {settings.bootstrap_servers}: the topic {settings.topic} was "
-                f"created or altered, and a broker has not shown it for {_APPLY_TIMEOUT} s"
+            raise kafka_error(
+                settings.bootstrap_servers,
+                f"the topic {settings.topic} was created or altered, and a broker does not report "
+                f"it after {_APPLY_TIMEOUT} s",
             )
         await asyncio.sleep(_POLL_INTERVAL)
     return topic
@@ -258,27 +263,29 @@ async def _alter_configs(
         error = for_code(code)
         problem = f"the configuration of the topic {settings.topic} cannot be altered"
         raise _refusal(settings, problem, error, message, "AlterConfigs on it")
-    await _until_described(admin, settings, lambda topic: configs.items() <= topic.configs.items())
+    await _wait_for_topic(admin, settings, lambda topic: configs.items() <= topic.configs.items())
 
 
 async def _add_partitions(admin: AIOKafkaAdminClient, settings: KafkaSettings, total: int) -> None:
     request = CreatePartitionsRequest(
         [(settings.topic, (total, None))], admin._request_timeout_ms, validate_only=False
     )
-    await _until_controlled(admin, settings)
+    await _wait_for_controller(admin, settings)
     response = await admin._send_to_controller(request)
     [(_, code, message)] = response.topic_errors
     if code:
-        problem = f"the topic {settings.topic} cannot get {total} partitions"
+        problem = f"the topic {settings.topic} cannot be extended to {total} partitions"
         raise _refusal(settings, problem, for_code(code), message, "Alter on it")
-    await _until_described(admin, settings, lambda topic: len(topic.replicas) >= total)
+    await _wait_for_topic(admin, settings, lambda topic: len(topic.replicas) >= total)
 
 
 def _refusal(
     settings: KafkaSettings, problem: str, error: type[KafkaError], message: str | None, right: str
 ) -> RetryableError:
-    """The error for a refusal inside of a response; `right` is what the request needs."""
-    text = f"Kafka at {settings.bootstrap_servers}: {problem}: {error.__name__}"
+    """Return the error of a refusal inside a response; `right` is the one the request needs."""
+    text = f"{problem}: {error.__name__}"
     if error in (TopicAuthorizationFailedError, ClusterAuthorizationFailedError):
-        return RetryableError(f"{text}: grant {right}")
-    return RetryableError(f"{text}: {message}" if message else text)
+        text += f": grant {right}"
+    elif message:
+        text += f": {message}"
+    return kafka_error(settings.bootstrap_servers, text)

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Literal, NamedTuple
 
-from execution_events.consumer.log_check import LogState, difference, read_log
+from execution_events.consumer.log_check import LogState, log_mismatch, read_log
 from execution_events.errors import RetryableError
 from execution_events.kafka.codecs import Decoders
 from execution_events.kafka.topic import check_topic
@@ -52,7 +52,7 @@ async def accept_logs(
             if isinstance(state, RetryableError):
                 yield UnreadLog(partition, state)
                 continue
-            reason = difference(position, state)
+            reason = log_mismatch(position, state)
             if reason is None:
                 continue
             offset = state.begin if start == "beginning" else state.end

@@ -64,7 +64,7 @@ async def run_reader(settings: Settings, stop: asyncio.Event) -> None:
         )
 
         async def readiness() -> list[str]:
-            problem = await probe.now()
+            problem = await probe.check_now()
             return [*([] if problem is None else [problem]), *access.problems()]
 
         app = create_app(lists, feeds, metrics, access, Limits(settings.reader, metrics))

@@ -1,7 +1,6 @@
 """Records to Kafka: in order within each partition, each until it is acknowledged."""
 
 import asyncio
-import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -18,6 +17,7 @@ from aiokafka.errors import (
 from aiokafka.partitioner import murmur2
 
 from execution_events import wire
+from execution_events.backoff import backoff
 from execution_events.errors import RetryableError
 from execution_events.kafka.connection import client_options
 from execution_events.kafka.producer import NOT_APPENDED, TOO_LARGE, Producer
@@ -298,7 +298,7 @@ class Sender:
                     self.reasons[EVERY_PARTITION] = why
                     _logger.warning("kafka is away", error=why, attempt=failures)
                     self._waits(EVERY_PARTITION)
-                    await asyncio.sleep(_pause(failures))
+                    await asyncio.sleep(backoff(failures - 1, *_BACK_OFF))
             self.reasons.pop(EVERY_PARTITION, None)
             return self._producer
 
@@ -389,7 +389,7 @@ class _Lane:
                 failures += 1
                 self._sender.note_failure(self._partition, error)
                 suspects = size = 0
-                await asyncio.sleep(_pause(failures))
+                await asyncio.sleep(backoff(failures - 1, *_BACK_OFF))
             elif suspects == 1:
                 suspects = size = 0
                 self._sender.settle_refused(self.waiting.popleft(), error)
@@ -404,9 +404,3 @@ class _Lane:
         while self.waiting and self.waiting[0].attempted_at < horizon:
             self._sender.settle_expired(self.waiting.popleft())
         return self.pending < number
-
-
-def _pause(failures: int) -> float:
-    first, most = _BACK_OFF
-    pause: float = min(most, first * 2 ** min(failures - 1, 10))
-    return pause * random.uniform(0.5, 1)  # noqa: S311

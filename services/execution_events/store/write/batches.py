@@ -1,7 +1,6 @@
 """Batches of records, each stored in one transaction with offsets, watermarks and dead letters."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
 from types import TracebackType
@@ -43,9 +42,6 @@ _SERVER_SETTINGS = {
 }
 _COMMAND_TIMEOUT = 25
 """Seconds for one command on the client's side; the server's timeout is a little shorter."""
-
-FailpointHook = Callable[[str], None]
-"""Called with the name of each point that the writer reaches; a test ends the process there."""
 
 
 class Batch(NamedTuple):
@@ -97,13 +93,10 @@ class BatchWriter:
     PostgreSQL is unavailable and `HaltError` for other errors.
     """
 
-    def __init__(
-        self, database_url: str, topic: str, failpoint: FailpointHook = lambda _: None
-    ) -> None:
+    def __init__(self, database_url: str, topic: str) -> None:
         self._database_url = database_url
         self.address = address_of(database_url)
         self._topic = topic
-        self._failpoint = failpoint
         self._stack = AsyncExitStack()
         self._connection: asyncpg.Connection | None = None
         self.connections = 0
@@ -181,11 +174,9 @@ class BatchWriter:
         """
         async with self._session() as connection, connection.transaction():
             with _terminated_on_timeout(connection):
-                self._failpoint("begun")
                 await progress.move_offsets(
                     connection, self._topic, batch.moves, batch.fingerprints()
                 )
-                self._failpoint("offsets_set")
                 watermarks = await progress.read_watermarks(
                     connection, self._topic, batch.sources()
                 )
@@ -194,10 +185,6 @@ class BatchWriter:
                     await write_events(connection, projection.events)
                 await insert_dead_letters(connection, self._topic, projection.dead_letters)
                 await progress.move_watermarks(connection, self._topic, projection.watermarks)
-                self._failpoint("upserted")
-                # It runs once the commit has been sent.
-                asyncio.get_running_loop().call_soon(self._failpoint, "commit_sent")
-        self._failpoint("committed")
         return projection
 
     async def forget_changes(self, retention: timedelta) -> bool:

@@ -1,4 +1,4 @@
-"""Logs: one line a record, whatever stands in it."""
+"""Logs: one line a record, whatever it contains."""
 
 import io
 import json
@@ -69,21 +69,21 @@ def entries(stream: io.StringIO) -> list[dict[str, Any]]:
 def test_a_record_is_a_json_object_with_its_fields() -> None:
     stream = configured("json")
     before = datetime.now(UTC)
-    log.info("batch stored", partition=0, records=3)
+    log.info("batch_stored", partition=0, records=3)
     [entry] = entries(stream)
     time = datetime.fromisoformat(entry.pop("time"))
     assert before - timedelta(milliseconds=1) <= time <= datetime.now(UTC)
     assert entry == {
         "level": "info",
         "logger": "execution_events.tests",
-        "event": "batch stored",
+        "event": "batch_stored",
         "partition": 0,
         "records": 3,
     }
 
 
 @pytest.mark.parametrize("value", HOSTILE + ODD, ids=ascii)
-def test_a_json_record_is_one_line_whatever_its_fields_hold(value: object) -> None:
+def test_a_json_record_is_one_line_with_any_field_value(value: object) -> None:
     stream = configured("json")
     log.info("event", field=value)
     library.warning("%s", value)
@@ -94,14 +94,14 @@ def test_a_json_record_is_one_line_whatever_its_fields_hold(value: object) -> No
 
 
 @pytest.mark.parametrize("value", [text for text in HOSTILE if text != "\udcff"], ids=ascii)
-def test_text_is_kept_in_json(value: str) -> None:
+def test_json_preserves_text(value: str) -> None:
     stream = configured("json")
     log.info("event", field=value)
     [entry] = entries(stream)
     assert entry["field"] == value
 
 
-def test_a_field_cannot_take_the_place_of_the_records_own() -> None:
+def test_a_field_cannot_replace_a_member_of_the_record() -> None:
     stream = configured("json")
     log.error("event", level="info", logger="other", time="never")
     [entry] = entries(stream)
@@ -109,7 +109,7 @@ def test_a_field_cannot_take_the_place_of_the_records_own() -> None:
     assert datetime.fromisoformat(entry["time"])
 
 
-def test_an_exception_is_within_its_json_line() -> None:
+def test_a_json_line_contains_the_traceback() -> None:
     stream = configured("json")
     try:
         raise ValueError("first\nsecond")
@@ -121,16 +121,16 @@ def test_an_exception_is_within_its_json_line() -> None:
     assert entry["traceback"].endswith("ValueError: first\nsecond")
 
 
-def test_text_is_a_line_for_a_person() -> None:
+def test_a_text_record_shows_time_level_event_and_fields() -> None:
     stream = configured("text")
-    log.warning("the database is away", error="refused", attempts=2)
+    log.warning("database_unavailable", error="refused", attempts=2)
     time, rest = stream.getvalue().split(" ", 1)
     assert datetime.strptime(time, "%H:%M:%S")
-    assert rest == "WARNING the database is away  error=refused attempts=2\n"
+    assert rest == "WARNING database_unavailable  error=refused attempts=2\n"
 
 
 @pytest.mark.parametrize("value", HOSTILE + ODD, ids=ascii)
-def test_a_text_record_is_one_line_whatever_its_fields_hold(value: object) -> None:
+def test_a_text_record_is_one_line_with_any_field_value(value: object) -> None:
     stream = configured("text")
     log.info("event", field=value)
     library.warning("%s", value)
@@ -140,7 +140,7 @@ def test_a_text_record_is_one_line_whatever_its_fields_hold(value: object) -> No
     assert other.isprintable()
 
 
-def test_an_exceptions_text_cannot_look_like_a_record() -> None:
+def test_an_exception_text_cannot_forge_a_record() -> None:
     stream = configured("text")
     try:
         raise ValueError("a\n12:00:00 INFO    forged")
@@ -152,14 +152,14 @@ def test_an_exceptions_text_cannot_look_like_a_record() -> None:
     assert not [line for line in traceback if line.startswith("12:00:00")]
 
 
-def test_readable_text_is_left_as_it_is() -> None:
+def test_printable_text_is_not_escaped() -> None:
     stream = configured("text")
     log.info("event", reason="执行成功##SuccessfulFinish 😀", path=r"C:\n")
     assert r"reason=执行成功##SuccessfulFinish 😀 path=C:\n" in stream.getvalue()
 
 
 @pytest.mark.parametrize(
-    ("level", "kept"),
+    ("level", "logged"),
     [
         ("debug", ["debug", "info", "warning", "error"]),
         ("info", ["info", "warning", "error"]),
@@ -167,15 +167,15 @@ def test_readable_text_is_left_as_it_is() -> None:
         ("error", ["error"]),
     ],
 )
-def test_records_below_the_level_are_dropped(level: str, kept: list[str]) -> None:
+def test_records_below_the_level_are_dropped(level: str, logged: list[str]) -> None:
     stream = configured("json", level)
     for write in (log.debug, log.info, log.warning, log.error):
         write("event")
-    assert [entry["level"] for entry in entries(stream)] == kept
+    assert [entry["level"] for entry in entries(stream)] == logged
 
 
 @pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
-def test_libraries_are_heard_from_warnings_on(level: str) -> None:
+def test_libraries_log_from_level_warning(level: str) -> None:
     stream = configured("json", level)
     library.debug("debug")
     library.info("info")
@@ -194,7 +194,7 @@ def test_auto_is_text_on_a_terminal_and_json_elsewhere() -> None:
     assert terminal.getvalue().endswith("INFO    event\n")
 
 
-def test_to_configure_again_replaces_what_was_before() -> None:
+def test_a_second_configuration_replaces_the_first() -> None:
     before, stream = configured("json"), configured("json")
     log.info("event")
     assert before.getvalue() == ""
