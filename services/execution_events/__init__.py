@@ -1,13 +1,13 @@
 """The event service of a task-orchestration platform: exact counts of element lifecycle events.
 
-What workers use; each name is imported when it is first asked for:
+The interface for workers; each name is imported on first use:
 
-- `Publisher`: publishes events, with asyncio; `execution_events.sync.Publisher` for threads.
-- `Event`: an event as a worker says it; `NORMAL` and `WARNING` are the types of events.
-- `Element`, `Action`: what `Publisher.element` gives, and the scope of an action.
-- `ExecutionEventsError`: the base of the errors; the name of each says what to do. `EventError`:
-  correct the event. `RetryableError`: try again later; `SpoolFullError` is one. `SettingsError`:
-  correct the setting.
+- `Publisher`: the publisher for asyncio; `execution_events.sync.Publisher` is the one for threads.
+- `Event`: an event; its type is `NORMAL` or `WARNING`.
+- `Element`, `Action`: an element of an execution, and the scope of one of its actions.
+- `ExecutionEventsError`: the base class of all errors, each of which is named after its remedy.
+  `EventError`: correct the event. `RetryableError`, also `SpoolFullError`: try again later.
+  `SettingsError`: correct the setting.
 
 `execution_events.testing` has publishers for the tests of workers.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from execution_events.publisher.element import Action, Element
     from execution_events.publisher.event import Event
 else:
-    _HOMES = {
+    _MODULES = {
         "Action": "publisher.element",
         "Element": "publisher.element",
         "Event": "publisher.event",
@@ -42,13 +42,13 @@ else:
         "WARNING": "events",
     }
 
-    # Hidden from type checkers, which would else take any name for one of ours.
+    # Hidden from type checkers, which would otherwise accept any name.
     def __getattr__(name: str) -> object:
-        if name not in _HOMES:
+        if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-        globals()[name] = found
-        return found
+        value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+        globals()[name] = value
+        return value
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""The publisher for threads: names and guarantees of the asynchronous one, without a loop of yours.
+"""The publisher for threads, with the names and guarantees of the asynchronous one.
 
 with Publisher.from_settings() as publisher:
     element = publisher.element(execution_id=…, …)
@@ -21,33 +21,33 @@ from execution_events.events import NORMAL
 from execution_events.logs import Logger
 from execution_events.publisher.element import Identity, Scope, Subject, note_unpublished
 from execution_events.publisher.event import Event
+from execution_events.publisher.lifecycle import describe
 from execution_events.settings import Settings
 
 _T = TypeVar("_T")
 
-_logger = Logger(__name__)
+_log = Logger(__name__)
 
 _PUBLISHING_TIMEOUT = 10
-"""Seconds that closing waits for what calls have begun to publish, interrupted ones too."""
+"""Seconds that closing waits for calls that are still publishing, including interrupted ones."""
 _STOP_TIMEOUT = 10
-"""Seconds that the thread may take to end when all is closed; it is a daemon."""
+"""Seconds that the thread, a daemon, may take to end after closing."""
 
 
 class Publisher:
-    """Publishes the events of a worker; a context manager. Safe to call from many threads.
+    """A publisher of events; a context manager. Thread-safe.
 
-    It runs an asynchronous publisher in a thread of its own and gives the same guarantees. A
-    KeyboardInterrupt, or what a signal handler raises, ends a call but not what the call has
-    begun: the event is still published, and `close` waits for it.
+    Runs an asynchronous publisher in its own thread, with the same guarantees. A KeyboardInterrupt,
+    or another exception of a signal handler, ends a call but not its work: the event is still
+    published, and `close` waits for it.
 
-    Belongs to the process that opened it, which the process id tells: after a fork, open another
-    one. In the child every call raises a RuntimeError that says so, and leaving the `with` block
-    does nothing.
+    Belongs to the process that opened it: after a fork, open another publisher. In the child every
+    call raises a RuntimeError, and leaving the `with` block does nothing.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._publisher = self._asynchronous(settings)
-        # Reentrant: a signal handler may publish in the middle of a call.
+        # Reentrant: a signal handler may publish during a call.
         self._lock = threading.RLock()
         self._thread: _LoopThread | None = None
         self._closing: _Call[int] | None = None
@@ -56,7 +56,7 @@ class Publisher:
 
     @classmethod
     def from_settings(cls, environ: Mapping[str, str] | None = None) -> Self:
-        """One with the settings of `environ`, of `os.environ` without it.
+        """Return a publisher with the settings of `environ`, by default `os.environ`.
 
         Raises `SettingsError`, which names the wrong variable.
         """
@@ -95,7 +95,7 @@ class Publisher:
         elem_id: str,
         object_namespace: str | None = None,
     ) -> "Element":
-        """An element of an execution, whose actions and events are published with this one."""
+        """Return an element of an execution; its actions and events use this publisher."""
         return Element(
             self,
             execution_id=execution_id,
@@ -109,23 +109,23 @@ class Publisher:
     def publish(self, event: Event) -> None:
         """Return when `event` is durable.
 
-        Raises `EventError` for an event that no consumer would take, and `RetryableError` where it
-        could not be made durable.
+        Raises `EventError` for an event outside the bounds, and `RetryableError` when it cannot be
+        made durable.
         """
         self._run(_Call(lambda: self._publish(event)))
 
     def flush(self, timeout: float | None = None) -> None:
-        """Return when Kafka has acknowledged everything that was published before.
+        """Return when Kafka has acknowledged every event published before.
 
-        Raises `RetryableError` after `timeout` seconds; nothing is lost by that.
+        Raises `RetryableError` after `timeout` seconds; the events remain pending.
         """
         self._run(_Call(lambda: self._publisher.flush(timeout)))
 
     def close(self) -> int:
-        """Deliver what is left, for a bounded time, and stop.
+        """Deliver pending events for a bounded time, then stop.
 
-        Gives how many events were not delivered. Calls of other threads that are still publishing
-        after a while get a `RetryableError`. Closing again does nothing.
+        Returns the number of events not delivered. Calls of other threads that are still publishing
+        after 10 s raise `RetryableError`. Closing again does nothing.
         """
         self._check_process()
         with self._lock:
@@ -135,7 +135,7 @@ class Publisher:
             closing = self._closing
             if closing is None:
                 closing = _Call(self._close)
-                # In this order: whoever finds it may wait for it.
+                # In this order: another thread that sees it may wait for it at once.
                 thread.submit(closing)
                 self._closing = closing
         closing.wait()
@@ -143,7 +143,7 @@ class Publisher:
         self._thread = None
         return closing.result()
 
-    # These two run in the loop, where no interrupt comes between one step and the next.
+    # These two run in the loop's thread, where no interrupt can separate their steps.
 
     async def _publish(self, event: Event) -> None:
         task = asyncio.current_task()
@@ -173,7 +173,7 @@ class Publisher:
         call.result()
 
     def _check_process(self) -> None:
-        # Before the lock, which another thread of the parent may have held for ever.
+        # Before the lock, which another thread of the parent may have held during the fork.
         if self._process != os.getpid():
             raise RuntimeError("the publisher was opened before a fork: open one in this process")
 
@@ -189,7 +189,7 @@ class Element:
         self._subject = Subject(identity)
 
     def action(self, name: str) -> "Action":
-        """The scope of an action, to be entered with `with`."""
+        """Return the scope of an action, for `with`."""
         return Action(self._publisher, Scope(self._subject, name))
 
     def event(
@@ -200,11 +200,11 @@ class Element:
         type: str = NORMAL,  # noqa: A002
         action_name: str | None = None,
     ) -> None:
-        """Publish an event of your own: reason `<zh>##<CamelCase>`, message `<zh> ## <en>`.
+        """Publish an event: reason `<zh>##<CamelCase>`, message `<zh> ## <en>`.
 
         Its action is `action_name`, or else the innermost scope of this element that this thread
-        has entered; a thread does not see the scopes of the one that has started it. Raises
-        `EventError` where there is none, and what `publish` raises.
+        has entered; a thread does not inherit the scopes of the one that started it. Raises
+        `EventError` without a scope, and the errors of `publish`.
         """
         self._publisher.publish(self._subject.event(reason, message, type, action_name))
 
@@ -215,9 +215,10 @@ class Action:
     ActionStart is durable before the body runs. When the scope is left, the event of its end is
     durable: SuccessfulFinish; ActionTimeout for a TimeoutError; ActionCancelled for
     KeyboardInterrupt, SystemExit, GeneratorExit and asyncio's cancellation; ActionFailed for all
-    other exceptions. The exception goes on in any case. Where the end's event cannot be published,
-    the exception has a note and the log an error; without an exception, the publisher's error is
-    raised. An interrupt while ActionStart is published ends the action with ActionCancelled.
+    other exceptions. The exception is always propagated. If the event of the end cannot be
+    published, the exception gets a note and an error is logged; without an exception, the
+    publisher's error is raised. An interrupt during the publishing of ActionStart ends the action
+    with ActionCancelled.
     """
 
     def __init__(self, publisher: Publisher, scope: Scope) -> None:
@@ -251,21 +252,21 @@ class Action:
             note_unpublished(event, failure, error)
 
     def event(self, reason: str, message: str = "", *, type: str = NORMAL) -> None:  # noqa: A002
-        """Publish an event of your own in this action, like `Element.event`."""
+        """Publish an event of this action, like `Element.event`."""
         self._publisher.publish(
             self._scope.subject.event(reason, message, type, self._scope.action_name)
         )
 
     def retry(self, error: BaseException | None = None) -> None:
-        """Publish ActionRetry, a Warning, with the error that made it necessary."""
+        """Publish ActionRetry, a Warning, with the error that caused the retry."""
         self._publisher.publish(self._scope.retry(error))
 
 
 class _Call(Generic[_T]):
-    """A call that the loop's thread runs and others wait for.
+    """A call that runs in the loop's thread while other threads wait for its result.
 
-    Not a `concurrent.futures.Future`: an interrupt at the wrong moment leaves its lock held for
-    ever, and then the loop waits for that. Here each who waits has a plain lock of its own.
+    Not a `concurrent.futures.Future`: an interrupt at the wrong moment leaves its lock held, and
+    the loop blocks on it. Here each waiting thread has a plain lock of its own.
     """
 
     def __init__(self, function: Callable[[], Coroutine[Any, Any, _T]]) -> None:
@@ -275,12 +276,12 @@ class _Call(Generic[_T]):
         self._ended = self._abandoned = False
 
     def start(self) -> None:
-        """In the loop."""
+        """Start the call; must run in the loop."""
         self._task = asyncio.ensure_future(self._function())
         self._task.add_done_callback(self._end)
 
     def wait(self) -> None:
-        """Return when it has ended."""
+        """Return when the call has ended."""
         ended = threading.Lock()
         ended.acquire()
         self._waiting.append(ended)
@@ -288,15 +289,15 @@ class _Call(Generic[_T]):
             ended.acquire()
 
     def result(self) -> _T:
-        """What it has returned or raised, when it has ended."""
+        """Return or raise the result of a call that has ended."""
         assert self._task is not None  # noqa: S101
         try:
             return self._task.result()
         except asyncio.CancelledError:
-            raise RetryableError("the publisher was closed before the call had ended") from None
+            raise RetryableError("the publisher was closed before the call ended") from None
 
     def abandon(self) -> None:
-        """Nobody will ask for the result: log a failure."""
+        """Log a failure of the call, because its caller is gone."""
         self._abandoned = True
         if self._ended:
             self._log_failure()
@@ -312,7 +313,7 @@ class _Call(Generic[_T]):
         try:
             self.result()
         except Exception as error:
-            _logger.error("interrupted call failed", error=repr(error))
+            _log.error("interrupted_call_failed", error=describe(error))
 
 
 class _LoopThread:
@@ -327,16 +328,16 @@ class _LoopThread:
         self._thread.start()
 
     def submit(self, call: _Call[Any]) -> None:
-        """Start `call` in the loop, after all before, with the context variables of this thread."""
+        """Start `call` in the loop, after earlier ones, with this thread's context variables."""
         self._loop.call_soon_threadsafe(call.start)
 
     def stop(self) -> None:
-        """Cancel what still runs and wait for the thread, for a bounded time; again is harmless."""
+        """Cancel running calls and wait for the thread for a bounded time; may be repeated."""
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(_STOP_TIMEOUT)
         if self._thread.is_alive():
-            _logger.error("publisher's thread does not end", timeout=_STOP_TIMEOUT)
+            _log.error("publisher_thread_stuck", seconds=_STOP_TIMEOUT)
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:

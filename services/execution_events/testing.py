@@ -1,7 +1,7 @@
-"""Publishers for the tests of workers: they keep what is published, and need no Kafka.
+"""Publishers for the tests of workers, which record events in memory and need no Kafka.
 
-Pass one where the worker takes its publisher. The events are in `events`, named, dated and checked
-exactly as the real publishers do it:
+Pass one to the worker as its publisher. The recorded events are in `events`, named, dated and
+checked exactly as by the real publishers:
 
     async with RecordingPublisher() as publisher:
         await work(publisher)
@@ -15,18 +15,18 @@ from typing import Self
 from execution_events import publisher, sync
 from execution_events.events import Occurrence
 from execution_events.publisher.event import Event
-from execution_events.publisher.naming import Names
+from execution_events.publisher.naming import EventNamer
 from execution_events.publisher.publisher import OTHER_LOOP
 from execution_events.settings import Settings
 
 
 class RecordingPublisher(publisher.Publisher):
-    """A `Publisher` that keeps in memory what is published, in order, in `events`."""
+    """A `Publisher` that records published events in memory, in order, in `events`."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         super().__init__(settings or Settings())
         self.events: list[Occurrence] = []
-        self._names = Names()
+        self._namer = EventNamer()
         self._is_open = False
 
     async def __aenter__(self) -> Self:
@@ -44,7 +44,7 @@ class RecordingPublisher(publisher.Publisher):
 
     async def publish(self, event: Event) -> None:
         self._check_open()
-        self.events.append(self._names.occurrence(event))
+        self.events.append(self._namer.occurrence(event))
 
     async def flush(self, timeout: float | None = None) -> None:
         self._check_open()
@@ -63,7 +63,7 @@ class RecordingPublisher(publisher.Publisher):
 
 
 class SyncRecordingPublisher(sync.Publisher):
-    """A `sync.Publisher` that keeps in memory what is published, in order, in `events`."""
+    """A `sync.Publisher` that records published events in memory, in order, in `events`."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         super().__init__(settings or Settings())

@@ -27,8 +27,8 @@ from confluent_kafka.aio import AIOProducer
 from execution_events import settings as settings_module
 from execution_events import sync, wire
 from execution_events.kafka.connection import client_options
-from execution_events.publisher import Event, Names, Publisher
-from execution_events.publisher.record import NewRecord
+from execution_events.publisher import Event, EventNamer, Publisher
+from execution_events.publisher.record import PendingRecord
 from execution_events.publisher.tracing import current_traceparent
 from execution_events.settings import Settings
 from tests.benchmarks.workload import seed_shaped
@@ -84,10 +84,10 @@ class Clock:
 
 def encoded(number: int) -> list[Encoded]:
     """What the publisher would send for as many events."""
-    names = Names()
+    namer = EventNamer()
     source = f"urn:uuid:{uuid.uuid4()}"
     return [
-        Encoded(*wire.encode(names.occurrence(event)), wire.encode_headers(source, sequence))
+        Encoded(*wire.encode(namer.occurrence(event)), wire.encode_headers(source, sequence))
         for sequence, event in enumerate(seed_shaped(number), 1)
     ]
 
@@ -187,10 +187,10 @@ def sync_publisher(threads: int, settings: Settings, number: int) -> Sample:
 def before_hand_over(_: Settings, number: int) -> Sample:
     """What `publish` does before it hands a record over: name, check, date and encode."""
     events = list(seed_shaped(number))
-    names = Names()
+    namer = EventNamer()
     clock = Clock()
     for event in events:
-        NewRecord.of(names.occurrence(event), current_traceparent())
+        PendingRecord.of(namer.occurrence(event), current_traceparent())
     return clock.sample()
 
 

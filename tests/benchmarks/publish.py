@@ -7,7 +7,7 @@ from statistics import median
 
 from execution_events import wire
 from execution_events.cli.progress import Progress
-from execution_events.publisher import Names
+from execution_events.publisher import EventNamer
 from tests.benchmarks import workload
 from tests.benchmarks.broker import PARTITIONS, Broker, broker
 from tests.benchmarks.figures import Spread, Verdict, ratio, short
@@ -148,9 +148,9 @@ def _row(
 
 
 def _notes(events: int, rounds: int) -> list[str]:
-    names = Names()
+    namer = EventNamer()
     values = [
-        len(wire.encode(names.occurrence(event))[1])
+        len(wire.encode(namer.occurrence(event))[1])
         for event in workload.seed_shaped(workload.EVENTS_OF_AN_EXECUTION)
     ]
     return [

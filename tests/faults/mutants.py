@@ -182,7 +182,7 @@ MUTANTS = (
     Mutant(
         "unsynced-spool",
         "A spool's transactions are not synced to the disk",
-        (Edit("publisher/spool/file.py", '"synchronous = FULL"', '"synchronous = OFF"'),),
+        (Edit("publisher/spool/queries.py", '"synchronous = FULL"', '"synchronous = OFF"'),),
         ("spool-hung", "spool-slow"),
     ),
     Mutant(

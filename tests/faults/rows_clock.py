@@ -171,8 +171,10 @@ async def _drain(episode: Episode, worker: WorkerProcess) -> int:
     spools = [json.loads(line) for line in listed.splitlines() if line.startswith("{")]
     held = worker.held()
     episode.evidence["held"] = len(held)
-    told = {what: sum(spool[what] or 0 for spool in spools) for what in ("left", "held", "refused")}
-    if told != {"left": 0, "held": len(held), "refused": 0} or code != bool(held):
+    told = {
+        what: sum(spool[what] or 0 for spool in spools) for what in ("pending", "held", "refused")
+    }
+    if told != {"pending": 0, "held": len(held), "refused": 0} or code != bool(held):
         episode.violations.append(
             f"{len(held)} events are held; spool list tells {told}, spool drain {code}: {output}"
         )

@@ -52,7 +52,7 @@ class WorkerProcess:
 
     def left(self) -> int:
         """How many events are in spools; those that Kafka has not acknowledged are among them."""
-        return sum(each.summary.left for each in list_spools(self.spools) if each.summary)
+        return sum(each.summary.pending for each in list_spools(self.spools) if each.summary)
 
     def refused(self) -> int:
         """How many events are in spools because Kafka has refused them."""

@@ -1,6 +1,6 @@
-"""Producers that are not ours, made from `schemas/asyncapi.json` and the golden records alone.
+"""Foreign producers, configured from `schemas/asyncapi.json` and the golden records alone.
 
-Kafka's own console producer, in Java, and librdkafka.
+They are Kafka's console producer, in Java, and librdkafka.
 """
 
 import json
@@ -34,11 +34,11 @@ PLACES = golden.places()
 PARTITIONS = 6
 
 Produce = Callable[[Settings, Sequence[KafkaRecord], Path], Awaitable[None]]
-"""Sends records in their order and returns once all are acknowledged."""
+"""Sends records in order and returns once all are acknowledged."""
 
 
 async def console(settings: Settings, records: Sequence[KafkaRecord], tmp_path: Path) -> None:
-    """It reads a record a line: headers, key and value, with tabs between them."""
+    """Send with the console producer, which reads tab-separated headers, key and value a line."""
     cache = cache_directory(os.environ)
     jars = await JarList.load(TOOLS).provide(cache) + await jar_list().provide(cache)
     lines = tmp_path / "lines"
@@ -80,10 +80,10 @@ each_producer = pytest.mark.parametrize("produce", [console, librdkafka])
 
 
 @each_producer
-async def test_golden_records_are_stored_once_where_they_belong(
+async def test_golden_records_are_stored_once_in_their_partitions(
     produce: Produce, settings: Settings, fetch: Fetch, tmp_path: Path
 ) -> None:
-    """Those of our publisher, the first two of them again, and twice one without headers."""
+    """Records of the publisher, two of them repeated, and one without headers sent twice."""
     published = golden.load("published.json")
     without_headers = golden.load("seed.json")[1]
     assert not without_headers.record.headers
@@ -119,7 +119,7 @@ async def test_golden_records_are_stored_once_where_they_belong(
 
 @each_producer
 @pytest.mark.parametrize("partitions", [6, 12])
-async def test_keys_are_in_the_partitions_of_the_golden_file(
+async def test_keys_go_to_the_partitions_of_the_golden_file(
     produce: Produce, partitions: int, settings: Settings, tmp_path: Path
 ) -> None:
     settings = await topic(settings, partitions)
@@ -130,14 +130,14 @@ async def test_keys_are_in_the_partitions_of_the_golden_file(
 
 
 async def topic(settings: Settings, partitions: int) -> Settings:
-    """Settings with an empty topic of so many partitions."""
+    """Create a topic with `partitions`; return settings for it."""
     settings = configured(settings, topic=f"{settings.kafka.topic}-{partitions}")
     await make_topic(settings, partitions)
     return settings
 
 
 def events(occurrences: Iterable[Occurrence]) -> set[Occurrence]:
-    """What is counted of occurrences no two of which tie."""
+    """Return the events that the consumer folds from occurrences without ties."""
     groups: dict[tuple[str, str, str], list[Occurrence]] = defaultdict(list)
     for each in occurrences:
         groups[each.execution_id, each.namespace, each.name].append(each)
@@ -155,7 +155,7 @@ Entry = tuple[bytes | None, bytes | None, tuple[tuple[str, bytes], ...]]
 
 
 async def content(settings: Settings) -> dict[int, list[Entry]]:
-    """Key, value and headers of every record of the topic, by partition, where there are any."""
+    """Return key, value and headers of every record, by partition that has any."""
     ends = await end_offsets(settings)
     client = AIOKafkaConsumer(
         bootstrap_servers=settings.kafka.bootstrap_servers, auto_offset_reset="earliest"

@@ -1,4 +1,4 @@
-"""A publisher without a spool, and what holds for one with a spool too."""
+"""The publisher with and without a spool."""
 
 import asyncio
 import os
@@ -11,15 +11,13 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from msgspec.structs import astuple
 
 from execution_events.embedded import EmbeddedKafka
 from execution_events.errors import RetryableError, SettingsError
 from execution_events.kafka import producer
 from execution_events.publisher import Publisher
-from execution_events.publisher.delivery import direct, sender
+from execution_events.publisher.delivery import connection, direct
 from execution_events.publisher.delivery.direct import DirectDelivery
-from execution_events.publisher.delivery.sender import Outgoing
 from execution_events.publisher.spool.directory import list_spools
 from execution_events.settings import Settings
 from tests.support.configuration import configured
@@ -38,7 +36,7 @@ from tests.support.published import (
 
 @pytest.fixture(params=["direct", "spooled"])
 def either(settings: Settings, request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
-    """The settings of a publisher without a spool, and of one with a spool."""
+    """The settings of a publisher without a spool, then with one."""
     if request.param == "direct":
         return settings
     return configured(settings, spool_dir=str(tmp_path / "spool"))
@@ -46,7 +44,7 @@ def either(settings: Settings, request: pytest.FixtureRequest, tmp_path: Path) -
 
 @asynccontextmanager
 async def bounded(seconds: float) -> AsyncIterator[None]:
-    """Demand that the block ends in time."""
+    """Check that the block ends within `seconds`."""
     loop = asyncio.get_running_loop()
     begin = loop.time()
     async with asyncio.timeout(DEADLINE):
@@ -72,7 +70,7 @@ async def test_every_event_counts_once(either: Settings, fetch: Fetch) -> None:
     assert source.startswith("urn:uuid:")
 
 
-async def test_one_execution_is_in_the_order_of_its_publishing(either: Settings) -> None:
+async def test_events_of_one_execution_are_in_the_order_of_publishing(either: Settings) -> None:
     async def work(execution: int, publisher: Publisher) -> None:
         for event in events(50, executions=1, prefix=f"execution-{execution}"):
             await publisher.publish(event)
@@ -86,7 +84,7 @@ async def test_one_execution_is_in_the_order_of_its_publishing(either: Settings)
 
 
 @pytest.mark.parametrize("loop_factory", [uvloop.new_event_loop, asyncio.new_event_loop])
-async def test_it_works_on_any_event_loop(
+async def test_a_publisher_works_on_any_event_loop(
     either: Settings, loop_factory: object, own_kafka: EmbeddedKafka
 ) -> None:
     either = configured(await topic_on(own_kafka, either), close_timeout=1)
@@ -100,9 +98,9 @@ async def test_it_works_on_any_event_loop(
                     *map(publisher.publish, events(10, prefix="late")), return_exceptions=True
                 )
                 await asyncio.sleep(0)
-                left = await publisher.close()
+                undelivered = await publisher.close()
                 await late
-            return left
+            return undelivered
 
     def run() -> int:
         with asyncio.Runner(loop_factory=loop_factory) as runner:  # type: ignore[arg-type]
@@ -111,25 +109,25 @@ async def test_it_works_on_any_event_loop(
     assert await asyncio.to_thread(run) == 10
 
 
-async def test_kafka_away_at_opening_is_said(settings: Settings, unused_port: int) -> None:
+async def test_opening_without_kafka_raises(settings: Settings, unused_port: int) -> None:
     away = configured(settings, kafka_bootstrap_servers=f"127.0.0.1:{unused_port}")
     async with nothing_left(), bounded(1):
         with pytest.raises(RetryableError, match=rf"Kafka at 127.0.0.1:{unused_port}: "):
             await Publisher(away).__aenter__()
 
 
-async def test_kafka_silent_at_opening_is_said_in_time(
+async def test_opening_with_a_frozen_kafka_raises_in_time(
     own_kafka: EmbeddedKafka, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = await topic_on(own_kafka, settings)
-    monkeypatch.setattr(sender, "_CONNECT_TIMEOUT", 0.5)
+    monkeypatch.setattr(connection, "_CONNECT_TIMEOUT", 0.5)
     with silent(own_kafka):
         async with nothing_left(), bounded(1):
             with pytest.raises(RetryableError, match="no answer"):
                 await Publisher(settings).__aenter__()
 
 
-async def test_a_topic_that_is_not_there_is_said(
+async def test_opening_without_the_topic_raises(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(producer, "_TOPIC_INTERVAL", 0.1)
@@ -141,7 +139,7 @@ async def test_a_topic_that_is_not_there_is_said(
             await Publisher(configured(settings, topic="not-there")).__aenter__()
 
 
-async def test_publishing_gives_up_after_its_time_and_goes_on_later(
+async def test_publishing_times_out_and_recovers(
     own_kafka: EmbeddedKafka, settings: Settings
 ) -> None:
     settings = configured(await topic_on(own_kafka, settings), publish_timeout=1)
@@ -153,7 +151,7 @@ async def test_publishing_gives_up_after_its_time_and_goes_on_later(
                     *map(publisher.publish, published[:100]), return_exceptions=True
                 )
             assert {type(result) for result in results} == {RetryableError}
-            with pytest.raises(RetryableError, match=r"not acknowledged all within 0\.1 s"):
+            with pytest.raises(RetryableError, match=r"not acknowledged all events within 0\.1 s"):
                 await publisher.flush(0.1)
         await asyncio.gather(*map(publisher.publish, published[100:]))
         await publisher.flush(DEADLINE)
@@ -161,7 +159,7 @@ async def test_publishing_gives_up_after_its_time_and_goes_on_later(
 
 
 @pytest.mark.parametrize("kafka", ["up", "silent", "silent at opening"])
-async def test_closing_is_bounded_and_leaves_nothing(
+async def test_closing_is_bounded_and_leaves_nothing_behind(
     own_kafka: EmbeddedKafka, either: Settings, kafka: str
 ) -> None:
     if kafka == "silent at opening" and either.publisher.spool_dir is None:
@@ -199,7 +197,7 @@ async def test_closing_is_bounded_and_leaves_nothing(
                 assert set(results) == {None}
                 [spool] = list_spools(Path(either.publisher.spool_dir))
                 assert spool.summary is not None
-                assert (spool.owned, spool.summary.left) == (False, 100)
+                assert (spool.owned, spool.summary.pending) == (False, 100)
         assert await publisher.close() == 0
         for call in (publisher.publish(events(1)[0]), publisher.flush()):
             with pytest.raises(RuntimeError, match="not open"):
@@ -207,9 +205,7 @@ async def test_closing_is_bounded_and_leaves_nothing(
     assert threading.active_count() <= threads
 
 
-async def test_a_close_that_is_cancelled_closes_at_once(
-    own_kafka: EmbeddedKafka, either: Settings
-) -> None:
+async def test_a_cancelled_close_closes_at_once(own_kafka: EmbeddedKafka, either: Settings) -> None:
     settings = configured(await topic_on(own_kafka, either), close_timeout=30)
     async with nothing_left():
         publisher = await Publisher(settings).__aenter__()
@@ -225,17 +221,17 @@ async def test_a_close_that_is_cancelled_closes_at_once(
         assert [spool.owned for spool in list_spools(Path(either.publisher.spool_dir))] == [False]
 
 
-async def test_it_is_opened_once_at_a_time(either: Settings) -> None:
+async def test_a_publisher_is_reopened_only_after_closing(either: Settings) -> None:
     publisher = Publisher(either)
     for event in events(2):
         async with publisher:
-            with pytest.raises(RuntimeError, match="open already"):
+            with pytest.raises(RuntimeError, match="already open"):
                 await publisher.__aenter__()
             await publisher.publish(event)
     assert len(await log(either)) == 2
 
 
-async def test_an_opening_that_fails_or_is_cancelled_gives_up_the_spool(
+async def test_an_opening_that_fails_or_is_cancelled_releases_the_spool(
     settings: Settings, tmp_path: Path
 ) -> None:
     settings = configured(settings, spool_dir=str(tmp_path))
@@ -252,7 +248,7 @@ async def test_an_opening_that_fails_or_is_cancelled_gives_up_the_spool(
     assert [spool.owned for spool in list_spools(tmp_path)] == [False]
 
 
-async def test_a_cancelled_publish_breaks_no_other(either: Settings) -> None:
+async def test_a_cancelled_publish_affects_no_other(either: Settings) -> None:
     rng = random.Random(2)
     async with Publisher(either) as publisher:
         tasks = [asyncio.create_task(publisher.publish(event)) for event in events(1000)]
@@ -270,10 +266,10 @@ async def test_a_cancelled_publish_breaks_no_other(either: Settings) -> None:
     assert len(names) == len(set(names))
 
 
-async def test_memory_is_bounded_while_kafka_is_away(
+async def test_memory_is_bounded_without_kafka(
     own_kafka: EmbeddedKafka, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(direct, "_PENDING_MAX", 100_000)
+    monkeypatch.setattr(direct, "_PENDING_BYTES", 100_000)
     settings = await topic_on(own_kafka, settings)
     async with Publisher(settings) as publisher:
         delivery = delivery_of(publisher)
@@ -287,34 +283,34 @@ async def test_memory_is_bounded_while_kafka_is_away(
     assert len(counted(await log(settings))) == 2000
 
 
-async def test_who_waits_for_room_is_told_of_the_time_out_and_of_closing(
+async def test_callers_above_the_memory_limit_get_the_timeout_and_the_closing(
     own_kafka: EmbeddedKafka, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(direct, "_PENDING_MAX", 0)
+    monkeypatch.setattr(direct, "_PENDING_BYTES", 0)
     settings = await topic_on(own_kafka, settings)
     first, second, third = events(3)
     publisher = await Publisher(
         configured(settings, publish_timeout=1, close_timeout=1)
     ).__aenter__()
     with silent(own_kafka):
-        in_line = asyncio.create_task(publisher.publish(first))
+        queued = asyncio.create_task(publisher.publish(first))
         await asyncio.sleep(0)
         async with bounded(1.5):
             with pytest.raises(RetryableError, match="acknowledged nothing for 1 s"):
                 await publisher.publish(second)
         delivery_of(publisher)._timeout = 30
-        waits = asyncio.create_task(publisher.publish(third))
+        waiting = asyncio.create_task(publisher.publish(third))
         await asyncio.sleep(0)
         assert await publisher.close() == 1
-        for task, why in (
-            (in_line, "acknowledged nothing"),
-            (waits, "closed before the event was"),
+        for task, error in (
+            (queued, "acknowledged nothing"),
+            (waiting, "closed before the event was"),
         ):
-            with pytest.raises(RetryableError, match=why):
+            with pytest.raises(RetryableError, match=error):
                 await task
 
 
-async def test_a_flush_ends_while_others_publish(either: Settings) -> None:
+async def test_a_flush_ends_while_other_tasks_publish(either: Settings) -> None:
     names = count()
     async with Publisher(either) as publisher:
 
@@ -327,43 +323,44 @@ async def test_a_flush_ends_while_others_publish(either: Settings) -> None:
             mine = events(1, prefix=f"mine-{next(names)}")[0]
             await publisher.publish(mine)
             await publisher.flush(5)
-            lines = publisher._delivery._sender.lines  # type: ignore[union-attr]
-            pending = b"".join(record.value for _, line in lines for record in line)
+            queues = publisher._delivery._sender.pending_by_partition  # type: ignore[union-attr]
+            pending = b"".join(record.value for _, queue in queues for record in queue)
             assert f'"{mine.name}"'.encode() not in pending
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
 
 
-async def test_a_flush_does_not_wait_for_what_came_after_it(either: Settings) -> None:
+async def test_a_flush_does_not_wait_for_later_events(either: Settings) -> None:
     before, after = records(events(2))
     async with Publisher(configured(either, close_timeout=1)) as publisher:
         delivery = publisher._delivery
         assert delivery is not None
-        keeping = asyncio.create_task(delivery.keep(before))
+        delivering = asyncio.create_task(delivery.deliver(before))
         await asyncio.sleep(0)
         flushing = asyncio.create_task(publisher.flush())
         await asyncio.sleep(0)
         # The topic has no such partition.
-        delivery._sender.submit(9, Outgoing(1_000_000, *astuple(after)))
+        after.sequence, after.partition, after.attempted_at = 1_000_000, 9, after.created_at
+        delivery._sender.submit(after)
         async with bounded(5):
-            await keeping
+            await delivering
             await flushing
         assert delivery._sender.pending == 1
 
 
 def complaint(call: Awaitable[object]) -> str:
-    """What a coroutine raises at once, of a process that has no event loop."""
+    """Return the error that a coroutine raises at once, without an event loop."""
     try:
         call.__await__().send(None)
     except RuntimeError as error:
         return str(error)
     except StopIteration:
         return ""
-    return "it waits"
+    return "waiting"
 
 
-async def test_a_fork_can_neither_use_nor_close_it(either: Settings) -> None:
+async def test_a_fork_can_neither_use_nor_close_the_publisher(either: Settings) -> None:
     published = events(20)
     async with Publisher(either) as publisher:
         await asyncio.gather(*map(publisher.publish, published[:10]))
@@ -371,13 +368,14 @@ async def test_a_fork_can_neither_use_nor_close_it(either: Settings) -> None:
         if process == 0:
             code = 1
             try:
-                said = [
+                errors = [
                     complaint(publisher.publish(published[0])),
                     complaint(publisher.flush()),
                     complaint(publisher.close()),
                 ]
-                left = complaint(publisher.__aexit__(None, None, None))
-                code = 0 if all("before a fork" in text for text in said) and left == "" else 2
+                leaving = complaint(publisher.__aexit__(None, None, None))
+                refused = all("before a fork" in error for error in errors)
+                code = 0 if refused and leaving == "" else 2
             finally:
                 os._exit(code)
         _, status = await asyncio.to_thread(os.waitpid, process, 0)
@@ -392,7 +390,7 @@ async def test_a_fork_can_neither_use_nor_close_it(either: Settings) -> None:
     assert len(await log(either)) == 20
 
 
-async def test_another_event_loop_can_neither_use_nor_close_it(either: Settings) -> None:
+async def test_another_event_loop_can_neither_use_nor_close_the_publisher(either: Settings) -> None:
     published = events(20)
     async with Publisher(either) as publisher:
         await asyncio.gather(*map(publisher.publish, published[:10]))
@@ -401,7 +399,7 @@ async def test_another_event_loop_can_neither_use_nor_close_it(either: Settings)
         )
 
         async def complain() -> list[str]:
-            said = []
+            errors = []
             for call in (
                 publisher.publish(published[0]),
                 element.event("启动##ActionStart", action_name="create"),
@@ -413,17 +411,17 @@ async def test_another_event_loop_can_neither_use_nor_close_it(either: Settings)
                 with pytest.raises(RuntimeError) as raised:
                     async with asyncio.timeout(2):
                         await call
-                said.append(str(raised.value))
-            return said
+                errors.append(str(raised.value))
+            return errors
 
-        said = await asyncio.to_thread(asyncio.run, complain())
-        assert all("another event loop" in text for text in said)
+        errors = await asyncio.to_thread(asyncio.run, complain())
+        assert all("another event loop" in error for error in errors)
         await asyncio.gather(*map(publisher.publish, published[10:]))
         await publisher.flush()
     assert len(await log(either)) == 20
 
 
-async def test_a_worker_may_change_its_directory(
+async def test_a_worker_may_change_its_working_directory(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
@@ -445,7 +443,7 @@ async def test_a_worker_may_change_its_directory(
     assert len(await log(settings)) == 6
 
 
-async def test_a_program_that_cancels_all_tasks_can_still_publish(either: Settings) -> None:
+async def test_publishing_works_after_all_tasks_were_cancelled(either: Settings) -> None:
     before = asyncio.all_tasks()
     published = events(200)
     async with Publisher(either) as publisher:

@@ -1,4 +1,4 @@
-"""The real publishers do what the recording ones do: the same suite, through a real Kafka."""
+"""The publisher contract on the real publishers, with a real Kafka."""
 
 from functools import partial
 from pathlib import Path

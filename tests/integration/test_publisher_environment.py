@@ -1,4 +1,4 @@
-"""A publisher where clocks, partitions, limits or the topic are not as they should be."""
+"""The publisher with wrong clocks, missing partitions, low limits, or no topic."""
 
 import asyncio
 import os
@@ -17,14 +17,14 @@ from aiokafka.admin import RecordsToDelete
 from aiokafka.structs import TopicPartition
 
 from execution_events import wire
+from execution_events.clock import now_ms
 from execution_events.embedded import DataDirectory, EmbeddedKafka, cache_directory
 from execution_events.errors import RetryableError
 from execution_events.kafka.producer import Producer
 from execution_events.publisher import Publisher
-from execution_events.publisher.delivery import sender
-from execution_events.publisher.delivery import spooled as spooled_delivery
-from execution_events.publisher.delivery.spooled import drain
-from execution_events.publisher.record import NewRecord
+from execution_events.publisher.delivery import relay, sender
+from execution_events.publisher.delivery.drain import drain
+from execution_events.publisher.record import PendingRecord
 from execution_events.publisher.spool.directory import list_spools, open_spool
 from execution_events.settings import Settings
 from tests.support.configuration import configured
@@ -52,7 +52,7 @@ def spooled(settings: Settings, tmp_path: Path) -> Settings:
 
 @asynccontextmanager
 async def topic(settings: Settings, partitions: int = 3, **config: str) -> AsyncIterator[Settings]:
-    """The settings for a topic of a test's own, with `config`."""
+    """Create a topic with `config`; the settings for it."""
     settings = configured(settings, topic=f"{settings.kafka.topic}-own")
     configs = {name.replace("_", "."): value for name, value in config.items()}
     assert await make_topic(settings, partitions, configs) is None
@@ -70,19 +70,19 @@ def listed(settings: Settings) -> Any:
     return info.summary
 
 
-def aged(new: list[NewRecord], milliseconds: int) -> list[NewRecord]:
-    return [msgspec.structs.replace(r, timestamp=r.timestamp - milliseconds) for r in new]
+def aged(new: list[PendingRecord], milliseconds: int) -> list[PendingRecord]:
+    return [msgspec.structs.replace(r, created_at=r.created_at - milliseconds) for r in new]
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
-    """Have this process's clock be `ahead` milliseconds ahead."""
+    """Set the clock of this process `ahead` milliseconds ahead."""
     real = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: real() + ahead * 1_000_000)
 
 
 @pytest.fixture
 def producers(monkeypatch: pytest.MonkeyPatch) -> list[Producer]:
-    """All producers that are made."""
+    """All producers created."""
     made: list[Producer] = []
 
     class Counted(Producer):
@@ -90,26 +90,26 @@ def producers(monkeypatch: pytest.MonkeyPatch) -> list[Producer]:
             super().__init__(**options)
             made.append(self)
 
-    monkeypatch.setattr("execution_events.publisher.delivery.sender.Producer", Counted)
+    monkeypatch.setattr("execution_events.publisher.delivery.connection.Producer", Counted)
     return made
 
 
 # Clocks.
 
 
-async def test_a_record_has_the_time_of_its_sending_and_its_event_that_of_its_publishing(
+async def test_a_record_has_the_time_of_sending_and_its_event_that_of_publishing(
     spooled: Settings,
 ) -> None:
-    before = time.time_ns() // 1_000_000
+    before = now_ms()
     new = records(events(30))
     async with topic(spooled, message_timestamp_type="CreateTime") as settings:
         spool = spool_of(settings)
-        spool.exchange(aged(new, 20 * DAY_MS), [], room=0, partition_of=None)
+        spool.commit(aged(new, 20 * DAY_MS), [], limit=0, partition_of=None)
         assert await drain(settings, spool, timeout=DEADLINE, progress=lambda _: None) == 0
         found = await _records(settings)
     assert len(found) == 30
-    assert all(before <= record.timestamp <= time.time_ns() // 1_000_000 for record in found)
-    # It does not depend on the record's time.
+    assert all(before <= record.timestamp <= now_ms() for record in found)
+    # The value does not depend on the time of the record.
     assert sorted(record.value for record in found) == sorted(record.value for record in new)
     assert {wire.decode(r.key, r.value, 0) for r in found} == {
         wire.decode(r.key, r.value, before) for r in new
@@ -135,7 +135,9 @@ async def test_a_record_sent_twice_with_two_times_counts_once(
                 )
                 for sequence, record in enumerate(new, 1):
                     opened.submit(
-                        0, sender.Outgoing(sequence, record.key, record.value, None, time_ms())
+                        msgspec.structs.replace(
+                            record, sequence=sequence, partition=0, attempted_at=now_ms()
+                        )
                     )
                 async with asyncio.timeout(DEADLINE):
                     while opened.pending:
@@ -149,11 +151,7 @@ async def test_a_record_sent_twice_with_two_times_counts_once(
     assert {row["name"]: row["count"] for row in rows} == {e.name: e.count for e in events(30)}
 
 
-def time_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-async def test_a_clock_that_is_ahead_keeps_events_in_the_spool_and_says_why(
+async def test_a_clock_ahead_keeps_events_in_the_spool_with_the_error(
     spooled: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with topic(spooled, message_timestamp_type="CreateTime") as settings:
@@ -165,27 +163,27 @@ async def test_a_clock_that_is_ahead_keeps_events_in_the_spool_and_says_why(
                 with pytest.raises(RetryableError, match="not acknowledged all"):
                     await publisher.flush(2)
                 async with asyncio.timeout(DEADLINE):
-                    while not listed(settings).reasons:
+                    while not listed(settings).errors:
                         await asyncio.sleep(0.05)
                 found = listed(settings)
-                assert (found.left, found.refused, found.held) == (200, 0, 0)
-                for reason in found.reasons.values():
-                    assert "refuses the time of this machine's clock" in reason
-                    assert "out of acceptable range. (InvalidTimestampError)" in reason
+                assert (found.pending, found.refused, found.held) == (200, 0, 0)
+                for error in found.errors.values():
+                    assert "refuses the time of this machine's clock" in error
+                    assert "out of acceptable range. (InvalidTimestampError)" in error
                 assert await log(settings) == []
             await asyncio.gather(*map(publisher.publish, published[200:]))
             await publisher.flush(DEADLINE)
             async with asyncio.timeout(DEADLINE):
-                while listed(settings).reasons:
+                while listed(settings).errors:
                     await asyncio.sleep(0.05)
         assert len(counted(await log(settings))) == 300
-    told = [record for record in caplog.records if record.message == "partitions_wait"]
-    assert len(told) == 1
-    assert "out of acceptable range. (InvalidTimestampError)" in told[0].fields["error"]  # type: ignore[attr-defined]
-    assert "kafka producer replaced" not in caplog.messages
+    blocked = [record for record in caplog.records if record.message == "partitions_blocked"]
+    assert len(blocked) == 1
+    assert "out of acceptable range. (InvalidTimestampError)" in blocked[0].fields["error"]  # type: ignore[attr-defined]
+    assert "producer_replaced" not in caplog.messages
 
 
-async def test_a_clock_that_is_ahead_leaves_events_behind_at_closing(
+async def test_a_clock_ahead_leaves_events_in_the_spool_at_closing(
     spooled: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with topic(spooled, message_timestamp_type="CreateTime") as settings:
@@ -195,15 +193,15 @@ async def test_a_clock_that_is_ahead_leaves_events_behind_at_closing(
             await asyncio.gather(*map(publisher.publish, events(20)))
             assert await publisher.close() == 20
         found = listed(settings)
-        assert (found.left, found.refused) == (20, 0)
-        assert found.reasons
-        assert all("clock" in reason for reason in found.reasons.values())
+        assert (found.pending, found.refused) == (20, 0)
+        assert found.errors
+        assert all("clock" in error for error in found.errors.values())
         spool = spool_of(settings)
         assert await drain(settings, spool, timeout=DEADLINE, progress=lambda _: None) == 0
         assert len(counted(await log(settings))) == 20
 
 
-async def test_without_a_spool_a_clock_that_is_ahead_is_said(
+async def test_a_clock_ahead_is_the_error_without_a_spool(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with topic(settings, message_timestamp_type="CreateTime") as own:
@@ -218,7 +216,7 @@ async def test_without_a_spool_a_clock_that_is_ahead_is_said(
         assert len(counted(await log(own))) == 1
 
 
-async def test_a_worker_that_lives_on_holds_what_it_attempted_too_long_ago(
+async def test_a_running_worker_holds_events_attempted_too_long_ago(
     own_kafka: EmbeddedKafka, spooled: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = configured(spooled, kafka_bootstrap_servers=own_kafka.bootstrap_servers)
@@ -228,14 +226,14 @@ async def test_a_worker_that_lives_on_holds_what_it_attempted_too_long_ago(
             await publisher.publish(events(1, prefix="before")[0])
             await publisher.flush(DEADLINE)
             with silent(own_kafka):
-                # This one is on its way, and the others wait for it.
+                # This one is in flight, and the others are queued.
                 await publisher.publish(first)
                 await asyncio.gather(*map(publisher.publish, others))
                 set_clock(monkeypatch, 31 * DAY_MS)
             await publisher.publish(events(1, prefix="after")[0])
             await publisher.flush(DEADLINE)
             async with asyncio.timeout(DEADLINE):
-                while listed(settings).left:
+                while listed(settings).pending:
                     await asyncio.sleep(0.05)
             found = listed(settings)
             names = {record.name for record in counted(await log(settings))}
@@ -250,10 +248,10 @@ async def test_a_worker_that_lives_on_holds_what_it_attempted_too_long_ago(
         assert len(by_name) == len(await log(settings)) == 62
 
 
-async def test_a_worker_that_was_frozen_in_a_request_does_not_send_it_again(
+async def test_a_worker_frozen_during_a_request_does_not_repeat_it(
     own_kafka: EmbeddedKafka, spooled: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """aiokafka would: it has a new connection, and the batch has no acknowledgement."""
+    """aiokafka would, on its new connection, because the batch is unacknowledged."""
     own = configured(spooled, kafka_bootstrap_servers=own_kafka.bootstrap_servers)
     async with topic(own, message_timestamp_type="LogAppendTime") as settings:
         async with Publisher(settings) as publisher:
@@ -263,7 +261,7 @@ async def test_a_worker_that_was_frozen_in_a_request_does_not_send_it_again(
             try:
                 await publisher.publish(events(1)[0])
                 async with asyncio.timeout(DEADLINE):
-                    while not publisher._delivery._sender._producer._requests:  # type: ignore[union-attr]
+                    while not publisher._delivery._sender._connection._producer._requests:  # type: ignore[union-attr]
                         await asyncio.sleep(0.01)
                 set_clock(monkeypatch, 31 * DAY_MS)
             finally:
@@ -273,52 +271,52 @@ async def test_a_worker_that_was_frozen_in_a_request_does_not_send_it_again(
             await publisher.publish(events(1, prefix="after")[0])
             await publisher.flush(DEADLINE)
             async with asyncio.timeout(DEADLINE):
-                while listed(settings).left:
+                while listed(settings).pending:
                     await asyncio.sleep(0.05)
         assert listed(settings).held == 1
         assert {record.name for record in await log(settings)} == {"before.0", "after.0"}
 
 
-# Partitions that are no more.
+# Missing partitions.
 
 
 async def stranded(settings: Settings, number: int, partitions: int = 40) -> None:
-    """A spool with so many records that were attempted on a topic of so many partitions."""
+    """Create a spool with `number` records attempted on a topic of `partitions` partitions."""
     with spool_of(settings) as spool:
-        given = spool.exchange(
+        fetched = spool.commit(
             records(events(number, executions=number)),
             [],
-            room=number,
+            limit=number,
             partition_of=lambda key: int(key.rpartition(b"-")[2]) % partitions,
         )
-        assert len(given) == number
+        assert len(fetched) == number
 
 
-async def test_records_of_partitions_that_are_no_more_stop_nothing_and_say_why(
+async def test_records_of_missing_partitions_delay_no_other_and_report_the_error(
     spooled: Settings, producers: list[Producer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spooled_delivery, "_WINDOW", 100)
+    monkeypatch.setattr(relay, "_WINDOW", 100)
     await stranded(spooled, 1200)
     async with Publisher(spooled) as publisher:
         async with asyncio.timeout(DEADLINE):
             for event in events(300, prefix="later"):
                 await publisher.publish(event)
-            while listed(spooled).left > 1200 - 90:
+            while listed(spooled).pending > 1200 - 90:
                 await asyncio.sleep(0.05)
-        assert len(listed(spooled).reasons) == 37
+        assert len(listed(spooled).errors) == 37
         assert await publisher.close() == 1200 - 90
     assert len(producers) == 1
-    assert set(listed(spooled).reasons) == set(range(3, 40))
-    [reason] = set(listed(spooled).reasons.values())
-    assert "has only 3 partitions: `execution-events spool drain --accept-duplicates`" in reason
+    assert set(listed(spooled).errors) == set(range(3, 40))
+    [error] = set(listed(spooled).errors.values())
+    assert "has only 3 partitions: `execution-events spool drain --accept-duplicates`" in error
     assert len(counted(await log(spooled))) == 300 + 90
-    for accept, left in ((False, 1110), (True, 0)):
+    for reassign, remaining in ((False, 1110), (True, 0)):
         spool = spool_of(spooled)
-        assert left == await drain(
-            spooled, spool, timeout=2, progress=lambda _: None, accept_partitions=accept
+        assert remaining == await drain(
+            spooled, spool, timeout=2, progress=lambda _: None, reassign_partitions=reassign
         )
     assert len(counted(await log(spooled))) == 1500
-    assert listed(spooled).reasons == {}
+    assert listed(spooled).errors == {}
 
 
 # Limits of the topic.
@@ -357,9 +355,9 @@ async def test_batches_above_the_limit_of_the_topic_are_split_by_one_producer(
         assert len(counted(await log(own))) == 1200
     assert len(producers) == 1
     assert first < 200
-    # What it has found out holds for what comes later.
+    # The limit found applies to later batches.
     assert len(sizes) - first < 100
-    assert "kafka producer replaced" not in caplog.messages
+    assert "producer_replaced" not in caplog.messages
 
 
 # Without the topic.
@@ -367,7 +365,7 @@ async def test_batches_above_the_limit_of_the_topic_are_split_by_one_producer(
 
 @pytest.fixture(scope="module")
 async def creating_kafka() -> AsyncIterator[EmbeddedKafka]:
-    """A broker that creates the topics that it is asked for, and removes old records at once."""
+    """A broker that creates unknown topics and removes old records at once."""
     with tempfile.TemporaryDirectory(prefix="execution-events-tests-") as parent:
         async with DataDirectory(Path(parent) / "data") as directory:
             settings = {
@@ -381,7 +379,7 @@ async def creating_kafka() -> AsyncIterator[EmbeddedKafka]:
                 yield kafka
 
 
-async def test_a_topic_that_does_not_exist_is_not_created(
+async def test_a_missing_topic_is_not_created(
     creating_kafka: EmbeddedKafka, settings: Settings, spooled: Settings
 ) -> None:
     address = creating_kafka.bootstrap_servers
@@ -394,9 +392,9 @@ async def test_a_topic_that_does_not_exist_is_not_created(
     async with administrator(own) as client, Publisher(own) as publisher:
         await publisher.publish(events(1)[0])
         async with asyncio.timeout(DEADLINE):
-            while not listed(own).reasons:
+            while not listed(own).errors:
                 await asyncio.sleep(0.05)
-        assert "does not exist: create it with `execution-events" in listed(own).reasons[-1]
+        assert "does not exist: create it with `execution-events" in listed(own).errors[-1]
         assert own.kafka.topic not in await client.list_topics()
         await make_topic(own, 3)
         await publisher.flush(DEADLINE)
@@ -411,23 +409,23 @@ async def test_an_old_spool_is_not_lost_to_retention(
         own, partitions=2, message_timestamp_type="CreateTime", retention_ms=str(HOUR_MS)
     ) as own:
         spool = spool_of(own)
-        spool.exchange(aged(records(events(5)), 2 * DAY_MS), [], room=5, partition_of=lambda _: 0)
+        spool.commit(aged(records(events(5)), 2 * DAY_MS), [], limit=5, partition_of=lambda _: 0)
         spool.close()
         spool = spool_of(own)
         assert await drain(own, spool, timeout=DEADLINE, progress=lambda _: None) == 0
-        # What is as old in the other partition goes after that.
+        # A record as old in the other partition is removed afterwards.
         async with AIOKafkaProducer(bootstrap_servers=own.kafka.bootstrap_servers) as other:
             await other.send_and_wait(
-                own.kafka.topic, b"", partition=1, timestamp_ms=time_ms() - 2 * DAY_MS
+                own.kafka.topic, b"", partition=1, timestamp_ms=now_ms() - 2 * DAY_MS
             )
-        place = TopicPartition(own.kafka.topic, 1)
+        other_partition = TopicPartition(own.kafka.topic, 1)
         async with administrator(own) as client, asyncio.timeout(DEADLINE):
-            while await start_of(client, place) == 0:
+            while await start_of(client, other_partition) == 0:
                 await asyncio.sleep(0.1)
             assert await start_of(client, TopicPartition(own.kafka.topic, 0)) == 0
 
 
-async def start_of(client: Any, place: TopicPartition) -> int:
-    """The first offset of a partition."""
-    answer = await client.delete_records({place: RecordsToDelete(before_offset=0)})
-    return int(answer[place])
+async def start_of(client: Any, partition: TopicPartition) -> int:
+    """Return the first offset of a partition."""
+    answer = await client.delete_records({partition: RecordsToDelete(before_offset=0)})
+    return int(answer[partition])

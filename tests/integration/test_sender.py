@@ -1,4 +1,4 @@
-"""Records on their way to Kafka: their order, what renews a producer, what Kafka refuses."""
+"""The sender: order, replacement of the producer, refusals."""
 
 import asyncio
 import random
@@ -18,15 +18,15 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
     UnknownError,
 )
-from msgspec.structs import astuple
 
+from execution_events.clock import now_ms
 from execution_events.embedded import EmbeddedKafka
 from execution_events.errors import EventError, RetryableError
 from execution_events.kafka.producer import Producer
 from execution_events.publisher import Publisher
 from execution_events.publisher.delivery import sender
-from execution_events.publisher.delivery.sender import Outgoing, Sender
-from execution_events.publisher.record import HOLD_MS, now_ms
+from execution_events.publisher.delivery.sender import Sender
+from execution_events.publisher.record import HOLD_MS, PendingRecord
 from execution_events.settings import Settings
 from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, consuming, until_stored
@@ -47,44 +47,46 @@ SOURCE = "urn:test"
 
 
 class Sent(Sender):
-    """A sender whose records' fates are known: all acknowledged, all refused, each once."""
+    """A sender that records the outcome of each record."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(
             settings.kafka,
             SOURCE,
-            acknowledged=self._note_acknowledged,
-            refused=self._note_refused,
-            expired=self._note_expired,
+            acknowledged=self._on_acknowledged,
+            refused=self._on_refused,
+            expired=self._on_expired,
         )
         self.last = 0
         self.settled: list[int] = []
         self.refusals: list[int] = []
         self.expirations: list[int] = []
-        self._moved = asyncio.Event()
+        self._progress = asyncio.Event()
 
     def put(self, count: int, partitions: Sequence[int] = (0, 1, 2)) -> None:
         for number, record in enumerate(records(events(count)), self.last + 1):
-            self.submit(partitions[number % len(partitions)], Outgoing(number, *astuple(record)))
+            record.sequence, record.partition = number, partitions[number % len(partitions)]
+            record.attempted_at = record.created_at
+            self.submit(record)
         self.last += count
 
     async def until_settled(self) -> None:
         async with asyncio.timeout(DEADLINE):
             while self.pending:
-                await self._moved.wait()
-                self._moved.clear()
+                await self._progress.wait()
+                self._progress.clear()
 
-    def _note_acknowledged(self, records: Sequence[Outgoing], partition: int, base: int) -> None:
+    def _on_acknowledged(self, records: Sequence[PendingRecord], partition: int, base: int) -> None:
         self.settled += [record.sequence for record in records]
-        self._moved.set()
+        self._progress.set()
 
-    def _note_refused(self, record: Outgoing, detail: str) -> None:
+    def _on_refused(self, record: PendingRecord, detail: str) -> None:
         self.refusals.append(record.sequence)
-        self._moved.set()
+        self._progress.set()
 
-    def _note_expired(self, record: Outgoing) -> None:
+    def _on_expired(self, record: PendingRecord) -> None:
         self.expirations.append(record.sequence)
-        self._moved.set()
+        self._progress.set()
 
 
 @asynccontextmanager
@@ -99,25 +101,25 @@ async def sending(settings: Settings) -> AsyncIterator[Sent]:
 
 @pytest.fixture
 def one_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails a batch that is sent to a partition while another is in flight."""
+    """Check that no partition has two batches in flight."""
     send = Sender.send
-    flying: set[tuple[int, int]] = set()
+    in_flight: set[tuple[int, int]] = set()
 
-    async def checked(self: Sender, waiting: Any, partition: int, most: int) -> Any:
-        place = (id(self), partition)
-        assert place not in flying
-        flying.add(place)
+    async def checked(self: Sender, records: Any, partition: int, limit: int) -> Any:
+        batch = (id(self), partition)
+        assert batch not in in_flight
+        in_flight.add(batch)
         try:
-            return await send(self, waiting, partition, most)
+            return await send(self, records, partition, limit)
         finally:
-            flying.remove(place)
+            in_flight.remove(batch)
 
     monkeypatch.setattr(Sender, "send", checked)
 
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of records of each batch that was sent."""
+    """The number of records in each batch sent."""
     sizes = []
     send_batch = Producer.send_batch
 
@@ -130,14 +132,14 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.usefixtures("one_in_flight")
-async def test_order_is_kept_whenever_the_producer_is_replaced(settings: Settings) -> None:
+async def test_order_is_kept_when_the_producer_is_replaced(settings: Settings) -> None:
     rng = random.Random(1)
     async with sending(settings) as sent:
         for _ in range(30):
             sent.put(100)
             await asyncio.sleep(rng.uniform(0, 0.01))
-            if (producer := sent._producer) is not None:
-                await sent._drop(producer, RuntimeError("dropped by the test"))
+            if (producer := sent._connection._producer) is not None:
+                await sent._connection.replace(producer, RuntimeError("dropped by the test"))
         await sent.until_settled()
     assert sorted(sent.settled) == list(range(1, 3001))
     found = counted(await log(settings))
@@ -145,7 +147,7 @@ async def test_order_is_kept_whenever_the_producer_is_replaced(settings: Setting
 
 
 @pytest.mark.usefixtures("one_in_flight")
-async def test_a_batch_without_an_answer_is_sent_again_before_later_ones(
+async def test_an_unanswered_batch_is_sent_again_before_later_ones(
     own_kafka: EmbeddedKafka, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sender, "_DELIVERY_TIMEOUT", 0.5)
@@ -153,11 +155,11 @@ async def test_a_batch_without_an_answer_is_sent_again_before_later_ones(
     async with sending(settings) as sent:
         sent.put(300)
         await sent.until_settled()
-        first = sent._producer
+        first = sent._connection._producer
         with silent(own_kafka):
             sent.put(300)
             async with asyncio.timeout(DEADLINE):
-                while sent._producer is first:
+                while sent._connection._producer is first:
                     await asyncio.sleep(0.01)
             sent.put(300)
         await sent.until_settled()
@@ -165,24 +167,24 @@ async def test_a_batch_without_an_answer_is_sent_again_before_later_ones(
     assert len(counted(await log(settings))) == 900
 
 
-async def test_a_fatal_idempotence_error_loses_and_doubles_nothing(
+async def test_a_fatal_idempotence_error_loses_and_duplicates_nothing(
     settings: Settings, fetch: Fetch, caplog: pytest.LogCaptureFixture
 ) -> None:
     published = events(600)
     async with consuming(settings):
         async with Publisher(settings) as publisher:
             await asyncio.gather(*map(publisher.publish, published[:300]))
-            producer = publisher._delivery._sender._producer  # type: ignore[union-attr]
+            producer = publisher._delivery._sender._connection._producer  # type: ignore[union-attr]
             assert producer is not None
             for partition in range(3):
-                # The broker really refuses what comes next.
+                # The broker refuses the next batch.
                 producer._txn_manager.increment_sequence_number(
                     TopicPartition(settings.kafka.topic, partition), 1000
                 )
             await asyncio.gather(*map(publisher.publish, published[300:]))
-            assert publisher._delivery._sender._producer is not producer  # type: ignore[union-attr]
+            assert publisher._delivery._sender._connection._producer is not producer  # type: ignore[union-attr]
         await until_stored(settings)
-    [replaced] = [r for r in caplog.records if r.message == "kafka producer replaced"]
+    [replaced] = [r for r in caplog.records if r.message == "producer_replaced"]
     assert "OutOfOrderSequence" in replaced.fields["error"]  # type: ignore[attr-defined]
     rows = await fetch("SELECT name, count FROM event")
     assert {row["name"]: row["count"] for row in rows} == {e.name: e.count for e in published}
@@ -191,7 +193,7 @@ async def test_a_fatal_idempotence_error_loses_and_doubles_nothing(
 
 @pytest.fixture
 async def narrow(settings: Settings) -> Settings:
-    """The settings for a topic that takes no batch above 11,000 bytes."""
+    """The settings for a topic with a batch limit of 11,000 bytes."""
     settings = configured(settings, topic=f"{settings.kafka.topic}-narrow")
     await make_topic(settings, 1, {"max.message.bytes": "11000"})
     return settings
@@ -203,26 +205,26 @@ def incompressible() -> str:
     )
 
 
-@pytest.mark.parametrize("place", [0, 1, 63, 100, 127])
-async def test_a_record_that_kafka_refuses_holds_up_nothing(
-    narrow: Settings, batches: list[int], place: int
+@pytest.mark.parametrize("index", [0, 1, 63, 100, 127])
+async def test_a_refused_record_delays_no_other(
+    narrow: Settings, batches: list[int], index: int
 ) -> None:
     published = events(128)
-    published[place] = msgspec.structs.replace(published[place], message=incompressible())
+    published[index] = msgspec.structs.replace(published[index], message=incompressible())
     async with Publisher(narrow) as publisher:
         results = await asyncio.gather(*map(publisher.publish, published), return_exceptions=True)
     [refused] = [result for result in results if result is not None]
-    assert refused is results[place]
+    assert refused is results[index]
     assert isinstance(refused, EventError)
     assert str(refused) == "Kafka refuses the record: MessageSizeTooLargeError"
     found = counted(await log(narrow))
-    assert {r.name for r in found} == {e.name for e in published} - {published[place].name}
-    # All, seven halvings of 128 records, the one that is alone once more, and what was behind it.
+    assert {r.name for r in found} == {e.name for e in published} - {published[index].name}
+    # All, seven halvings of 128 records, the single record once more, and those after it.
     assert len(batches) <= 1 + 7 + 1 + 1
 
 
 @pytest.mark.parametrize("error", [CorruptRecordException(), MessageSizeTooLargeError()])
-async def test_one_refusal_is_not_believed(settings: Settings, error: Exception) -> None:
+async def test_a_single_refusal_is_not_final(settings: Settings, error: Exception) -> None:
     async with sending(settings) as sent:
         send, errors = sent.send, [error]
 
@@ -244,50 +246,52 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize("error", REFUSALS, ids=lambda error: type(error).__name__)
-async def test_a_refusal_of_the_environment_holds_up_its_partition_alone(
+async def test_a_refusal_by_the_environment_blocks_its_partition_alone(
     settings: Settings, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with sending(settings) as sent:
         send, refuses = sent.send, True
 
-        async def refused(waiting: Any, partition: int, most: int) -> Any:
+        async def refused(records: Any, partition: int, limit: int) -> Any:
             if partition == 1 and refuses:
                 return 1, -1, error
-            return await send(waiting, partition, most)
+            return await send(records, partition, limit)
 
         sent.send = refused  # type: ignore[method-assign]
         sent.put(300)
         async with asyncio.timeout(DEADLINE):
-            while sent.pending > 100 or not sent.reasons:
+            while sent.pending > 100 or not sent.errors:
                 await asyncio.sleep(0.01)
         assert sent.refusals == []
-        assert sent.reasons.keys() == {1}
-        assert type(error).__name__ in sent.reasons[1] or "no right" in sent.reasons[1]
+        assert sent.errors.keys() == {1}
+        assert type(error).__name__ in sent.errors[1] or "no right" in sent.errors[1]
         refuses = False
         await sent.until_settled()
-        assert sent.reasons == {}
+        assert sent.errors == {}
     assert sorted(sent.settled) == list(range(1, 301))
-    told = [r for r in caplog.records if r.message == "partitions_wait"]
-    assert [r.fields["partitions"] for r in told] == [[1]]  # type: ignore[attr-defined]
+    blocked = [r for r in caplog.records if r.message == "partitions_blocked"]
+    assert [r.fields["partitions"] for r in blocked] == [[1]]  # type: ignore[attr-defined]
 
 
-async def test_what_was_attempted_too_long_ago_is_not_sent(
+async def test_a_record_attempted_too_long_ago_is_not_sent(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where it waits with the sender of a process that lives on."""
+    """This also holds while it is pending in a running process."""
     async with sending(settings) as sent:
-        send, away = sent.send, True
+        send, unavailable = sent.send, True
 
-        async def absent(waiting: Any, partition: int, most: int) -> Any:
-            return (1, -1, RetryableError("away")) if away else await send(waiting, partition, most)
+        async def attempt(records: Any, partition: int, limit: int) -> Any:
+            if unavailable:
+                return 1, -1, RetryableError("unavailable")
+            return await send(records, partition, limit)
 
-        sent.send = absent  # type: ignore[method-assign]
+        sent.send = attempt  # type: ignore[method-assign]
         sent.put(30)
         now = now_ms()
         await asyncio.sleep(0)
         monkeypatch.setattr(sender, "now_ms", lambda: now + HOLD_MS + 1000)
         await sent.until_settled()
-        away = False
+        unavailable = False
         monkeypatch.undo()
         sent.put(30)
         await sent.until_settled()
@@ -296,7 +300,7 @@ async def test_what_was_attempted_too_long_ago_is_not_sent(
     assert len(await log(settings)) == 30
 
 
-async def test_a_partition_that_is_not_there_is_waited_for(settings: Settings) -> None:
+async def test_a_missing_partition_is_waited_for(settings: Settings) -> None:
     async with sending(settings) as sent:
         sent.put(10, partitions=[4])
         sent.put(10, partitions=[0])
@@ -311,18 +315,18 @@ async def test_a_partition_that_is_not_there_is_waited_for(settings: Settings) -
 
 
 def failing(times: int, error: Exception, function: Callable[..., Any]) -> Callable[..., Any]:
-    left = [error] * times
+    errors = [error] * times
 
     def call(*arguments: Any, **options: Any) -> Any:
-        if left:
-            raise left.pop()
+        if errors:
+            raise errors.pop()
         return function(*arguments, **options)
 
     return call
 
 
 @pytest.mark.parametrize("broken", [(Producer, "create_batch"), (Producer, "start")])
-async def test_a_fault_of_the_library_ends_nothing(
+async def test_a_fault_of_the_library_stops_nothing(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, broken: tuple[Any, str]
 ) -> None:
     owner, name = broken
@@ -333,18 +337,18 @@ async def test_a_fault_of_the_library_ends_nothing(
     assert sorted(sent.settled) == list(range(1, 101))
 
 
-async def test_a_fault_of_our_own_ends_no_partition(
+async def test_a_fault_of_the_sender_stops_no_partition(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(Sender, "send", failing(1, ValueError("ours"), Sender.send))
+    monkeypatch.setattr(Sender, "send", failing(1, ValueError("fault"), Sender.send))
     async with sending(settings) as sent:
         sent.put(100)
         await sent.until_settled()
     assert sorted(sent.settled) == list(range(1, 101))
-    assert "publisher's task ended" in caplog.messages
+    assert "task_restarted" in caplog.messages
 
 
-async def test_a_program_that_cancels_all_tasks_loses_nothing(settings: Settings) -> None:
+async def test_cancelling_all_tasks_loses_nothing(settings: Settings) -> None:
     before = asyncio.all_tasks()
     async with sending(settings) as sent:
         sent.put(3)
@@ -377,7 +381,7 @@ async def test_closing_does_not_wait_for_kafka(
         own_kafka.process.kill(signal.SIGCONT)
 
 
-async def test_kafka_that_is_away_is_said_once_and_leaves_nothing(
+async def test_connecting_without_kafka_raises_and_leaves_nothing_behind(
     settings: Settings, unused_port: int
 ) -> None:
     settings = configured(settings, kafka_bootstrap_servers=f"127.0.0.1:{unused_port}")

@@ -1,4 +1,4 @@
-"""Through a spool: what is on the disk when, the window, full and failing disks, damage."""
+"""Delivery through a spool: durability, the window, full and failing disks, damage."""
 
 import asyncio
 import random
@@ -15,10 +15,11 @@ from aiokafka.partitioner import murmur2
 
 from execution_events.embedded import EmbeddedKafka
 from execution_events.errors import RetryableError, SpoolCorruptError, SpoolFullError
-from execution_events.publisher.delivery import sender, spooled
-from execution_events.publisher.delivery.sender import Outgoing, Sender
-from execution_events.publisher.delivery.spooled import SpooledDelivery, drain
-from execution_events.publisher.record import NewRecord
+from execution_events.publisher.delivery import relay, sender, spooled
+from execution_events.publisher.delivery.drain import drain
+from execution_events.publisher.delivery.sender import Sender
+from execution_events.publisher.delivery.spooled import SpooledDelivery
+from execution_events.publisher.record import PendingRecord
 from execution_events.publisher.spool import directory as spool_directory
 from execution_events.publisher.spool.directory import list_spools, open_spool
 from execution_events.publisher.spool.spool import Spool
@@ -60,8 +61,8 @@ async def delivering(settings: Settings) -> AsyncIterator[SpooledDelivery]:
     assert not [t for t in threading.enumerate() if t.name.startswith("execution-events-spool")]
 
 
-async def keep_all(delivery: SpooledDelivery, new: Sequence[NewRecord]) -> None:
-    await asyncio.gather(*map(delivery.keep, new))
+async def deliver_all(delivery: SpooledDelivery, new: Sequence[PendingRecord]) -> None:
+    await asyncio.gather(*map(delivery.deliver, new))
 
 
 async def flush(delivery: SpooledDelivery) -> None:
@@ -70,7 +71,7 @@ async def flush(delivery: SpooledDelivery) -> None:
 
 
 async def until_open(delivery: SpooledDelivery) -> None:
-    """Return once it knows the partitions."""
+    """Return once the delivery is connected."""
     async with asyncio.timeout(DEADLINE):
         await delivery._sender.until_connected()
 
@@ -83,78 +84,81 @@ async def attempt(call: Awaitable[None]) -> RetryableError | None:
     return None
 
 
-def big(number: int) -> list[NewRecord]:
-    """So many records of 16 KiB."""
+def big(number: int) -> list[PendingRecord]:
+    """Return `number` records of 16 KiB."""
     return records(msgspec.structs.replace(e, message="x" * 16384) for e in events(number))
 
 
-class Turn(NamedTuple):
-    """What `interfered` may do with a turn: the spool's own method, and its arguments."""
+class Commit(NamedTuple):
+    """An intercepted commit: the spool's own method, and the new records."""
 
-    own: Callable[[], Any]
-    new: Sequence[NewRecord]
+    run: Callable[[], Any]
+    new: Sequence[PendingRecord]
 
 
-def interfere(
-    monkeypatch: pytest.MonkeyPatch, spool: Spool, with_turn: Callable[[Turn], Any]
+def intercept(
+    monkeypatch: pytest.MonkeyPatch, spool: Spool, replacement: Callable[[Commit], Any]
 ) -> None:
-    exchange = spool.exchange
+    """Call `replacement` instead of the commits of `spool`."""
+    commit = spool.commit
 
-    def interfered(new: Sequence[NewRecord], acknowledged: Sequence[int], **options: Any) -> Any:
-        return with_turn(Turn(lambda: exchange(new, acknowledged, **options), new))
+    def intercepted(
+        new: Sequence[PendingRecord], acknowledged: Sequence[int], **options: Any
+    ) -> Any:
+        return replacement(Commit(lambda: commit(new, acknowledged, **options), new))
 
-    monkeypatch.setattr(spool, "exchange", interfered)
+    monkeypatch.setattr(spool, "commit", intercepted)
 
 
 async def test_a_backlog_is_sent_in_order_within_the_window(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with opened_spool(settings) as spool:
-        spool.exchange(records(events(20_000)), [], room=0, partition_of=None)
+        spool.commit(records(events(20_000)), [], limit=0, partition_of=None)
     pending = []
     submit = Sender.submit
 
-    def measured(self: Sender, partition: int, record: Outgoing) -> None:
-        submit(self, partition, record)
+    def measured(self: Sender, record: PendingRecord) -> None:
+        submit(self, record)
         pending.append(self.pending)
 
     monkeypatch.setattr(Sender, "submit", measured)
     async with delivering(settings) as delivery:
-        assert delivery.left == 20_000
+        assert delivery.pending == 20_000
         await flush(delivery)
     assert len(pending) == 20_000
-    assert max(pending) <= spooled._WINDOW
+    assert max(pending) <= relay._WINDOW
     found = await log(settings)
     assert len(found) == len(counted(found)) == 20_000
     with opened_spool(settings) as spool:
-        assert (spool.left, spool.given) == (0, 20_000)
+        assert (spool.pending, spool.fetched) == (0, 20_000)
 
 
-async def test_a_record_is_sent_when_it_and_its_partition_are_on_the_disk(
+async def test_a_record_is_sent_once_it_and_its_partition_are_on_the_disk(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit = Sender.submit
     spool = opened_spool(settings)
 
-    def checked(self: Sender, partition: int, record: Outgoing) -> None:
+    def checked(self: Sender, record: PendingRecord) -> None:
         with sqlite3.connect(spool.path) as connection:
             [stored] = connection.execute(
                 "SELECT partition FROM record WHERE sequence = ?", (record.sequence,)
             )
         connection.close()
-        assert stored == (partition,)
-        submit(self, partition, record)
+        assert stored == (record.partition,)
+        submit(self, record)
 
     monkeypatch.setattr(Sender, "submit", checked)
     async with SpooledDelivery(settings, spool) as delivery:
-        await keep_all(delivery, records(events(50)))
+        await deliver_all(delivery, records(events(50)))
         await until_open(delivery)
-        await keep_all(delivery, records(events(50)))
+        await deliver_all(delivery, records(events(50)))
         await flush(delivery)
     assert len(await log(settings)) == 100
 
 
-async def test_what_was_left_goes_first_and_to_its_partitions_when_the_topic_has_grown(
+async def test_a_backlog_is_sent_first_and_to_its_partitions_after_the_topic_grew(
     own_kafka: EmbeddedKafka, settings: Settings, fetch: Fetch
 ) -> None:
     settings = await topic_on(own_kafka, settings)
@@ -162,13 +166,13 @@ async def test_what_was_left_goes_first_and_to_its_partitions_when_the_topic_has
     async with delivering(settings) as delivery:
         await until_open(delivery)
         with silent(own_kafka):
-            await keep_all(delivery, records(before))
+            await deliver_all(delivery, records(before))
             assert await delivery.close() == 200
     await grow(settings, 6)
     async with consuming(settings):
         async with SpooledDelivery(settings, opened_spool(settings)) as delivery:
-            assert delivery.left == 200
-            await keep_all(delivery, records(after))
+            assert delivery.pending == 200
+            await deliver_all(delivery, records(after))
             await flush(delivery)
         await until_stored(settings)
     found = counted(await log(settings))
@@ -184,7 +188,7 @@ async def test_what_was_left_goes_first_and_to_its_partitions_when_the_topic_has
     }
 
 
-async def test_it_opens_and_keeps_without_kafka_and_delivers_when_kafka_is_there(
+async def test_records_are_stored_without_kafka_and_delivered_when_it_is_back(
     own_kafka: EmbeddedKafka, settings: Settings
 ) -> None:
     settings = await topic_on(own_kafka, settings)
@@ -192,7 +196,7 @@ async def test_it_opens_and_keeps_without_kafka_and_delivers_when_kafka_is_there
     async with SpooledDelivery(settings, opened_spool(settings)) as delivery:
         try:
             async with asyncio.timeout(5):
-                await keep_all(delivery, records(events(100)))
+                await deliver_all(delivery, records(events(100)))
         finally:
             await own_kafka.start()
         await flush(delivery)
@@ -203,18 +207,18 @@ async def test_it_opens_and_keeps_without_kafka_and_delivers_when_kafka_is_there
 async def test_a_full_spool_raises_until_kafka_is_back(
     own_kafka: EmbeddedKafka, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spooled, "_PAUSE", 0.02)
+    monkeypatch.setattr(spooled, "_RETRY_DELAY", 0.02)
     settings = configured(await topic_on(own_kafka, settings), spool_max_bytes=2**20)
     async with delivering(settings) as delivery:
         with silent(own_kafka):
-            results = [await attempt(delivery.keep(record)) for record in big(100)]
-            kept = results.count(None)
-            assert {type(result) for result in results[kept:]} == {SpoolFullError}
-            assert kept == delivery.left
+            results = [await attempt(delivery.deliver(record)) for record in big(100)]
+            stored = results.count(None)
+            assert {type(result) for result in results[stored:]} == {SpoolFullError}
+            assert stored == delivery.pending
         await flush(delivery)
-        await keep_all(delivery, records(events(10)))
+        await deliver_all(delivery, records(events(10)))
         await flush(delivery)
-    assert len(counted(await log(settings))) == kept + 10
+    assert len(counted(await log(settings))) == stored + 10
 
 
 async def test_a_full_spool_waits_until_kafka_is_back(
@@ -225,15 +229,15 @@ async def test_a_full_spool_waits_until_kafka_is_back(
     )
     async with delivering(settings) as delivery:
         with silent(own_kafka):
-            keeping = [asyncio.create_task(delivery.keep(record)) for record in big(100)]
+            delivering_all = [asyncio.create_task(delivery.deliver(record)) for record in big(100)]
             async with asyncio.timeout(DEADLINE):
                 while not delivery._failing:
-                    await delivery.moved()
-            for task in keeping[80:]:
+                    await delivery.progress()
+            for task in delivering_all[80:]:
                 task.cancel()
-            assert not all(task.done() for task in keeping[:80])
+            assert not all(task.done() for task in delivering_all[:80])
         async with asyncio.timeout(DEADLINE):
-            await asyncio.gather(*keeping[:80])
+            await asyncio.gather(*delivering_all[:80])
         await flush(delivery)
     found = counted(await log(settings))
     assert [r.name for r in sorted(found, key=lambda r: r.sequence)] == [
@@ -241,16 +245,16 @@ async def test_a_full_spool_waits_until_kafka_is_back(
     ]
 
 
-async def test_more_at_once_than_fits_is_kept_in_parts(settings: Settings) -> None:
+async def test_more_records_than_fit_are_stored_in_parts(settings: Settings) -> None:
     settings = configured(settings, spool_max_bytes=2**20, spool_full="wait")
     async with delivering(settings) as delivery:
         async with asyncio.timeout(DEADLINE):
-            await keep_all(delivery, big(150))
+            await deliver_all(delivery, big(150))
         await flush(delivery)
     assert len(counted(await log(settings))) == 150
 
 
-async def test_who_waits_for_a_full_spool_is_told_of_its_closing(
+async def test_closing_fails_callers_that_wait_for_a_full_spool(
     settings: Settings, unused_port: int
 ) -> None:
     settings = configured(
@@ -260,53 +264,53 @@ async def test_who_waits_for_a_full_spool_is_told_of_its_closing(
         kafka_bootstrap_servers=f"127.0.0.1:{unused_port}",
     )
     async with delivering(settings) as delivery:
-        keeping = [asyncio.create_task(delivery.keep(record)) for record in big(100)]
+        delivering_all = [asyncio.create_task(delivery.deliver(record)) for record in big(100)]
         await asyncio.sleep(0)
-        left = await delivery.close()
-        results = await asyncio.gather(*keeping, return_exceptions=True)
+        undelivered = await delivery.close()
+        results = await asyncio.gather(*delivering_all, return_exceptions=True)
         assert {type(result) for result in results} == {type(None), RetryableError}
-        assert left == results.count(None)
+        assert undelivered == results.count(None)
         with pytest.raises(RetryableError, match="closed"):
-            await delivery.keep(records(events(1))[0])
+            await delivery.deliver(records(events(1))[0])
 
 
 @pytest.mark.parametrize("error", [SpoolFullError("disk"), RetryableError("disk"), ValueError("?")])
-async def test_a_disk_that_fails_is_tried_again(
+async def test_a_failing_disk_is_retried(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr(spooled, "_PAUSE", 0.02)
+    monkeypatch.setattr(spooled, "_RETRY_DELAY", 0.02)
     spool = opened_spool(settings)
     fails = False
 
-    def turn(turn: Turn) -> Any:
+    def commit(commit: Commit) -> Any:
         if fails:
             raise error
-        return turn.own()
+        return commit.run()
 
-    interfere(monkeypatch, spool, turn)
-    kept = []
+    intercept(monkeypatch, spool, commit)
+    stored = []
     async with SpooledDelivery(settings, spool) as delivery:
         await until_open(delivery)
         for number, record in enumerate(records(events(300))):
             fails = 50 <= number < 100
-            result = await attempt(delivery.keep(record))
+            result = await attempt(delivery.deliver(record))
             assert (result is not None) == fails
-            # Each caller has an error of its own, whose traceback is the caller's.
+            # Each caller gets its own error, for a traceback of its own.
             assert result is not error
             if result is None:
-                kept.append(f"event.{number}")
-        assert len(kept) == 250
+                stored.append(f"event.{number}")
+        assert len(stored) == 250
         await flush(delivery)
-    assert sorted(record.name for record in counted(await log(settings))) == sorted(kept)
+    assert sorted(record.name for record in counted(await log(settings))) == sorted(stored)
     with opened_spool(settings) as spool:
-        assert spool.left == 0
+        assert spool.pending == 0
 
 
-async def test_a_spool_that_is_damaged_in_use_is_replaced(
+async def test_a_spool_damaged_in_use_is_replaced(
     own_kafka: EmbeddedKafka, settings: Settings, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = await topic_on(own_kafka, settings)
-    monkeypatch.setattr(spooled, "_WINDOW", 1000)
+    monkeypatch.setattr(relay, "_WINDOW", 1000)
     # More than SQLite keeps in memory.
     published = [msgspec.structs.replace(event, message="x" * 2000) for event in events(3000)]
     before, after = records(published[:2000]), records(published[2000:])
@@ -314,18 +318,18 @@ async def test_a_spool_that_is_damaged_in_use_is_replaced(
         async with SpooledDelivery(settings, opened_spool(settings)) as delivery:
             await until_open(delivery)
             with silent(own_kafka):
-                await keep_all(delivery, before)
+                await deliver_all(delivery, before)
                 damaged = delivery._spool
-                # Those of the window are in memory; all pages of the others go.
-                damaged._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                # The window is in memory; all pages of the other records are destroyed.
+                damaged._file.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 with damaged.path.open("r+b") as file:
                     for page in range(4, damaged.path.stat().st_size // 4096):
                         file.seek(page * 4096)
                         file.write(b"\xa5" * 4096)
-                # It reads some of them.
-                monkeypatch.setattr(spooled, "_WINDOW", 1010)
+                # The next fetch reads some of them.
+                monkeypatch.setattr(relay, "_WINDOW", 1010)
                 async with asyncio.timeout(DEADLINE):
-                    await keep_all(delivery, after)
+                    await deliver_all(delivery, after)
                 assert delivery._spool is not damaged
                 assert delivery._sender.pending == 0
             await flush(delivery)
@@ -336,7 +340,7 @@ async def test_a_spool_that_is_damaged_in_use_is_replaced(
     assert {row["name"]: row["count"] for row in rows} == expected
     found = counted(await log(settings))
     for partition in range(3):
-        # Of one execution, what was published first comes first.
+        # Earlier records of an execution come first.
         sources = [record.source for record in found if record.partition == partition]
         assert sources == sorted(sources, key=lambda source: source != damaged.source)
     assert sorted((info.set_aside, info.owned) for info in list_spools(directory_of(settings))) == [
@@ -346,10 +350,10 @@ async def test_a_spool_that_is_damaged_in_use_is_replaced(
 
 
 @pytest.mark.parametrize("policy", ["raise", "wait"])
-async def test_a_damaged_spool_is_replaced_when_the_disk_can_again(
+async def test_a_damaged_spool_is_replaced_once_the_disk_works_again(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, policy: str
 ) -> None:
-    monkeypatch.setattr(spooled, "_PAUSE", 0.02)
+    monkeypatch.setattr(spooled, "_RETRY_DELAY", 0.02)
     fails = False
     opening = spool_directory.open_spool
 
@@ -361,36 +365,36 @@ async def test_a_damaged_spool_is_replaced_when_the_disk_can_again(
     monkeypatch.setattr(spool_directory, "open_spool", opened)
     spool = opened_spool(settings)
 
-    def damaged(turn: Turn) -> Any:
-        if turn.new:
+    def damaged(commit: Commit) -> Any:
+        if commit.new:
             raise SpoolCorruptError("damaged")
-        return turn.own()
+        return commit.run()
 
     one, two, three = records(events(3))
     async with SpooledDelivery(configured(settings, spool_full=policy), spool) as delivery:
-        await delivery.keep(one)
+        await delivery.deliver(one)
         await flush(delivery)
-        interfere(monkeypatch, spool, damaged)
+        intercept(monkeypatch, spool, damaged)
         fails = True
-        keeping = asyncio.create_task(delivery.keep(two))
+        delivering_one = asyncio.create_task(delivery.deliver(two))
         if policy == "raise":
             with pytest.raises(SpoolFullError, match="no room"):
-                await keeping
+                await delivering_one
             with pytest.raises(SpoolFullError, match="no room"):
-                await delivery.keep(two)
+                await delivery.deliver(two)
         else:
-            await asyncio.wait([keeping], timeout=0.2)
-            assert not keeping.done()
+            await asyncio.wait([delivering_one], timeout=0.2)
+            assert not delivering_one.done()
         fails = False
         if policy == "wait":
-            await keeping
-        await delivery.keep(three)
+            await delivering_one
+        await delivery.deliver(three)
         await flush(delivery)
     names = ["event.0", *(["event.1"] if policy == "wait" else []), "event.2"]
     assert sorted(record.name for record in counted(await log(settings))) == names
 
 
-async def test_a_flush_ends_when_the_spool_is_replaced(
+async def test_a_flush_ends_after_the_spool_is_replaced(
     own_kafka: EmbeddedKafka, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = await topic_on(own_kafka, settings)
@@ -398,24 +402,24 @@ async def test_a_flush_ends_when_the_spool_is_replaced(
     async with SpooledDelivery(settings, spool) as delivery:
         await until_open(delivery)
         with silent(own_kafka):
-            await keep_all(delivery, records(events(100)))
+            await deliver_all(delivery, records(events(100)))
             flushing = asyncio.create_task(delivery.flush())
             await asyncio.sleep(0)
 
-            def damaged(turn: Turn) -> Any:
+            def damaged(commit: Commit) -> Any:
                 raise SpoolCorruptError("damaged")
 
-            interfere(monkeypatch, spool, damaged)
-            await delivery.keep(records(events(101))[100])
+            intercept(monkeypatch, spool, damaged)
+            await delivery.deliver(records(events(101))[100])
             assert not flushing.done()
         async with asyncio.timeout(DEADLINE):
             await flushing
-        assert delivery._retired == [] or not any(s.pending for s in delivery._retired)
+        assert delivery._retired == [] or not any(r.sender.pending for r in delivery._retired)
         await flush(delivery)
     assert len(counted(await log(settings))) == 101
 
 
-async def test_what_a_damaged_spool_leaves_undelivered_is_said_at_closing(
+async def test_undelivered_events_of_a_damaged_spool_are_logged_at_closing(
     own_kafka: EmbeddedKafka,
     settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
@@ -424,151 +428,154 @@ async def test_what_a_damaged_spool_leaves_undelivered_is_said_at_closing(
     settings = await topic_on(own_kafka, settings)
     spool = opened_spool(settings)
 
-    def damaged(turn: Turn) -> Any:
+    def damaged(commit: Commit) -> Any:
         raise SpoolCorruptError("damaged")
 
     async with SpooledDelivery(settings, spool) as delivery:
         await until_open(delivery)
         with silent(own_kafka):
-            await keep_all(delivery, records(events(10)))
-            interfere(monkeypatch, spool, damaged)
-            await keep_all(delivery, records(events(5)))
+            await deliver_all(delivery, records(events(10)))
+            intercept(monkeypatch, spool, damaged)
+            await deliver_all(delivery, records(events(5)))
             assert await delivery.close() == 15
-    assert "events of a damaged spool not delivered" in caplog.messages
+    assert "damaged_spool_undelivered" in caplog.messages
 
 
-async def held_turn(
+async def paused_commit(
     monkeypatch: pytest.MonkeyPatch, spool: Spool
 ) -> tuple[asyncio.Event, threading.Event]:
-    """The next turn with something new says when it is in the middle, and goes on when told."""
+    """Pause the commits of new records before they return.
+
+    Returns an event that is set by the commit, and one that resumes it.
+    """
     loop = asyncio.get_running_loop()
-    reached, go_on = asyncio.Event(), threading.Event()
+    reached, resume = asyncio.Event(), threading.Event()
 
-    def turn(turn: Turn) -> Any:
-        given = turn.own()
-        if turn.new:
+    def commit(commit: Commit) -> Any:
+        fetched = commit.run()
+        if commit.new:
             loop.call_soon_threadsafe(reached.set)
-            assert go_on.wait(DEADLINE)
-        return given
+            assert resume.wait(DEADLINE)
+        return fetched
 
-    interfere(monkeypatch, spool, turn)
-    return reached, go_on
+    intercept(monkeypatch, spool, commit)
+    return reached, resume
 
 
-async def test_closing_in_the_middle_of_a_turn_tells_what_is_on_the_disk(
+async def test_closing_during_a_commit_returns_the_number_on_the_disk(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spool = opened_spool(settings)
-    reached, go_on = await held_turn(monkeypatch, spool)
+    reached, resume = await paused_commit(monkeypatch, spool)
     async with SpooledDelivery(settings, spool) as delivery:
         await until_open(delivery)
-        keeping = asyncio.gather(*map(delivery.keep, records(events(10))))
+        delivering_all = asyncio.gather(*map(delivery.deliver, records(events(10))))
         await reached.wait()
-        late = asyncio.create_task(delivery.keep(records(events(11))[10]))
+        late = asyncio.create_task(delivery.deliver(records(events(11))[10]))
         closing = asyncio.create_task(delivery.close(wait=False))
         await asyncio.sleep(0.1)
-        go_on.set()
+        resume.set()
         assert await closing == 10
-        await keeping
+        await delivering_all
         with pytest.raises(RetryableError, match="closed"):
             await late
     with opened_spool(settings) as spool:
-        assert spool.left == 10
+        assert spool.pending == 10
 
 
-async def test_a_program_that_cancels_all_tasks_in_a_turn_loses_nothing(
+async def test_cancelling_all_tasks_during_a_commit_loses_nothing(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = asyncio.all_tasks()
     spool = opened_spool(settings)
-    reached, go_on = await held_turn(monkeypatch, spool)
+    reached, resume = await paused_commit(monkeypatch, spool)
     async with SpooledDelivery(settings, spool) as delivery:
         await until_open(delivery)
         tasks = asyncio.all_tasks() - before
-        keeping = asyncio.gather(*map(delivery.keep, records(events(10))))
+        delivering_all = asyncio.gather(*map(delivery.deliver, records(events(10))))
         await reached.wait()
         for task in tasks:
             task.cancel()
         await asyncio.sleep(0.05)
-        go_on.set()
+        resume.set()
         async with asyncio.timeout(DEADLINE):
-            await keeping
+            await delivering_all
         await flush(delivery)
-        assert delivery.left == delivery._sender.pending == 0 or delivery._acknowledged
+        assert delivery.pending == delivery._sender.pending == 0 or delivery._relay._acknowledged
     assert len(counted(await log(settings))) == 10
 
 
-async def test_a_flush_does_not_overtake_the_turn_that_gives(
+async def test_a_flush_does_not_overtake_a_fetch(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The spool says that it has given them a moment before they are sent."""
+    """The spool counts records as fetched a moment before they are sent."""
     spool = opened_spool(settings)
-    spool.exchange(records(events(10)), [], room=0, partition_of=None)
-    reached, go_on = asyncio.Event(), threading.Event()
+    spool.commit(records(events(10)), [], limit=0, partition_of=None)
+    reached, resume = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
-    def turn(turn: Turn) -> Any:
-        given = turn.own()
-        if given:
+    def commit(commit: Commit) -> Any:
+        fetched = commit.run()
+        if fetched:
             loop.call_soon_threadsafe(reached.set)
-            assert go_on.wait(DEADLINE)
-        return given
+            assert resume.wait(DEADLINE)
+        return fetched
 
-    interfere(monkeypatch, spool, turn)
+    intercept(monkeypatch, spool, commit)
     async with SpooledDelivery(settings, spool) as delivery:
         await reached.wait()
-        assert spool.given == spool.last
+        assert spool.fetched == spool.last
         flushing = asyncio.create_task(delivery.flush())
         await asyncio.sleep(0)
         assert not flushing.done()
-        go_on.set()
+        resume.set()
         async with asyncio.timeout(DEADLINE):
             await flushing
         assert len(await log(settings)) == 10
 
 
-async def test_what_kafka_refuses_stays_listed_and_holds_up_nothing(settings: Settings) -> None:
+async def test_a_refused_record_stays_listed_and_delays_no_other(settings: Settings) -> None:
     settings = configured(settings, topic=f"{settings.kafka.topic}-narrow")
     await make_topic(settings, 1, {"max.message.bytes": "9000"})
     published = events(100)
     hard = "".join(chr(0x4E00 + number * 7919 % 20000) for number in range(5400))
     published[40] = msgspec.structs.replace(published[40], message=hard)
     async with delivering(settings) as delivery:
-        await keep_all(delivery, records(published))
+        await deliver_all(delivery, records(published))
         await flush(delivery)
     [info] = list_spools(directory_of(settings))
     assert info.summary is not None
-    assert (info.summary.left, info.summary.refused) == (0, 1)
+    assert (info.summary.pending, info.summary.refused) == (0, 1)
     assert len(counted(await log(settings))) == 99
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_partitions_that_wait_now_and_then_keep_their_order_and_stop_no_other(
+async def test_intermittently_blocked_partitions_keep_their_order_and_delay_no_other(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     rng = random.Random(seed)
-    monkeypatch.setattr(spooled, "_WINDOW", 60)
-    monkeypatch.setattr(sender, "_BACK_OFF", (0.01, 0.05))
-    waiting: set[int] = set()
+    monkeypatch.setattr(relay, "_WINDOW", 60)
+    monkeypatch.setattr(sender, "backoff", lambda _: rng.uniform(0.01, 0.05))
+    blocked: set[int] = set()
     send = Sender.send
 
-    async def refused(self: Sender, records: Any, partition: int, most: int) -> Any:
-        result = await send(self, records, partition, min(most, rng.randrange(1, 40)))
-        # Also what has arrived may be taken for refused.
-        return (1, -1, RetryableError("waits")) if partition in waiting else result
+    async def refused(self: Sender, records: Any, partition: int, limit: int) -> Any:
+        result = await send(self, records, partition, min(limit, rng.randrange(1, 40)))
+        # Records that have arrived may be reported as failed, too.
+        return (1, -1, RetryableError("blocked")) if partition in blocked else result
 
     monkeypatch.setattr(Sender, "send", refused)
     with opened_spool(settings) as spool:
-        spool.exchange(records(events(500)), [], room=200, partition_of=lambda key: key[-1] % 3)
+        spool.commit(records(events(500)), [], limit=200, partition_of=lambda key: key[-1] % 3)
     async with delivering(settings) as delivery:
         for batch in range(20):
-            waiting = set(rng.sample(range(3), rng.randrange(3)))
-            await keep_all(delivery, records(events(50, prefix=f"later-{batch}")))
+            blocked = set(rng.sample(range(3), rng.randrange(3)))
+            await deliver_all(delivery, records(events(50, prefix=f"later-{batch}")))
             await asyncio.sleep(rng.uniform(0, 0.1))
-        waiting = {1}
+        blocked = {1}
         last = records(events(300, prefix="last"))
         others = sum(key_partition(record) != 1 for record in last)
-        await keep_all(delivery, last)
+        await deliver_all(delivery, last)
         async with asyncio.timeout(DEADLINE):
             while others > sum(
                 record.name.startswith("last.") and record.partition != 1
@@ -578,7 +585,7 @@ async def test_partitions_that_wait_now_and_then_keep_their_order_and_stop_no_ot
         flushing = asyncio.create_task(delivery.flush())
         await asyncio.wait([flushing], timeout=0.3)
         assert not flushing.done()
-        waiting = set()
+        blocked = set()
         async with asyncio.timeout(DEADLINE):
             await flushing
         await flush(delivery)
@@ -589,16 +596,16 @@ async def test_partitions_that_wait_now_and_then_keep_their_order_and_stop_no_ot
         names = [r.name for r in found if r.partition == partition and r.name.startswith("event.")]
         assert names == sorted(names, key=lambda name: int(name.rpartition(".")[2]))
     with opened_spool(settings) as spool:
-        assert (spool.left, spool.held, spool.refused, spool.reasons) == (0, 0, 0, {})
+        assert (spool.pending, spool.held, spool.refused, spool.errors) == (0, 0, 0, {})
 
 
-def key_partition(record: NewRecord) -> int:
+def key_partition(record: PendingRecord) -> int:
     return int((murmur2(record.key) & 0x7FFFFFFF) % 3)
 
 
-async def test_a_spool_is_drained(settings: Settings) -> None:
+async def test_draining_sends_all_records(settings: Settings) -> None:
     with opened_spool(settings) as spool:
-        spool.exchange(records(events(7000)), [], room=0, partition_of=None)
+        spool.commit(records(events(7000)), [], limit=0, partition_of=None)
     shown: list[int] = []
     async with nothing_left():
         spool = opened_spool(settings)
@@ -607,16 +614,16 @@ async def test_a_spool_is_drained(settings: Settings) -> None:
     assert shown[-1] == 7000
     assert len(counted(await log(settings))) == 7000
     with opened_spool(settings) as again:
-        assert again.left == 0
+        assert again.pending == 0
 
 
-async def test_draining_gives_up_when_nothing_is_acknowledged(
+async def test_draining_gives_up_without_acknowledgements(
     settings: Settings, unused_port: int
 ) -> None:
     settings = configured(settings, kafka_bootstrap_servers=f"127.0.0.1:{unused_port}")
     settings = configured(settings, close_timeout=30)
     spool = opened_spool(settings)
-    spool.exchange(records(events(10)), [], room=0, partition_of=None)
+    spool.commit(records(events(10)), [], limit=0, partition_of=None)
     begin = asyncio.get_running_loop().time()
     async with nothing_left():
         assert await drain(settings, spool, timeout=0.2, progress=lambda sent: None) == 10

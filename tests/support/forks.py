@@ -7,14 +7,14 @@ import warnings
 from collections.abc import Callable
 
 _DEADLINE = 10
-"""Seconds until a child that says nothing is taken for stuck."""
+"""Seconds without a result after which a child counts as stuck."""
 
 
 def in_child(function: Callable[[], str]) -> str:
-    """What `function` gives in a forked child; of an error its class and text."""
+    """Return the result of `function` in a forked child, or the class and text of its error."""
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # about forking a process with threads
         child = os.fork()
     if child == 0:
         try:
@@ -25,8 +25,8 @@ def in_child(function: Callable[[], str]) -> str:
             os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as pipe:
-        told, _, _ = select.select([pipe], [], [], _DEADLINE)
-        if not told:
+        ready, _, _ = select.select([pipe], [], [], _DEADLINE)
+        if not ready:
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        return pipe.read() if told else "stuck"
+        return pipe.read() if ready else "stuck"

@@ -1,4 +1,4 @@
-"""Events that publishers under test send, and the log as it is afterwards."""
+"""Events for publishers under test, and the resulting records of the log."""
 
 import asyncio
 import signal
@@ -13,8 +13,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from execution_events import wire
 from execution_events.embedded import EmbeddedKafka
 from execution_events.events import Occurrence
-from execution_events.publisher import Event, Names
-from execution_events.publisher.record import NewRecord
+from execution_events.publisher import Event, EventNamer
+from execution_events.publisher.record import PendingRecord
 from execution_events.settings import Settings
 from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE
@@ -33,7 +33,7 @@ class Published(NamedTuple):
 
 
 def events(count: int, *, executions: int = 20, prefix: str = "event") -> list[Event]:
-    """So many events, each with a name of its own."""
+    """Return `count` events with unique names."""
     return [
         Event(
             execution_id=f"execution-{number % executions}",
@@ -50,18 +50,18 @@ def events(count: int, *, executions: int = 20, prefix: str = "event") -> list[E
     ]
 
 
-def records(of: Iterable[Event]) -> list[NewRecord]:
-    names = Names()
-    return [NewRecord.of(names.occurrence(event)) for event in of]
+def records(of: Iterable[Event]) -> list[PendingRecord]:
+    namer = EventNamer()
+    return [PendingRecord.of(namer.occurrence(event)) for event in of]
 
 
 async def log(settings: Settings) -> list[Published]:
-    """All records of the topic that publishers have sent, in the order of each partition."""
+    """Return all published records of the topic, in order within each partition."""
     return [_published(record) for record in await _records(settings)]
 
 
 async def occurrences(settings: Settings) -> list[Occurrence]:
-    """What all records of the topic carry, in the order of each partition."""
+    """Return the occurrences of all records of the topic, in order within each partition."""
     return [wire.decode(each.key, each.value, 0) for each in await _records(settings)]
 
 
@@ -98,24 +98,24 @@ def _published(record: Any) -> Published:
 
 
 def counted(found: Iterable[Published]) -> list[Published]:
-    """What a consumer counts, after a check that nothing else of it comes first in the log.
+    """Return the records that a consumer counts.
 
-    A record at or below its source's watermark must be a further copy.
+    Checks that every record at or below its source's watermark is a further copy.
     """
     watermarks: dict[tuple[str, int], int] = {}
     seen: dict[tuple[str, int], Published] = {}
     for record in found:
-        place = (record.source, record.partition)
+        watermark = (record.source, record.partition)
         copy = seen.setdefault((record.source, record.sequence), record)
         assert (copy.partition, copy.name) == (record.partition, record.name)
         if copy is record:
-            assert record.sequence > watermarks.get(place, -1), (record, watermarks)
-            watermarks[place] = record.sequence
+            assert record.sequence > watermarks.get(watermark, -1), (record, watermarks)
+            watermarks[watermark] = record.sequence
     return list(seen.values())
 
 
 async def topic_on(kafka: EmbeddedKafka, settings: Settings, partitions: int = 3) -> Settings:
-    """The settings for a topic of the same name on `kafka`."""
+    """Create the topic on `kafka`; return settings for it."""
     settings = configured(settings, kafka_bootstrap_servers=kafka.bootstrap_servers)
     await make_topic(settings, partitions)
     return settings
@@ -140,7 +140,7 @@ async def grow(settings: Settings, partitions: int) -> None:
 
 @contextmanager
 def silent(kafka: EmbeddedKafka) -> Iterator[None]:
-    """Kafka takes connections and answers nothing."""
+    """Freeze Kafka: it accepts connections and answers nothing."""
     kafka.process.kill(signal.SIGSTOP)
     try:
         yield
@@ -150,11 +150,11 @@ def silent(kafka: EmbeddedKafka) -> Iterator[None]:
 
 @asynccontextmanager
 async def nothing_left() -> AsyncIterator[None]:
-    """No task and no socket more at the end than at the beginning."""
+    """Check that the block leaves no task and no socket behind."""
     tasks, descriptors = asyncio.all_tasks(), _sockets()
     yield
     for _ in range(3):
-        # What was cancelled and closed ends in the loop's next rounds.
+        # Cancelled tasks and closed sockets end in the next iterations of the loop.
         await asyncio.sleep(0)
     assert asyncio.all_tasks() - tasks == set()
     assert _sockets() - descriptors == set()
@@ -165,4 +165,4 @@ def _sockets() -> set[str]:
     for descriptor in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):
             found.add(str(descriptor.readlink()))
-    return {place for place in found if place.startswith("socket:")}
+    return {target for target in found if target.startswith("socket:")}

@@ -1,7 +1,7 @@
-"""What every publisher does, real or recording, asynchronous or for threads.
+"""The contract of every publisher, real or recording, asynchronous or for threads.
 
-A test module derives a class from `PublisherContract` and gives it a fixture `case`. The tests are
-written once, for the asynchronous interface; `Threaded` gives it to a publisher for threads.
+A test module derives a class from `PublisherContract` with a fixture `case`. The tests use the
+asynchronous interface; `Threaded` adapts a publisher for threads to it.
 """
 
 import asyncio
@@ -82,9 +82,9 @@ class AnyPublisher(Protocol):
 
 @dataclass(frozen=True)
 class Case:
-    """A publisher that is not open yet, and what of it has reached its destination, in order.
+    """A publisher that is not open yet, and the events that reached its destination, in order.
 
-    `published` is asked after a flush or after the publisher was closed.
+    `published` is called after a flush or a close.
     """
 
     publisher: AnyPublisher
@@ -92,7 +92,7 @@ class Case:
 
 
 class _Threads:
-    """A thread for each task: what a task calls, one thread calls."""
+    """One thread for each task, which makes all calls of that task."""
 
     def __init__(self) -> None:
         self._threads: WeakKeyDictionary[asyncio.Task[Any], ThreadPoolExecutor] = (
@@ -111,7 +111,7 @@ class _Threads:
 
 
 class Threaded:
-    """A publisher for threads with the interface of the asynchronous one."""
+    """An adapter of a publisher for threads to the asynchronous interface."""
 
     def __init__(self, publisher: sync.Publisher) -> None:
         self._publisher = publisher
@@ -217,12 +217,12 @@ EVENT = Event(
 
 
 def changed(**fields: Any) -> Event:
-    """`EVENT` with other fields."""
+    """Return `EVENT` with the given fields changed."""
     return msgspec.structs.replace(EVENT, **fields)
 
 
 def element_of(publisher: AnyPublisher, elem_id: str = "job-a-init") -> AnyElement:
-    """An element of the execution of `EVENT`."""
+    """Return an element of the execution of `EVENT`."""
     return publisher.element(
         execution_id="exec-1",
         namespace="n",
@@ -237,9 +237,9 @@ def codes(events: list[Occurrence]) -> list[str]:
 
 
 class PublisherContract:
-    """The tests. A derived class has a fixture `case` that gives a `Case`."""
+    """The tests; a derived class defines the fixture `case`."""
 
-    async def test_an_event_is_published_with_all_that_it_left_out(self, case: Case) -> None:
+    async def test_omitted_fields_are_filled_in(self, case: Case) -> None:
         before = datetime.now(UTC)
         async with case.publisher as publisher:
             await publisher.publish(EVENT)
@@ -263,9 +263,9 @@ class PublisherContract:
             action_name="create",
         )
 
-    async def test_what_an_event_states_is_published(self, case: Case) -> None:
+    async def test_given_fields_are_published_unchanged(self, case: Case) -> None:
         moment = datetime(2018, 8, 20, 6, 41, 44, 978344, tzinfo=UTC)
-        stated = {
+        given = {
             "name": "mine.1",
             "object_namespace": "other",
             "type": "Warning",
@@ -274,11 +274,11 @@ class PublisherContract:
             "count": 2**31 - 1,
         }
         async with case.publisher as publisher:
-            await publisher.publish(changed(**stated))
+            await publisher.publish(changed(**given))
         [event] = await case.published()
-        assert {field: getattr(event, field) for field in stated} == stated
+        assert {field: getattr(event, field) for field in given} == given
 
-    async def test_recurrences_have_one_name_and_others_have_others(self, case: Case) -> None:
+    async def test_recurrences_share_a_name_and_other_events_do_not(self, case: Case) -> None:
         async with case.publisher as publisher:
             for event in (EVENT, changed(count=2), changed(elem_id="job-b"), EVENT):
                 await publisher.publish(event)
@@ -286,7 +286,7 @@ class PublisherContract:
         assert first == second == third
         assert other != first
 
-    async def test_what_one_task_publishes_keeps_its_order(self, case: Case) -> None:
+    async def test_events_of_one_task_keep_their_order(self, case: Case) -> None:
         async def work(publisher: AnyPublisher, worker: str) -> None:
             for number in range(20):
                 await publisher.publish(changed(elem_id=worker, message=str(number)))
@@ -312,7 +312,7 @@ class PublisherContract:
             ("last_timestamp", datetime(2018, 8, 20)),
         ],
     )
-    async def test_an_event_outside_the_bounds_is_refused_and_nothing_else(
+    async def test_an_event_outside_the_bounds_is_refused_alone(
         self, case: Case, field: str, value: Any
     ) -> None:
         async with case.publisher as publisher:
@@ -321,7 +321,7 @@ class PublisherContract:
             await publisher.publish(EVENT)
         assert len(await case.published()) == 1
 
-    async def test_an_action_is_told_from_its_start_to_its_end(self, case: Case) -> None:
+    async def test_an_action_is_published_from_start_to_end(self, case: Case) -> None:
         async with case.publisher as publisher:
             element = element_of(publisher)
             async with element.action("create") as action:
@@ -352,7 +352,7 @@ class PublisherContract:
             (SystemExit(1), "ActionCancelled", "Normal"),
         ],
     )
-    async def test_an_exception_is_told_and_goes_on(
+    async def test_an_exception_is_published_and_propagated(
         self, case: Case, error: BaseException, end: str, kind: str
     ) -> None:
         async def work() -> None:
@@ -366,7 +366,7 @@ class PublisherContract:
         assert codes(events) == ["ActionStart", end]
         assert events[1].type == kind
 
-    async def test_a_task_that_is_cancelled_tells_so(self, case: Case) -> None:
+    async def test_a_cancelled_task_publishes_its_cancellation(self, case: Case) -> None:
         inside = asyncio.Event()
 
         async def work(publisher: AnyPublisher) -> None:
@@ -382,7 +382,7 @@ class PublisherContract:
                 await task
         assert codes(await case.published()) == ["ActionStart", "ActionCancelled"]
 
-    async def test_concurrent_actions_of_one_element_are_told_apart(self, case: Case) -> None:
+    async def test_concurrent_actions_of_one_element_are_kept_apart(self, case: Case) -> None:
         everyone = asyncio.Barrier(3)
 
         async def work(element: AnyElement, name: str) -> None:
@@ -401,7 +401,7 @@ class PublisherContract:
             ("own##z", "z"),
         ]
 
-    async def test_outside_an_action_an_event_needs_its_name(self, case: Case) -> None:
+    async def test_an_event_outside_an_action_requires_an_action_name(self, case: Case) -> None:
         async with case.publisher as publisher:
             element = element_of(publisher)
             with pytest.raises(EventError, match=r"^action_name: "):
@@ -410,7 +410,7 @@ class PublisherContract:
         [event] = await case.published()
         assert event.action_name == "create"
 
-    async def test_a_flush_returns_when_all_has_arrived(self, case: Case) -> None:
+    async def test_a_flush_returns_when_all_events_have_arrived(self, case: Case) -> None:
         async with case.publisher as publisher:
             for number in range(5):
                 await publisher.publish(changed(message=str(number)))
@@ -418,16 +418,16 @@ class PublisherContract:
             assert [event.message for event in await case.published()] == list("01234")
             await publisher.flush()
 
-    async def test_closing_says_that_nothing_is_left_and_can_be_done_again(
-        self, case: Case
-    ) -> None:
+    async def test_closing_returns_zero_and_may_be_repeated(self, case: Case) -> None:
         async with case.publisher as publisher:
             await publisher.publish(EVENT)
             assert await publisher.close() == 0
             assert await publisher.close() == 0
         assert len(await case.published()) == 1
 
-    async def test_what_goes_wrong_beside_it_goes_on_and_loses_nothing(self, case: Case) -> None:
+    async def test_an_exception_in_the_block_is_propagated_and_loses_nothing(
+        self, case: Case
+    ) -> None:
         error = ValueError("boom")
 
         async def work() -> None:
@@ -440,7 +440,7 @@ class PublisherContract:
         assert raised.value is error
         assert len(await case.published()) == 1
 
-    async def test_one_that_is_not_open_says_so(self, case: Case) -> None:
+    async def test_calls_on_a_closed_publisher_raise(self, case: Case) -> None:
         publisher = case.publisher
 
         async def check() -> None:
@@ -457,7 +457,9 @@ class PublisherContract:
             pass
         await check()
 
-    async def test_an_end_that_cannot_be_published_hides_no_error(self, case: Case) -> None:
+    async def test_an_end_that_cannot_be_published_does_not_hide_the_exception(
+        self, case: Case
+    ) -> None:
         async def work(error: BaseException | None) -> None:
             async with element_of(publisher).action("create"):
                 await publisher.close()
@@ -472,7 +474,7 @@ class PublisherContract:
         assert raised.value is error
         assert "was not published" in error.__notes__[0]
 
-    async def test_an_end_that_cannot_be_published_is_an_error(self, case: Case) -> None:
+    async def test_an_end_that_cannot_be_published_raises_after_success(self, case: Case) -> None:
         async def work() -> None:
             async with element_of(publisher).action("create"):
                 await publisher.close()

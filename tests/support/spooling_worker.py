@@ -1,12 +1,11 @@
-"""A worker that publishes through a spool until it is killed, and keeps a journal of its own.
+"""A worker that publishes through a spool until it is killed, and writes a journal.
 
     python -m tests.support.spooling_worker JOURNAL [--interval SECONDS] [--beats FILE]
 
-Settings are in the environment. The journal has a line for each event before its `publish` is
-called, and one after it has returned. Every event has a name of its own and a random count, so that
-one that is lost cannot hide one that is counted twice. Each of its tasks waits for `--interval`
-after an event. `--beats` gets a line with the monotonic time every 0.1 s, as long as the event loop
-runs.
+Settings are in the environment. The journal has one line for each event before the call of
+`publish` and one after its return. Every event has a unique name and a random count, so that a lost
+event cannot hide a duplicate. Each task waits for `--interval` after an event. While the event loop
+runs, `--beats` gets a line with the monotonic time every 0.1 s.
 """
 
 import argparse
@@ -27,14 +26,14 @@ BEAT = 0.1
 
 
 class Journal(NamedTuple):
-    """Counts by name: of the events whose publishing was begun, and of those that are durable."""
+    """Counts by name, of events whose publishing has begun and of durable ones."""
 
     begun: dict[str, int]
     durable: dict[str, int]
 
     @classmethod
     def read(cls, path: Path) -> "Journal":
-        """All lines but a last one that is not complete: the worker was killed in it."""
+        """Read all complete lines; a kill may have cut the last one."""
         journal = cls({}, {})
         for line in path.read_text().split("\n")[:-1] if path.exists() else ():
             state, name, count = line.split()
@@ -72,7 +71,7 @@ async def _beat(beats: Path) -> None:
 
 async def _main(journal: Path, interval: float, beats: Path | None) -> None:
     if journal.exists():
-        # The next line must not be joined to half of one.
+        # The next line must not continue one that was cut.
         text = journal.read_text()
         journal.write_text(text[: text.rfind("\n") + 1])
     async with Publisher.from_settings() as publisher, asyncio.TaskGroup() as group:

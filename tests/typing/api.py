@@ -1,6 +1,6 @@
-"""The public API as a worker uses it; checked by mypy, never run.
+"""The public API from the view of a worker; checked by mypy, never run.
 
-What a line with a `type: ignore` says is wrong has to be an error: an unused one is an error too.
+Lines with `type: ignore` must be type errors: mypy also reports an unused one.
 """
 
 from datetime import UTC, datetime

@@ -12,7 +12,7 @@ import pytest
 
 from execution_events import wire
 from execution_events.events import Occurrence
-from execution_events.publisher import Names
+from execution_events.publisher import EventNamer
 from tests.benchmarks import (
     consuming,
     dataset,
@@ -123,8 +123,8 @@ def test_events_are_seed_shaped() -> None:
     assert list(executions.values()) == [EVENTS_OF_AN_EXECUTION] * SIDE_BY_SIDE
     assert len({event.execution_id for event in events[:SIDE_BY_SIDE]}) == SIDE_BY_SIDE
     assert events[-1].execution_id not in executions
-    names = Names()
-    occurrences = [names.occurrence(event) for event in events]
+    namer = EventNamer()
+    occurrences = [namer.occurrence(event) for event in events]
     assert len({occurrence.name for occurrence in occurrences}) == len(events)
     assert all(450 < len(wire.encode(occurrence)[1]) < 650 for occurrence in occurrences)
 

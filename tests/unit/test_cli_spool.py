@@ -12,7 +12,7 @@ import pytest
 
 from execution_events.cli import spool as command
 from execution_events.cli.main import main
-from execution_events.publisher.record import HOLD_MS, NewRecord
+from execution_events.publisher.record import HOLD_MS, PendingRecord
 from execution_events.publisher.spool.directory import open_spool
 from execution_events.publisher.spool.spool import Spool
 from execution_events.settings import Settings, variable_of
@@ -41,9 +41,9 @@ def directory(_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def kafka(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Have Kafka acknowledge so many records in all and then no more."""
+    """Make Kafka acknowledge the given total number of records and then no more."""
     budget = [0]
-    reasons = {2: "no leader", 5: "no such partition", 7: "no such partition"}
+    errors = {2: "no leader", 5: "no such partition", 7: "no such partition"}
 
     async def drain(
         settings: Settings,
@@ -51,15 +51,15 @@ def kafka(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         *,
         timeout: float,
         progress: Callable[[int], None],
-        accept_partitions: bool = False,
+        reassign_partitions: bool = False,
     ) -> int:
-        spool.note_reasons(reasons)
-        given = spool.exchange([], [], room=budget[0], partition_of=lambda _: 0)
-        budget[0] -= len(given)
-        spool.exchange([], [record.sequence for record in given], room=0, partition_of=None)
-        progress(len(given))
+        spool.store_errors(errors)
+        fetched = spool.commit([], [], limit=budget[0], partition_of=lambda _: 0)
+        budget[0] -= len(fetched)
+        spool.commit([], [record.sequence for record in fetched], limit=0, partition_of=None)
+        progress(len(fetched))
         spool.close()
-        return spool.left
+        return spool.pending
 
     monkeypatch.setattr(command, "drain", drain)
 
@@ -73,20 +73,23 @@ def kafka(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 def make(directory: Path) -> Callable[..., Path]:
     """Make a spool file that nobody owns."""
 
-    def make(*, left: int = 0, held: int = 0, refused: int = 0) -> Path:
+    def make(*, pending: int = 0, held: int = 0, refused: int = 0) -> Path:
         with ExitStack() as others:
             while (spool := others.enter_context(open_spool(directory, MAX_BYTES))).last:
                 pass
-            new = [NewRecord(b"key", b"value", None, 1_700_000_000_000)] * (left + held + refused)
-            spool.exchange(new, [], room=held + refused, partition_of=lambda _: 0)
+            new = [
+                PendingRecord(b"key", b"value", None, 1_700_000_000_000)
+                for _ in range(pending + held + refused)
+            ]
+            spool.commit(new, [], limit=held + refused, partition_of=lambda _: 0)
             for sequence in range(1, refused + 1):
                 spool.refuse(sequence, "too large")
             # So that another call makes another file.
             if not new:
-                [given] = spool.exchange(
-                    [NewRecord(b"", b"", None, 0)], [], room=1, partition_of=lambda _: 0
+                [fetched] = spool.commit(
+                    [PendingRecord(b"", b"", None, 0)], [], limit=1, partition_of=lambda _: 0
                 )
-                spool.exchange([], [given.sequence], room=0, partition_of=None)
+                spool.commit([], [fetched.sequence], limit=0, partition_of=None)
         with sqlite3.connect(spool.path) as connection:
             connection.execute("UPDATE record SET attempted_at = attempted_at - ?", [HOLD_MS])
         connection.close()
@@ -98,7 +101,7 @@ def make(directory: Path) -> Callable[..., Path]:
 @pytest.fixture
 def owned(directory: Path, make: Callable[..., Path]) -> Iterator[Path]:
     """A spool that a process, this one, uses."""
-    path = make(left=1)
+    path = make(pending=1)
     with open_spool(directory, MAX_BYTES) as spool:
         assert spool.path == path
         yield path
@@ -156,24 +159,24 @@ def test_a_directory_is_needed(
 def test_a_list_has_a_line_for_each(
     owned: Path, make: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    behind, empty, broken = make(left=2, held=3, refused=1), make(), damaged(make(left=1))
+    behind, empty, broken = make(pending=2, held=3, refused=1), make(), damaged(make(pending=1))
     assert main(["spool", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     said = {line.split("  ")[0]: line.split("  ")[1:-1] for line in lines}
-    assert said[str(owned)][:4] == ["in use", "left 1", "held 0", "refused 0"]
+    assert said[str(owned)][:4] == ["in use", "pending 1", "held 0", "refused 0"]
     assert said[str(behind)] == [
-        *("left behind", "left 2", "held 3", "refused 1", "bytes 240"),
+        *("left behind", "pending 2", "held 3", "refused 1", "bytes 240"),
         "oldest 2023-11-14T22:13:20Z",
     ]
-    assert said[str(empty)] == ["left behind", "left 0", "held 0", "refused 0", "bytes 0"]
+    assert said[str(empty)] == ["left behind", "pending 0", "held 0", "refused 0", "bytes 0"]
     assert any(line.startswith(f"{broken}  left behind  damaged: ") for line in lines)
 
 
 def test_a_list_as_json_is_one_object_a_line(
     owned: Path, make: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    behind, broken = make(left=2, held=3, refused=1), damaged(make(left=1))
+    behind, broken = make(pending=2, held=3, refused=1), damaged(make(pending=1))
     assert main(["spool", "list", "--json"]) == 0
     spools = {s["path"]: s for s in map(json.loads, capsys.readouterr().out.splitlines())}
     assert spools.keys() == {str(owned), str(behind), str(broken)}
@@ -184,12 +187,12 @@ def test_a_list_as_json_is_one_object_a_line(
         "path": str(behind),
         "state": "left_behind",
         "problem": None,
-        "left": 2,
+        "pending": 2,
         "held": 3,
         "refused": 1,
         "bytes": 240,
         "oldest": "2023-11-14T22:13:20Z",
-        "waiting": [],
+        "blocked": [],
     }
     unreadable = spools[str(broken)]
     assert unreadable.pop("problem").startswith("damaged: ")
@@ -197,26 +200,26 @@ def test_a_list_as_json_is_one_object_a_line(
     assert {name for name, value in unreadable.items() if value is not None} == {"path", "state"}
 
 
-def test_a_list_tells_why_events_wait(
+def test_a_list_has_the_errors_of_blocked_partitions(
     make: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = make(left=2)
+    path = make(pending=2)
     with Spool(path, MAX_BYTES) as spool:
-        spool.note_reasons({2: "no leader", 7: "no leader", 5: "the clock"})
+        spool.store_errors({2: "no leader", 7: "no leader", 5: "the clock"})
         assert main(["spool", "list"]) == 0
         assert capsys.readouterr().out.splitlines()[1:] == [
-            "  waiting in partition 2, 7: no leader",
-            "  waiting in partition 5: the clock",
+            "  blocked partition 2, 7: no leader",
+            "  blocked partition 5: the clock",
         ]
         assert main(["spool", "list", "--json"]) == 0
-        assert json.loads(capsys.readouterr().out)["waiting"] == [
-            {"partitions": [2, 7], "reason": "no leader"},
-            {"partitions": [5], "reason": "the clock"},
+        assert json.loads(capsys.readouterr().out)["blocked"] == [
+            {"partitions": [2, 7], "error": "no leader"},
+            {"partitions": [5], "error": "the clock"},
         ]
-        spool.note_reasons({-1: "Kafka is away", 7: "no leader"})
+        spool.store_errors({-1: "Kafka is away", 7: "no leader"})
     assert main(["spool", "list", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["waiting"] == [
-        {"partitions": [], "reason": "Kafka is away"}
+    assert json.loads(capsys.readouterr().out)["blocked"] == [
+        {"partitions": [], "error": "Kafka is away"}
     ]
 
 
@@ -238,7 +241,7 @@ def test_all_that_nobody_uses_is_sent(
     kafka: Callable[[int], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    first, second, empty = make(left=2), make(left=3), make()
+    first, second, empty = make(pending=2), make(pending=3), make()
     kafka(100)
     assert main(["spool", "drain"]) == 0
     assert sorted(capsys.readouterr().out.splitlines()) == sorted(
@@ -251,26 +254,26 @@ def test_all_that_nobody_uses_is_sent(
     )
 
 
-def test_what_is_left_is_told_and_exits_1(
+def test_pending_events_are_reported_and_exit_1(
     make: Callable[..., Path], kafka: Callable[[int], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = make(left=3)
+    path = make(pending=3)
     kafka(2)
     assert main(["spool", "drain"]) == 1
     assert capsys.readouterr().out.splitlines() == [
-        f"{path}: sent 2, left 1",
-        "  waiting in partition 2: no leader",
-        "  waiting in partition 5, 7: no such partition",
+        f"{path}: sent 2, pending 1",
+        "  blocked partition 2: no leader",
+        "  blocked partition 5, 7: no such partition",
     ]
 
 
-def test_what_is_held_or_refused_is_told_with_the_command_that_sends_it(
+def test_held_and_refused_events_are_reported_with_the_command_that_sends_them(
     directory: Path,
     make: Callable[..., Path],
     kafka: Callable[[int], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path = make(left=1, held=2, refused=3)
+    path = make(pending=1, held=2, refused=3)
     kafka(100)
     assert main(["spool", "drain"]) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -287,7 +290,7 @@ def test_a_damaged_spool_does_not_hold_up_the_others(
     kafka: Callable[[int], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    paths = sorted([make(left=2), make(left=2)])
+    paths = sorted([make(pending=2), make(pending=2)])
     damaged(paths[0])
     kafka(100)
     assert main(["spool", "drain"]) == 1
@@ -295,7 +298,7 @@ def test_a_damaged_spool_does_not_hold_up_the_others(
     lines = output.out.splitlines()
     assert lines[0].startswith(f"{paths[0]}: damaged: ")
     assert lines[1] == f"{paths[1]}: sent 2"
-    assert "damaged spool set aside" in output.err
+    assert "spool_set_aside" in output.err
     assert len(list(directory.glob("*.corrupt-*"))) == 1
 
 
@@ -307,12 +310,12 @@ def test_without_kafka_everything_stays(
 ) -> None:
     monkeypatch.setenv(variable_of("kafka_bootstrap_servers"), f"127.0.0.1:{unused_port}")
     monkeypatch.setenv(variable_of("close_timeout"), "1")
-    path = make(left=3)
+    path = make(pending=3)
     assert main(["spool", "drain", "--timeout", "0.2"]) == 1
     said, why = capsys.readouterr().out.splitlines()
-    assert said == f"{path}: sent 0, left 3"
-    assert why.startswith(f"  waiting: Kafka at 127.0.0.1:{unused_port}: ")
+    assert said == f"{path}: sent 0, pending 3"
+    assert why.startswith(f"  blocked: Kafka at 127.0.0.1:{unused_port}: ")
     assert main(["spool", "list"]) == 0
     assert capsys.readouterr().out.splitlines()[1] == why
     with Spool(path, MAX_BYTES) as spool:
-        assert spool.left == 3
+        assert spool.pending == 3

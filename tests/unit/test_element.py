@@ -1,4 +1,4 @@
-"""Scopes of actions: what is published when, and what goes on, whatever happens in between."""
+"""Scopes of actions: the events published, and the exceptions propagated."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ LOST = RetryableError("Kafka is away")
 
 
 class Spy:
-    """Keeps what is published; `gate` holds it up, `failure` makes it fail."""
+    """A publisher that records events; `gate` delays them and `failures` replace them."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -70,7 +70,9 @@ def element_of(spy: Spy, **identity: Any) -> Element:
     )
 
 
-async def test_the_example_of_the_design(spy: Spy, element: Element) -> None:
+async def test_an_action_publishes_its_start_its_events_and_its_end(
+    spy: Spy, element: Element
+) -> None:
     async with element.action("create"):
         assert spy.codes == ["ActionStart"]
         await element.event("镜像拉取##PullImage", "拉取镜像. ## Pulling image.")
@@ -92,7 +94,7 @@ async def test_the_example_of_the_design(spy: Spy, element: Element) -> None:
     ]
 
 
-async def test_events_tell_of_the_element(spy: Spy) -> None:
+async def test_events_carry_the_identity_of_the_element(spy: Spy) -> None:
     async with element_of(spy, object_namespace="other").action("create") as action:
         await action.event("镜像拉取##PullImage", "m", type="Warning")
     for event in spy.events:
@@ -113,7 +115,7 @@ async def test_events_tell_of_the_element(spy: Spy) -> None:
         (SystemExit(1), "ActionCancelled", "Normal"),
     ],
 )
-async def test_an_exception_is_told_and_goes_on(
+async def test_an_exception_is_published_and_propagated(
     spy: Spy, element: Element, error: BaseException, end: str, kind: str
 ) -> None:
     with pytest.raises(type(error)) as raised:
@@ -124,7 +126,7 @@ async def test_an_exception_is_told_and_goes_on(
     assert spy.events[-1].type == kind
 
 
-async def test_a_failure_has_the_error_in_both_halves(spy: Spy, element: Element) -> None:
+async def test_a_failure_has_the_error_in_both_languages(spy: Spy, element: Element) -> None:
     with pytest.raises(ValueError, match="boom"):
         async with element.action("create"):
             raise ValueError("boom\nbang")
@@ -144,7 +146,7 @@ async def test_a_retry_is_a_warning_with_the_error(spy: Spy, element: Element) -
     assert spy.events[1].type == "Warning"
 
 
-async def test_a_timeout_around_the_body_is_a_cancellation_and_inside_a_timeout(
+async def test_a_timeout_around_the_action_cancels_it_and_one_inside_times_it_out(
     spy: Spy, element: Element
 ) -> None:
     with pytest.raises(TimeoutError):
@@ -156,7 +158,7 @@ async def test_a_timeout_around_the_body_is_a_cancellation_and_inside_a_timeout(
     assert spy.codes == ["ActionStart", "ActionCancelled", "ActionStart", "ActionTimeout"]
 
 
-async def test_the_times_of_an_element_increase_when_the_clock_goes_back(
+async def test_the_times_of_an_element_increase_when_the_clock_is_set_back(
     spy: Spy, element: Element, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moments = [datetime(2018, 8, 20, tzinfo=UTC) - timedelta(hours=hour) for hour in range(9)]
@@ -177,7 +179,7 @@ async def test_the_times_of_an_element_increase_when_the_clock_goes_back(
     assert times == sorted(set(times))
 
 
-async def test_without_the_start_there_is_no_body(spy: Spy, element: Element) -> None:
+async def test_the_body_does_not_run_without_a_published_start(spy: Spy, element: Element) -> None:
     spy.failures["ActionStart"] = LOST
     with pytest.raises(RetryableError) as raised:
         async with element.action("create"):
@@ -188,7 +190,7 @@ async def test_without_the_start_there_is_no_body(spy: Spy, element: Element) ->
         await element.event("a##A")
 
 
-async def test_an_end_that_cannot_be_published_is_raised_after_success(
+async def test_an_end_that_cannot_be_published_raises_after_success(
     spy: Spy, element: Element
 ) -> None:
     spy.failures["SuccessfulFinish"] = LOST
@@ -208,17 +210,17 @@ async def test_an_end_that_cannot_be_published_does_not_hide_the_exception(
             raise error
     assert raised.value is error
     [told] = error.__notes__
-    assert "was not published: RetryableError('Kafka is away')" in told
+    assert "was not published: RetryableError: Kafka is away" in told
     [record] = caplog.records
-    assert (record.levelno, record.getMessage()) == (logging.ERROR, "event not published")
+    assert (record.levelno, record.getMessage()) == (logging.ERROR, "event_not_published")
 
 
 class Worker:
-    """A task that runs one action and tells how it went."""
+    """A task that runs one action."""
 
     def __init__(self, element: Element, *, error: BaseException | None = None) -> None:
         self.inside = asyncio.Event()
-        self.go_on = asyncio.Event()
+        self.finish = asyncio.Event()
         self._element = element
         self._error = error
         self.task = asyncio.create_task(self._run())
@@ -226,7 +228,7 @@ class Worker:
     async def _run(self) -> None:
         async with self._element.action("create"):
             self.inside.set()
-            await self.go_on.wait()
+            await self.finish.wait()
             if self._error is not None:
                 raise self._error
 
@@ -241,13 +243,13 @@ async def settle() -> None:
 @pytest.mark.parametrize(
     ("error", "end"), [(None, "SuccessfulFinish"), (ValueError("boom"), "ActionFailed")]
 )
-async def test_a_cancellation_at_the_end_waits_for_the_event_and_goes_on(
+async def test_a_cancellation_at_the_end_waits_for_the_event_and_is_propagated(
     spy: Spy, element: Element, times: int, error: BaseException | None, end: str
 ) -> None:
     worker = Worker(element, error=error)
     await worker.inside.wait()
     spy.hold()
-    worker.go_on.set()
+    worker.finish.set()
     await spy.arrived.wait()
     for _ in range(times):
         worker.task.cancel()
@@ -259,7 +261,7 @@ async def test_a_cancellation_at_the_end_waits_for_the_event_and_goes_on(
     assert spy.codes == ["ActionStart", end]
 
 
-async def test_a_cancelled_body_that_is_cancelled_again_tells_so_all_the_same(
+async def test_a_second_cancellation_does_not_stop_the_event_of_the_first(
     spy: Spy, element: Element
 ) -> None:
     worker = Worker(element)
@@ -275,9 +277,7 @@ async def test_a_cancelled_body_that_is_cancelled_again_tells_so_all_the_same(
     assert spy.codes == ["ActionStart", "ActionCancelled"]
 
 
-async def test_an_interrupt_goes_on_even_if_a_cancellation_comes(
-    spy: Spy, element: Element
-) -> None:
+async def test_a_cancellation_does_not_replace_an_interrupt(spy: Spy, element: Element) -> None:
     scope = element.action("create")
     await scope.__aenter__()
     spy.hold()
@@ -286,7 +286,7 @@ async def test_an_interrupt_goes_on_even_if_a_cancellation_comes(
     leaving.cancel()
     await settle()
     spy.gate.set()
-    await leaving  # nothing is raised in the place of what goes on
+    await leaving  # nothing is raised instead of the interrupt
     assert spy.codes == ["ActionStart", "ActionCancelled"]
 
 
@@ -304,14 +304,14 @@ async def test_a_cancellation_at_the_start_ends_the_action(spy: Spy, element: El
     assert spy.codes == ["ActionStart", "ActionCancelled"]
 
 
-async def test_a_cancellation_and_a_failure_at_the_end_are_both_told(
+async def test_a_failure_to_publish_is_noted_on_the_cancellation(
     spy: Spy, element: Element
 ) -> None:
     spy.failures["SuccessfulFinish"] = LOST
     worker = Worker(element)
     await worker.inside.wait()
     spy.hold()
-    worker.go_on.set()
+    worker.finish.set()
     await spy.arrived.wait()
     worker.task.cancel()
     await settle()
@@ -321,7 +321,7 @@ async def test_a_cancellation_and_a_failure_at_the_end_are_both_told(
     assert "Kafka is away" in raised.value.__notes__[0]
 
 
-async def test_a_timeout_is_one_also_when_it_strikes_at_the_end(spy: Spy, element: Element) -> None:
+async def test_a_timeout_during_the_end_is_raised_as_a_timeout(spy: Spy, element: Element) -> None:
     limit = asyncio.timeout(None)
 
     async def open_gate() -> None:
@@ -343,7 +343,7 @@ async def test_a_timeout_is_one_also_when_it_strikes_at_the_end(spy: Spy, elemen
     assert spy.codes == ["ActionStart", "SuccessfulFinish"]
 
 
-async def test_an_asynchronous_generator_that_is_closed_is_cancelled(
+async def test_closing_an_asynchronous_generator_cancels_its_action(
     spy: Spy, element: Element
 ) -> None:
     async def steps() -> AsyncIterator[int]:
@@ -352,12 +352,12 @@ async def test_an_asynchronous_generator_that_is_closed_is_cancelled(
 
     generator = steps()
     assert await anext(generator) == 1
-    # In another task, as the event loop closes those that were left.
+    # In another task, like the event loop closes abandoned ones.
     await asyncio.create_task(generator.aclose())  # type: ignore[attr-defined]
     assert spy.codes == ["ActionStart", "ActionCancelled"]
 
 
-def test_an_action_that_its_loop_has_left_behind_is_logged(
+def test_an_action_abandoned_by_its_loop_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def work() -> None:
@@ -376,10 +376,10 @@ def test_an_action_that_its_loop_has_left_behind_is_logged(
     task._log_destroy_pending = False  # type: ignore[attr-defined]
     coroutine.close()
     [record] = [record for record in caplog.records if record.name.startswith("execution_events")]
-    assert record.getMessage() == "event not published"
+    assert record.getMessage() == "event_not_published"
 
 
-async def test_outside_a_scope_an_event_needs_its_actions_name(spy: Spy, element: Element) -> None:
+async def test_an_event_outside_a_scope_requires_an_action_name(spy: Spy, element: Element) -> None:
     with pytest.raises(EventError, match=r"^action_name: "):
         await element.event("a##A")
     await element.event("a##A", action_name="create")
@@ -391,7 +391,7 @@ async def test_outside_a_scope_an_event_needs_its_actions_name(spy: Spy, element
     assert named == ["create", "other"]
 
 
-async def test_an_event_is_of_the_innermost_action_of_its_own_element(
+async def test_an_event_belongs_to_the_innermost_action_of_its_element(
     spy: Spy, element: Element
 ) -> None:
     other = element_of(spy, elem_id="job-b")
@@ -410,7 +410,7 @@ async def test_an_event_is_of_the_innermost_action_of_its_own_element(
     ]
 
 
-async def test_concurrent_tasks_do_not_see_each_others_actions(spy: Spy, element: Element) -> None:
+async def test_concurrent_tasks_have_separate_actions(spy: Spy, element: Element) -> None:
     everyone = asyncio.Barrier(3)
 
     async def work(name: str) -> None:

@@ -1,4 +1,4 @@
-"""The catalogue: the codes that states derive from, texts in both languages, errors in messages."""
+"""The catalogue: codes, texts in both languages, errors in messages."""
 
 import re
 
@@ -21,12 +21,12 @@ TYPES = {
 
 
 def halves(message: str) -> tuple[str, str]:
-    """As `ops.events_v1` and the API's `lang` divide them."""
+    """The halves as `ops.events_v1` and the API's `lang` split them."""
     zh, _, en = message.partition("##")
     return zh.strip(), en.strip()
 
 
-def test_the_catalogue_is_the_life_cycle() -> None:
+def test_the_catalogue_has_the_codes_and_types_of_the_life_cycle() -> None:
     assert {reason.text.partition("##")[2]: reason.type for reason in lifecycle.CATALOGUE} == TYPES
     assert len({reason.text for reason in lifecycle.CATALOGUE}) == len(TYPES)
 
@@ -62,11 +62,11 @@ def test_texts_are_in_both_languages(reason: Reason) -> None:
         ),
     ],
 )
-def test_the_platforms_own_messages_are_kept_to_the_letter(reason: Reason, message: str) -> None:
+def test_messages_of_the_platform_are_reproduced_exactly(reason: Reason, message: str) -> None:
     assert reason.message("job-a", "create") == message
 
 
-def test_braces_and_separators_in_what_is_told_are_harmless() -> None:
+def test_braces_and_separators_in_texts_are_harmless() -> None:
     message = lifecycle.ACTION_FAILED.message("{0}##{x}", "a###b", ValueError("c ## d####e"))
     zh, en = halves(message)
     assert zh == "元素({0}#{x})执行a#b失败: ValueError: c # d#e"
@@ -101,11 +101,11 @@ def nested(depth: int) -> BaseException:
         ),
     ],
 )
-def test_an_error_is_told_on_one_clean_line(error: BaseException, text: str) -> None:
+def test_an_error_is_described_on_one_printable_line(error: BaseException, text: str) -> None:
     assert lifecycle.describe(error) == text
 
 
-def test_no_error_is_too_deep_to_tell() -> None:
+def test_deeply_nested_errors_are_described() -> None:
     assert lifecycle.describe(nested(5000)).startswith("ExceptionGroup")
 
 

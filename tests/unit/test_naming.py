@@ -1,4 +1,4 @@
-"""Names: one for all recurrences, never one for two events, whatever clocks and processes do."""
+"""Names of events: equal for recurrences, unique otherwise, for any clock and process."""
 
 import itertools
 import re
@@ -16,7 +16,7 @@ from execution_events import wire
 from execution_events.errors import EventError
 from execution_events.events import object_of
 from execution_events.publisher.event import Event
-from execution_events.publisher.naming import Names
+from execution_events.publisher.naming import EventNamer
 from tests.support.forks import in_child
 
 EVENT = Event(
@@ -38,78 +38,78 @@ def changed(**fields: Any) -> Event:
     return msgspec.structs.replace(EVENT, **fields)
 
 
-def name_of(names: Names, **fields: Any) -> str:
-    return names.occurrence(changed(**fields)).name
+def name_of(namer: EventNamer, **fields: Any) -> str:
+    return namer.occurrence(changed(**fields)).name
 
 
-def test_a_name_says_the_object_and_the_nanoseconds_of_the_first_report() -> None:
+def test_a_name_has_the_object_and_the_nanoseconds_of_the_first_report() -> None:
     before = time.time_ns()
-    name = name_of(Names())
+    name = name_of(EventNamer())
     found = re.fullmatch(r"gcs-exec-3\.([0-9a-f]{16})-[0-9a-f]{8}", name)
     assert found is not None
     assert before <= int(found[1], 16) <= time.time_ns()
 
 
 def test_a_recurrence_has_the_same_name_and_its_own_times_and_count() -> None:
-    names = Names()
+    namer = EventNamer()
     moment = datetime(2018, 8, 20, 6, 41, 44, tzinfo=UTC)
-    first = names.occurrence(EVENT)
-    second = names.occurrence(changed(count=3, first_timestamp=moment))
+    first = namer.occurrence(EVENT)
+    second = namer.occurrence(changed(count=3, first_timestamp=moment))
     assert second.name == first.name
     assert (second.count, second.first_timestamp) == (3, moment)
     assert second.last_timestamp >= first.last_timestamp
-    assert name_of(names, object_namespace="n") == first.name  # which is what None means
+    assert name_of(namer, object_namespace="n") == first.name  # the meaning of None
 
 
 @pytest.mark.parametrize("field", IDENTITY)
 def test_an_event_that_differs_in_any_text_has_another_name(field: str) -> None:
-    names = Names()
-    assert name_of(names) != name_of(names, **{field: "other"})
+    namer = EventNamer()
+    assert name_of(namer) != name_of(namer, **{field: "other"})
 
 
-def test_the_table_is_bounded_and_forgets_what_has_not_recurred_for_longest() -> None:
-    names = Names(size=2)
-    a, b = name_of(names, elem_id="a"), name_of(names, elem_id="b")
-    c = name_of(names, elem_id="c")
-    assert name_of(names, elem_id="a") == a
-    name_of(names, elem_id="d")
-    assert name_of(names, elem_id="a") == a
-    assert name_of(names, elem_id="c") == c
-    assert name_of(names, elem_id="b") != b
+def test_the_namer_is_bounded_and_forgets_the_least_recent_events() -> None:
+    namer = EventNamer(size=2)
+    a, b = name_of(namer, elem_id="a"), name_of(namer, elem_id="b")
+    c = name_of(namer, elem_id="c")
+    assert name_of(namer, elem_id="a") == a
+    name_of(namer, elem_id="d")
+    assert name_of(namer, elem_id="a") == a
+    assert name_of(namer, elem_id="c") == c
+    assert name_of(namer, elem_id="b") != b
     for element in range(100):
-        name_of(names, elem_id=str(element))
-        assert _known(names) <= 4
+        name_of(namer, elem_id=str(element))
+        assert _remembered(namer) <= 4
 
 
-def _known(names: Names) -> int:
-    return len(names._lately) + len(names._before)
+def _remembered(namer: EventNamer) -> int:
+    return len(namer._recent) + len(namer._old)
 
 
-def test_a_name_of_the_callers_is_kept_and_not_given_to_recurrences() -> None:
-    names = Names()
-    assert name_of(names, name="mine.1") == "mine.1"
-    given = name_of(names)
+def test_a_name_given_by_the_caller_is_used_once_and_not_remembered() -> None:
+    namer = EventNamer()
+    assert name_of(namer, name="mine.1") == "mine.1"
+    given = name_of(namer)
     assert given != "mine.1"
-    assert name_of(names, name="mine.1") == "mine.1"
-    assert name_of(names) == given
+    assert name_of(namer, name="mine.1") == "mine.1"
+    assert name_of(namer) == given
 
 
-def test_an_event_that_is_refused_is_not_known() -> None:
-    names = Names()
+def test_a_refused_event_is_not_remembered() -> None:
+    namer = EventNamer()
     for _ in range(2):
         with pytest.raises(EventError, match="elem_id"):
-            names.occurrence(changed(elem_id="\0"))
-    assert _known(names) == 0
-    name_of(names)
+            namer.occurrence(changed(elem_id="\0"))
+    assert _remembered(namer) == 0
+    name_of(namer)
     with pytest.raises(EventError, match="count"):
-        names.occurrence(changed(count=0))
+        namer.occurrence(changed(count=0))
 
 
 @pytest.mark.parametrize(
     "object_name", ["x" * 253, "元" * 84, "a" + "😀" * 63, "a.b." * 60, "x" * 57]
 )
-def test_a_long_object_is_cut_in_the_name_at_a_character(object_name: str) -> None:
-    occurrence = Names().occurrence(changed(object_name=object_name))
+def test_a_long_object_name_is_cut_between_characters(object_name: str) -> None:
+    occurrence = EventNamer().occurrence(changed(object_name=object_name))
     assert wire.decode(*wire.encode(occurrence), -1) == occurrence
     kept = object_of(occurrence.name)
     assert object_name.startswith(kept)
@@ -118,28 +118,28 @@ def test_a_long_object_is_cut_in_the_name_at_a_character(object_name: str) -> No
     assert occurrence.object_name == object_name
 
 
-def moments(names: Names, reports: Iterable[int]) -> list[str]:
-    return [name_of(names, elem_id=str(report)).rpartition(".")[2] for report in reports]
+def moments(namer: EventNamer, reports: Iterable[int]) -> list[str]:
+    return [name_of(namer, elem_id=str(report)).rpartition(".")[2] for report in reports]
 
 
 @pytest.mark.parametrize("step", [0, -1, -3_600_000_000_000])
-def test_nanoseconds_increase_when_the_clock_does_not(
+def test_nanoseconds_increase_even_if_the_clock_does_not(
     monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     clock = itertools.count(time.time_ns(), step)
     monkeypatch.setattr(time, "time_ns", lambda: next(clock))
-    # Two publishers of one process, too.
-    given = moments(Names(), range(100)) + moments(Names(), range(100))
+    # Also over two publishers of one process.
+    given = moments(EventNamer(), range(100)) + moments(EventNamer(), range(100))
     assert given == sorted(set(given))
 
 
-def test_threads_agree_on_the_name_of_one_event_and_share_no_other() -> None:
-    names, threads, events = Names(), 8, 200
+def test_threads_agree_on_the_name_of_one_event_alone() -> None:
+    namer, threads, events = EventNamer(), 8, 200
     barrier = threading.Barrier(threads)
 
     def report() -> list[str]:
         barrier.wait()
-        return [name_of(names, elem_id=str(number)) for number in range(events)]
+        return [name_of(namer, elem_id=str(number)) for number in range(events)]
 
     with ThreadPoolExecutor(threads) as pool:
         given = [future.result() for future in [pool.submit(report) for _ in range(threads)]]
@@ -147,20 +147,20 @@ def test_threads_agree_on_the_name_of_one_event_and_share_no_other() -> None:
     assert len(set(given[0])) == events
 
 
-def test_a_forked_child_has_a_number_of_its_own() -> None:
-    names = Names()
-    parent = name_of(names, elem_id="parent")
-    child = in_child(lambda: name_of(names, elem_id="child"))
+def test_a_forked_child_has_its_own_random_number() -> None:
+    namer = EventNamer()
+    parent = name_of(namer, elem_id="parent")
+    child = in_child(lambda: name_of(namer, elem_id="child"))
     assert child.startswith("gcs-exec-3.")
     assert child[-8:] != parent[-8:]
 
 
-def test_a_fork_while_a_thread_is_naming_leaves_no_lock_behind() -> None:
-    names = Names()
+def test_a_fork_during_naming_leaves_no_lock_behind() -> None:
+    namer = EventNamer()
     held, forked = threading.Event(), threading.Event()
 
     class Slow(str):
-        """Takes its time to be hashed, under the lock."""
+        """A string whose hashing blocks, under the namer's lock."""
 
         def __hash__(self) -> int:
             held.set()
@@ -168,9 +168,9 @@ def test_a_fork_while_a_thread_is_naming_leaves_no_lock_behind() -> None:
             return super().__hash__()
 
     with ThreadPoolExecutor(1) as pool:
-        naming = pool.submit(name_of, names, elem_id=Slow("slow"))
+        naming = pool.submit(name_of, namer, elem_id=Slow("slow"))
         assert held.wait(20)
-        child = in_child(lambda: name_of(names))
+        child = in_child(lambda: name_of(namer))
         forked.set()
         naming.result()
     assert child.startswith("gcs-exec-3.")

@@ -1,4 +1,4 @@
-"""The golden records and partitions that a producer in another language compares itself with."""
+"""The golden records and partitions, a reference for producers in other languages."""
 
 from binascii import crc32
 
@@ -29,7 +29,7 @@ def test_our_publisher_sends_these_bytes(case: Golden) -> None:
     assert tuple(headers) == case.record.headers
 
 
-def test_they_are_of_every_kind() -> None:
+def test_the_golden_records_cover_every_kind() -> None:
     values = [case.record.value or b"" for case in PUBLISHED]
     assert {"traceparent" in dict(case.record.headers) for case in PUBLISHED} == {True, False}
     assert any(not value.isascii() for value in values)
@@ -38,8 +38,8 @@ def test_they_are_of_every_kind() -> None:
     assert {case.record.key for case in PUBLISHED} <= {place.key for place in PLACES}
 
 
-def test_the_headers_are_the_callers_own() -> None:
-    """What one caller adds must not come with the records of the next."""
+def test_headers_are_not_shared_between_callers() -> None:
+    """A header added by one caller must not appear in the next record."""
     origin = wire.Origin("worker", 1)
     before = list(wire.encode_headers(origin.source, origin.sequence))
     wire.encode_headers(origin.source, origin.sequence).append(("added", b""))
@@ -54,7 +54,7 @@ def test_partitions_are_murmur2s(place: Place) -> None:
     }
 
 
-def test_every_length_and_partition_is_among_the_keys() -> None:
+def test_the_keys_cover_every_length_and_partition() -> None:
     lengths = {len(place.key) for place in PLACES}
     assert {length % 4 for length in lengths} == {0, 1, 2, 3}
     assert {1, 128} <= lengths
@@ -63,8 +63,8 @@ def test_every_length_and_partition_is_among_the_keys() -> None:
 
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("mistake", ["sign", "absolute", "crc32"])
-def test_the_usual_mistakes_show(mistake: str, number: int) -> None:
-    """The sign bit kept or removed by negation; and librdkafka's own default."""
+def test_common_mistakes_give_other_partitions(mistake: str, number: int) -> None:
+    """The sign bit kept, or removed by negation; the default of librdkafka."""
 
     def wrong(key: bytes) -> int:
         unsigned: int = murmur2(key)

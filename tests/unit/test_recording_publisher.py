@@ -1,4 +1,4 @@
-"""The publishers for workers' tests do what the real ones do."""
+"""Recording publishers fulfil the contract of the real ones."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -35,15 +35,15 @@ class TestSyncRecordingPublisher(PublisherContract):
         return Case(Threaded(recording), published(recording))
 
 
-async def test_it_stands_where_a_publisher_is_made_or_passed() -> None:
-    made = RecordingPublisher.from_settings({})
-    assert isinstance(made, Publisher)
-    async with made as publisher:
+async def test_a_recording_publisher_replaces_a_publisher() -> None:
+    recording = RecordingPublisher.from_settings({})
+    assert isinstance(recording, Publisher)
+    async with recording as publisher:
         await publisher.publish(EVENT)
-    assert [event.reason for event in made.events] == [EVENT.reason]
+    assert [event.reason for event in recording.events] == [EVENT.reason]
 
 
-def test_it_belongs_to_its_event_loop_as_the_real_one_does() -> None:
+def test_a_recording_publisher_belongs_to_its_event_loop() -> None:
     async def opened() -> RecordingPublisher:
         return await RecordingPublisher().__aenter__()
 
@@ -53,20 +53,20 @@ def test_it_belongs_to_its_event_loop_as_the_real_one_does() -> None:
             asyncio.run(call)
 
 
-def test_the_one_for_threads_does_too() -> None:
-    made = SyncRecordingPublisher.from_settings({})
-    assert isinstance(made, sync.Publisher)
-    with made as publisher:
+def test_the_recording_publisher_for_threads_replaces_a_publisher() -> None:
+    recording = SyncRecordingPublisher.from_settings({})
+    assert isinstance(recording, sync.Publisher)
+    with recording as publisher:
         publisher.publish(EVENT)
-    assert [event.reason for event in made.events] == [EVENT.reason]
+    assert [event.reason for event in recording.events] == [EVENT.reason]
 
 
 @pytest.mark.parametrize(
     ("recording", "real"),
     [(RecordingPublisher, Publisher), (SyncRecordingPublisher, sync.Publisher)],
 )
-def test_nothing_of_the_real_one_is_missing(recording: type, real: type) -> None:
-    """What would reach for Kafka is overridden; a new method has to be considered here."""
+def test_every_method_that_reaches_kafka_is_overridden(recording: type, real: type) -> None:
+    """A new method must be added here, and overridden if it reaches Kafka."""
     assert {name for name in vars(real) if not name.startswith("_")} == {
         *("from_settings", "element", "publish", "flush", "close"),
     }

@@ -1,4 +1,4 @@
-"""One spool file: what is durable, in which order it is given, its bounds, and damage."""
+"""One spool file: durability, order of fetches, limits, damage."""
 
 import os
 import random
@@ -15,40 +15,41 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec.structs import replace
 
+from execution_events.clock import now_ms
 from execution_events.errors import (
     HaltError,
     RetryableError,
     SpoolCorruptError,
     SpoolFullError,
 )
-from execution_events.publisher.record import NewRecord
+from execution_events.publisher.record import PendingRecord
 from execution_events.publisher.spool import spool as module
 from execution_events.publisher.spool.file import create, summary
-from execution_events.publisher.spool.spool import Spool, SpooledRecord
+from execution_events.publisher.spool.spool import Spool
 
 MAX_BYTES = 64 * 1024 * 1024
 HOLD_MS = 30 * 24 * 60 * 60 * 1000
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
-def record(number: int, size: int = 0) -> NewRecord:
-    """A record that can be told from all others, with `size` bytes more."""
-    return NewRecord(b"key-%d" % (number % 7), b"%d " % number + b"x" * size, None, number)
+def record(number: int, size: int = 0) -> PendingRecord:
+    """A record unlike any other, with `size` additional bytes."""
+    return PendingRecord(b"key-%d" % (number % 7), b"%d " % number + b"x" * size, None, number)
 
 
-def attempted(sequence: int, partition: int, new: NewRecord) -> SpooledRecord:
-    """What is given of `new`, but for the time of its first attempt."""
-    return SpooledRecord(sequence, partition, new.key, new.value, new.traceparent, 0)
+def assigned(new: PendingRecord, sequence: int, partition: int) -> PendingRecord:
+    """The record as it is fetched, without the time of its first attempt."""
+    return replace(new, sequence=sequence, partition=partition, attempted_at=0)
 
 
-def timeless(given: list[SpooledRecord]) -> list[SpooledRecord]:
-    """What is given, after a check that all was attempted a moment ago."""
-    assert all(0 <= module._now() - record.attempted_at < 60_000 for record in given)
-    return [record._replace(attempted_at=0) for record in given]
+def timeless(fetched: list[PendingRecord]) -> list[PendingRecord]:
+    """The records without `attempted_at`, which must be a moment ago."""
+    assert all(0 <= now_ms() - record.attempted_at < 60_000 for record in fetched)
+    return [replace(record, attempted_at=0) for record in fetched]
 
 
-def number_of(given: SpooledRecord) -> int:
-    return int(given.value.split()[0])
+def number_of(fetched: PendingRecord) -> int:
+    return int(fetched.value.split()[0])
 
 
 def partition_of(key: bytes) -> int:
@@ -56,15 +57,17 @@ def partition_of(key: bytes) -> int:
 
 
 def put(spool: Spool, *numbers: int, size: int = 0) -> None:
-    spool.exchange([record(n, size) for n in numbers], [], room=0, partition_of=None)
+    spool.commit([record(n, size) for n in numbers], [], limit=0, partition_of=None)
 
 
-def take(spool: Spool, room: int = 1000, acknowledged: tuple[int, ...] = ()) -> list[SpooledRecord]:
-    return spool.exchange([], acknowledged, room=room, partition_of=partition_of)
+def take(
+    spool: Spool, limit: int = 1000, acknowledged: tuple[int, ...] = ()
+) -> list[PendingRecord]:
+    return spool.commit([], acknowledged, limit=limit, partition_of=partition_of)
 
 
 def age(path: Path, milliseconds: int) -> None:
-    """Move all attempts into the past; the file is closed."""
+    """Move all attempts into the past; the file must be closed."""
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE record SET attempted_at = attempted_at - ?", [milliseconds])
     connection.close()
@@ -83,29 +86,29 @@ def spool(path: Path) -> Iterator[Spool]:
         yield opened
 
 
-# What is kept and given.
+# Storing and fetching.
 
 
-def test_a_record_is_given_as_it_was_kept(spool: Spool) -> None:
-    new = NewRecord(b"\x00\xff", "价值".encode(), TRACEPARENT, 1_700_000_000_123)
-    assert timeless(spool.exchange([new], [], room=1, partition_of=lambda _: 5)) == [
-        attempted(1, 5, new)
+def test_a_record_is_fetched_unchanged(spool: Spool) -> None:
+    new = PendingRecord(b"\x00\xff", "价值".encode(), TRACEPARENT, 1_700_000_000_123)
+    assert timeless(spool.commit([new], [], limit=1, partition_of=lambda _: 5)) == [
+        assigned(new, 1, 5)
     ]
 
 
-def test_a_record_is_given_as_it_was_kept_by_another_opening(path: Path) -> None:
-    new = NewRecord(b"\x00\xff", "价值".encode(), TRACEPARENT, 1_700_000_000_123)
+def test_a_record_is_fetched_unchanged_after_reopening(path: Path) -> None:
+    new = PendingRecord(b"\x00\xff", "价值".encode(), TRACEPARENT, 1_700_000_000_123)
     with Spool(path, MAX_BYTES) as spool:
-        assert spool.exchange([new], [], room=9, partition_of=None) == []
+        assert spool.commit([new], [], limit=9, partition_of=None) == []
         source = spool.source
     with Spool(path, MAX_BYTES) as spool:
-        assert timeless(spool.exchange([], [], room=9, partition_of=lambda _: 5)) == [
-            attempted(1, 5, new)
+        assert timeless(spool.commit([], [], limit=9, partition_of=lambda _: 5)) == [
+            assigned(new, 1, 5)
         ]
         assert spool.source == source
 
 
-def test_every_file_has_a_source_of_its_own(tmp_path: Path) -> None:
+def test_every_file_has_its_own_source(tmp_path: Path) -> None:
     sources = set()
     for name in ("a.db", "b.db"):
         create(tmp_path / name)
@@ -114,56 +117,56 @@ def test_every_file_has_a_source_of_its_own(tmp_path: Path) -> None:
     assert all(source.startswith("urn:uuid:") and len(source) == 45 for source in sources)
 
 
-def test_new_records_come_after_those_that_wait(spool: Spool) -> None:
+def test_new_records_are_fetched_after_older_ones(spool: Spool) -> None:
     put(spool, 1, 2, 3)
     new = [record(4), record(5)]
-    first = spool.exchange(new, [], room=2, partition_of=partition_of)
+    first = spool.commit(new, [], limit=2, partition_of=partition_of)
     assert list(map(number_of, first)) == [1, 2]
     new = [record(6), record(7)]
-    second = spool.exchange(new, [], room=4, partition_of=partition_of)
+    second = spool.commit(new, [], limit=4, partition_of=partition_of)
     assert list(map(number_of, second)) == [3, 4, 5, 6]
     assert list(map(number_of, take(spool))) == [7]
     assert take(spool) == []
 
 
-def test_what_was_not_acknowledged_is_given_again_with_its_partition(path: Path) -> None:
+def test_unacknowledged_records_are_fetched_again_with_their_partition(path: Path) -> None:
     with Spool(path, MAX_BYTES) as spool:
         put(spool, 1, 2)
-        spool.exchange([record(3)], [], room=3, partition_of=lambda _: 4)
+        spool.commit([record(3)], [], limit=3, partition_of=lambda _: 4)
         put(spool, 4)
-        spool.exchange([], [2], room=0, partition_of=None)
+        spool.commit([], [2], limit=0, partition_of=None)
     with Spool(path, MAX_BYTES) as spool:
-        again = spool.exchange([record(5)], [], room=9, partition_of=lambda _: 6)
+        again = spool.commit([record(5)], [], limit=9, partition_of=lambda _: 6)
     assert [(r.sequence, r.partition) for r in again] == [(1, 4), (3, 4), (4, 6), (5, 6)]
 
 
-def test_partitions_and_attempts_are_on_the_disk_when_records_are_given(spool: Spool) -> None:
+def test_partitions_and_attempts_are_stored_before_records_are_returned(spool: Spool) -> None:
     put(spool, 1, 2, 3)
-    spool.exchange([record(4), record(5)], [], room=4, partition_of=lambda _: 8)
+    spool.commit([record(4), record(5)], [], limit=4, partition_of=lambda _: 8)
     with sqlite3.connect(spool.path) as connection:
         stored = connection.execute("SELECT partition, attempted_at IS NULL FROM record").fetchall()
     connection.close()
     assert stored == [(8, 0)] * 4 + [(None, 1)]
 
 
-def test_sequences_are_never_used_again(path: Path) -> None:
+def test_sequences_are_never_reused(path: Path) -> None:
     for expected in (1, 2, 3):
         with Spool(path, MAX_BYTES) as spool:
             assert spool.last == expected - 1
-            [given] = spool.exchange([record(0)], [], room=1, partition_of=partition_of)
-            assert given.sequence == expected
-            spool.exchange([], [given.sequence], room=0, partition_of=None)
-            assert spool.left == 0
+            [fetched] = spool.commit([record(0)], [], limit=1, partition_of=partition_of)
+            assert fetched.sequence == expected
+            spool.commit([], [fetched.sequence], limit=0, partition_of=None)
+            assert spool.pending == 0
 
 
 def test_an_acknowledgement_counts_once(spool: Spool) -> None:
     put(spool, 1, 2)
-    take(spool, room=1)
+    take(spool, limit=1)
     before = spool.bytes
-    # 2 has not been given, 3 is not there.
+    # 2 has not been fetched, 3 does not exist.
     take(spool, 0, (1, 1, 2, 3))
     take(spool, 0, (1,))
-    assert (spool.left, spool.last) == (1, 2)
+    assert (spool.pending, spool.last) == (1, 2)
     assert spool.bytes == before // 2
 
 
@@ -174,23 +177,23 @@ def test_a_partitioner_that_fails_changes_nothing(spool: Spool) -> None:
     put(spool, 1)
     for new in ([], [record(2)]):
         with pytest.raises(LookupError):
-            spool.exchange(new, [], room=9, partition_of=fail)
-    assert (spool.left, spool.last, spool.given) == (1, 1, 0)
+            spool.commit(new, [], limit=9, partition_of=fail)
+    assert (spool.pending, spool.last, spool.fetched) == (1, 1, 0)
     assert list(map(number_of, take(spool))) == [1]
 
 
-def test_a_failure_between_two_records_keeps_neither(spool: Spool) -> None:
+def test_a_failure_between_two_records_stores_neither(spool: Spool) -> None:
     unwritable = replace(record(2), traceparent="\ud800")
     with pytest.raises(UnicodeEncodeError):
-        spool.exchange([record(1), unwritable], [], room=9, partition_of=partition_of)
-    assert (spool.left, spool.last, spool.given) == (0, 0, 0)
+        spool.commit([record(1), unwritable], [], limit=9, partition_of=partition_of)
+    assert (spool.pending, spool.last, spool.fetched) == (0, 0, 0)
     put(spool, 3)
     assert [(r.sequence, number_of(r)) for r in take(spool)] == [(1, 3)]
 
 
-def test_nothing_to_write_is_no_transaction(spool: Spool) -> None:
+def test_nothing_to_write_takes_no_transaction(spool: Spool) -> None:
     statements: list[str] = []
-    spool._connection.set_trace_callback(statements.append)
+    spool._file.connection.set_trace_callback(statements.append)
     assert take(spool) == []
     assert statements == []
     put(spool, 1)
@@ -198,14 +201,15 @@ def test_nothing_to_write_is_no_transaction(spool: Spool) -> None:
     assert statements.count("COMMIT") == 1
 
 
-def test_the_disk_is_told_to_keep_it(spool: Spool) -> None:
+def test_transactions_are_synced_to_the_disk(spool: Spool) -> None:
     wanted = {"journal_mode": "wal", "synchronous": 2, "fullfsync": 1, "checkpoint_fullfsync": 1}
     assert wanted == {
-        pragma: spool._connection.execute(f"PRAGMA {pragma}").fetchone()[0] for pragma in wanted
+        pragma: spool._file.connection.execute(f"PRAGMA {pragma}").fetchone()[0]
+        for pragma in wanted
     }
 
 
-def test_a_file_is_its_owners_alone(spool: Spool) -> None:
+def test_a_file_is_readable_by_its_owner_alone(spool: Spool) -> None:
     put(spool, 1)
     for suffix in ("", "-wal", "-shm"):
         assert Path(f"{spool.path}{suffix}").stat().st_mode & 0o077 == 0
@@ -216,7 +220,7 @@ def test_a_file_is_its_owners_alone(spool: Spool) -> None:
 _WRITER = """
 import os, signal, sys
 from pathlib import Path
-from execution_events.publisher.record import NewRecord
+from execution_events.publisher.record import PendingRecord
 from execution_events.publisher.spool.spool import Spool
 
 path, statement, at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -231,14 +235,14 @@ def trace(text):
         os.kill(os.getpid(), signal.SIGKILL)
 
 if at:
-    spool._connection.set_trace_callback(trace)
+    spool._file.connection.set_trace_callback(trace)
 number = first = spool.last
 done = []
 while True:
-    new = [NewRecord(b"key-0", b"%d" % (number + n), None, 0) for n in range(1, 65)]
-    given = spool.exchange(new, done, room=40, partition_of=lambda key: 0)
+    new = [PendingRecord(b"key-0", b"%d" % (number + n), None, 0) for n in range(1, 65)]
+    fetched = spool.commit(new, done, limit=40, partition_of=lambda key: 0)
     number += 64
-    done = [record.sequence for record in given]
+    done = [record.sequence for record in fetched]
     print(number, done[-1], flush=True)
 """
 
@@ -246,7 +250,7 @@ while True:
 def run_writer(path: Path, statement: str = "", at: int = 0, lines: int = 0) -> tuple[int, int]:
     """Write until the writer kills itself before its `at`th `statement`, or after `lines` lines.
 
-    Gives the last number that was kept for sure, and the last that was given for sure.
+    Returns the last number reported as stored, and the last reported as fetched.
     """
     command = [sys.executable, "-c", _WRITER, str(path), statement, str(at)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
@@ -257,66 +261,66 @@ def run_writer(path: Path, statement: str = "", at: int = 0, lines: int = 0) -> 
             if len(said) == lines:
                 writer.kill()
         assert writer.wait() == -9
-    kept, given = said[-1].split() if said else ("0", "0")
-    return int(kept), int(given)
+    stored, fetched = said[-1].split() if said else ("0", "0")
+    return int(stored), int(fetched)
 
 
-def assert_nothing_lost(path: Path, kept: int, given: int) -> int:
-    """All that was kept and not acknowledged is there once, in order; the last of it."""
+def assert_nothing_lost(path: Path, stored: int, fetched: int) -> int:
+    """Check that unacknowledged records are there once, in order; return the last number."""
     with Spool(path, MAX_BYTES) as spool:
-        there = [(r.sequence, number_of(r)) for r in take(spool, 1_000_000)]
-    numbers = [number for _, number in there]
+        found = [(r.sequence, number_of(r)) for r in take(spool, 1_000_000)]
+    numbers = [number for _, number in found]
     assert numbers == list(range(numbers[0], numbers[-1] + 1))
-    assert [sequence for sequence, _ in there] == numbers
-    # The exchange under way may have been the one that forgot all that were given.
-    assert numbers[0] <= given + 1
-    assert kept <= numbers[-1] <= kept + 64
+    assert [sequence for sequence, _ in found] == numbers
+    # The interrupted commit may have been the one that deleted all fetched records.
+    assert numbers[0] <= fetched + 1
+    assert stored <= numbers[-1] <= stored + 64
     return numbers[-1]
 
 
 @pytest.mark.parametrize("statement", ["BEGIN", "DELETE", "INSERT", "COMMIT"])
-def test_a_kill_within_a_transaction_leaves_the_one_before(path: Path, statement: str) -> None:
+def test_a_kill_during_a_transaction_keeps_the_one_before(path: Path, statement: str) -> None:
     at = 3 * 40 + 1 if statement == "DELETE" else 5 * 64 if statement == "INSERT" else 5
-    kept, given = run_writer(path, statement, at)
-    assert kept == 4 * 64
-    assert assert_nothing_lost(path, kept, given) == kept
+    stored, fetched = run_writer(path, statement, at)
+    assert stored == 4 * 64
+    assert assert_nothing_lost(path, stored, fetched) == stored
 
 
-def test_a_killed_process_has_lost_nothing_that_was_kept(path: Path) -> None:
-    chance = random.Random(5)
-    kept = 0
+def test_a_killed_process_loses_no_stored_record(path: Path) -> None:
+    rng = random.Random(5)
+    last = 0
     for _ in range(10):
-        told, given = run_writer(path, lines=chance.randrange(1, 60))
-        assert told > kept
-        kept = assert_nothing_lost(path, told, given)
+        stored, fetched = run_writer(path, lines=rng.randrange(1, 60))
+        assert stored > last
+        last = assert_nothing_lost(path, stored, fetched)
 
 
 # Held and refused.
 
 
-def test_what_was_attempted_long_ago_is_held(path: Path) -> None:
+def test_a_record_attempted_long_ago_is_held(path: Path) -> None:
     with Spool(path, MAX_BYTES) as spool:
         put(spool, 1, 2)
-        take(spool, room=1)
+        take(spool, limit=1)
     age(path, HOLD_MS)
     with Spool(path, MAX_BYTES) as spool:
-        assert (spool.left, spool.held) == (1, 1)
+        assert (spool.pending, spool.held) == (1, 1)
         assert list(map(number_of, take(spool))) == [2]
-        assert spool.given == spool.last == 2
+        assert spool.fetched == spool.last == 2
 
 
-def test_what_was_attempted_less_long_ago_is_sent(path: Path) -> None:
+def test_a_record_attempted_recently_is_fetched(path: Path) -> None:
     with Spool(path, MAX_BYTES) as spool:
         put(spool, 1)
         take(spool)
     age(path, HOLD_MS - 60_000)
     with Spool(path, MAX_BYTES) as spool:
-        assert (spool.left, spool.held) == (1, 0)
+        assert (spool.pending, spool.held) == (1, 0)
         assert len(take(spool)) == 1
 
 
 def test_the_first_attempt_counts_and_not_the_last(path: Path) -> None:
-    """What was sent long ago and again today may be forgotten by consumers all the same."""
+    """Consumers may have forgotten a record that was sent long ago and again today."""
     with Spool(path, MAX_BYTES) as spool:
         put(spool, 1)
         take(spool)
@@ -328,188 +332,188 @@ def test_the_first_attempt_counts_and_not_the_last(path: Path) -> None:
         assert spool.held == 1
 
 
-def test_what_was_never_attempted_is_never_held(
+def test_a_record_never_attempted_is_never_held(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Spool(path, MAX_BYTES) as spool:
         put(spool, 1)
-    now = module._now()
-    monkeypatch.setattr(module, "_now", lambda: now + 100 * HOLD_MS)
+    now = now_ms()
+    monkeypatch.setattr(module, "now_ms", lambda: now + 100 * HOLD_MS)
     with Spool(path, MAX_BYTES) as spool:
-        assert (spool.left, spool.held) == (1, 0)
+        assert (spool.pending, spool.held) == (1, 0)
 
 
-def test_a_refused_record_is_kept_and_not_given_again(path: Path) -> None:
+def test_a_refused_record_is_kept_and_not_fetched_again(path: Path) -> None:
     with Spool(path, MAX_BYTES) as spool:
         put(spool, 1, 2)
         take(spool)
         spool.refuse(1, "too large")
         spool.refuse(1, "too large")
         spool.refuse(7, "too large")
-        assert (spool.left, spool.refused) == (1, 1)
+        assert (spool.pending, spool.refused) == (1, 1)
         take(spool, 0, (1,))
-        assert (spool.left, spool.refused) == (1, 1)
+        assert (spool.pending, spool.refused) == (1, 1)
     with Spool(path, MAX_BYTES) as spool:
-        assert (spool.left, spool.refused) == (1, 1)
+        assert (spool.pending, spool.refused) == (1, 1)
         assert list(map(number_of, take(spool))) == [2]
 
 
-def test_accepted_duplicates_come_last_as_if_they_were_new(
+def test_accepted_duplicates_come_last_like_new_records(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_MOVED_AT_ONCE", 2)
+    monkeypatch.setattr(module, "_RENEWAL_LIMIT", 2)
     with Spool(path, MAX_BYTES) as spool:
         put(spool, 1, 2, 3, 4, 5, 6, 7)
-        take(spool, room=6)
+        take(spool, limit=6)
         spool.refuse(5, "too large")
     age(path, HOLD_MS)
     with Spool(path, MAX_BYTES) as spool:
-        assert (spool.left, spool.held, spool.refused) == (1, 5, 1)
+        assert (spool.pending, spool.held, spool.refused) == (1, 5, 1)
         before = spool.bytes
         assert spool.accept_duplicates() == 6
-        assert (spool.left, spool.held, spool.refused, spool.last) == (7, 0, 0, 13)
+        assert (spool.pending, spool.held, spool.refused, spool.last) == (7, 0, 0, 13)
         assert spool.bytes == before
         assert spool.accept_duplicates() == 0
-        given = spool.exchange([], [], room=99, partition_of=lambda _: 9)
-    assert [(r.sequence, number_of(r)) for r in given] == list(
+        fetched = spool.commit([], [], limit=99, partition_of=lambda _: 9)
+    assert [(r.sequence, number_of(r)) for r in fetched] == list(
         zip(range(7, 14), (7, 1, 2, 3, 4, 5, 6), strict=True)
     )
-    assert {r.partition for r in given} == {9}
+    assert {r.partition for r in fetched} == {9}
     with Spool(path, MAX_BYTES) as spool:
-        assert (spool.left, spool.held, spool.last) == (7, 0, 13)
+        assert (spool.pending, spool.held, spool.last) == (7, 0, 13)
 
 
-def test_what_is_attempted_long_ago_by_now_is_held(
+def test_a_record_is_held_once_its_attempt_is_long_ago(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Spool(path, MAX_BYTES) as spool:
         put(spool, 1, 2, 3, 4)
-        take(spool, room=3)
-        spool.exchange([], [1], room=0, partition_of=None)
+        take(spool, limit=3)
+        spool.commit([], [1], limit=0, partition_of=None)
     with Spool(path, MAX_BYTES) as spool:
-        # In memory, and so the sender's to watch; the other waits in the file.
-        [second] = take(spool, room=1)
-        now = module._now()
-        monkeypatch.setattr(module, "_now", lambda: now + HOLD_MS + 1)
+        # This one is in flight, and the sender's task; the other is in the file.
+        [second] = take(spool, limit=1)
+        now = now_ms()
+        monkeypatch.setattr(module, "now_ms", lambda: now + HOLD_MS + 1)
         put(spool, 5)
-        assert (spool.left, spool.held) == (3, 1)
+        assert (spool.pending, spool.held) == (3, 1)
         assert list(map(number_of, take(spool))) == [4, 5]
         spool.hold([second.sequence])
         spool.hold([second.sequence])
-        assert (spool.left, spool.held) == (2, 2)
+        assert (spool.pending, spool.held) == (2, 2)
         assert summary(path).held == 2
         assert spool.accept_duplicates() == 2
 
 
-def test_what_was_held_stays_held_when_the_clock_is_set_back(
+def test_held_records_stay_held_when_the_clock_is_set_back(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What follows it in its partition has been sent meanwhile, and it would be a duplicate."""
-    now = module._now()
+    """Later records of the partition have been sent, so it would be taken for a duplicate."""
+    now = now_ms()
     with Spool(path, MAX_BYTES) as spool:
         put(spool, 1, 2)
-        take(spool, room=1)
+        take(spool, limit=1)
     with Spool(path, MAX_BYTES) as spool:
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_now", lambda: now + 365 * 24 * 3600 * 1000)
+            patch.setattr(module, "now_ms", lambda: now + 365 * 24 * 3600 * 1000)
             assert list(map(number_of, take(spool))) == [2]
         assert take(spool) == []
-        assert (spool.left, spool.held) == (1, 1)
+        assert (spool.pending, spool.held) == (1, 1)
     with Spool(path, MAX_BYTES) as spool:
-        assert (spool.left, spool.held) == (1, 1)
+        assert (spool.pending, spool.held) == (1, 1)
         assert list(map(number_of, take(spool))) == [2]
 
 
-# Partitions that wait.
+# Blocked partitions.
 
 
-def test_the_records_of_a_partition_are_passed_over_until_it_goes_on(spool: Spool) -> None:
+def test_records_of_blocked_partitions_are_skipped_until_unblocked(spool: Spool) -> None:
     put(spool, *range(7, 21))
-    first = spool.exchange([], [], room=3, partition_of=partition_of, passed={0, 1})
+    first = spool.commit([], [], limit=3, partition_of=partition_of, blocked={0, 1})
     assert list(map(number_of, first)) == [9, 10, 11]
     new = [record(21), record(23)]
-    second = spool.exchange(new, [], room=99, partition_of=partition_of, passed={0, 1})
+    second = spool.commit(new, [], limit=99, partition_of=partition_of, blocked={0, 1})
     assert list(map(number_of, second)) == [12, 13, 16, 17, 18, 19, 20, 23]
-    assert spool.given == spool.last
-    third = spool.exchange([record(24)], [], room=99, partition_of=partition_of, passed={1})
+    assert spool.fetched == spool.last
+    third = spool.commit([record(24)], [], limit=99, partition_of=partition_of, blocked={1})
     assert list(map(number_of, third)) == [7, 14, 21, 24]
     assert list(map(number_of, take(spool))) == [8, 15]
     assert take(spool) == []
 
 
-def test_what_is_taken_back_is_given_again_before_later_records(spool: Spool) -> None:
+def test_requeued_records_are_fetched_again_before_later_ones(spool: Spool) -> None:
     put(spool, 1, 2, 3, 4)
-    given = take(spool)
-    spool.take_back([given[1].sequence, given[2].sequence])
-    spool.exchange([], [given[2].sequence], room=0, partition_of=None)
-    assert spool.left == 4
-    again = spool.exchange([record(5)], [], room=9, partition_of=lambda _: 99)
-    assert again[:2] == given[1:3]
+    fetched = take(spool)
+    spool.requeue([fetched[1].sequence, fetched[2].sequence])
+    spool.commit([], [fetched[2].sequence], limit=0, partition_of=None)
+    assert spool.pending == 4
+    again = spool.commit([record(5)], [], limit=9, partition_of=lambda _: 99)
+    assert again[:2] == fetched[1:3]
     assert list(map(number_of, again)) == [2, 3, 5]
 
 
-def test_the_reasons_to_wait_can_be_read_by_others_and_afterwards(path: Path) -> None:
+def test_errors_of_blocked_partitions_are_readable_in_use_and_afterwards(path: Path) -> None:
     with Spool(path, MAX_BYTES) as spool:
-        spool.note_reasons({3: "no leader", -1: "Kafka is away"})
-        assert summary(path).reasons == {-1: "Kafka is away", 3: "no leader"}
-        spool.note_reasons({4: "no leader"})
-    assert summary(path).reasons == {4: "no leader"}
+        spool.store_errors({3: "no leader", -1: "Kafka is away"})
+        assert summary(path).errors == {-1: "Kafka is away", 3: "no leader"}
+        spool.store_errors({4: "no leader"})
+    assert summary(path).errors == {4: "no leader"}
     with Spool(path, MAX_BYTES) as spool:
-        assert spool.reasons == {4: "no leader"}
-        spool.note_reasons({})
-    assert summary(path).reasons == {}
+        assert spool.errors == {4: "no leader"}
+        spool.store_errors({})
+    assert summary(path).errors == {}
 
 
-def test_a_file_of_before_there_were_reasons_is_read_and_used(path: Path) -> None:
+def test_a_file_without_the_table_of_errors_is_read_and_used(path: Path) -> None:
     with Spool(path, MAX_BYTES) as spool:
         put(spool, 1)
-        spool._connection.execute("DROP TABLE waits")
-    assert (summary(path).left, summary(path).reasons) == (1, {})
+        spool._file.connection.execute("DROP TABLE blocked_partition")
+    assert (summary(path).pending, summary(path).errors) == (1, {})
     with Spool(path, MAX_BYTES) as spool:
-        spool.note_reasons({0: "no leader"})
-        assert summary(path).reasons == {0: "no leader"}
+        spool.store_errors({0: "no leader"})
+        assert summary(path).errors == {0: "no leader"}
 
 
-def test_records_of_partitions_that_are_no_more_get_others(
+def test_records_of_missing_partitions_are_reassigned(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_MOVED_AT_ONCE", 2)
+    monkeypatch.setattr(module, "_RENEWAL_LIMIT", 2)
     with Spool(path, MAX_BYTES) as spool:
         put(spool, *range(1, 8))
-        take(spool, room=6)
+        take(spool, limit=6)
     with Spool(path, MAX_BYTES) as spool:
-        assert spool.accept_partitions(3) == 4
-        assert spool.accept_partitions(3) == 0
-        assert (spool.left, spool.last) == (7, 11)
-        given = spool.exchange([], [], room=99, partition_of=lambda _: 2)
-    assert [(r.sequence, number_of(r), r.partition) for r in given] == [
+        assert spool.reassign_partitions(3) == 4
+        assert spool.reassign_partitions(3) == 0
+        assert (spool.pending, spool.last) == (7, 11)
+        fetched = spool.commit([], [], limit=99, partition_of=lambda _: 2)
+    assert [(r.sequence, number_of(r), r.partition) for r in fetched] == [
         *((1, 1, 1), (2, 2, 2), (7, 7, 2)),
         *((8, 3, 2), (9, 4, 2), (10, 5, 2), (11, 6, 2)),
     ]
 
 
-# Bounds and failures.
+# Limits and failures.
 
 
-def test_a_full_spool_keeps_nothing_of_it_and_is_usable(path: Path) -> None:
+def test_a_full_spool_stores_nothing_of_a_commit_and_stays_usable(path: Path) -> None:
     with Spool(path, 1000) as spool:
         put(spool, 1, size=400)
         take(spool)
         with pytest.raises(SpoolFullError, match=r"spool-1.db: full"):
             put(spool, 2, 3, size=400)
-        assert (spool.left, spool.last) == (1, 1)
+        assert (spool.pending, spool.last) == (1, 1)
         put(spool, 2, size=400)
-        # What is acknowledged at the same time makes room and is forgotten, also where it fails.
+        # Records acknowledged by the same commit are deleted even if it fails.
         with pytest.raises(SpoolFullError):
-            spool.exchange([record(3, 400), record(4, 400)], [1], room=9, partition_of=partition_of)
-        assert (spool.left, summary(path).left) == (1, 1)
-        given = spool.exchange([record(3, 400)], [], room=9, partition_of=partition_of)
-        assert list(map(number_of, given)) == [2, 3]
+            spool.commit([record(3, 400), record(4, 400)], [1], limit=9, partition_of=partition_of)
+        assert (spool.pending, summary(path).pending) == (1, 1)
+        fetched = spool.commit([record(3, 400)], [], limit=9, partition_of=partition_of)
+        assert list(map(number_of, fetched)) == [2, 3]
     with Spool(path, 1000) as spool, pytest.raises(SpoolFullError):
         put(spool, 4, size=400)
 
 
-def test_a_disk_that_is_nearly_full_keeps_room_to_send(
+def test_a_disk_that_is_nearly_full_keeps_a_reserve_for_sending(
     spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(spool, 1, 2)
@@ -519,65 +523,65 @@ def test_a_disk_that_is_nearly_full_keeps_room_to_send(
             put(spool, 3)
         assert len(take(spool)) == 2
         take(spool, 0, (1,))
-    assert summary(spool.path).left == 1
+    assert summary(spool.path).pending == 1
     put(spool, 3)
-    assert spool.left == 2
+    assert spool.pending == 2
 
 
-def test_a_full_disk_keeps_nothing_of_it_and_is_usable(path: Path) -> None:
+def test_a_full_disk_stores_nothing_of_a_commit_and_stays_usable(path: Path) -> None:
     with Spool(path, MAX_BYTES) as spool:
         put(spool, *range(1, 51), size=500)
-        take(spool, room=50)
-        pages = spool._connection.execute("PRAGMA page_count").fetchone()[0]
-        spool._connection.execute(f"PRAGMA max_page_count = {pages}")
-        before = (spool.left, spool.last, spool.bytes, spool.given)
+        take(spool, limit=50)
+        pages = spool._file.connection.execute("PRAGMA page_count").fetchone()[0]
+        spool._file.connection.execute(f"PRAGMA max_page_count = {pages}")
+        before = (spool.pending, spool.last, spool.bytes, spool.fetched)
         with pytest.raises(SpoolFullError, match="the disk is full") as failure:
             put(spool, *range(51, 101), size=500)
         assert isinstance(failure.value.__cause__, sqlite3.OperationalError)
-        assert (spool.left, spool.last, spool.bytes, spool.given) == before
-        # What was acknowledged with what failed is forgotten without being said again.
+        assert (spool.pending, spool.last, spool.bytes, spool.fetched) == before
+        # Records acknowledged by a failed commit are deleted by the next one.
         with pytest.raises(SpoolFullError):
-            spool.exchange(
+            spool.commit(
                 [record(n, 5000) for n in range(51, 101)],
                 list(range(1, 41)),
-                room=0,
+                limit=0,
                 partition_of=None,
             )
-        assert spool.left == 10
-        given = spool.exchange([record(51)], [], room=9, partition_of=partition_of)
-        assert [(r.sequence, number_of(r)) for r in given] == [(51, 51)]
+        assert spool.pending == 10
+        fetched = spool.commit([record(51)], [], limit=9, partition_of=partition_of)
+        assert [(r.sequence, number_of(r)) for r in fetched] == [(51, 51)]
     with Spool(path, MAX_BYTES) as spool:
-        assert spool.left == 11
+        assert spool.pending == 11
 
 
 _LIMITED = """
 import resource, sys
 from pathlib import Path
 from execution_events.errors import RetryableError, SpoolFullError
-from execution_events.publisher.record import NewRecord
+from execution_events.publisher.record import PendingRecord
 from execution_events.publisher.spool.spool import Spool
 
 def limit(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 spool = Spool(Path(sys.argv[1]), 2**26)
-new = [NewRecord(b"key", b"x" * 1000, None, 0)] * 64
-spool.exchange(new, [], room=0, partition_of=None)
+new = [PendingRecord(b"key", b"x" * 1000, None, 0) for _ in range(64)]
+spool.commit(new, [], limit=0, partition_of=None)
 limit(100_000)
 for _ in range(3):
     try:
-        spool.exchange(new, [], room=0, partition_of=None)
+        spool.commit(new, [], limit=0, partition_of=None)
     except SpoolFullError:
         sys.exit("full")
     except RetryableError as error:
         print(error)
 limit(resource.RLIM_INFINITY)
-given = spool.exchange(new, [], room=1000, partition_of=lambda key: 0)
-print([spool.left, len(given), given[-1].sequence])
+fetched = spool.commit(new, [], limit=1000, partition_of=lambda key: 0)
+print([spool.pending, len(fetched), fetched[-1].sequence])
 """
 
 
-def test_a_write_that_fails_is_retryable_and_leaves_the_spool_usable(path: Path) -> None:
+def test_a_failed_write_is_retryable_and_leaves_the_spool_usable(path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", _LIMITED, str(path)], capture_output=True, text=True, check=False
     )
@@ -586,18 +590,18 @@ def test_a_write_that_fails_is_retryable_and_leaves_the_spool_usable(path: Path)
     assert errors
     assert {error.partition(": ")[0] for error in errors} == {str(path)}
     assert all("SQLITE_IOERR" in error for error in errors)
-    kept = (4 - len(errors) + 1) * 64
-    assert last == str([kept, kept, kept])
+    stored = (4 - len(errors) + 1) * 64
+    assert last == str([stored, stored, stored])
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_file_names_it(tmp_path: Path) -> None:
     for open_it in (lambda path: Spool(path, MAX_BYTES), summary):
         with pytest.raises(RetryableError, match=r"absent.db: cannot be used: SQLITE_CANTOPEN"):
             open_it(tmp_path / "absent.db")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_newer_version_is_refused_and_left_alone(path: Path) -> None:
+def test_a_file_of_a_newer_version_is_refused_and_unchanged(path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 2")
     connection.close()
@@ -610,7 +614,7 @@ def test_a_newer_version_is_refused_and_left_alone(path: Path) -> None:
     assert path.read_bytes() == content
 
 
-def test_a_closed_spool_is_closed_once(path: Path) -> None:
+def test_closing_twice_releases_the_lock_once(path: Path) -> None:
     released: list[int] = []
     spool = Spool(path, MAX_BYTES, lambda: released.append(1))
     spool.close()
@@ -672,7 +676,7 @@ def test_a_damaged_file_is_not_opened(path: Path, damage: Callable[[Path], None]
         Spool(path, MAX_BYTES)
 
 
-def test_a_file_that_lost_all_but_its_wal_keeps_that(path: Path) -> None:
+def test_an_emptied_file_keeps_its_wal(path: Path) -> None:
     run_writer(path, lines=3)
     wal = Path(f"{path}-wal")
     content = wal.read_bytes()
@@ -684,10 +688,10 @@ def test_a_file_that_lost_all_but_its_wal_keeps_that(path: Path) -> None:
     assert wal.read_bytes() == content
 
 
-def test_a_file_damaged_in_use_is_noticed(path: Path) -> None:
+def test_damage_in_use_is_detected(path: Path) -> None:
     with Spool(path, MAX_BYTES) as spool:
         put(spool, *range(5000), size=1000)
-        spool._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        spool._file.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         pages = path.stat().st_size // 4096
         for page in range(10, pages):
             overwrite(path, page * 4096, b"\xa5" * 4096)
@@ -696,12 +700,12 @@ def test_a_file_damaged_in_use_is_noticed(path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"x" * 500, TRACEPARENT.encode()])
-def test_bytes_that_changed_on_the_disk_are_not_sent(path: Path, content: bytes) -> None:
+def test_bytes_changed_on_the_disk_are_not_sent(path: Path, content: bytes) -> None:
     with Spool(path, MAX_BYTES) as spool:
-        new = NewRecord(b"key", b"x" * 500, TRACEPARENT, 0)
-        spool.exchange([new], [], room=0, partition_of=None)
-    place = path.read_bytes().index(content)
-    overwrite(path, place, b"\xff")
+        new = PendingRecord(b"key", b"x" * 500, TRACEPARENT, 0)
+        spool.commit([new], [], limit=0, partition_of=None)
+    offset = path.read_bytes().index(content)
+    overwrite(path, offset, b"\xff")
     with Spool(path, MAX_BYTES) as spool, pytest.raises(SpoolCorruptError):
         take(spool)
 
@@ -709,8 +713,8 @@ def test_bytes_that_changed_on_the_disk_are_not_sent(path: Path, content: bytes)
 # Against a model.
 
 
-class _Kept:
-    def __init__(self, sequence: int, new: NewRecord) -> None:
+class _Stored:
+    def __init__(self, sequence: int, new: PendingRecord) -> None:
         self.sequence = sequence
         self.new = new
         self.partition: int | None = None
@@ -718,149 +722,153 @@ class _Kept:
 
 
 class Model(RuleBasedStateMachine):
-    """The spool does what a list does."""
+    """The spool agrees with a list of its records."""
 
-    BOUND = 600
+    LIMIT = 600
 
     @initialize()
     def make(self) -> None:
-        self.place = tempfile.TemporaryDirectory()
-        self.path = Path(self.place.name) / "spool.db"
+        self.directory = tempfile.TemporaryDirectory()
+        self.path = Path(self.directory.name) / "spool.db"
         create(self.path)
-        self.spool = Spool(self.path, self.BOUND)
-        self.kept: list[_Kept] = []
+        self.spool = Spool(self.path, self.LIMIT)
+        self.stored: list[_Stored] = []
         self.last = 0
         self.count = 0
         self.opened = 0
 
     def teardown(self) -> None:
         self.spool.close()
-        self.place.cleanup()
+        self.directory.cleanup()
 
-    def in_state(self, *states: str) -> list[_Kept]:
-        return [kept for kept in self.kept if kept.state in states]
+    def in_state(self, *states: str) -> list[_Stored]:
+        return [stored for stored in self.stored if stored.state in states]
 
-    def bytes(self, new: list[NewRecord]) -> int:
+    def bytes(self, new: list[PendingRecord]) -> int:
         return sum(len(r.key) + len(r.value) + len(r.traceparent or "") + 32 for r in new)
 
     @rule(
         sizes=st.lists(st.integers(0, 60), max_size=4),
         acknowledged=st.lists(st.integers(0, 12), max_size=4),
-        room=st.integers(0, 5),
+        limit=st.integers(0, 5),
         connected=st.booleans(),
-        passed=st.frozensets(st.integers(0, 6), max_size=5),
+        blocked=st.frozensets(st.integers(0, 6), max_size=5),
     )
-    def exchange(
+    def commit(
         self,
         sizes: list[int],
         acknowledged: list[int],
-        room: int,
+        limit: int,
         connected: bool,
-        passed: frozenset[int],
+        blocked: frozenset[int],
     ) -> None:
         new = []
         for size in sizes:
             self.count += 1
             new.append(replace(record(self.count, size), traceparent="t" * (size % 3) or None))
-        flying = self.in_state("in flight")
-        done = [flying[i] for i in acknowledged if i < len(flying)]
-        call = (new, [kept.sequence for kept in done])
+        in_flight = self.in_state("in flight")
+        done = [in_flight[i] for i in acknowledged if i < len(in_flight)]
+        call = (new, [stored.sequence for stored in done])
         opened = self.opened
 
         def partition_of_key(key: bytes) -> int:
             return (partition_of(key) + opened) % 7
 
         partitioner = partition_of_key if connected else None
-        self.kept = [kept for kept in self.kept if kept not in done]
-        if new and self.bytes([kept.new for kept in self.kept] + new) > self.BOUND:
+        self.stored = [stored for stored in self.stored if stored not in done]
+        if new and self.bytes([stored.new for stored in self.stored] + new) > self.LIMIT:
             with pytest.raises(SpoolFullError):
-                self.spool.exchange(*call, room=room, partition_of=partitioner, passed=passed)
+                self.spool.commit(*call, limit=limit, partition_of=partitioner, blocked=blocked)
             return
         for one in new:
             self.last += 1
-            self.kept.append(_Kept(self.last, one))
-        expected: list[tuple[_Kept, int]] = []
-        for kept in self.in_state("waiting") if connected else ():
-            place = partition_of_key(kept.new.key) if kept.partition is None else kept.partition
-            if len(expected) < room and place not in passed:
-                expected.append((kept, place))
-        for kept, place in expected:
-            kept.state, kept.partition = "in flight", place
-        given = self.spool.exchange(*call, room=room, partition_of=partitioner, passed=passed)
-        assert timeless(given) == [
-            attempted(kept.sequence, place, kept.new) for kept, place in expected
+            self.stored.append(_Stored(self.last, one))
+        expected: list[tuple[_Stored, int]] = []
+        for stored in self.in_state("waiting") if connected else ():
+            partition = stored.partition
+            if partition is None:
+                partition = partition_of_key(stored.new.key)
+            if len(expected) < limit and partition not in blocked:
+                expected.append((stored, partition))
+        for stored, partition in expected:
+            stored.state, stored.partition = "in flight", partition
+        fetched = self.spool.commit(*call, limit=limit, partition_of=partitioner, blocked=blocked)
+        assert timeless(fetched) == [
+            assigned(stored.new, stored.sequence, partition) for stored, partition in expected
         ]
 
     @rule(which=st.lists(st.integers(0, 5), max_size=3))
-    def take_back(self, which: list[int]) -> None:
-        flying = self.in_state("in flight")
-        returned = [flying[i] for i in which if i < len(flying)]
-        for kept in returned:
-            kept.state = "waiting"
-        self.spool.take_back([kept.sequence for kept in returned])
+    def requeue(self, which: list[int]) -> None:
+        in_flight = self.in_state("in flight")
+        requeued = [in_flight[i] for i in which if i < len(in_flight)]
+        for stored in requeued:
+            stored.state = "waiting"
+        self.spool.requeue([stored.sequence for stored in requeued])
 
     @rule(which=st.lists(st.integers(0, 5), max_size=3))
     def hold(self, which: list[int]) -> None:
-        flying = self.in_state("in flight")
-        held = [flying[i] for i in set(which) if i < len(flying)]
-        for kept in held:
-            kept.state = "held"
-        self.spool.hold([kept.sequence for kept in held])
+        in_flight = self.in_state("in flight")
+        held = [in_flight[i] for i in set(which) if i < len(in_flight)]
+        for stored in held:
+            stored.state = "held"
+        self.spool.hold([stored.sequence for stored in held])
 
     @rule(partitions=st.integers(0, 7))
-    def accept_partitions(self, partitions: int) -> None:
+    def reassign_partitions(self, partitions: int) -> None:
         if not self.in_state("in flight"):
             stranded = [
-                kept for kept in self.in_state("waiting") if (kept.partition or 0) >= partitions > 0
+                stored
+                for stored in self.in_state("waiting")
+                if (stored.partition or 0) >= partitions > 0
             ]
-            for kept in stranded:
+            for stored in stranded:
                 self.last += 1
-                self.kept.remove(kept)
-                self.kept.append(_Kept(self.last, kept.new))
+                self.stored.remove(stored)
+                self.stored.append(_Stored(self.last, stored.new))
             if partitions:
-                assert self.spool.accept_partitions(partitions) == len(stranded)
+                assert self.spool.reassign_partitions(partitions) == len(stranded)
 
     @rule(which=st.integers(0, 3))
     def refuse(self, which: int) -> None:
-        flying = self.in_state("in flight")
-        if which < len(flying):
-            flying[which].state = "refused"
-            self.spool.refuse(flying[which].sequence, "too large")
+        in_flight = self.in_state("in flight")
+        if which < len(in_flight):
+            in_flight[which].state = "refused"
+            self.spool.refuse(in_flight[which].sequence, "too large")
 
     @rule(aged=st.booleans())
     def reopen(self, aged: bool) -> None:
         self.spool.close()
         if aged:
             age(self.path, HOLD_MS)
-        for kept in self.in_state("waiting", "in flight"):
-            kept.state = "held" if kept.partition is not None and aged else "waiting"
-        self.spool = Spool(self.path, self.BOUND)
+        for stored in self.in_state("waiting", "in flight"):
+            stored.state = "held" if stored.partition is not None and aged else "waiting"
+        self.spool = Spool(self.path, self.LIMIT)
         self.opened += 1
 
     @rule()
     def accept_duplicates(self) -> None:
         aside = self.in_state("held", "refused")
-        for kept in aside:
+        for stored in aside:
             self.last += 1
-            self.kept.remove(kept)
-            self.kept.append(_Kept(self.last, kept.new))
+            self.stored.remove(stored)
+            self.stored.append(_Stored(self.last, stored.new))
         assert self.spool.accept_duplicates() == len(aside)
 
     @invariant()
     def agree(self) -> None:
         spool = self.spool
-        assert spool.left == len(self.in_state("waiting", "in flight"))
+        assert spool.pending == len(self.in_state("waiting", "in flight"))
         assert spool.held == len(self.in_state("held"))
         assert spool.refused == len(self.in_state("refused"))
-        assert spool.bytes == self.bytes([kept.new for kept in self.kept])
+        assert spool.bytes == self.bytes([stored.new for stored in self.stored])
         assert spool.last == self.last
         waiting = self.in_state("waiting")
-        assert spool.given == spool.last or waiting
-        over = {kept.partition for kept in waiting if kept.sequence <= spool.given}
-        assert not over or over - {None} <= spool._passed.keys() != set()
-        oldest = min((kept.new.timestamp for kept in self.kept), default=None)
+        assert spool.fetched == spool.last or waiting
+        over = {stored.partition for stored in waiting if stored.sequence <= spool.fetched}
+        assert not over or over - {None} <= spool._skipped_from.keys() != set()
+        oldest = min((stored.new.created_at for stored in self.stored), default=None)
         assert summary(self.path) == (
-            (spool.source, spool.left, spool.held, spool.refused, spool.bytes, oldest, {})
+            (spool.source, spool.pending, spool.held, spool.refused, spool.bytes, oldest, {})
         )
 
 

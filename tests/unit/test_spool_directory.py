@@ -1,4 +1,4 @@
-"""The spools of a directory: one owner each, taken over from the dead, damaged ones kept."""
+"""The spools of a directory: one owner each, adoption, and damage."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from execution_events.errors import RetryableError, SpoolCorruptError
-from execution_events.publisher.record import NewRecord
+from execution_events.publisher.record import PendingRecord
 from execution_events.publisher.spool import directory as spool_directory
 from execution_events.publisher.spool.directory import (
     adopt,
@@ -35,16 +35,16 @@ def directory(tmp_path: Path) -> Path:
 
 
 def put(spool: Spool, *values: bytes) -> None:
-    new = [NewRecord(b"key", value, None, 1_700_000_000_000) for value in values]
-    spool.exchange(new, [], room=0, partition_of=None)
+    new = [PendingRecord(b"key", value, None, 1_700_000_000_000) for value in values]
+    spool.commit(new, [], limit=0, partition_of=None)
 
 
 def values(spool: Spool) -> list[bytes]:
-    return [r.value for r in spool.exchange([], [], room=1000, partition_of=lambda _: 0)]
+    return [r.value for r in spool.commit([], [], limit=1000, partition_of=lambda _: 0)]
 
 
 def left_behind(directory: Path, *values: bytes) -> Path:
-    """A spool that nobody owns, a new file also where there are others."""
+    """A spool without an owner, always in a new file."""
     with ExitStack() as others:
         known = set(spools(directory)) if directory.exists() else set()
         while (spool := others.enter_context(open_spool(directory, MAX_BYTES))).path in known:
@@ -58,24 +58,24 @@ def damage(path: Path) -> None:
         file.write(b"\xa5" * 4096)
 
 
-# A process with a spool. It says which, keeps what it is given by lines, and says how much is left.
+# A process with a spool: prints its path, then stores each line and prints the number pending.
 _OWNER = """
 import sys
 from pathlib import Path
-from execution_events.publisher.record import NewRecord
+from execution_events.publisher.record import PendingRecord
 from execution_events.publisher.spool.directory import open_spool
 sys.stdin.readline()
 spool = open_spool(Path(sys.argv[1]), 2**26)
 print(spool.path, flush=True)
 for line in sys.stdin:
-    new = [NewRecord(b"key", line.strip().encode(), None, 0)]
-    spool.exchange(new, [], room=0, partition_of=None)
-    print(spool.left, flush=True)
+    new = [PendingRecord(b"key", line.strip().encode(), None, 0)]
+    spool.commit(new, [], limit=0, partition_of=None)
+    print(spool.pending, flush=True)
 """
 
 
 class Process:
-    """A Python program that is spoken to line by line; killed at the end."""
+    """A Python program driven line by line through its pipes; killed at the end."""
 
     def __init__(self, program: str, directory: Path) -> None:
         self._process = subprocess.Popen(
@@ -95,19 +95,19 @@ class Process:
         self._process.stdin.close()
         self._process.stdout.close()
 
-    def say(self, line: str = "") -> None:
+    def write(self, line: str = "") -> None:
         assert self._process.stdin
         print(line, file=self._process.stdin, flush=True)
 
-    def hear(self) -> str:
+    def read(self) -> str:
         assert self._process.stdout
         line = self._process.stdout.readline()
         assert line, "the process has ended"
         return line.rstrip("\n")
 
     def ask(self, line: str = "") -> str:
-        self.say(line)
-        return self.hear()
+        self.write(line)
+        return self.read()
 
     def kill(self) -> None:
         self._process.send_signal(signal.SIGKILL)
@@ -120,23 +120,23 @@ def owner(directory: Path) -> Iterator[Process]:
         yield process
 
 
-# Making and taking over.
+# Creation and adoption.
 
 
-def test_the_directory_and_its_files_are_made_for_their_owner_alone(directory: Path) -> None:
+def test_the_directory_and_its_files_are_readable_by_their_owner_alone(directory: Path) -> None:
     with open_spool(directory, MAX_BYTES) as spool:
         assert spool.path.parent == directory
         assert {stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()} == {0o600}
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
 
-def test_the_mode_of_an_existing_directory_stays(tmp_path: Path) -> None:
+def test_the_mode_of_an_existing_directory_is_unchanged(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     open_spool(tmp_path, MAX_BYTES).close()
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
 
 
-def test_what_is_made_is_in_its_directory_after_a_power_failure(
+def test_new_directories_and_files_survive_a_power_failure(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[tuple[Path, bool]] = []
@@ -155,7 +155,7 @@ def test_what_is_made_is_in_its_directory_after_a_power_failure(
     }
 
 
-def test_a_spool_that_was_closed_is_used_again(directory: Path) -> None:
+def test_a_closed_spool_is_reused(directory: Path) -> None:
     with open_spool(directory, MAX_BYTES) as spool:
         put(spool, b"1")
         first = spool.path, spool.source
@@ -164,7 +164,7 @@ def test_a_spool_that_was_closed_is_used_again(directory: Path) -> None:
         assert values(spool) == [b"1"]
 
 
-def test_no_two_own_a_spool(directory: Path, owner: Process) -> None:
+def test_a_spool_has_one_owner(directory: Path, owner: Process) -> None:
     theirs = Path(owner.ask())
     with open_spool(directory, MAX_BYTES) as ours, open_spool(directory, MAX_BYTES) as another:
         assert len({theirs, ours.path, another.path}) == 3
@@ -172,7 +172,7 @@ def test_no_two_own_a_spool(directory: Path, owner: Process) -> None:
             assert adopt(path, MAX_BYTES) is None
 
 
-def test_what_a_killed_process_has_left_is_taken_over(directory: Path, owner: Process) -> None:
+def test_the_spool_of_a_killed_process_is_adopted(directory: Path, owner: Process) -> None:
     theirs = Path(owner.ask())
     assert owner.ask("first") == "1"
     assert owner.ask("second") == "2"
@@ -182,7 +182,7 @@ def test_what_a_killed_process_has_left_is_taken_over(directory: Path, owner: Pr
         assert values(spool) == [b"first", b"second"]
 
 
-def test_a_spool_with_records_is_taken_before_an_empty_one(directory: Path) -> None:
+def test_a_spool_with_records_is_adopted_before_an_empty_one(directory: Path) -> None:
     with ExitStack() as all_at_once:
         made = [all_at_once.enter_context(open_spool(directory, MAX_BYTES)) for _ in range(4)]
         last = max(made, key=lambda spool: spool.path)
@@ -191,35 +191,37 @@ def test_a_spool_with_records_is_taken_before_an_empty_one(directory: Path) -> N
         assert spool.path == last.path
 
 
-def test_many_processes_that_open_at_once_each_have_their_own(directory: Path) -> None:
+def test_processes_that_open_concurrently_get_different_spools(directory: Path) -> None:
     for _ in range(3):
         with ExitStack() as all_at_once:
             processes = [all_at_once.enter_context(Process(_OWNER, directory)) for _ in range(6)]
             for process in processes:
-                process.say()
-            owned = [process.hear() for process in processes]
+                process.write()
+            owned = [process.read() for process in processes]
             assert len(set(owned)) == 6
             for process in processes:
                 process.ask("record")
     infos = list_spools(directory)
     assert len(infos) <= 18
-    assert sum(info.summary.left for info in infos if info.summary) == 18
+    assert sum(info.summary.pending for info in infos if info.summary) == 18
     assert [info for info in infos if info.owned or info.problem] == []
 
 
-def test_listing_disturbs_neither_owners_nor_those_who_open(directory: Path) -> None:
+def test_listing_disturbs_no_owner(directory: Path) -> None:
     with ExitStack() as all_at_once:
         processes = [all_at_once.enter_context(Process(_OWNER, directory)) for _ in range(4)]
         owned = {process.ask() for process in processes}
         for number in range(1, 51):
             for process in processes:
-                process.say("record")
+                process.write("record")
             infos = list_spools(directory)
-            assert {process.hear() for process in processes} == {str(number)}
+            assert {process.read() for process in processes} == {str(number)}
             assert {str(info.path) for info in infos} == owned
             assert {info.owned for info in infos} == {True}
             assert [info.problem for info in infos if info.problem] == []
-            assert all(info.summary.left in (number - 1, number) for info in infos if info.summary)
+            assert all(
+                info.summary.pending in (number - 1, number) for info in infos if info.summary
+            )
 
 
 # Forks.
@@ -233,7 +235,7 @@ spool = open_spool(Path(sys.argv[1]), 2**26)
 if os.fork():
     sys.stdin.read()
 for call in (
-    lambda: spool.exchange([], [], room=0, partition_of=None),
+    lambda: spool.commit([], [], limit=0, partition_of=None),
     lambda: spool.refuse(1, ""),
     lambda: spool.accept_duplicates(),
 ):
@@ -250,45 +252,45 @@ sys.stdin.read()
 """
 
 
-def test_a_fork_neither_uses_nor_keeps_its_parents_spool(directory: Path) -> None:
+def test_a_fork_neither_uses_nor_keeps_the_spool_of_its_parent(directory: Path) -> None:
     with Process(_FORKING, directory) as parent:
-        assert [parent.ask(), parent.hear(), parent.hear()] == ["True"] * 3
-        # The fork has one of its own, and did not give up its parent's.
-        assert parent.hear() == "[True, True]"
-        path, child = parent.hear().split()
+        assert [parent.ask(), parent.read(), parent.read()] == ["True"] * 3
+        # The fork has its own spool, and did not release that of its parent.
+        assert parent.read() == "[True, True]"
+        path, child = parent.read().split()
         assert adopt(Path(path), MAX_BYTES) is None
         parent.kill()
         os.kill(int(child), 0)
-        taken = adopt(Path(path), MAX_BYTES)
-        assert taken is not None
-        taken.close()
+        adopted = adopt(Path(path), MAX_BYTES)
+        assert adopted is not None
+        adopted.close()
 
 
 _FORKING_AT_WORK = """
 import os, sys, threading
 from pathlib import Path
-from execution_events.publisher.record import NewRecord
+from execution_events.publisher.record import PendingRecord
 from execution_events.publisher.spool.directory import open_spool
 sys.stdin.readline()
 spool = open_spool(Path(sys.argv[1]), 2**26)
-new = [NewRecord(b"key", b"x" * 1000, None, 0)] * 64
+new = [PendingRecord(b"key", b"x" * 1000, None, 0) for _ in range(64)]
 stop = threading.Event()
 open_transactions = []
 
 def work():
     while not stop.is_set():
-        spool.exchange(new, [], room=0, partition_of=None)
+        spool.commit(new, [], limit=0, partition_of=None)
 
 worker = threading.Thread(target=work)
 worker.start()
 for _ in range(100):
     child = os.fork()
     if not child:
-        os._exit(spool._connection.in_transaction)
+        os._exit(spool._file.connection.in_transaction)
     open_transactions.append(os.waitpid(child, 0)[1])
 stop.set()
 worker.join()
-print(sum(open_transactions), spool.left > 64, flush=True)
+print(sum(open_transactions), spool.pending > 64, flush=True)
 """
 
 
@@ -300,7 +302,7 @@ def test_a_fork_has_no_open_transaction(directory: Path) -> None:
 # Damage.
 
 
-def test_a_damaged_spool_is_kept_aside_and_another_is_used(
+def test_a_damaged_spool_is_set_aside_and_another_is_used(
     directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = left_behind(directory, b"secret")
@@ -313,9 +315,9 @@ def test_a_damaged_spool_is_kept_aside_and_another_is_used(
     assert aside.read_bytes() == content
     assert not path.exists()
     [entry] = caplog.records
-    assert (entry.levelno, entry.message) == (logging.ERROR, "damaged spool set aside")
+    assert (entry.levelno, entry.message) == (logging.ERROR, "spool_set_aside")
     fields = entry.__dict__["fields"]
-    assert (fields["spool"], fields["kept"]) == (str(path), str(aside))
+    assert (fields["path"], fields["kept"]) == (str(path), str(aside))
     assert "recover" in fields["next_step"]
     assert "secret" not in str(fields)
 
@@ -344,7 +346,7 @@ def test_a_spool_damaged_in_use_is_replaced(directory: Path) -> None:
     assert values(other) == [b"2"]
     with pytest.raises(sqlite3.ProgrammingError):
         values(spool)
-    # What it held is there, and can be read with its WAL.
+    # Its records are kept, and can be read with its WAL.
     [aside] = [info.path for info in list_spools(directory) if info.set_aside]
     with sqlite3.connect(aside) as connection:
         assert connection.execute("SELECT value FROM record").fetchall() == [(b"1",)]
@@ -352,7 +354,7 @@ def test_a_spool_damaged_in_use_is_replaced(directory: Path) -> None:
     other.close()
 
 
-def test_what_is_set_aside_is_nobody_elses_meanwhile(
+def test_a_spool_stays_locked_while_it_is_set_aside(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spool = open_spool(directory, MAX_BYTES)
@@ -368,7 +370,7 @@ def test_what_is_set_aside_is_nobody_elses_meanwhile(
     assert adopt(spool.path, MAX_BYTES) is None
 
 
-def test_a_spool_of_a_newer_version_is_passed_over(
+def test_a_spool_of_a_newer_version_is_skipped(
     directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = left_behind(directory, b"1")
@@ -378,9 +380,9 @@ def test_a_spool_of_a_newer_version_is_passed_over(
     with open_spool(directory, MAX_BYTES) as spool:
         assert spool.path != path
     [entry] = caplog.records
-    assert (entry.levelno, entry.message) == (logging.ERROR, "spool passed over")
-    assert "newer version" in entry.__dict__["fields"]["why"]
-    # And it is free for who knows that version.
+    assert (entry.levelno, entry.message) == (logging.ERROR, "spool_skipped")
+    assert "newer version" in entry.__dict__["fields"]["error"]
+    # It stays unlocked for a process of that version.
     lock = spool_directory._lock(path.with_suffix(".lock"), 2)
     assert lock is not None
     spool_directory._unlock(lock)
@@ -390,7 +392,7 @@ def test_a_spool_of_a_newer_version_is_passed_over(
     assert (info.problem or "").startswith("written by a newer version")
 
 
-def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_the_error_for_an_unusable_directory_names_it(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RetryableError, match="file"):
         open_spool(tmp_path / "file" / "spool", MAX_BYTES)
@@ -398,10 +400,10 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         list_spools(tmp_path / "absent")
 
 
-# Lists.
+# Listing.
 
 
-def test_a_list_tells_what_each_holds(directory: Path, owner: Process) -> None:
+def test_a_list_has_the_summary_of_each_spool(directory: Path, owner: Process) -> None:
     behind = left_behind(directory, b"12345")
     set_aside_too = left_behind(directory)
     damage(set_aside_too)
@@ -428,11 +430,11 @@ def test_a_list_tells_what_each_holds(directory: Path, owner: Process) -> None:
     owner.kill()
     owned = {info.path: info.owned for info in list_spools(directory)}
     assert not any(owned.values())
-    # To look at what a dead process left does not change it.
+    # Listing does not change the spool of a dead process.
     [info] = [info for info in list_spools(directory) if info.path == theirs]
     assert info.summary is not None
-    assert info.summary.left == 1
-    taken = adopt(theirs, MAX_BYTES)
-    assert taken is not None
-    assert values(taken) == [b"record"]
-    taken.close()
+    assert info.summary.pending == 1
+    adopted = adopt(theirs, MAX_BYTES)
+    assert adopted is not None
+    assert values(adopted) == [b"record"]
+    adopted.close()

@@ -1,4 +1,4 @@
-"""The publisher for threads: interrupts, forks, closing; all else is the publishers' contract."""
+"""The publisher for threads: interrupts, forks, closing; the contract covers the rest."""
 
 import asyncio
 import queue
@@ -28,7 +28,7 @@ mark: ContextVar[str] = ContextVar("mark", default="none")
 
 
 class Held(RecordingPublisher):
-    """One that can be held up, and that tells which calls have begun."""
+    """A recording publisher that can be delayed, and reports the calls that have begun."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ def element_of(publisher: sync.Publisher) -> sync.Element:
 class Interrupter:
     """Ctrl-C for the main thread.
 
-    A signal that comes just before a thread blocks does not wake it; others, which do nothing, do.
+    A signal just before a thread blocks does not wake it, so no-op signals follow.
     """
 
     def __init__(self) -> None:
@@ -130,7 +130,7 @@ class Interrupter:
             signal.pthread_kill(main, signal.SIGUSR2)
 
     def late(self) -> None:
-        """When the main thread has submitted its call and waits for the result."""
+        """Interrupt the main thread once it waits for the result of its call."""
         deadline = time.monotonic() + DEADLINE
         while sys._current_frames()[threading.main_thread().ident or 0].f_code is not WAIT:
             assert time.monotonic() < deadline
@@ -152,7 +152,7 @@ def interrupter() -> Iterator[Interrupter]:
 def publish_interrupted(
     publisher: Publisher, pool: ThreadPoolExecutor, interrupt: Callable[[], None]
 ) -> None:
-    """A call whose event is held up when it is interrupted."""
+    """Interrupt a call while its event is delayed."""
 
     def strike() -> None:
         publisher.held.await_call("publish")
@@ -166,7 +166,7 @@ def publish_interrupted(
 
 
 def closing_of(publisher: Publisher, pool: ThreadPoolExecutor) -> Future[int]:
-    """A close in another thread, as soon as no call is taken any more."""
+    """Start closing in another thread; return once no call is accepted any more."""
     closing = pool.submit(publisher.close)
     deadline = time.monotonic() + DEADLINE
     while publisher._closing is None and not closing.done():
@@ -202,7 +202,7 @@ def test_closing_waits_for_an_interrupted_call_for_a_bounded_time(
     assert publisher.close() == 7
 
 
-def test_an_event_that_fails_after_its_call_was_interrupted_is_logged(
+def test_a_failure_after_an_interrupt_is_logged(
     publisher: Publisher,
     held: Held,
     pool: ThreadPoolExecutor,
@@ -213,10 +213,10 @@ def test_an_event_that_fails_after_its_call_was_interrupted_is_logged(
     publish_interrupted(publisher, pool, interrupter.late)
     held.release()
     publisher.close()
-    assert [record.getMessage() for record in caplog.records] == ["interrupted call failed"]
+    assert [record.getMessage() for record in caplog.records] == ["interrupted_call_failed"]
 
 
-def test_an_interrupt_while_the_start_is_published_ends_the_action(
+def test_an_interrupt_during_the_start_ends_the_action(
     publisher: Publisher, held: Held, pool: ThreadPoolExecutor, interrupter: Interrupter
 ) -> None:
     def strike() -> None:
@@ -233,7 +233,7 @@ def test_an_interrupt_while_the_start_is_published_ends_the_action(
     assert codes(held.events) == ["ActionStart", "ActionCancelled"]
 
 
-def test_an_interrupt_while_the_end_is_published_goes_on_and_loses_nothing(
+def test_an_interrupt_during_the_end_is_propagated_and_loses_nothing(
     publisher: Publisher, held: Held, pool: ThreadPoolExecutor, interrupter: Interrupter
 ) -> None:
     def strike() -> None:
@@ -250,7 +250,7 @@ def test_an_interrupt_while_the_end_is_published_goes_on_and_loses_nothing(
     assert codes(held.events) == ["ActionStart", "SuccessfulFinish"]
 
 
-def test_an_interrupted_closing_goes_on_and_the_next_one_tells_its_result(
+def test_an_interrupted_close_continues_and_the_next_returns_its_result(
     publisher: Publisher, held: Held, pool: ThreadPoolExecutor, interrupter: Interrupter
 ) -> None:
     publish_interrupted(publisher, pool, interrupter.early)
@@ -277,7 +277,7 @@ def test_an_interrupted_closing_goes_on_and_the_next_one_tells_its_result(
     assert len(held.events) == 1
 
 
-def test_a_call_that_closing_overtakes_is_to_be_tried_again(
+def test_calls_overtaken_by_closing_are_retryable(
     publisher: Publisher, held: Held, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sync, "_PUBLISHING_TIMEOUT", 0.01)
@@ -301,7 +301,7 @@ def test_closing_ends_the_thread(publisher: Publisher) -> None:
     assert threads() == []
 
 
-def test_all_that_close_at_once_learn_what_is_left(
+def test_concurrent_closes_return_the_number_undelivered(
     publisher: Publisher, pool: ThreadPoolExecutor, interrupter: Interrupter
 ) -> None:
     publish_interrupted(publisher, pool, interrupter.early)
@@ -311,7 +311,7 @@ def test_all_that_close_at_once_learn_what_is_left(
     assert closings[0].result(DEADLINE) == 7
 
 
-def test_many_threads_publish_at_once(publisher: Publisher, held: Held) -> None:
+def test_threads_publish_concurrently_each_in_order(publisher: Publisher, held: Held) -> None:
     threads, events = 8, 50
     barrier = threading.Barrier(threads)
 
@@ -327,7 +327,7 @@ def test_many_threads_publish_at_once(publisher: Publisher, held: Held) -> None:
         assert own == [str(number) for number in range(events)]
 
 
-def test_a_thread_does_not_see_the_scopes_of_another(publisher: Publisher) -> None:
+def test_a_thread_does_not_inherit_scopes(publisher: Publisher) -> None:
     element = element_of(publisher)
     with ThreadPoolExecutor(1) as pool, element.action("create"):
         reporting = pool.submit(element.event, "a##A")
@@ -335,9 +335,7 @@ def test_a_thread_does_not_see_the_scopes_of_another(publisher: Publisher) -> No
             reporting.result()
 
 
-def test_the_context_of_the_caller_is_that_of_the_publisher(
-    publisher: Publisher, held: Held
-) -> None:
+def test_the_publisher_runs_in_the_context_of_the_caller(publisher: Publisher, held: Held) -> None:
     token = mark.set("span")
     try:
         publisher.publish(EVENT)
@@ -346,7 +344,7 @@ def test_the_context_of_the_caller_is_that_of_the_publisher(
     assert held.marks == ["span"]
 
 
-def test_a_signal_handler_may_publish_in_the_middle_of_a_call(
+def test_a_signal_handler_may_publish_during_a_call(
     publisher: Publisher, held: Held, pool: ThreadPoolExecutor
 ) -> None:
     def handle(*_: object) -> None:
@@ -371,22 +369,22 @@ CALLS: list[Callable[[sync.Publisher], object]] = [
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_in_a_forked_child_every_call_says_so(
+def test_every_call_in_a_forked_child_raises(
     publisher: Publisher, call: Callable[[sync.Publisher], object]
 ) -> None:
     publisher._lock.acquire()  # as another thread may, at the moment of the fork
     try:
-        told = in_child(lambda: str(call(publisher)))
+        error = in_child(lambda: str(call(publisher)))
     finally:
         publisher._lock.release()
-    assert told == (
+    assert error == (
         "RuntimeError: the publisher was opened before a fork: open one in this process"
     )
-    publisher.publish(EVENT)  # in the parent all goes on
+    publisher.publish(EVENT)  # the parent is unaffected
     assert len(publisher.held.events) == 1
 
 
-def test_a_forked_child_leaves_the_publisher_alone_and_can_open_its_own(
+def test_a_forked_child_does_not_close_the_publisher_and_can_open_its_own(
     publisher: Publisher, held: Held
 ) -> None:
     def child() -> str:
@@ -400,7 +398,7 @@ def test_a_forked_child_leaves_the_publisher_alone_and_can_open_its_own(
     assert len(held.events) == 1
 
 
-def test_one_that_was_made_before_a_fork_can_be_opened_after_it() -> None:
+def test_a_publisher_created_before_a_fork_can_be_opened_after_it() -> None:
     made = Publisher()
 
     def child() -> str:
@@ -411,7 +409,7 @@ def test_one_that_was_made_before_a_fork_can_be_opened_after_it() -> None:
     assert in_child(child) == "1"
 
 
-def test_an_error_while_opening_is_raised_and_leaves_no_thread() -> None:
+def test_an_error_during_opening_is_raised_and_leaves_no_thread() -> None:
     class Away(Held):
         async def __aenter__(self) -> Self:
             raise RetryableError("Kafka is away")

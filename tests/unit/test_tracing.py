@@ -17,7 +17,7 @@ UNSAMPLED = TracerProvider(sampler=ALWAYS_OFF)
 
 
 @pytest.mark.parametrize("provider", [SAMPLED, UNSAMPLED])
-def test_it_is_that_of_the_current_span(provider: TracerProvider) -> None:
+def test_the_traceparent_is_that_of_the_current_span(provider: TracerProvider) -> None:
     with provider.get_tracer(__name__).start_as_current_span("work"):
         carrier: dict[str, str] = {}
         TraceContextTextMapPropagator().inject(carrier)
@@ -25,22 +25,24 @@ def test_it_is_that_of_the_current_span(provider: TracerProvider) -> None:
     assert current_traceparent() is None
 
 
-def test_leading_zeros_are_written() -> None:
+def test_leading_zeros_are_kept() -> None:
     context = trace.SpanContext(trace_id=1, span_id=2, is_remote=True)
     with trace.use_span(trace.NonRecordingSpan(context)):
         assert current_traceparent() == f"00-{1:032x}-{2:016x}-00"
 
 
-def test_without_a_span_there_is_none() -> None:
+def test_there_is_no_traceparent_without_a_span() -> None:
     assert current_traceparent() is None
 
 
-def test_while_it_is_being_imported_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_no_traceparent_during_the_import_of_opentelemetry(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.trace", ModuleType("opentelemetry.trace"))
     assert current_traceparent() is None
 
 
-def test_it_never_imports_opentelemetry() -> None:
+def test_opentelemetry_is_never_imported() -> None:
     program = (
         "import sys\n"
         "from execution_events.publisher.tracing import current_traceparent\n"

@@ -49,7 +49,7 @@ def test_the_package_gives_every_name_that_it_lists() -> None:
     for name in execution_events.__all__:
         assert getattr(execution_events, name) is not None
     assert set(execution_events.__all__) <= set(dir(execution_events))
-    assert sorted(execution_events._HOMES) == sorted(execution_events.__all__)  # type: ignore[attr-defined]
+    assert sorted(execution_events._MODULES) == sorted(execution_events.__all__)  # type: ignore[attr-defined]
     with pytest.raises(AttributeError, match="has no attribute 'Unknown'"):
         execution_events.Unknown  # type: ignore[attr-defined]  # noqa: B018
 

@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +13,12 @@ import msgspec
 from execution_events import wire
 from execution_events.cli.numbers import seconds
 from execution_events.cli.progress import Progress
+from execution_events.clock import now_ms
 from execution_events.errors import ExecutionEventsError, RecordRefusedError, RetryableError
 from execution_events.events import Occurrence
 from execution_events.publisher.delivery.direct import DirectDelivery
 from execution_events.publisher.delivery.sender import Acknowledged
-from execution_events.publisher.record import NewRecord
+from execution_events.publisher.record import PendingRecord
 from execution_events.settings import Settings
 
 _WINDOW = 10_000
@@ -63,7 +63,7 @@ def _publish(arguments: argparse.Namespace, settings: Settings) -> int:
 def _occurrences(content: bytes, execution_id: str | None) -> Iterator[Occurrence]:
     """The occurrences of a JSON array or of JSON lines; all errors at once."""
     errors = []
-    now = time.time_ns() // 1_000_000
+    now = now_ms()
     for place, item in _items(content):
         try:
             body = msgspec.json.decode(item)
@@ -105,7 +105,7 @@ async def _send(
         async with DirectDelivery(settings) as delivery:
             for begin in range(0, len(occurrences), _WINDOW):
                 window = [
-                    (occurrence, await delivery.send(NewRecord.of(occurrence)))
+                    (occurrence, await delivery.send(PendingRecord.of(occurrence)))
                     for occurrence in occurrences[begin : begin + _WINDOW]
                 ]
                 sent += len(window)

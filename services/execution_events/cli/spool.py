@@ -13,8 +13,8 @@ import msgspec
 from execution_events.cli.numbers import seconds
 from execution_events.cli.progress import Progress
 from execution_events.errors import ExecutionEventsError, SettingsError
+from execution_events.publisher.delivery.drain import drain
 from execution_events.publisher.delivery.sender import EVERY_PARTITION
-from execution_events.publisher.delivery.spooled import drain
 from execution_events.publisher.spool.directory import SpoolInfo, adopt, list_spools, spools
 from execution_events.publisher.spool.spool import Spool
 from execution_events.settings import Settings, variable_of
@@ -29,10 +29,9 @@ def add_commands(commands: Any) -> None:
     listing = subcommands.add_parser(
         "list",
         help="list the spools of a directory",
-        description="List the spools of a directory: how many events each has left to send, holds "
-        "back because they were attempted more than 30 days ago, and has kept because Kafka "
-        "refused them; and why events wait, by partition. A spool in use belongs to a process that "
-        "runs.",
+        description="List the spools of a directory with their pending events, those held because "
+        "they were attempted more than 30 days ago, those that Kafka refused, and the errors that "
+        "block partitions. A spool in use belongs to a running process.",
     )
     listing.add_argument("--json", action="store_true", help="one JSON object a line")
     listing.set_defaults(run=_list)
@@ -100,15 +99,15 @@ def _json_line(info: SpoolInfo) -> str:
             "state": _state(info),
             "problem": info.problem,
             "source": found and found.source,
-            "left": found and found.left,
+            "pending": found and found.pending,
             "held": found and found.held,
             "refused": found and found.refused,
             "bytes": found and found.bytes,
             "oldest": found and _moment(found.oldest),
-            "waiting": found
+            "blocked": found
             and [
-                {"partitions": partitions, "reason": reason}
-                for reason, partitions in _waiting(found.reasons)
+                {"partitions": partitions, "error": error}
+                for error, partitions in _blocked(found.errors)
             ],
         }
     ).decode()
@@ -118,27 +117,27 @@ def _line(info: SpoolInfo) -> str:
     place = f"{info.path}  {_state(info).replace('_', ' ')}"
     if info.summary is None:
         return f"{place}  {info.problem}"
-    source, left, held, refused, size, oldest, reasons = info.summary
+    source, pending, held, refused, size, oldest, errors = info.summary
     since = "" if oldest is None else f"  oldest {_moment(oldest)}"
-    counts = f"left {left}  held {held}  refused {refused}  bytes {size}"
-    return "\n".join([f"{place}  {counts}{since}  {source}", *_reason_lines(reasons)])
+    counts = f"pending {pending}  held {held}  refused {refused}  bytes {size}"
+    return "\n".join([f"{place}  {counts}{since}  {source}", *_error_lines(errors)])
 
 
-def _waiting(reasons: Mapping[int, str]) -> list[tuple[str, list[int]]]:
-    """Each reason with its partitions; one with none is of all of them, and then the only one."""
-    if (reason := reasons.get(EVERY_PARTITION)) is not None:
-        return [(reason, [])]
-    waiting: dict[str, list[int]] = {}
-    for partition, reason in sorted(reasons.items()):
-        waiting.setdefault(reason, []).append(partition)
-    return list(waiting.items())
+def _blocked(errors: Mapping[int, str]) -> list[tuple[str, list[int]]]:
+    """Return each error with the partitions it blocks, or once with none if it blocks all."""
+    if (error := errors.get(EVERY_PARTITION)) is not None:
+        return [(error, [])]
+    blocked: dict[str, list[int]] = {}
+    for partition, error in sorted(errors.items()):
+        blocked.setdefault(error, []).append(partition)
+    return list(blocked.items())
 
 
-def _reason_lines(reasons: Mapping[int, str]) -> list[str]:
+def _error_lines(errors: Mapping[int, str]) -> list[str]:
     lines = []
-    for reason, partitions in _waiting(reasons):
-        which = f" in partition {', '.join(map(str, partitions))}" if partitions else ""
-        lines.append(f"  waiting{which}: {reason}")
+    for error, partitions in _blocked(errors):
+        which = f" partition {', '.join(map(str, partitions))}" if partitions else ""
+        lines.append(f"  blocked{which}: {error}")
     return lines
 
 
@@ -172,7 +171,7 @@ async def _drain_all(
                 if accept_duplicates:
                     spool.accept_duplicates()
                 print(f"{path}: {await _send(settings, spool, timeout, accept_duplicates)}")
-                for line in _reason_lines(spool.reasons) if spool.left else ():
+                for line in _error_lines(spool.errors) if spool.pending else ():
                     print(line)
         except SettingsError:
             raise
@@ -181,7 +180,7 @@ async def _drain_all(
             print(f"{path}: {str(error).removeprefix(f'{path}: ')}")
             code = 1
             continue
-        if spool.left or spool.held or spool.refused:
+        if spool.pending or spool.held or spool.refused:
             code = 1
         aside += spool.held + spool.refused
     if aside:
@@ -191,8 +190,8 @@ async def _drain_all(
 
 
 async def _send(settings: Settings, spool: Spool, timeout: float, accept_duplicates: bool) -> str:
-    """Send what is left and say what became of it."""
-    total, refused = spool.left, spool.refused
+    """Send the pending records and return the resulting counts as text."""
+    total, refused = spool.pending, spool.refused
     if total:
         progress = Progress(total)
         try:
@@ -201,13 +200,13 @@ async def _send(settings: Settings, spool: Spool, timeout: float, accept_duplica
                 spool,
                 timeout=timeout,
                 progress=lambda sent: progress.show(sent, "sent"),
-                accept_partitions=accept_duplicates,
+                reassign_partitions=accept_duplicates,
             )
         finally:
             progress.end()
-    # A damaged spool is replaced while it is drained, and keeps what it had left.
-    counts = {"left": spool.left, "held": spool.held, "refused": spool.refused}
-    sent = total - spool.left - (spool.refused - refused)
+    # A damaged spool is replaced while it is drained, and keeps its pending records.
+    counts = {"pending": spool.pending, "held": spool.held, "refused": spool.refused}
+    sent = total - spool.pending - (spool.refused - refused)
     return ", ".join(
         [f"sent {sent}", *(f"{what} {number}" for what, number in counts.items() if number)]
     )

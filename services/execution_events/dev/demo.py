@@ -8,9 +8,9 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 from execution_events.events import event_name
-from execution_events.publisher import Event, Names, Publisher, lifecycle
+from execution_events.publisher import Event, EventNamer, Publisher, lifecycle
 from execution_events.publisher.delivery.direct import DirectDelivery
-from execution_events.publisher.record import NewRecord
+from execution_events.publisher.record import PendingRecord
 from execution_events.settings import Settings
 
 SEED_EXECUTION = "e19d3faf-9f04-9685-e5c0-fbe8d40b96cd"
@@ -24,10 +24,10 @@ _PAUSE = (0.2, 1.0)
 
 async def publish_seed(settings: Settings) -> None:
     """Publish the seed execution; again and again it is the same records, counted once."""
-    names = Names()
+    namer = EventNamer()
     async with DirectDelivery(settings, source=_SEED_SOURCE, first_sequence=0) as delivery:
         for event in _seed():
-            await delivery.keep(NewRecord.of(names.occurrence(event)))
+            await delivery.deliver(PendingRecord.of(namer.occurrence(event)))
 
 
 def _seed() -> Iterator[Event]:

@@ -1,17 +1,17 @@
-"""Publishing, for workers.
+"""The publisher for workers.
 
-- `publisher`: `Publisher`, what a worker publishes with.
+- `publisher`: `Publisher`, the interface for workers.
 - `element`: elements and actions, as scopes of a worker's code.
-- `event`: an event as a worker states it; `naming` names and dates it.
+- `event`: an event and its bounds; `naming`: its name and timestamps.
 - `lifecycle`: the reasons and messages of an action's life cycle.
-- `record`: an encoded event on its way; `tracing`: its trace.
-- `delivery/`: from `publish` to the acknowledgement of Kafka, with a spool or without.
-- `spool/`: records on this machine's disk.
+- `record`: an encoded event that is not acknowledged yet; `tracing`: its trace.
+- `delivery/`: from `publish` to the acknowledgement by Kafka, with or without a spool.
+- `spool/`: records on the local disk.
 """
 
 from execution_events.publisher.element import Action, Element
 from execution_events.publisher.event import Event
-from execution_events.publisher.naming import Names
+from execution_events.publisher.naming import EventNamer
 from execution_events.publisher.publisher import Publisher
 
-__all__ = ["Action", "Element", "Event", "Names", "Publisher"]
+__all__ = ["Action", "Element", "Event", "EventNamer", "Publisher"]

@@ -1,6 +1,6 @@
-"""Elements and the scopes of their actions: what the life cycle of an action publishes.
+"""Elements, and the scopes of their actions, which publish the action's life cycle.
 
-What is pure stands first; `execution_events.sync` has its own scopes around it.
+`Subject` and `Scope` are pure; `execution_events.sync` shares them.
 """
 
 import asyncio
@@ -18,14 +18,14 @@ from execution_events.publisher import lifecycle
 from execution_events.publisher.event import Event
 from execution_events.publisher.lifecycle import Reason
 
-_logger = Logger(__name__)
+_log = Logger(__name__)
 
-_MOMENT = timedelta(microseconds=1)
+_RESOLUTION = timedelta(microseconds=1)
 _CANCELLATIONS = (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 class Identity(TypedDict):
-    """Which element of which execution, and the object that it is of."""
+    """The identity of an element: its execution, its object, and the element itself."""
 
     execution_id: str
     namespace: str
@@ -36,10 +36,10 @@ class Identity(TypedDict):
 
 
 class Subject:
-    """An element as its events tell of it.
+    """An element as the subject of its events. Thread-safe.
 
-    The last timestamps of its events strictly increase, also when the clock goes back: its state
-    is that of the event that was reported last. Safe to use from many threads.
+    The last timestamps of its events strictly increase, even if the clock is set back, so that its
+    state follows the event reported last.
     """
 
     def __init__(self, identity: Identity) -> None:
@@ -48,9 +48,10 @@ class Subject:
         self._latest = datetime.min.replace(tzinfo=UTC)
 
     def event(self, reason: str, message: str, kind: str, action_name: str | None) -> Event:
-        """An event of this element, now; without `action_name` of the scope it is reported in.
+        """Return an event of this element with the current time.
 
-        Raises `EventError` without `action_name` outside the scopes of this element.
+        Without `action_name`, its action is the current scope of this element; raises `EventError`
+        outside of one.
         """
         return Event(
             **self._identity,
@@ -62,7 +63,7 @@ class Subject:
         )
 
     def report(self, reason: Reason, action_name: str, error: BaseException | None = None) -> Event:
-        """An event of the catalogue, now, with the text of `error` if there is one."""
+        """Return an event of the catalogue with the current time, and the text of `error`."""
         message = reason.message(self._identity["elem_id"], action_name, error)
         return self.event(reason.text, message, reason.type, action_name)
 
@@ -70,16 +71,16 @@ class Subject:
         for scope in reversed(_scopes.get()):
             if scope.subject is self:
                 return scope.action_name
-        raise EventError("action_name: needed outside the scopes of the element's actions")
+        raise EventError("action_name: required outside the scopes of the element's actions")
 
     def _now(self) -> datetime:
         with self._lock:
-            self._latest = max(datetime.now(UTC), self._latest + _MOMENT)
+            self._latest = max(datetime.now(UTC), self._latest + _RESOLUTION)
             return self._latest
 
 
 class Scope:
-    """An action of an element, from its start to its end."""
+    """An action of an element, and the events of its life cycle."""
 
     def __init__(self, subject: Subject, action_name: str) -> None:
         self.subject = subject
@@ -92,7 +93,7 @@ class Scope:
         return self.subject.report(lifecycle.ACTION_RETRY, self.action_name, error)
 
     def end(self, error: BaseException | None) -> Event:
-        """What becomes of the action when its scope is left, with `error` or without."""
+        """Return the event of the action's end; `error` is the exception that ended its scope."""
         if error is None:
             return self.subject.report(lifecycle.SUCCESSFUL_FINISH, self.action_name)
         if isinstance(error, _CANCELLATIONS):
@@ -102,7 +103,7 @@ class Scope:
         return self.subject.report(lifecycle.ACTION_FAILED, self.action_name, error)
 
     def enter(self) -> None:
-        """Make it the current scope of this task or thread and of the tasks it will create."""
+        """Make this the current scope of the task or thread, and of tasks created by it."""
         _scopes.set((*_scopes.get(), self))
 
     def leave(self) -> None:
@@ -114,13 +115,14 @@ _scopes: ContextVar[tuple[Scope, ...]] = ContextVar("execution_events_scopes", d
 
 
 def note_unpublished(event: Event, failure: BaseException, error: BaseException) -> None:
-    """Tell of `event`, which `failure` has lost, in the log and in `error`, which goes on."""
-    _logger.error("event not published", reason=event.reason, error=repr(failure))
-    error.add_note(f"The event {event.reason} was not published: {failure!r}")
+    """Report the loss of `event` by `failure` in the log and in a note of `error`."""
+    text = lifecycle.describe(failure)
+    _log.error("event_not_published", reason=event.reason, error=text)
+    error.add_note(f"The event {event.reason} was not published: {text}")
 
 
 class EventPublisher(Protocol):
-    """What scopes publish with: `publish` returns when the event is durable."""
+    """The publisher of a scope; `publish` returns when the event is durable."""
 
     def publish(self, event: Event) -> Coroutine[Any, Any, None]: ...
 
@@ -133,7 +135,7 @@ class Element:
         self._subject = Subject(identity)
 
     def action(self, name: str) -> "Action":
-        """The scope of an action, to be entered with `async with`."""
+        """Return the scope of an action, for `async with`."""
         return Action(self._publisher, Scope(self._subject, name))
 
     async def event(
@@ -144,11 +146,11 @@ class Element:
         type: str = NORMAL,  # noqa: A002
         action_name: str | None = None,
     ) -> None:
-        """Publish an event of your own: reason `<zh>##<CamelCase>`, message `<zh> ## <en>`.
+        """Publish an event: reason `<zh>##<CamelCase>`, message `<zh> ## <en>`.
 
         Its action is `action_name`, or else the innermost scope of this element that this task
-        has entered, or that was open where the task was created; scopes of other tasks do not
-        count. Raises `EventError` where there is none, and what `publish` raises.
+        has entered or inherited from the task that created it; scopes of other tasks do not count.
+        Raises `EventError` without a scope, and the errors of `publish`.
         """
         await self._publisher.publish(self._subject.event(reason, message, type, action_name))
 
@@ -159,11 +161,11 @@ class Action:
     ActionStart is durable before the body runs. When the scope is left, the event of its end is
     durable: SuccessfulFinish; ActionTimeout for a TimeoutError; ActionCancelled for a cancellation,
     KeyboardInterrupt, SystemExit and GeneratorExit; ActionFailed for all other exceptions. The
-    exception goes on in any case. Where the end's event cannot be published, the exception has a
-    note and the log an error; without an exception, the publisher's error is raised.
+    exception is always propagated. If the event of the end cannot be published, the exception gets
+    a note and an error is logged; without an exception, the publisher's error is raised.
 
-    A cancellation waits until the event that is being published is durable, and then goes on.
-    One that comes while ActionStart is published ends the action at once, with ActionCancelled.
+    A cancellation waits until the current event is durable, and is then propagated. A cancellation
+    during the publishing of ActionStart ends the action at once, with ActionCancelled.
     """
 
     def __init__(self, publisher: EventPublisher, scope: Scope) -> None:
@@ -189,33 +191,33 @@ class Action:
         self._scope.leave()
         event = self._scope.end(error)
         failure, cancellation = await self._publish(event)
-        going_on = error
+        propagated = error
         if cancellation is not None and (error is None or isinstance(error, Exception)):
-            going_on = cancellation
+            propagated = cancellation
         if failure is not None:
-            if going_on is None:
+            if propagated is None:
                 raise failure
-            note_unpublished(event, failure, going_on)
-        if going_on is not None and going_on is not error:
-            raise going_on
+            note_unpublished(event, failure, propagated)
+        if propagated is not None and propagated is not error:
+            raise propagated
 
     async def event(self, reason: str, message: str = "", *, type: str = NORMAL) -> None:  # noqa: A002
-        """Publish an event of your own in this action, like `Element.event`."""
+        """Publish an event of this action, like `Element.event`."""
         await self._publisher.publish(
             self._scope.subject.event(reason, message, type, self._scope.action_name)
         )
 
     async def retry(self, error: BaseException | None = None) -> None:
-        """Publish ActionRetry, a Warning, with the error that made it necessary."""
+        """Publish ActionRetry, a Warning, with the error that caused the retry."""
         await self._publisher.publish(self._scope.retry(error))
 
     async def _publish(
         self, event: Event
     ) -> tuple[BaseException | None, asyncio.CancelledError | None]:
-        """Publish `event` to the end; give what went wrong, and the cancellation meanwhile."""
+        """Publish `event` to the end; return its failure, and a cancellation meanwhile."""
         try:
             loop = asyncio.get_running_loop()
-        except RuntimeError as error:  # a coroutine that is collected after its loop's end
+        except RuntimeError as error:  # the coroutine is collected after the end of its loop
             return error, None
         publishing = loop.create_task(self._publisher.publish(event))
         cancellation = None
@@ -224,6 +226,6 @@ class Action:
                 await asyncio.wait((publishing,))
             except asyncio.CancelledError as error:
                 cancellation = error
-        if publishing.cancelled():  # by name, as asyncio.run does with every task that is left
+        if publishing.cancelled():  # as asyncio.run does with every remaining task
             return asyncio.CancelledError("the publishing was cancelled"), cancellation
         return publishing.exception(), cancellation

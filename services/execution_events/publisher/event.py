@@ -1,4 +1,4 @@
-"""The event as a worker says it, and its bounds."""
+"""The event of a worker, and its bounds."""
 
 from datetime import UTC, datetime
 
@@ -16,12 +16,13 @@ _MESSAGE_SHORT = events.MESSAGE_MAX_BYTES // 4
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """`count` new occurrences of what an action on an element of an execution reports.
+    """`count` new occurrences reported by an action on an element of an execution.
 
-    What is None is filled in: `name` so that recurrences have the same one, `object_namespace`
-    with the namespace, `last_timestamp` with the time of publishing, and `first_timestamp` with
-    the last. Timestamps are aware. Reasons are written `<zh>##<CamelCase>`, messages
-    `<zh> ## <en>`. The bounds are checked when the event is published.
+    Fields that are None are filled in: `name` with the same name for every recurrence,
+    `object_namespace` with the namespace, `last_timestamp` with the time of publishing, and
+    `first_timestamp` with the last. Timestamps must have a time zone. Reasons are written
+    `<zh>##<CamelCase>`, messages `<zh> ## <en>`. The bounds are checked when the event is
+    published.
     """
 
     execution_id: str
@@ -41,10 +42,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 def timestamps_of(event: Event) -> tuple[datetime, datetime]:
-    """The first and the last timestamp of `event`, in UTC; what is None is now.
+    """Return the first and last timestamp of `event` in UTC; None becomes the current time.
 
-    A first timestamp in the future is the last as well, where that is not given: a clock that was
-    set back costs no event. Raises `EventError` for what is outside the bounds of a record.
+    A first timestamp in the future also becomes the last, unless that is given: a clock that was
+    set back costs no event. Raises `EventError` outside the bounds of a record.
     """
     if event.last_timestamp is None:
         last = datetime.now(UTC)
@@ -62,18 +63,18 @@ def timestamps_of(event: Event) -> tuple[datetime, datetime]:
 
 
 def count_of(event: Event) -> int:
-    """The occurrences that `event` carries; raises `EventError` outside a record's bounds."""
+    """Return the count of `event`; raises `EventError` outside the bounds of a record."""
     count = event.count
-    # JSON writes a bool, which is an int, in its own way.
+    # A bool is an int, but JSON encodes it differently.
     if type(count) is not int or not 1 <= count <= events.RECORD_COUNT_MAX:
         raise EventError("count: not a whole number from 1 to 2^31-1")
     return count
 
 
 def occurrence_of(event: Event, name: str, first: datetime, last: datetime) -> Occurrence:
-    """The occurrence of `event`, which is called `name`; `first` and `last` are `timestamps_of` it.
+    """Return the occurrence of `event` with `name` and its `timestamps_of`.
 
-    Raises `EventError` for all else that is outside the bounds of a record.
+    Raises `EventError` for any other field outside the bounds of a record.
     """
     namespace = _name("namespace", event.namespace)
     object_namespace = event.object_namespace
@@ -93,7 +94,7 @@ def occurrence_of(event: Event, name: str, first: datetime, last: datetime) -> O
         elem_type=_text("elem_type", event.elem_type),
         elem_id=_text("elem_id", event.elem_id),
         action_name=_text("action_name", event.action_name),
-        # The catalogue's message holds others of these texts, which are to be named first.
+        # Checked last: a message of the catalogue contains other fields, whose errors come first.
         message=_message(event.message),
     )
 
@@ -117,7 +118,7 @@ def _execution_id(value: str) -> str:
     return text
 
 
-# Each check begins with the case that nearly all texts are: it is on the way of every event.
+# Each check begins with the most common case, because it runs for every event.
 
 
 def _name(field: str, value: str) -> str:
@@ -148,19 +149,19 @@ def _message(value: str) -> str:
 
 
 def _clean(field: str, value: str) -> str:
-    """`value` as a plain string, which UTF-8 can write and PostgreSQL can store."""
+    """Return `value` as a plain string that UTF-8 can encode and PostgreSQL can store."""
     if type(value) is not str:
         if not isinstance(value, str):
             raise EventError(f"{field}: not a string")
-        # The codec knows no other subclasses than enumerations.
+        # The codec accepts no subclass of str except enumerations.
         value = str.__str__(value)
     if "\0" in value:
-        raise EventError(f"{field}: holds a NUL character")
+        raise EventError(f"{field}: contains a NUL character")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise EventError(f"{field}: holds half of a surrogate pair") from None
+            raise EventError(f"{field}: contains an unpaired surrogate") from None
     return value
 
 

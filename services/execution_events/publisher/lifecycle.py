@@ -1,4 +1,4 @@
-"""The catalogue of an action's life cycle: its reasons and messages, in Chinese and English.
+"""The catalogue of an action's life cycle: reasons and messages, in Chinese and English.
 
 `ops.elements_v1` derives the state of an element from the codes of these reasons.
 """
@@ -9,13 +9,13 @@ from typing import NamedTuple
 from execution_events.events import MESSAGE_MAX_BYTES, NORMAL, WARNING
 
 SEPARATOR = "##"
-"""What divides the halves of a bilingual text."""
+"""The separator between the halves of a bilingual text."""
 
 _CONTROLS = re.compile(r"[\s\0-\x1f\x7f-\x9f\ud800-\udfff]+")
 
 
 class Reason(NamedTuple):
-    """A reason of the catalogue, as the record carries it, and its message in both languages."""
+    """A reason of the catalogue, and its message in both languages."""
 
     text: str
     zh: str
@@ -23,18 +23,18 @@ class Reason(NamedTuple):
     type: str
 
     def message(self, element: str, action: str, error: BaseException | None = None) -> str:
-        """The message `<zh> ## <en>`; both halves end with the error, if there is one.
+        """Return the message `<zh> ## <en>`; both halves end with the error, if there is one.
 
-        With an error it is never more than a message may be: the error's text is cut.
+        The error's text is cut so that the message stays within its limit.
         """
-        element, action = _undivided(str(element)), _undivided(str(action))
+        element, action = _escaped(str(element)), _escaped(str(action))
         zh = self.zh.format(element=element, action=action)
         en = self.en.format(element=element, action=action)
         if error is None:
             return f"{zh}. {SEPARATOR} {en}"
         halves = f"{zh}:  {SEPARATOR} {en}: "
-        room = max(0, MESSAGE_MAX_BYTES - len(halves.encode(errors="replace"))) // 2
-        text = describe(error).encode()[:room].decode(errors="ignore")
+        limit = max(0, MESSAGE_MAX_BYTES - len(halves.encode(errors="replace"))) // 2
+        text = describe(error).encode()[:limit].decode(errors="ignore")
         return f"{zh}: {text} {SEPARATOR} {en}: {text}"
 
 
@@ -68,7 +68,7 @@ ACTION_TIMEOUT = Reason(
     "Element({element}) execute Action: {action} timed out",
     WARNING,
 )
-# Somebody wanted it, so it is no warning.
+# A cancellation is intended, so it is no warning.
 ACTION_CANCELLED = Reason(
     "取消##ActionCancelled",
     "元素({element})取消执行{action}",
@@ -86,21 +86,21 @@ CATALOGUE = (
 
 
 def describe(error: BaseException) -> str:
-    """The type and the text of `error`, of a group its members' too, on one line of clean text.
+    """Return the type and text of `error`, and of a group's members, on one printable line.
 
-    At most as many characters as a message has bytes. Never raises.
+    Has at most as many characters as a message may have bytes. Never raises.
     """
     try:
         text = str(error)
         if isinstance(error, BaseExceptionGroup):
             text += ": " + "; ".join(map(describe, error.exceptions))
-    except Exception:  # errors of others: even their texts can fail
+    except Exception:  # __str__ of a foreign exception can fail
         text = ""
     line = f"{type(error).__name__}: {text[:MESSAGE_MAX_BYTES]}"
-    line = _undivided(_CONTROLS.sub(" ", line))
+    line = _escaped(_CONTROLS.sub(" ", line))
     return line.strip().removesuffix(":")[:MESSAGE_MAX_BYTES]
 
 
-def _undivided(text: str) -> str:
-    """`text` without what would be taken for the end of the first half."""
+def _escaped(text: str) -> str:
+    """Return `text` without a separator, which would end the first half."""
     return re.sub("##+", "#", text)

@@ -1,10 +1,10 @@
-"""Names of events: one for all recurrences, and never one for two different events.
+"""Names of events: the same for all recurrences of an event, unique among different events.
 
-A name is `<object>.<16 hex digits>-<8 hex digits>`: the object, as all before the last dot; the
-Unix nanoseconds of the first report; and a number that this process has drawn at random. Within a
-process no two names have the same nanoseconds, whatever the clock does. Two processes, on one host
-or on many, give the same name to different events only when they report the same object of one
-execution at the same nanosecond and have drawn the same of 2^32 numbers.
+A name is `<object>.<16 hex digits>-<8 hex digits>`: the object, which is everything before the last
+dot; the Unix nanoseconds of the first report; and a random number of this process. Within a process
+no two names have the same nanoseconds, even if the clock is set back. Two processes, on any hosts,
+give the same name to different events only if they report the same object of one execution at the
+same nanosecond and have drawn the same of 2^32 numbers.
 """
 
 import os
@@ -23,19 +23,19 @@ _SUFFIX_BYTES = len(".") + 16 + len("-") + 8
 
 
 class _Process:
-    """What all names of this process share. A forked child is a process of its own."""
+    """The clock and random number of all names of this process; a forked child gets its own."""
 
     def __init__(self) -> None:
         self.renew()
 
     def renew(self) -> None:
-        # Another thread may hold the lock at the moment of the fork; in the child it is no more.
+        # Another thread may have held the lock during the fork; the child has no such thread.
         self.lock = threading.Lock()
         self.token = os.urandom(4).hex()
         self.latest = 0
 
     def next_nanoseconds(self) -> int:
-        """Later than all before; call it with the lock."""
+        """Return a time later than all before; the caller holds the lock."""
         self.latest = max(time.time_ns(), self.latest + 1)
         return self.latest
 
@@ -44,24 +44,24 @@ _process = _Process()
 os.register_at_fork(after_in_child=_process.renew)
 
 
-class Names:
-    """Makes occurrences of events: checks, names and dates them. Safe to use from many threads.
+class EventNamer:
+    """A converter of events to occurrences: it checks, names and dates them. Thread-safe.
 
-    An event recurs when nothing but its times and its count differs. At least the last `size`
-    events are known, and twice as many at most; one that was forgotten gets a new name when it
+    Two events are recurrences if they differ only in times and count. The namer remembers at least
+    the last `size` events and at most twice as many; a forgotten event gets a new name when it
     recurs.
     """
 
     def __init__(self, size: int = 10_000) -> None:
         self._size = size
-        # What was used lately, and what was not since `_lately` was full the last time.
-        self._lately: dict[_Identity, Occurrence] = {}
-        self._before: dict[_Identity, Occurrence] = {}
+        # Two generations: when the recent one is full, it becomes the old one.
+        self._recent: dict[_Identity, Occurrence] = {}
+        self._old: dict[_Identity, Occurrence] = {}
 
     def occurrence(self, event: Event) -> Occurrence:
-        """`event` as a record carries it: `wire.decode` takes what `wire.encode` makes of it.
+        """Return the occurrence of `event`, which `wire.encode` and `wire.decode` reproduce.
 
-        Raises `EventError` for an event outside the bounds, which is then not known either.
+        Raises `EventError` for an event outside the bounds, and does not remember it.
         """
         first, last = timestamps_of(event)
         if event.name is not None:
@@ -81,38 +81,38 @@ class Names:
         )
         with _process.lock:
             try:
-                known = self._lately.get(identity)
-                if known is None and (known := self._before.get(identity)) is not None:
+                known = self._recent.get(identity)
+                if known is None and (known := self._old.get(identity)) is not None:
                     self._remember(identity, known)
-            except TypeError:  # not a string, which the check below says
+            except TypeError:  # not a string; the check below raises
                 known = None
             if known is None:
-                made = occurrence_of(event, _name_of(event), first, last)
-                self._remember(identity, made)
-                return made
-        # Texts that are known have been checked.
+                occurrence = occurrence_of(event, _new_name(event), first, last)
+                self._remember(identity, occurrence)
+                return occurrence
+        # The texts of a known event have been checked.
         return msgspec.structs.replace(
             known, first_timestamp=first, last_timestamp=last, count=count_of(event)
         )
 
     def _remember(self, identity: _Identity, known: Occurrence) -> None:
-        if len(self._lately) >= self._size:
-            self._before, self._lately = self._lately, {}
-        self._lately[identity] = known
+        if len(self._recent) >= self._size:
+            self._old, self._recent = self._recent, {}
+        self._recent[identity] = known
 
 
-def _name_of(event: Event) -> str:
+def _new_name(event: Event) -> str:
     object_name = event.object_name
     if not isinstance(object_name, str) or not object_name:
-        return "."  # The check of the object's name will say it.
+        return "."  # The check of the object's name raises.
     nanoseconds = _process.next_nanoseconds()
     return f"{event_name(_cut(object_name), nanoseconds)}-{_process.token}"
 
 
 def _cut(object_name: str) -> str:
-    """`object_name`, as much of it as leaves room for the rest of a name."""
-    most = events.NAME_MAX_BYTES - _SUFFIX_BYTES
-    if len(object_name) <= most // 4:
+    """Return `object_name`, cut so that the whole name stays within its limit."""
+    limit = events.NAME_MAX_BYTES - _SUFFIX_BYTES
+    if len(object_name) <= limit // 4:
         return object_name
-    # What UTF-8 cannot write is refused with the object's name.
-    return object_name.encode(errors="replace")[:most].decode(errors="ignore")
+    # A name that UTF-8 cannot encode is refused by the check of the object's name.
+    return object_name.encode(errors="replace")[:limit].decode(errors="ignore")

@@ -1,4 +1,4 @@
-"""What a worker publishes with."""
+"""The publisher of a worker."""
 
 import asyncio
 import os
@@ -14,41 +14,41 @@ from execution_events.publisher.delivery.direct import DirectDelivery
 from execution_events.publisher.delivery.spooled import SpooledDelivery
 from execution_events.publisher.element import Element
 from execution_events.publisher.event import Event
-from execution_events.publisher.naming import Names
-from execution_events.publisher.record import NewRecord
+from execution_events.publisher.naming import EventNamer
+from execution_events.publisher.record import PendingRecord
 from execution_events.publisher.spool.directory import open_spool
 from execution_events.publisher.tracing import current_traceparent
 from execution_events.settings import Settings
 
-_logger = Logger(__name__)
+_log = Logger(__name__)
 
-OTHER_LOOP = "the publisher was opened in another event loop: open one in this"
+OTHER_LOOP = "the publisher was opened in another event loop: open one in this event loop"
 
 
 class Publisher:
-    """Publishes the events of a worker; an asynchronous context manager.
+    """A publisher of events; an asynchronous context manager.
 
-    With a spool (the setting SPOOL_DIR) an event is durable on this machine's disk when `publish`
-    returns: Kafka may be away, the process may be killed, and the event is counted exactly once,
-    when this or any later publisher on the directory, or `execution-events spool drain`, reaches
-    Kafka. Without one it is on all in-sync replicas of Kafka when `publish` returns; one whose
-    `publish` has raised may be or may not be in the log.
+    With a spool (the setting SPOOL_DIR), an event is durable on the local disk when `publish`
+    returns: Kafka may be unavailable and the process may be killed, and the event is counted
+    exactly once, when this or any later publisher on the directory, or
+    `execution-events spool drain`, reaches Kafka. Without a spool, an event is on all in-sync
+    replicas of Kafka when `publish` returns; if `publish` raises, it may or may not be in the log.
 
-    Of one execution, an event whose `publish` was called after that of another had returned comes
-    after it in the log. A publisher belongs to the event loop and the process that opened it: in
-    another loop, or after a fork, every call raises a RuntimeError; open another publisher there.
+    Within one execution, an event published after `publish` of another has returned comes after it
+    in the log. A publisher belongs to the event loop and the process that opened it: in another
+    loop, or after a fork, every call raises a RuntimeError; open another publisher there.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._names = Names()
+        self._namer = EventNamer()
         self._delivery: DirectDelivery | SpooledDelivery | None = None
         self._process = 0
         self._own_loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod
     def from_settings(cls, environ: Mapping[str, str] | None = None) -> Self:
-        """One with the settings of `environ`, of `os.environ` without it.
+        """Return a publisher with the settings of `environ`, by default `os.environ`.
 
         Raises `SettingsError`, which names the wrong variable.
         """
@@ -56,12 +56,12 @@ class Publisher:
 
     async def __aenter__(self) -> Self:
         if self._delivery is not None:
-            raise RuntimeError("the publisher is open already")
+            raise RuntimeError("the publisher is already open")
         settings = self._settings
         if settings.publisher.spool_dir is None:
             self._delivery = await DirectDelivery(settings).__aenter__()
         else:
-            self._delivery = await _spooled(settings, Path(settings.publisher.spool_dir))
+            self._delivery = await _open_spooled(settings, Path(settings.publisher.spool_dir))
         self._process = os.getpid()
         self._own_loop = asyncio.get_running_loop()
         return self
@@ -72,7 +72,7 @@ class Publisher:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # In a fork it is the parent's to close.
+        # In a fork it belongs to the parent.
         if self._process == os.getpid():
             await self.close()
 
@@ -86,7 +86,7 @@ class Publisher:
         elem_id: str,
         object_namespace: str | None = None,
     ) -> Element:
-        """An element of an execution, whose actions and events are published with this one."""
+        """Return an element of an execution; its actions and events use this publisher."""
         return Element(
             self,
             execution_id=execution_id,
@@ -100,39 +100,41 @@ class Publisher:
     async def publish(self, event: Event) -> None:
         """Return when `event` is durable.
 
-        Raises `EventError` for an event that no consumer would take, and `RetryableError` where it
-        could not be made durable: Kafka or the spool is away, or the spool is full. When the caller
-        is cancelled meanwhile, the event may still be published.
+        Raises `EventError` for an event outside the bounds, and `RetryableError` when it cannot be
+        made durable: Kafka or the spool is unavailable, or the spool is full. If the caller is
+        cancelled meanwhile, the event may still be published.
         """
         delivery = self._open()
-        occurrence = self._names.occurrence(event)
-        await delivery.keep(NewRecord.of(occurrence, current_traceparent()))
+        occurrence = self._namer.occurrence(event)
+        await delivery.deliver(PendingRecord.of(occurrence, current_traceparent()))
 
     async def flush(self, timeout: float | None = None) -> None:
-        """Return when Kafka has acknowledged everything that was published before.
+        """Return when Kafka has acknowledged every event published before.
 
-        Raises `RetryableError` after `timeout` seconds; nothing is lost by that.
+        Raises `RetryableError` after `timeout` seconds; the events remain pending.
         """
         delivery = self._open()
         try:
             async with asyncio.timeout(timeout):
                 await delivery.flush()
         except TimeoutError:
-            raise RetryableError(f"Kafka has not acknowledged all within {timeout} s") from None
+            raise RetryableError(
+                f"Kafka has not acknowledged all events within {timeout} s"
+            ) from None
 
     async def close(self) -> int:
-        """Deliver what is left, for at most the setting CLOSE_TIMEOUT, and stop, within 5 s more.
+        """Deliver pending events for at most the setting CLOSE_TIMEOUT, then stop within 5 s.
 
-        Gives how many events were not delivered: with a spool they stay in it, without one their
+        Returns the number of events not delivered: with a spool they stay in it, without one their
         `publish` raises `RetryableError`. Closing again does nothing.
         """
         if self._delivery is None:
             return 0
         delivery, self._delivery = self._open(), None
-        left = await delivery.close()
-        if left:
-            _logger.warning("publisher closed with events left", events=left)
-        return left
+        undelivered = await delivery.close()
+        if undelivered:
+            _log.warning("events_undelivered", events=undelivered)
+        return undelivered
 
     def _open(self) -> DirectDelivery | SpooledDelivery:
         if self._delivery is None:
@@ -144,8 +146,8 @@ class Publisher:
         return self._delivery
 
 
-async def _spooled(settings: Settings, directory: Path) -> SpooledDelivery:
-    # In a thread, because checking a large file takes a while.
+async def _open_spooled(settings: Settings, directory: Path) -> SpooledDelivery:
+    # In a thread, because checking a large file takes time.
     opening = asyncio.create_task(
         asyncio.to_thread(open_spool, directory, settings.publisher.spool_max_bytes)
     )

@@ -1,33 +1,38 @@
-"""A record as the publisher makes it, before it has an origin."""
+"""The record of an event, from its encoding to its acknowledgement by Kafka."""
 
-import time
 from typing import Self
 
 import msgspec
 
 from execution_events import wire
+from execution_events.clock import now_ms
 from execution_events.events import Occurrence
 
 HOLD_MS = 30 * 24 * 3600 * 1000
-"""Milliseconds after its first attempt in which a record may be sent again: half of the time for
-which consumers remember a source that sends nothing."""
+"""Milliseconds after its first attempt during which a record may be sent again: half the time that
+consumers remember an idle source."""
+UNASSIGNED = -1
+"""The partition of a record that has none yet."""
 
 
-def now_ms() -> int:
-    """Return the time of the system's clock, in milliseconds since the Unix epoch."""
-    return time.time_ns() // 1_000_000
+class PendingRecord(msgspec.Struct, gc=False):
+    """One occurrence, encoded, that Kafka has not acknowledged yet.
 
-
-class NewRecord(msgspec.Struct, frozen=True, gc=False):
-    """One occurrence, encoded. `timestamp`, when it was made, is in ms since the Unix epoch."""
+    Times are in milliseconds since the Unix epoch. The delivery assigns the last three fields
+    before it sends the record: `sequence` (`ce_sequence`), which strictly increases within a
+    partition; `partition`; and `attempted_at`, which is not later than the first attempt.
+    """
 
     key: bytes
     value: bytes
     traceparent: str | None
-    timestamp: int
+    created_at: int
+    sequence: int = 0
+    partition: int = UNASSIGNED
+    attempted_at: int = 0
 
     @classmethod
     def of(cls, occurrence: Occurrence, traceparent: str | None = None) -> Self:
-        """The record that carries `occurrence`, made now."""
+        """Encode `occurrence`, created now."""
         key, value = wire.encode(occurrence)
-        return cls(key, value, traceparent, time.time_ns() // 1_000_000)
+        return cls(key, value, traceparent, now_ms())

@@ -1,15 +1,15 @@
-"""The trace that an event belongs to, so that it can be followed through the log."""
+"""The trace context of an event, so that it can be followed through the log."""
 
 import sys
 
 
 def current_traceparent() -> str | None:
-    """The W3C `traceparent` of the current OpenTelemetry span, None where there is none.
+    """Return the W3C `traceparent` of the current OpenTelemetry span, None without a span.
 
     A program that has not imported opentelemetry has no span, so this never imports it.
     """
     trace = sys.modules.get("opentelemetry.trace")
-    # While another thread is importing it, it is there and still without its functions.
+    # While another thread imports the module, it is registered but incomplete.
     current_span = getattr(trace, "get_current_span", None)
     if current_span is None:
         return None

@@ -1,4 +1,4 @@
-"""Delivery without a spool: what is not acknowledged is lost with the process."""
+"""Delivery without a spool: unacknowledged records are lost with the process."""
 
 import asyncio
 import uuid
@@ -6,30 +6,40 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
 from execution_events.errors import EventError, RetryableError
-from execution_events.publisher.delivery.sender import (
-    EVERY_PARTITION,
-    Acknowledged,
-    Outgoing,
-    Sender,
-)
-from execution_events.publisher.delivery.task import Background
-from execution_events.publisher.record import NewRecord
+from execution_events.publisher.delivery.sender import EVERY_PARTITION, Acknowledged, Sender
+from execution_events.publisher.delivery.task import RestartingTask
+from execution_events.publisher.record import PendingRecord
 from execution_events.settings import Settings
 
-_PENDING_MAX = 32 * 1024 * 1024
-"""Bytes that may wait for Kafka; then `keep` waits."""
+_PENDING_BYTES = 32 * 1024 * 1024
+"""Limit of the bytes that wait for Kafka; `deliver` waits above it."""
 _RECORD_BYTES = 512
-"""What a record that waits takes apart from its key and value, about."""
-_SWEEP = 0.5
-"""Seconds between two looks for records whose time is over."""
+"""Approximate memory of a pending record without its key and value."""
+_TIMEOUT_CHECK_INTERVAL = 0.5
+
+
+class _Waiter(msgspec.Struct, frozen=True, gc=False):
+    """The caller of a pending record; `deadline` is in seconds of the event loop's clock."""
+
+    acknowledged: asyncio.Future[Acknowledged]
+    deadline: float
+    partition: int
+
+    def fail(self, error: Exception) -> None:
+        if not self.acknowledged.done():
+            self.acknowledged.set_exception(error)
+            # Otherwise asyncio complains when the caller has gone.
+            self.acknowledged.exception()
 
 
 class DirectDelivery:
-    """Keeps records in memory until Kafka acknowledges them; an asynchronous context manager.
+    """A delivery that keeps records in memory until Kafka acknowledges them.
 
-    Entering reaches Kafka once, and raises `RetryableError` where it is away. All records have one
-    source, of this object, and sequences from `first_sequence` on.
+    An asynchronous context manager: entering it connects once, and raises `RetryableError` without
+    Kafka. All records have one source, of this object, and sequences from `first_sequence` on.
     """
 
     def __init__(
@@ -41,13 +51,15 @@ class DirectDelivery:
         self._sender = Sender(
             settings.kafka,
             source or f"urn:uuid:{uuid.uuid4()}",
-            acknowledged=self._acknowledged,
-            refused=self._refused,
-            expired=self._expired,
+            acknowledged=self._on_acknowledged,
+            refused=self._on_refused,
+            expired=self._on_expired,
         )
+        # By sequence, and so in the order of their deadlines: all have the same timeout.
+        self._waiters: dict[int, _Waiter] = {}
         self._bytes = 0
-        self._moved = asyncio.Event()
-        self._sweeper: Background | None = None
+        self._progress = asyncio.Event()
+        self._timeouts: RestartingTask | None = None
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -56,7 +68,7 @@ class DirectDelivery:
         except BaseException:
             await self._sender.close()
             raise
-        self._sweeper = Background(self._sweep)
+        self._timeouts = RestartingTask(self._check_timeouts)
         return self
 
     async def __aexit__(
@@ -67,71 +79,63 @@ class DirectDelivery:
     ) -> None:
         await self.close()
 
-    async def keep(self, record: NewRecord) -> None:
+    async def deliver(self, record: PendingRecord) -> None:
         """Return when Kafka has acknowledged `record`.
 
         Raises `RetryableError` after the setting `publish_timeout`; the record may still arrive.
         """
-        if self._bytes > _PENDING_MAX:
-            await self._room()
+        if self._bytes > _PENDING_BYTES:
+            await self._until_below_limit()
         await self._submit(record)
 
-    async def send(self, record: NewRecord) -> asyncio.Future[Acknowledged]:
-        """Put `record` in line and give its acknowledgement to wait for.
+    async def send(self, record: PendingRecord) -> asyncio.Future[Acknowledged]:
+        """Queue `record` and return a future of its acknowledgement.
 
-        Waits while too much is in line, at most `publish_timeout`.
+        Waits for at most `publish_timeout` while too much is pending.
         """
-        if self._bytes > _PENDING_MAX:
-            await self._room()
+        if self._bytes > _PENDING_BYTES:
+            await self._until_below_limit()
         return self._submit(record)
 
-    async def _room(self) -> None:
+    async def _until_below_limit(self) -> None:
         try:
             async with asyncio.timeout(self._timeout):
-                while self._bytes > _PENDING_MAX and not self._closed:
-                    await self._moved.wait()
+                while self._bytes > _PENDING_BYTES and not self._closed:
+                    await self._progress.wait()
         except TimeoutError:
-            raise self._late() from None
+            raise self._timeout_error(EVERY_PARTITION) from None
 
-    def _submit(self, record: NewRecord) -> asyncio.Future[Acknowledged]:
-        # Nothing is awaited here: sequences are in the order of the line.
+    def _submit(self, record: PendingRecord) -> asyncio.Future[Acknowledged]:
+        # Nothing is awaited here, so that sequences have the order of the queue.
         if self._closed:
             raise RetryableError("the publisher was closed before the event was sent")
         loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[Acknowledged] = loop.create_future()
-        self._sequence += 1
-        key = record.key
-        self._bytes += len(key) + len(record.value) + _RECORD_BYTES
-        self._sender.submit(
-            self._sender.partition_of(key),
-            Outgoing(
-                self._sequence,
-                key,
-                record.value,
-                record.traceparent,
-                record.timestamp,
-                waiter,
-                loop.time() + self._timeout,
-            ),
-        )
-        return waiter
+        acknowledged: asyncio.Future[Acknowledged] = loop.create_future()
+        sequence = self._sequence = self._sequence + 1
+        record.sequence = sequence
+        record.partition = partition = self._sender.partition_of(record.key)
+        record.attempted_at = record.created_at
+        self._bytes += _size(record)
+        self._waiters[sequence] = _Waiter(acknowledged, loop.time() + self._timeout, partition)
+        self._sender.submit(record)
+        return acknowledged
 
     async def flush(self) -> None:
-        """Return when everything that was kept before has been acknowledged or refused.
+        """Return when every record delivered before has been acknowledged or refused.
 
-        Raises `RetryableError` when it is closed meanwhile.
+        Raises `RetryableError` if the delivery is closed meanwhile.
         """
         last = self._sequence
         while (oldest := self._sender.oldest) is not None and oldest <= last:
             if self._closed:
                 raise RetryableError("the publisher was closed before Kafka acknowledged all")
-            await self._moved.wait()
+            await self._progress.wait()
 
     async def close(self) -> int:
-        """Wait for what is pending, at most `close_timeout` and 5 s; give how much of it is left.
+        """Wait for pending records for at most `close_timeout` and 5 s; return how many remain.
 
-        Whoever waits for what is left gets a `RetryableError`; it may or may not arrive. A
-        cancellation ends the waiting for Kafka, and what there is to close is closed all the same.
+        Callers of the remaining ones get a `RetryableError`; these records may or may not arrive.
+        A cancellation ends the waiting for Kafka, and everything is closed all the same.
         """
         try:
             async with asyncio.timeout(self._close_timeout):
@@ -139,75 +143,71 @@ class DirectDelivery:
         except (TimeoutError, RetryableError):
             pass
         finally:
-            left = await self._stop()
-        return left
+            pending = await self._stop()
+        return pending
 
     async def _stop(self) -> int:
         self._closed = True
-        left = self._sender.pending
-        if self._sweeper is not None:
-            await self._sweeper.stop()
+        pending = self._sender.pending
+        if self._timeouts is not None:
+            await self._timeouts.stop()
         await self._sender.close()
-        for _, line in self._sender.lines:
-            for record in line:
-                _fail(
-                    record,
-                    RetryableError("the publisher was closed before Kafka acknowledged the event"),
-                )
-        self._note_move()
-        return left
+        for waiter in self._waiters.values():
+            waiter.fail(
+                RetryableError("the publisher was closed before Kafka acknowledged the event")
+            )
+        self._waiters.clear()
+        self._note_progress()
+        return pending
 
-    def _acknowledged(self, records: Sequence[Outgoing], partition: int, base: int) -> None:
+    def _on_acknowledged(self, records: Sequence[PendingRecord], partition: int, base: int) -> None:
         offset, step = (base, 1) if base >= 0 else (-1, 0)
+        take_waiter = self._waiters.pop
         for record in records:
             self._bytes -= _size(record)
-            waiter = record.waiter
-            if waiter is not None and not waiter.done():
-                waiter.set_result(Acknowledged(partition, offset))
+            waiter = take_waiter(record.sequence, None)
+            if waiter is not None and not waiter.acknowledged.done():
+                waiter.acknowledged.set_result(Acknowledged(partition, offset))
             offset += step
-        self._note_move()
+        self._note_progress()
 
-    def _refused(self, record: Outgoing, detail: str) -> None:
+    def _on_refused(self, record: PendingRecord, detail: str) -> None:
+        if (waiter := self._waiters.pop(record.sequence, None)) is not None:
+            waiter.fail(EventError(detail))
         self._bytes -= _size(record)
-        _fail(record, EventError(detail))
-        self._note_move()
+        self._note_progress()
 
-    def _expired(self, record: Outgoing) -> None:
-        # Its waiter has given up long ago.
+    def _on_expired(self, record: PendingRecord) -> None:
+        # The caller's own timeout ends its waiting, if it has not done so long ago.
         self._bytes -= _size(record)
-        self._note_move()
+        self._note_progress()
 
-    def _note_move(self) -> None:
-        moved, self._moved = self._moved, asyncio.Event()
-        moved.set()
+    def _note_progress(self) -> None:
+        progress, self._progress = self._progress, asyncio.Event()
+        progress.set()
 
-    async def _sweep(self) -> None:
-        """One timer for all: a timer for each record would cost more than sending it."""
+    async def _check_timeouts(self) -> None:
+        """Fail late callers; one timer a record would cost more than sending the record."""
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(_SWEEP)
+            await asyncio.sleep(_TIMEOUT_CHECK_INTERVAL)
             now = loop.time()
-            for partition, line in self._sender.lines:
-                # All have the same time to wait, so the oldest come first.
-                for record in line:
-                    if record.deadline > now:
-                        break
-                    _fail(record, self._late(partition))
+            late = []
+            for sequence, waiter in self._waiters.items():
+                if waiter.deadline > now:
+                    break
+                late.append(sequence)
+            for sequence in late:
+                waiter = self._waiters.pop(sequence)
+                waiter.fail(self._timeout_error(waiter.partition))
 
-    def _late(self, partition: int = EVERY_PARTITION) -> RetryableError:
-        reason = self._sender.reason(partition)
+    def _timeout_error(self, partition: int) -> RetryableError:
+        error = self._sender.error(partition)
         return RetryableError(
             f"Kafka has acknowledged nothing for {self._timeout} s"
-            + (f": {reason}" if reason else "")
+            + (f": {error}" if error else "")
         )
 
 
-def _size(record: Outgoing) -> int:
+def _size(record: PendingRecord) -> int:
     return len(record.key) + len(record.value) + _RECORD_BYTES
-
-
-def _fail(record: Outgoing, error: Exception) -> None:
-    waiter = record.waiter
-    if waiter is not None and not waiter.done():
-        waiter.set_exception(error)
-        waiter.exception()  # Else asyncio complains where nobody waits any more.

@@ -18,60 +18,33 @@ from aiokafka.partitioner import murmur2
 
 from execution_events import wire
 from execution_events.backoff import backoff
+from execution_events.clock import now_ms
 from execution_events.errors import RetryableError
-from execution_events.kafka.connection import client_options
-from execution_events.kafka.producer import NOT_APPENDED, TOO_LARGE, Producer
+from execution_events.kafka.producer import NOT_APPENDED, TOO_LARGE
 from execution_events.logs import Logger
-from execution_events.publisher.delivery.task import Background
-from execution_events.publisher.record import HOLD_MS, now_ms
+from execution_events.publisher.delivery.connection import KafkaConnection
+from execution_events.publisher.delivery.task import RestartingTask
+from execution_events.publisher.record import HOLD_MS, PendingRecord
 from execution_events.settings import KafkaSettings
 
-_logger = Logger(__name__)
+_log = Logger(__name__)
 
-_BATCH_BYTES = 256 * 1024
-"""Of one batch before compression: far below Kafka's default limit of 1 MiB."""
 _BATCH_RECORDS = 10_000
-_REQUEST_TIMEOUT = 15
-"""Seconds until aiokafka gives up a request and sends it again."""
 _DELIVERY_TIMEOUT = 60
 """Seconds without an acknowledgement after which a producer is replaced."""
-_CONNECT_TIMEOUT = 30
-_BACK_OFF = (0.1, 5.0)
-"""Seconds between two attempts in a row that failed, at first and at most."""
 _REPORT_INTERVAL = 60
-"""Seconds between two log lines on records that wait for the same reason."""
+"""Seconds between two log lines about partitions blocked by the same error."""
 EVERY_PARTITION = -1
-"""Stands for the partition where the reason to wait is one of all."""
+"""The key of an error that blocks all partitions."""
 
 _murmur2 = lru_cache(maxsize=4096)(murmur2)
 
 
 class Acknowledged(msgspec.Struct, frozen=True, gc=False):
-    """Where Kafka has stored a record; the offset is -1 where the broker did not say it."""
+    """The position of a record in the log; the offset is -1 if the broker did not report it."""
 
     partition: int
     offset: int
-
-
-class Outgoing(msgspec.Struct, frozen=True, gc=False):
-    """A record on its way. `attempted_at`, in milliseconds since the Unix epoch, is not later than
-    its first attempt.
-
-    `sequence` rises strictly from one submitted record of a partition to the next. `waiter` and
-    `deadline`, in seconds of the event loop's clock, are the submitter's own.
-    """
-
-    sequence: int
-    key: bytes
-    value: bytes
-    traceparent: str | None
-    attempted_at: int
-    waiter: asyncio.Future[Acknowledged] | None = None
-    deadline: float = 0
-
-
-class PartitionMissingError(RetryableError):
-    """Send it when the topic has the partition again, or as a new record: it may be there never."""
 
 
 def _ignore(partition: int) -> None:
@@ -79,20 +52,20 @@ def _ignore(partition: int) -> None:
 
 
 class Sender:
-    """Sends records of one source, as long as consumers know what they have counted of it.
+    """The sender of one source's records.
 
-    Each partition has one batch in flight, and the next begins when it is acknowledged. So a batch
-    that is sent again, by a new producer too, is in the log before any later record of its source:
-    every further copy is at or below the source's watermark, and is not counted. A record gets its
-    Kafka timestamp when it is sent, another one each time.
+    Each partition has one batch in flight; the next is sent when that is acknowledged. A batch
+    that is sent again, also by a new producer, is therefore in the log before any later record of
+    its source: every further copy is at or below the source's watermark and does not count. A
+    record gets a new Kafka timestamp with every attempt.
 
-    Kafka refuses a record for good where it is too large by itself. Every other refusal is one of
-    the environment: the partition waits and tries again, the others go on.
+    Kafka refuses a record for good only when it is too large by itself. Every other refusal has
+    its cause in the environment: it blocks the partition, which tries again, and no other.
 
     `acknowledged(records, partition, base_offset)`, `refused(record, detail)` and `expired(record)`
-    are called in the event loop, one of them once for each record: `expired` for one that was
-    attempted more than `HOLD_MS` ago, which is not sent any more. `waits(partition)` is called when
-    an attempt has failed; then `take_back` may be called, but not for `EVERY_PARTITION`.
+    are called in the event loop, one of them once for each record; `expired` for a record that was
+    first attempted more than `HOLD_MS` ago and is not sent any more. `blocked(partition)` is called
+    after each failed attempt; it may call `withdraw`, except for `EVERY_PARTITION`.
     """
 
     def __init__(
@@ -100,124 +73,171 @@ class Sender:
         settings: KafkaSettings,
         source: str,
         *,
-        acknowledged: Callable[[Sequence[Outgoing], int, int], None],
-        refused: Callable[[Outgoing, str], None],
-        expired: Callable[[Outgoing], None],
-        waits: Callable[[int], None] = _ignore,
+        acknowledged: Callable[[Sequence[PendingRecord], int, int], None],
+        refused: Callable[[PendingRecord, str], None],
+        expired: Callable[[PendingRecord], None],
+        blocked: Callable[[int], None] = _ignore,
     ) -> None:
-        self._client = client_options(settings)
+        self._connection = KafkaConnection(settings, self._on_unavailable)
         self._topic = settings.topic
         self._source = source
         self._acknowledged = acknowledged
         self._refused = refused
         self._expired = expired
-        self._waits = waits
-        self._batch_bytes = _BATCH_BYTES
-        self._noted: dict[int, tuple[type[Exception], float]] = {}
+        self._blocked = blocked
+        self._reported: dict[int, tuple[type[Exception], float]] = {}
         self._logged: dict[type[Exception], float] = {}
-        self._lanes: dict[int, _Lane] = {}
-        self._producer: Producer | None = None
-        self._connecting = asyncio.Lock()
-        self.partitions = 0
-        """How many partitions the topic has; 0 until Kafka has said it."""
+        self._queues: dict[int, _PartitionQueue] = {}
         self.pending = 0
-        """How many records were submitted and have not met their fate."""
-        self.reasons: dict[int, str] = {}
-        """Why partitions wait: those whose last attempt has failed, and `EVERY_PARTITION`."""
+        """Number of records submitted and not yet acknowledged, refused, expired or withdrawn."""
+        self.errors: dict[int, str] = {}
+        """The last error of each blocked partition, and of `EVERY_PARTITION` without Kafka."""
+
+    @property
+    def partitions(self) -> int:
+        """The number of partitions of the topic; 0 until Kafka has been reached."""
+        return self._connection.partitions
 
     @property
     def oldest(self) -> int | None:
-        """The least sequence that is pending, None if there is none."""
-        return min((lane.oldest for lane in self._lanes.values() if lane.pending), default=None)
+        """The lowest pending sequence, None if nothing is pending."""
+        heads = (queue.records[0].sequence for queue in self._queues.values() if queue.records)
+        return min(heads, default=None)
 
     @property
-    def lines(self) -> Iterator[tuple[int, Iterable[Outgoing]]]:
-        """Each partition with what is pending for it, in order."""
-        return ((partition, lane.waiting) for partition, lane in self._lanes.items())
+    def pending_by_partition(self) -> Iterator[tuple[int, Iterable[PendingRecord]]]:
+        """Each partition with its pending records, in order."""
+        return ((partition, queue.records) for partition, queue in self._queues.items())
 
-    def reason(self, partition: int) -> str | None:
-        """Why the records of `partition` wait, None where nothing is wrong."""
-        return self.reasons.get(partition, self.reasons.get(EVERY_PARTITION))
+    def error(self, partition: int) -> str | None:
+        """Return the error that blocks `partition`, None if nothing does."""
+        return self.errors.get(partition, self.errors.get(EVERY_PARTITION))
 
     def partition_of(self, key: bytes) -> int:
-        """The partition of `key` by Java's murmur2; only once `partitions` is known."""
-        return int(_murmur2(key) & 0x7FFFFFFF) % self.partitions
+        """Return the partition of `key` by Java's murmur2; `partitions` must be known."""
+        return int(_murmur2(key) & 0x7FFFFFFF) % self._connection.partitions
 
-    def submit(self, partition: int, record: Outgoing) -> None:
-        """Send `record` to `partition`, after all that was submitted to it before.
+    def submit(self, record: PendingRecord) -> None:
+        """Send `record` after all that was submitted to its partition before.
 
-        Not after `close`.
+        Not to be called after `close`.
         """
-        lane = self._lanes.get(partition)
-        if lane is None:
-            lane = self._lanes[partition] = _Lane(self, partition)
+        partition = record.partition
+        queue = self._queues.get(partition)
+        if queue is None:
+            queue = self._queues[partition] = _PartitionQueue(self, partition)
         self.pending += 1
-        lane.submit(record)
+        queue.append(record)
 
     async def connect(self) -> None:
-        """Reach Kafka once, so that `partitions` is known; `RetryableError` where it is away."""
-        async with self._connecting:
-            self._producer = await self._connect()
+        """Connect once, so that `partitions` is known; raise `RetryableError` without Kafka."""
+        await self._connection.open()
 
     async def until_connected(self) -> None:
-        """Reach Kafka, however long it takes."""
-        await self._connected()
+        """Connect, however long it takes."""
+        await self._connection.producer()
+        self.errors.pop(EVERY_PARTITION, None)
 
     async def close(self) -> None:
-        """Send nothing more, within 4 s. What is pending then may be in the log or not."""
+        """Stop sending within 4 s; pending records may or may not be in the log."""
         # Each ends within moments of its cancellation: none waits for Kafka then.
-        await asyncio.gather(*(lane.stop() for lane in self._lanes.values()))
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            await producer.end()
+        await asyncio.gather(*(queue.stop() for queue in self._queues.values()))
+        await self._connection.close()
 
-    def take_back(self, partition: int) -> list[Outgoing]:
-        """Remove all records of `partition` but the first, which finds out when it goes on.
+    def withdraw(self, partition: int) -> list[PendingRecord]:
+        """Remove and return the records of a blocked partition, except the first.
 
-        Only while it waits after an attempt that has failed.
+        The first finds out when the partition works again.
         """
-        waiting = self._lanes[partition].waiting
-        taken = list(islice(waiting, 1, None))
-        for _ in taken:
-            waiting.pop()
-        self.pending -= len(taken)
-        return taken
+        records = self._queues[partition].records
+        withdrawn = list(islice(records, 1, None))
+        for _ in withdrawn:
+            records.pop()
+        self.pending -= len(withdrawn)
+        return withdrawn
 
-    def settle_acknowledged(self, records: Sequence[Outgoing], partition: int, base: int) -> None:
-        """A lane's batch is in the log."""
+    async def send(
+        self, records: Sequence[PendingRecord], partition: int, limit: int
+    ) -> tuple[int, int, Exception | None]:
+        """Send one batch of at most the first `limit` of `records`.
+
+        Returns the number of records in the batch, its base offset, and the error if it failed:
+        one of `TOO_LARGE`, or one after which the batch may or may not be in the log.
+        """
+        producer = await self._connection.producer()
+        self.errors.pop(EVERY_PARTITION, None)
+        count = 0
+        try:
+            await self._connection.check_partition(producer, partition)
+            timestamp = now_ms()
+            batch = producer.create_batch()
+            append, encode_headers = batch.append, wire.encode_headers
+            for record in islice(records, limit):
+                headers = encode_headers(self._source, record.sequence, record.traceparent)
+                if not append(
+                    timestamp=timestamp, key=record.key, value=record.value, headers=headers
+                ):
+                    break
+                count += 1
+            async with asyncio.timeout(_DELIVERY_TIMEOUT):
+                sent = await producer.send_batch(batch, self._topic, partition=partition)
+                return count, (await sent).offset, None
+        except Exception as error:
+            # No error, not even a fault of the library, is a reason to give up a record.
+            if not isinstance(error, (*NOT_APPENDED, RetryableError)):
+                await self._connection.replace(producer, error)
+            return count, -1, error
+
+    def limit_batches(self, size: int) -> None:
+        """Limit all further batches to `size` bytes of keys and values."""
+        self._connection.limit_batches(size)
+
+    # Outcomes, reported by the queues.
+
+    def settle_acknowledged(
+        self, records: Sequence[PendingRecord], partition: int, base: int
+    ) -> None:
+        """Report records that are in the log."""
         self.pending -= len(records)
         self._acknowledged(records, partition, base)
 
-    def settle_refused(self, record: Outgoing, error: Exception) -> None:
-        """A lane's record will never be in the log."""
+    def settle_refused(self, record: PendingRecord, error: Exception) -> None:
+        """Report a record that Kafka will never accept."""
         self.pending -= 1
         self._refused(record, f"Kafka refuses the record: {type(error).__name__}")
 
-    def settle_expired(self, record: Outgoing) -> None:
-        """A lane's record was attempted too long ago."""
+    def settle_expired(self, record: PendingRecord) -> None:
+        """Report a record whose first attempt was too long ago."""
         self.pending -= 1
         self._expired(record)
 
-    def note_failure(self, partition: int, error: Exception) -> None:
-        """An attempt of a lane has failed: its records wait. The log tells why once a minute."""
+    def block(self, partition: int, error: Exception) -> None:
+        """Report a failed attempt; the same error is logged once a minute."""
         kind, now = type(error), asyncio.get_running_loop().time()
-        # Some texts change with each attempt, and who stores them need not.
-        noted, at = self._noted.get(partition, (None, now))
-        if noted is not kind or at <= now - _REPORT_INTERVAL:
-            self._noted[partition] = kind, now
-            self.reasons[partition] = self._text(error)
-        # One that was replaced is in the log, for all partitions.
-        told = kind is ProducerClosed or self._logged.get(kind, -inf) > now - _REPORT_INTERVAL
-        if not told:
+        # Some texts differ with every attempt; the stored one need not follow them.
+        reported, at = self._reported.get(partition, (None, now))
+        if reported is not kind or at <= now - _REPORT_INTERVAL:
+            self._reported[partition] = kind, now
+            self.errors[partition] = self._text(error)
+        # The replacement of a producer has been logged already, for all partitions.
+        recent = self._logged.get(kind, -inf) > now - _REPORT_INTERVAL
+        if not recent and kind is not ProducerClosed:
             self._logged[kind] = now
-            partitions = sorted(p for p, (noted, _) in self._noted.items() if noted is kind)
-            _logger.warning("partitions_wait", partitions=partitions, error=self.reasons[partition])
-        self._waits(partition)
+            _log.warning(
+                "partitions_blocked",
+                partitions=sorted(p for p, (other, _) in self._reported.items() if other is kind),
+                error=self.errors[partition],
+            )
+        self._blocked(partition)
 
-    def note_success(self, partition: int) -> None:
-        """Nothing of a lane waits any more for what its last attempt has failed with."""
-        self.reasons.pop(partition, None)
-        self._noted.pop(partition, None)
+    def unblock(self, partition: int) -> None:
+        """Forget the error of a partition that works again."""
+        self.errors.pop(partition, None)
+        self._reported.pop(partition, None)
+
+    def _on_unavailable(self, error: str) -> None:
+        self.errors[EVERY_PARTITION] = error
+        self._blocked(EVERY_PARTITION)
 
     def _text(self, error: Exception) -> str:
         match error:
@@ -229,178 +249,77 @@ class Sender:
                     f"({type(error).__name__})"
                 )
             case TopicAuthorizationFailedError():
-                return f"no right to write to the topic {self._topic}"
+                return f"no right to write to topic {self._topic}"
             case ProducerClosed():
                 return "the connection was renewed"
             case TimeoutError():
                 return f"no acknowledgement for {_DELIVERY_TIMEOUT} s"
         return str(error) if isinstance(error, KafkaError) else f"{type(error).__name__}: {error}"
 
-    def limit_batches(self, size: int) -> None:
-        """Send no batch of more than `size` bytes, of keys and values, any more."""
-        self._batch_bytes = max(1, min(self._batch_bytes, size))
-        if self._producer is not None:
-            self._producer.limit_batches(self._batch_bytes)
 
-    async def send(
-        self, waiting: Sequence[Outgoing], partition: int, most: int
-    ) -> tuple[int, int, Exception | None]:
-        """Send one batch of the first of `waiting`, at most `most`.
-
-        Gives how many were in the batch, its base offset, and the error that it has failed with:
-        one of `TOO_LARGE`, or one that leaves its fate open or may be another one next time.
-        """
-        producer = await self._connected()
-        count = 0
-        try:
-            if partition >= producer.known_partitions(self._topic):
-                await self._find_partition(producer, partition)
-            timestamp = now_ms()
-            batch = producer.create_batch()
-            append, encode_headers = batch.append, wire.encode_headers
-            for record in islice(waiting, most):
-                headers = encode_headers(self._source, record.sequence, record.traceparent)
-                if not append(
-                    timestamp=timestamp, key=record.key, value=record.value, headers=headers
-                ):
-                    break
-                count += 1
-            async with asyncio.timeout(_DELIVERY_TIMEOUT):
-                sent = await producer.send_batch(batch, self._topic, partition=partition)
-                return count, (await sent).offset, None
-        except Exception as error:
-            # Whatever it is, the library's own faults too, no record is given up for it.
-            if not isinstance(error, (*NOT_APPENDED, RetryableError)):
-                await self._drop(producer, error)
-            return count, -1, error
-
-    async def _find_partition(self, producer: Producer, partition: int) -> None:
-        """Raise a `RetryableError` where a broker does not know `partition` of the topic either."""
-        async with asyncio.timeout(_REQUEST_TIMEOUT):
-            self.partitions = await producer.find_partitions(self._topic)
-        if partition >= self.partitions:
-            raise PartitionMissingError(
-                f"the topic {self._topic} has only {self.partitions} partitions: "
-                "`execution-events spool drain --accept-duplicates` gives events new ones"
-            )
-
-    async def _connected(self) -> Producer:
-        async with self._connecting:
-            if self._producer is not None and not self._producer.alive:
-                await self._drop(self._producer, RuntimeError("its tasks were cancelled"))
-            failures = 0
-            while self._producer is None:
-                try:
-                    self._producer = await self._connect()
-                except Exception as error:
-                    failures += 1
-                    why = str(error) if isinstance(error, RetryableError) else repr(error)
-                    self.reasons[EVERY_PARTITION] = why
-                    _logger.warning("kafka is away", error=why, attempt=failures)
-                    self._waits(EVERY_PARTITION)
-                    await asyncio.sleep(backoff(failures - 1, *_BACK_OFF))
-            self.reasons.pop(EVERY_PARTITION, None)
-            return self._producer
-
-    async def _connect(self) -> Producer:
-        producer = Producer(
-            **self._client,
-            resend_ms=HOLD_MS,
-            acks="all",
-            enable_idempotence=True,
-            compression_type="zstd",
-            max_batch_size=self._batch_bytes,
-            request_timeout_ms=_REQUEST_TIMEOUT * 1000,
-        )
-        try:
-            async with asyncio.timeout(_CONNECT_TIMEOUT):
-                await producer.start()
-                self.partitions = await producer.find_partitions(self._topic)
-        except BaseException as error:
-            await producer.end()
-            if isinstance(error, KafkaError | OSError | RetryableError):
-                servers = self._client["bootstrap_servers"]
-                raise RetryableError(f"Kafka at {servers}: {str(error) or 'no answer'}") from error
-            raise
-        return producer
-
-    async def _drop(self, producer: Producer, error: Exception) -> None:
-        """Have a new producer: after a fatal error of the old one, and after any that is open."""
-        # Others that fail with the same producer find it gone.
-        if self._producer is producer:
-            self._producer = None
-            _logger.warning("kafka producer replaced", error=f"{type(error).__name__}: {error}")
-            await producer.end()
-
-
-class _Lane:
-    """The records of one partition, in order: at most one batch is in flight."""
+class _PartitionQueue:
+    """The pending records of one partition, in order, with at most one batch in flight."""
 
     def __init__(self, sender: Sender, partition: int) -> None:
         self._sender = sender
         self._partition = partition
-        self.waiting: deque[Outgoing] = deque()
-        self._wake = asyncio.Event()
-        self._task = Background(self._run)
+        self.records: deque[PendingRecord] = deque()
+        self._filled = asyncio.Event()
+        self._task = RestartingTask(self._run)
 
-    @property
-    def pending(self) -> int:
-        return len(self.waiting)
-
-    @property
-    def oldest(self) -> int:
-        return self.waiting[0].sequence
-
-    def submit(self, record: Outgoing) -> None:
-        self.waiting.append(record)
-        self._wake.set()
+    def append(self, record: PendingRecord) -> None:
+        self.records.append(record)
+        self._filled.set()
 
     async def stop(self) -> None:
         await self._task.stop()
 
     async def _run(self) -> None:
         failures = 0
-        # So many at the head of the line were too large as a batch, which had so many bytes: halves
-        # of them find out whether one of them is, or all together.
+        # The first `suspects` records were too large as one batch of `size` bytes. Sending halves
+        # of them shows whether a single record is too large or only all of them together.
         suspects = size = 0
         while True:
             if self._expire():
                 suspects = size = 0
-            while not self.waiting:
+            while not self.records:
                 if failures:
                     failures = 0
-                    self._sender.note_success(self._partition)
-                self._wake.clear()
-                await self._wake.wait()
-            # What is in flight stays at the head of the line until its fate is known.
-            most = (suspects + 1) // 2 or _BATCH_RECORDS
-            count, base, error = await self._sender.send(self.waiting, self._partition, most)
+                    self._sender.unblock(self._partition)
+                self._filled.clear()
+                await self._filled.wait()
+            # A batch in flight stays at the head of the queue until its outcome is known.
+            limit = (suspects + 1) // 2 or _BATCH_RECORDS
+            count, base, error = await self._sender.send(self.records, self._partition, limit)
             if error is None:
                 if failures:
                     failures = 0
-                    self._sender.note_success(self._partition)
+                    self._sender.unblock(self._partition)
                 suspects = max(0, suspects - count)
                 if size and not suspects:
                     self._sender.limit_batches(size // 2)
                     size = 0
-                records = [self.waiting.popleft() for _ in range(count)]
+                records = [self.records.popleft() for _ in range(count)]
                 self._sender.settle_acknowledged(records, self._partition, base)
             elif not isinstance(error, TOO_LARGE):
-                failures += 1
-                self._sender.note_failure(self._partition, error)
+                self._sender.block(self._partition, error)
                 suspects = size = 0
-                await asyncio.sleep(backoff(failures - 1, *_BACK_OFF))
+                await asyncio.sleep(backoff(failures))
+                failures += 1
             elif suspects == 1:
                 suspects = size = 0
-                self._sender.settle_refused(self.waiting.popleft(), error)
+                self._sender.settle_refused(self.records.popleft(), error)
             else:
-                # One that is alone, too, is sent once more.
+                # A record that is alone is sent once more, too.
                 suspects = count
-                size = sum(len(r.key) + len(r.value) for r in islice(self.waiting, count))
+                size = sum(len(r.key) + len(r.value) for r in islice(self.records, count))
 
     def _expire(self) -> bool:
-        """Give up what was attempted too long ago; later records were attempted later."""
-        horizon, number = now_ms() - HOLD_MS, self.pending
-        while self.waiting and self.waiting[0].attempted_at < horizon:
-            self._sender.settle_expired(self.waiting.popleft())
-        return self.pending < number
+        """Give up records attempted too long ago; return whether there were any.
+
+        Later records were attempted later.
+        """
+        horizon, number = now_ms() - HOLD_MS, len(self.records)
+        while self.records and self.records[0].attempted_at < horizon:
+            self._sender.settle_expired(self.records.popleft())
+        return len(self.records) < number

@@ -1,80 +1,86 @@
-"""Delivery through a spool: what `keep` has returned for survives the process."""
+"""Delivery through a spool: delivered records survive the process."""
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import copy
 from functools import partial
 from types import TracebackType
-from typing import NamedTuple, Self, TypeVar
+from typing import Self, TypeVar
+
+import msgspec
 
 from execution_events.errors import RetryableError, SpoolCorruptError, SpoolFullError
 from execution_events.logs import Logger
-from execution_events.publisher.delivery.sender import EVERY_PARTITION, Outgoing, Sender
-from execution_events.publisher.delivery.task import Background
-from execution_events.publisher.delivery.turn import Changes, exchange
-from execution_events.publisher.record import NewRecord
+from execution_events.publisher.delivery.commit import Fetch, commit
+from execution_events.publisher.delivery.relay import Relay
+from execution_events.publisher.delivery.sender import Sender
+from execution_events.publisher.delivery.task import RestartingTask
+from execution_events.publisher.record import PendingRecord
 from execution_events.publisher.spool import directory as spool_directory
 from execution_events.publisher.spool.spool import Spool
 from execution_events.settings import Settings
 
 _T = TypeVar("_T")
 
-_logger = Logger(__name__)
+_log = Logger(__name__)
 
-_WINDOW = 5_000
-"""Records in memory, taken from the spool and not acknowledged; the others stay on the disk."""
-_TURN_BYTES = 512 * 1024
-"""Of the new records of one transaction, which fit into an empty spool of the least size."""
-_COMPANY = 0.05
-"""Seconds that acknowledgements alone wait for new records, to share their transaction."""
-_PAUSE = 0.5
-"""Seconds until a spool that has failed is tried again."""
+_COMMIT_BYTES = 512 * 1024
+"""Limit of the new records of one transaction; an empty spool of the smallest size holds them."""
+_COMMIT_DELAY = 0.05
+"""Seconds that acknowledgements wait for new records, to share their transaction."""
+_RETRY_DELAY = 0.5
+"""Seconds between two attempts to use a spool that fails."""
 
 
-class _Kept(NamedTuple):
-    record: NewRecord
+class _NewRecord(msgspec.Struct, frozen=True, gc=False):
+    """A record that is not on the disk yet, and the future of its caller."""
+
+    record: PendingRecord
     durable: asyncio.Future[None]
+
+    def fail(self, error: Exception) -> None:
+        if not self.durable.done():
+            self.durable.set_exception(error)
 
 
 class SpooledDelivery:
-    """Keeps records in a spool and sends them from there; an asynchronous context manager.
+    """A delivery that keeps records in a spool and sends them from there.
 
-    One task makes the spool's turns, in a thread of their own: a turn stores all new records,
-    forgets the acknowledged ones and takes the next to send, in one transaction. So callers at the
-    same time share one fsync, and a record is sent only once it and its partition are on the disk.
+    An asynchronous context manager that owns `spool` and closes it. One task commits to the spool,
+    in a thread: a commit stores all new records, deletes acknowledged ones and fetches the next to
+    send, in one transaction. Concurrent callers share its fsync, and a record is sent only once it
+    and its partition are on the disk.
 
-    A partition that waits keeps one record in memory; what follows goes back to the spool, so that
-    the window is there for the others. With `accept_partitions`, records of partitions that the
-    topic does not have get others before anything is sent.
-
-    It owns `spool` and closes it. A spool that turns out to be damaged is set aside and replaced;
-    what was in memory of it is sent before anything of the new one.
+    A damaged spool is set aside and replaced; its records in memory are sent before any of the new
+    one. With `reassign_partitions`, records of partitions that the topic does not have are assigned
+    to others before anything is sent.
     """
 
     def __init__(
-        self, settings: Settings, spool: Spool, *, accept_partitions: bool = False
+        self, settings: Settings, spool: Spool, *, reassign_partitions: bool = False
     ) -> None:
         self._settings = settings
-        self._accept_partitions = accept_partitions
-        self._new: deque[_Kept] = deque()
-        self._storing: list[_Kept] = []
-        self._due = asyncio.Event()
-        self._worthwhile = asyncio.Event()
-        self._moved = asyncio.Event()
-        self._turning: Background | None = None
-        self._connecting: Background | None = None
-        self._retired: list[Sender] = []
-        self._failing = False
-        self._closed = False
-        self._use(spool)
+        self._new: deque[_NewRecord] = deque()
+        self._storing: list[_NewRecord] = []
+        self._commit_due = asyncio.Event()
+        # Set as well when a commit would do more than delete acknowledged records.
+        self._commit_urgent = asyncio.Event()
+        self._progress = asyncio.Event()
+        self._committing: RestartingTask | None = None
+        self._connecting: RestartingTask | None = None
+        self._retired: list[Relay] = []
+        self._held = 0
+        self._damaged = self._failing = self._closed = False
+        self._relay = self._open_relay(spool, reassign_partitions)
+        self._warn_of_held()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="execution-events-spool")
 
     async def __aenter__(self) -> Self:
-        self._turning = Background(self._turns)
-        self._connecting = Background(self._connect)
+        self._committing = RestartingTask(self._run_commits)
+        self._connecting = RestartingTask(self._connect)
         return self
 
     async def __aexit__(
@@ -86,48 +92,48 @@ class SpooledDelivery:
         await self.close(wait=exc is None)
 
     @property
-    def left(self) -> int:
-        """How many records wait in the spool; held and refused ones do not count."""
-        return self._spool.left
+    def pending(self) -> int:
+        """The number of records to send; held and refused ones do not count."""
+        return self._spool.pending
 
-    async def keep(self, record: NewRecord) -> None:
+    async def deliver(self, record: PendingRecord) -> None:
         """Return when `record` is on the disk.
 
-        When the spool or the disk is full it raises `SpoolFullError` or waits, as the setting
-        `spool_full` says. Raises `RetryableError` where the spool cannot be written, or was closed
-        before; then it is not on the disk.
+        When the spool or the disk is full, raises `SpoolFullError` or waits, by the setting
+        `spool_full`. Raises `RetryableError` when the spool cannot be written or is closed first;
+        then the record is not on the disk.
         """
         if self._closed:
             raise _closed_error()
-        kept = _Kept(record, asyncio.get_running_loop().create_future())
-        self._new.append(kept)
-        self._worthwhile.set()
-        self._due.set()
-        await kept.durable
+        new = _NewRecord(record, asyncio.get_running_loop().create_future())
+        self._new.append(new)
+        self._commit_urgent.set()
+        self._commit_due.set()
+        await new.durable
 
     async def flush(self) -> None:
-        """Return when Kafka has acknowledged or refused everything that was kept before.
+        """Return when Kafka has acknowledged or refused every record delivered before.
 
-        Raises `RetryableError` when it is closed meanwhile.
+        Raises `RetryableError` if the delivery is closed meanwhile.
         """
-        if storing := [kept.durable for kept in (*self._storing, *self._new)]:
+        if storing := [new.durable for new in (*self._storing, *self._new)]:
             await asyncio.wait(storing)
         spool, last = self._spool, self._spool.last
-        while not self._delivered(spool, last):
+        while not self._is_delivered(spool, last):
             if self._closed:
                 raise _closed_error()
-            await self._moved.wait()
+            await self._progress.wait()
 
-    async def moved(self) -> None:
+    async def progress(self) -> None:
         """Return when something has been stored or acknowledged."""
-        await self._moved.wait()
+        await self._progress.wait()
 
     async def close(self, *, wait: bool = True) -> int:
-        """Wait for what is left, and give how many records stay behind.
+        """Wait for pending records and return how many remain.
 
-        Takes at most `close_timeout`, or nothing without `wait`; then 5 s, and what the disk needs
-        for the transaction under way and one more. A cancellation ends the waiting for Kafka, and
-        what there is to close is closed all the same. Closing again does nothing.
+        Takes at most `close_timeout`, or no time without `wait`; then 5 s, and the time that the
+        disk needs for the current transaction and one more. A cancellation ends the waiting for
+        Kafka, and everything is closed all the same. Closing again does nothing.
         """
         if self._closed:
             return 0
@@ -138,69 +144,62 @@ class SpooledDelivery:
         except (TimeoutError, RetryableError):
             pass
         finally:
-            left = await self._stop()
-        return left
+            pending = await self._stop()
+        return pending
+
+    @property
+    def _spool(self) -> Spool:
+        return self._relay.spool
+
+    @property
+    def _sender(self) -> Sender:
+        return self._relay.sender
 
     async def _stop(self) -> int:
         if self._closed:
             return 0
         self._closed = True
         try:
-            for task in (self._turning, self._connecting):
+            for task in (self._committing, self._connecting):
                 if task is not None:
                     await task.stop()
-            for sender in (*self._retired, self._sender):
-                await sender.close()
+            for relay in (*self._retired, self._relay):
+                await relay.sender.close()
         finally:
-            left = await self._in_thread(self._close_spool)
+            pending = await self._in_thread(self._close_spool)
             self._thread.shutdown()
-            for kept in (*self._storing, *self._new):
-                _fail(kept, _closed_error())
-            self._note_move()
-        if lost := sum(sender.pending for sender in self._retired):
-            _logger.error("events of a damaged spool not delivered", events=lost)
-        return left + lost
+            for new in (*self._storing, *self._new):
+                new.fail(_closed_error())
+            self._note_progress()
+        if undelivered := sum(relay.sender.pending for relay in self._retired):
+            _log.error("damaged_spool_undelivered", events=undelivered)
+        return pending + undelivered
 
     def _close_spool(self) -> int:
         spool = self._spool
         try:
-            exchange(spool, [], self._changes(), 0, None, frozenset(), 0)
+            commit(spool, [], self._relay.take_outcomes(), Fetch())
         except Exception as error:
-            # What stays there will be sent again, and not be counted again.
-            _logger.warning("spool not up to date", spool=str(spool.path), error=str(error))
-        left = spool.left
+            # Records that stay there by mistake are sent again and not counted again.
+            _log.warning("spool_update_failed", path=str(spool.path), error=str(error))
+        pending = spool.pending
         spool.close()
-        return left
+        return pending
 
-    def _use(self, spool: Spool) -> None:
-        self._sender = Sender(
+    def _open_relay(self, spool: Spool, reassign_partitions: bool) -> Relay:
+        return Relay(
             self._settings.kafka,
-            spool.source,
-            acknowledged=partial(self._note_acknowledged, spool),
-            refused=partial(self._note_refused, spool),
-            expired=partial(self._note_expired, spool),
-            waits=partial(self._note_waiting, spool),
+            spool,
+            self._on_progress,
+            reassign_partitions=reassign_partitions,
         )
-        self._spool = spool
-        self._damaged = False
-        # All up to this sequence are with the sender; the spool knows it a moment earlier.
-        self._given = spool.given
-        self._acknowledged: list[int] = []
-        self._refused: list[tuple[int, str]] = []
-        self._expired: list[int] = []
-        # By partition: what is not sent now and goes back to the spool.
-        self._returned: dict[int, list[int]] = {}
-        # What the spool passes over.
-        self._passed: frozenset[int] = frozenset()
-        self._held = 0
-        self._note_held()
 
-    def _note_held(self) -> None:
+    def _warn_of_held(self) -> None:
         held = self._spool.held
         if held > self._held:
-            _logger.warning(
-                "spooled events are held",
-                spool=str(self._spool.path),
+            _log.warning(
+                "events_held",
+                path=str(self._spool.path),
                 events=held,
                 next_step="execution-events spool drain --accept-duplicates",
             )
@@ -208,227 +207,144 @@ class SpooledDelivery:
 
     async def _connect(self) -> None:
         await self._sender.until_connected()
-        self._due.set()
+        self._commit_due.set()
 
-    async def _turns(self) -> None:
-        self._due.set()
+    async def _run_commits(self) -> None:
+        self._commit_due.set()
         while True:
-            # A cancellation in the last turn ends the task here: a set event would not wait.
+            # A cancellation in the last commit ends the task here: a set event would not wait.
             await asyncio.sleep(0)
-            await self._due.wait()
-            self._due.clear()
-            if not self._new and not self._may_take():
+            await self._commit_due.wait()
+            self._commit_due.clear()
+            if not self._new and not self._may_fetch():
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(_COMPANY):
-                        await self._worthwhile.wait()
-            self._worthwhile.clear()
+                    async with asyncio.timeout(_COMMIT_DELAY):
+                        await self._commit_urgent.wait()
+            self._commit_urgent.clear()
             try:
-                await self._turn_or_replace()
+                await self._commit_or_replace()
             except Exception as error:
-                # Whatever it is, the spool is tried again: its records have no other way out.
-                self._note_failure(error)
-                await asyncio.sleep(_PAUSE)
-                self._due.set()
+                # Any error at all: there is no other way out for the records of a spool.
+                self._on_failure(error)
+                await asyncio.sleep(_RETRY_DELAY)
+                self._commit_due.set()
             else:
                 if self._failing:
                     self._failing = False
-                    _logger.info("spool works again", spool=str(self._spool.path))
-            if self._new or self._may_take():
-                self._due.set()
-            self._note_move()
+                    _log.info("spool_recovered", path=str(self._spool.path))
+            if self._new or self._may_fetch():
+                self._commit_due.set()
+            self._note_progress()
 
     def _may_send(self) -> bool:
-        """Whether records may leave the spool: those of a damaged one before come first."""
-        return self._sender.partitions > 0 and not any(s.pending for s in self._retired)
+        """Return whether records may leave the spool: those of a damaged one come first."""
+        return not any(relay.sender.pending for relay in self._retired)
 
-    def _goes_on(self) -> bool:
-        """Tell if a partition may have records in the spool that need wait no longer."""
-        return any(p not in self._sender.reasons for p in (*self._passed, *self._returned))
+    def _may_fetch(self) -> bool:
+        return self._relay.may_fetch() and self._may_send()
 
-    def _may_take(self) -> bool:
-        """Whether a turn would give records to send."""
-        return (
-            (self._given < self._spool.last or self._goes_on())
-            and self._sender.pending <= _WINDOW // 2
-            and self._may_send()
-        )
-
-    def _delivered(self, spool: Spool, last: int) -> bool:
-        """Whether nothing up to `last` of `spool` is to be sent."""
-        if any(sender.pending for sender in self._retired):
+    def _is_delivered(self, spool: Spool, last: int) -> bool:
+        """Return whether nothing up to `last` of `spool` remains to be sent."""
+        if not self._may_send():
             return False
-        if spool is not self._spool:
-            return True
-        # A partition that waits has its first record with the sender.
-        oldest = self._sender.oldest
-        return self._given >= last and not self._goes_on() and (oldest is None or oldest > last)
+        return spool is not self._spool or self._relay.is_delivered(last)
 
-    async def _turn_or_replace(self) -> None:
+    async def _commit_or_replace(self) -> None:
         try:
             if not self._damaged:
-                await self._turn()
+                await self._commit()
         except SpoolCorruptError:
             self._damaged = True
-        # It stays so until it is replaced: its file may be closed already.
+        # It stays damaged until it is replaced: its file may be closed already.
         if self._damaged:
-            self._storing = self._storing or self._next_new()
+            self._storing = self._storing or self._take_new()
             await self._replace()
-        for sender in [sender for sender in self._retired if not sender.pending]:
-            await sender.close()
-            self._retired.remove(sender)
+        for relay in [relay for relay in self._retired if not relay.sender.pending]:
+            await relay.sender.close()
+            self._retired.remove(relay)
 
-    async def _turn(self) -> None:
-        new = self._storing = self._next_new()
-        changes = self._changes()
-        passed, partitions = frozenset(self._sender.reasons), self._sender.partitions
+    async def _commit(self) -> None:
+        relay = self._relay
+        new = self._storing = self._take_new()
+        outcomes = relay.take_outcomes()
+        fetch = relay.fetch(sending=self._may_send())
         try:
-            given, full = await self._in_thread(
-                partial(
-                    exchange,
-                    self._spool,
-                    [kept.record for kept in new],
-                    changes,
-                    _WINDOW - self._sender.pending,
-                    self._sender.partition_of if self._may_send() else None,
-                    passed,
-                    partitions if self._accept_partitions else 0,
-                )
+            fetched, full = await self._in_thread(
+                partial(commit, relay.spool, [one.record for one in new], outcomes, fetch)
             )
         except Exception:
-            self._restore(changes)
+            relay.restore_outcomes(outcomes)
             raise
-        for record in given:
-            partition = record.partition
-            # Nothing goes before what is on its way back.
-            if partition in self._sender.reasons or partition in self._returned:
-                self._returned.setdefault(partition, []).append(record.sequence)
-                continue
-            self._sender.submit(
-                partition,
-                Outgoing(
-                    record.sequence,
-                    record.key,
-                    record.value,
-                    record.traceparent,
-                    record.attempted_at,
-                ),
-            )
-        self._passed = passed
-        self._accept_partitions = self._accept_partitions and not partitions
-        self._note_held()
-        self._given = self._spool.given
+        relay.submit(fetched, fetch)
+        self._warn_of_held()
         if full is not None:
             raise full
         self._storing = []
-        for kept in new:
-            if not kept.durable.done():
-                kept.durable.set_result(None)
+        for one in new:
+            if not one.durable.done():
+                one.durable.set_result(None)
 
-    def _changes(self) -> Changes:
-        """Take what the spool does not know yet."""
-        changes = Changes(
-            self._acknowledged,
-            self._refused,
-            self._expired,
-            self._returned,
-            dict(self._sender.reasons),
-        )
-        self._acknowledged, self._refused, self._expired, self._returned = [], [], [], {}
-        return changes
-
-    def _restore(self, changes: Changes) -> None:
-        """The spool may not know `changes` yet."""
-        self._acknowledged = changes.acknowledged + self._acknowledged
-        self._refused = changes.refused + self._refused
-        self._expired = changes.expired + self._expired
-        for partition, sequences in changes.returned.items():
-            self._returned[partition] = sequences + self._returned.get(partition, [])
-
-    def _next_new(self) -> list[_Kept]:
-        new: list[_Kept] = []
+    def _take_new(self) -> list[_NewRecord]:
+        taken: list[_NewRecord] = []
         size = 0
-        while self._new and size < _TURN_BYTES:
-            kept = self._new.popleft()
-            size += len(kept.record.key) + len(kept.record.value)
-            new.append(kept)
-        return new
+        while self._new and size < _COMMIT_BYTES:
+            new = self._new.popleft()
+            size += len(new.record.key) + len(new.record.value)
+            taken.append(new)
+        return taken
 
-    def _note_failure(self, error: Exception) -> None:
-        """What this turn did not store has failed, or waits for the next one."""
+    def _on_failure(self, error: Exception) -> None:
+        """Fail the callers of a commit that failed, or keep their records for the next one."""
         if not self._failing:
             self._failing = True
-            _logger.error("spool fails", spool=str(self._spool.path), error=str(error))
+            _log.error("spool_failed", path=str(self._spool.path), error=str(error))
         if isinstance(error, SpoolFullError) and self._settings.publisher.spool_full == "wait":
             self._store_later()
             return
         if not isinstance(error, RetryableError):
             error = RetryableError(f"{self._spool.path}: {type(error).__name__}")
         failed, self._storing = self._storing, []
-        for kept in failed:
-            _fail(kept, copy(error))
+        for new in failed:
+            new.fail(copy(error))
 
     def _store_later(self) -> None:
-        """Put this turn's records back in line, and forget all whose callers have gone."""
-        again, self._storing = self._storing, []
-        self._new = deque(kept for kept in (*again, *self._new) if not kept.durable.cancelled())
+        """Return the records of this commit to the queue, and drop all whose callers have gone."""
+        waiting = (*self._storing, *self._new)
+        self._storing = []
+        self._new = deque(new for new in waiting if not new.durable.cancelled())
 
     async def _replace(self) -> None:
-        """Go on with another spool, and what this turn was to store.
-
-        What was in memory of the damaged one is still sent.
-        """
+        """Set the damaged spool aside and continue with another one."""
         spool = await self._in_thread(
             partial(spool_directory.replace, self._spool, self._settings.publisher.spool_max_bytes)
         )
-        damaged, connecting = self._sender, self._connecting
-        self._use(spool)
+        damaged, connecting = self._relay, self._connecting
+        damaged.retire()
         self._retired.append(damaged)
+        self._relay = self._open_relay(spool, damaged.reassign_partitions)
+        self._damaged = False
+        self._held = 0
+        self._warn_of_held()
         self._store_later()
-        self._connecting = Background(self._connect)
+        self._connecting = RestartingTask(self._connect)
         if connecting is not None:
             await connecting.stop()
 
-    def _note_acknowledged(
-        self, spool: Spool, records: Sequence[Outgoing], partition: int, base: int
-    ) -> None:
-        if spool is self._spool:
-            self._acknowledged += [record.sequence for record in records]
-        self._note_settled()
+    def _on_progress(self) -> None:
+        self._commit_due.set()
+        if self._may_fetch():
+            self._commit_urgent.set()
+        self._note_progress()
 
-    def _note_refused(self, spool: Spool, record: Outgoing, detail: str) -> None:
-        _logger.error("event refused", spool=str(spool.path), sequence=record.sequence, why=detail)
-        if spool is self._spool:
-            self._refused.append((record.sequence, detail))
-        self._note_settled()
-
-    def _note_expired(self, spool: Spool, record: Outgoing) -> None:
-        if spool is not self._spool:
-            _logger.error("event_expired", spool=str(spool.path), sequence=record.sequence)
-        else:
-            self._expired.append(record.sequence)
-        self._note_settled()
-
-    def _note_waiting(self, spool: Spool, partition: int) -> None:
-        if spool is self._spool and partition != EVERY_PARTITION:
-            taken = self._sender.take_back(partition)
-            self._returned.setdefault(partition, []).extend(record.sequence for record in taken)
-        self._note_settled()
-
-    def _note_settled(self) -> None:
-        self._due.set()
-        if self._may_take():
-            self._worthwhile.set()
-        self._note_move()
-
-    def _note_move(self) -> None:
-        moved, self._moved = self._moved, asyncio.Event()
-        moved.set()
+    def _note_progress(self) -> None:
+        progress, self._progress = self._progress, asyncio.Event()
+        progress.set()
 
     async def _in_thread(self, call: Callable[[], _T]) -> _T:
-        """The result of `call`, which has happened even if the task was cancelled meanwhile.
+        """Return the result of `call`, which completes even if the task is cancelled meanwhile.
 
-        Such a cancellation takes effect where the task waits next: the caller has then done with
-        the result what there is to do.
+        The cancellation takes effect where the task waits next, after the caller has used the
+        result.
         """
         done = asyncio.get_running_loop().run_in_executor(self._thread, call)
         cancelled = False
@@ -446,34 +362,3 @@ class SpooledDelivery:
 
 def _closed_error() -> RetryableError:
     return RetryableError("the publisher was closed")
-
-
-def _fail(kept: _Kept, error: Exception) -> None:
-    if not kept.durable.done():
-        kept.durable.set_exception(error)
-
-
-async def drain(
-    settings: Settings,
-    spool: Spool,
-    *,
-    timeout: float,
-    progress: Callable[[int], None],
-    accept_partitions: bool = False,
-) -> int:
-    """Send what `spool` has left, and close it; give how many records stay in it.
-
-    With `accept_partitions`, records of partitions that the topic does not have get others.
-    Gives up after `timeout` seconds without an acknowledgement. `progress` is told how many
-    records have been acknowledged so far.
-    """
-    async with SpooledDelivery(settings, spool, accept_partitions=accept_partitions) as delivery:
-        first = left = delivery.left
-        with suppress(TimeoutError):
-            while left:
-                async with asyncio.timeout(timeout):
-                    while delivery.left == left:
-                        await delivery.moved()
-                left = delivery.left
-                progress(max(0, first - left))
-        return await delivery.close(wait=False)

@@ -1,45 +1,51 @@
-"""Tasks of the publisher that must not end while it is open."""
+"""Tasks that run as long as a publisher is open."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from execution_events.logs import Logger
+from execution_events.publisher.lifecycle import describe
 
-_logger = Logger(__name__)
+_log = Logger(__name__)
 
-_PAUSE = 0.5
-"""Seconds until a task that has failed begins again."""
+_RESTART_DELAY = 0.5
+"""Seconds between the failure of a task and its restart."""
 
 
-class Background:
-    """Runs `run` in a task until it returns or is stopped.
+class RestartingTask:
+    """A task that runs `run` until it returns or is stopped, and is restarted when it fails.
 
-    One that fails, or that is cancelled by somebody else (programs cancel all tasks when they
-    stop, and still publish while they do), is logged and begun again after half a second.
+    A cancellation from outside counts as a failure: programs cancel all tasks when they stop, and
+    still publish while they do. Each restart is logged and delayed by half a second.
     """
 
     def __init__(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._run = run
         self._stopped = False
-        self._begin()
+        self._start()
 
     async def stop(self) -> None:
-        """Cancel it and return when it has ended."""
+        """Cancel the task and return when it has ended."""
         self._stopped = True
         while not self._task.done():
-            # Again, because a library may lose a cancellation.
+            # Repeated, because a library may swallow a cancellation.
             self._task.cancel()
-            await asyncio.wait([self._task], timeout=_PAUSE)
+            await asyncio.wait([self._task], timeout=_RESTART_DELAY)
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         if not self._stopped:
             self._task = asyncio.create_task(self._run())
-            self._task.add_done_callback(self._note_end)
+            self._task.add_done_callback(self._on_end)
 
-    def _note_end(self, task: asyncio.Task[None]) -> None:
-        error = "cancelled" if task.cancelled() else task.exception()
-        if error is None or (self._stopped and task.cancelled()):
+    def _on_end(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            if self._stopped:
+                return
+            error = "cancelled"
+        elif (failure := task.exception()) is not None:
+            error = describe(failure)
+        else:
             return
-        _logger.error("publisher's task ended", task=self._run.__qualname__, error=repr(error))
-        task.get_loop().call_later(_PAUSE, self._begin)
+        _log.error("task_restarted", task=self._run.__qualname__, error=error)
+        task.get_loop().call_later(_RESTART_DELAY, self._start)

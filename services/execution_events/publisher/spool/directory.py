@@ -1,8 +1,8 @@
-"""The spool files of one directory: who owns which, and what becomes of those that nobody owns.
+"""The spool files of one directory: their owners, and the adoption of files without one.
 
-`spool-<hex>.db` is a spool, with SQLite's `-wal` and `-shm` beside it. Its owner holds a lock on
+`spool-<hex>.db` is a spool, with SQLite's `-wal` and `-shm` files. Its owner holds a lock on
 `spool-<hex>.lock`, which is never removed. A damaged file is kept as
-`spool-<hex>.db.corrupt-<time>`. The directory is on a local file system: SQLite's WAL needs it.
+`spool-<hex>.db.corrupt-<time>`. The directory must be on a local file system, for SQLite's WAL.
 """
 
 import fcntl
@@ -16,11 +16,11 @@ from execution_events.errors import ExecutionEventsError, RetryableError, SpoolC
 from execution_events.logs import Logger
 from execution_events.publisher.spool.file import (
     Summary,
-    between_forks,
     create,
-    has_left,
+    fork_lock,
+    has_pending,
     summary,
-    translated,
+    translated_errors,
 )
 from execution_events.publisher.spool.spool import Spool
 
@@ -28,14 +28,14 @@ _log = Logger(__name__)
 
 _SPOOLS = "spool-*.db"
 _CORRUPT = "spool-*.db.corrupt-*"
-_COMPANIONS = ("-wal", "-shm")
+_SUFFIXES = ("-wal", "-shm")
 
 
 class SpoolInfo(NamedTuple):
-    """One file, as an operator sees it.
+    """One spool file of a directory.
 
-    `problem` says why it cannot be read: it is damaged, or of a newer version; `summary` is None
-    then. `set_aside` is a file that was damaged and that nothing uses any more.
+    `problem` describes a file that cannot be read, damaged or of a newer version; its `summary` is
+    None. `set_aside` marks a damaged file that is not used any more.
     """
 
     path: Path
@@ -46,57 +46,57 @@ class SpoolInfo(NamedTuple):
 
 
 def open_spool(directory: Path, max_bytes: int) -> Spool:
-    """A spool of `directory` that is this process's alone.
+    """Return a spool of `directory` that this process alone owns.
 
-    The first that nobody owns, such as one that a killed process has left, and of these rather one
-    with records to send; else a new one. The directory is made for its owner alone where it is
-    missing. A damaged file is set aside, and others that cannot be used are passed over; each is
-    logged as an error.
+    Adopts the first spool without an owner, for example of a killed process, preferably one with
+    records to send; otherwise creates one. A missing directory is created, readable by its owner
+    alone. Damaged files are set aside and other unusable ones are skipped; each is logged as an
+    error.
 
-    Raises `RetryableError` where the directory or its disk cannot be used.
+    Raises `RetryableError` when the directory or its disk cannot be used.
     """
-    with translated(directory):
-        _make(directory)
-        # What others do meanwhile changes which spool is chosen, and nothing else.
+    with translated_errors(directory):
+        _create_directory(directory)
+        # Concurrent processes can change which spool is chosen, and nothing else.
         for path in sorted(spools(directory), key=_is_empty):
             try:
                 spool = adopt(path, max_bytes)
             except SpoolCorruptError:
                 continue
             except ExecutionEventsError as error:
-                _log.error("spool passed over", why=str(error))
+                _log.error("spool_skipped", path=str(path), error=str(error))
                 continue
             if spool is not None:
                 return spool
-        return _new(directory, max_bytes)
+        return _create(directory, max_bytes)
 
 
 def replace(spool: Spool, max_bytes: int) -> Spool:
-    """Set `spool`, which turned out to be damaged, aside, and open another of its directory."""
+    """Set the damaged `spool` aside and open another one of its directory."""
     set_aside(spool)
     return open_spool(spool.path.parent, max_bytes)
 
 
 def set_aside(spool: Spool) -> Path:
-    """Rename the file of `spool`, which turned out to be damaged, and close it; its new path."""
-    with translated(spool.path):
-        aside = _set_aside(spool.path, "damaged while it was used")
+    """Rename the file of the damaged `spool`, close it, and return its new path."""
+    with translated_errors(spool.path):
+        aside = _set_aside(spool.path, "damaged while in use")
     spool.close()
     return aside
 
 
 def adopt(path: Path, max_bytes: int) -> Spool | None:
-    """Open the spool file `path`, None where another process, or this one, owns it or it is gone.
+    """Open the spool file `path`; return None if it has an owner or does not exist.
 
-    Raises `SpoolCorruptError` after it has set a damaged file aside, and the errors of `Spool`.
+    Raises `SpoolCorruptError` after setting a damaged file aside, and the errors of `Spool`.
     """
-    with translated(path):
+    with translated_errors(path):
         lock = _lock(path.with_suffix(".lock"), fcntl.LOCK_EX)
         if lock is None:
             return None
         spool = None
         try:
-            # It may have been set aside until the lock was free.
+            # It may have been set aside before the lock was released.
             if path.exists():
                 spool = Spool(path, max_bytes, lambda: _unlock(lock))
         except SpoolCorruptError as error:
@@ -109,30 +109,30 @@ def adopt(path: Path, max_bytes: int) -> Spool | None:
 
 
 def spools(directory: Path) -> list[Path]:
-    """The spool files of `directory`, by name."""
+    """Return the spool files of `directory`, ordered by name."""
     return _files(directory, _SPOOLS)
 
 
 def list_spools(directory: Path) -> list[SpoolInfo]:
-    """All spools of `directory` and all that were set aside, as they are now.
+    """Return the current state of all spools of `directory`, including those set aside.
 
-    An owner is not held up. Raises `RetryableError` where the directory cannot be read.
+    Does not delay owners. Raises `RetryableError` when the directory cannot be read.
     """
-    with translated(directory):
+    with translated_errors(directory):
         listed = [_info(path) for path in spools(directory)]
         for path in _files(directory, _CORRUPT):
-            if not path.name.endswith(_COMPANIONS):
+            if not path.name.endswith(_SUFFIXES):
                 listed.append(SpoolInfo(path, False, True, None, "damaged, set aside"))
         return listed
 
 
 def _files(directory: Path, pattern: str) -> list[Path]:
-    # Not by glob, which takes a directory that may not be read for an empty one.
+    # Not by glob, which returns nothing for a directory without read permission.
     return sorted(path for path in directory.iterdir() if path.match(pattern))
 
 
 def _info(path: Path) -> SpoolInfo:
-    # Shared and for a moment: at worst a process that starts just then passes this file over.
+    # Shared and for a moment: at worst a process that starts just then skips this file.
     lock = _lock(path.with_suffix(".lock"), fcntl.LOCK_SH)
     if lock is not None:
         _unlock(lock)
@@ -146,12 +146,12 @@ def _info(path: Path) -> SpoolInfo:
 
 def _is_empty(path: Path) -> bool:
     try:
-        return not has_left(path)
+        return not has_pending(path)
     except ExecutionEventsError:
         return False
 
 
-def _make(directory: Path) -> None:
+def _create_directory(directory: Path) -> None:
     directory = directory.absolute()
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -159,12 +159,12 @@ def _make(directory: Path) -> None:
         _sync(path.parent)
 
 
-def _new(directory: Path, max_bytes: int) -> Spool:
+def _create(directory: Path, max_bytes: int) -> Spool:
     path = directory / f"spool-{secrets.token_hex(4)}.db"
-    # The lock comes first, so that nobody else owns the file when it appears.
+    # The lock comes first, so that no other process adopts the file when it appears.
     lock = _lock(path.with_suffix(".lock"), fcntl.LOCK_EX)
     if lock is None:
-        raise RetryableError(f"{path}: is in use already")
+        raise RetryableError(f"{path}: in use already")
     try:
         create(path)
         _sync(directory)
@@ -174,21 +174,21 @@ def _new(directory: Path, max_bytes: int) -> Spool:
         raise
 
 
-def _set_aside(path: Path, why: str) -> Path:
-    """Rename `path` and its companions; the caller holds the lock, so nobody else uses them."""
+def _set_aside(path: Path, error: str) -> Path:
+    """Rename `path` and its WAL files; the caller holds the lock, so no other process uses them."""
     aside = path.with_name(f"{path.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
-    for companion in ("", *_COMPANIONS):
+    for suffix in ("", *_SUFFIXES):
         try:
-            Path(f"{path}{companion}").rename(f"{aside}{companion}")
+            Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
         except FileNotFoundError:
             continue
     _sync(path.parent)
     _log.error(
-        "damaged spool set aside",
-        spool=str(path),
+        "spool_set_aside",
+        path=str(path),
         kept=str(aside),
-        why=why,
-        next_step="its events are not sent: see what `sqlite3 FILE .recover` still reads of it",
+        error=error,
+        next_step="its events are not sent: try to recover them with `sqlite3 FILE .recover`",
     )
     return aside
 
@@ -201,14 +201,14 @@ def _sync(directory: Path) -> None:
         os.close(descriptor)
 
 
-# The lock is on a file of its own: SQLite's locks on the database go when any descriptor of it is
-# closed in the process. It is flock's, which the kernel gives up with the last descriptor, however
-# the process ends; a fork has a copy, and must not keep a dead parent's spool.
+# The lock is on a separate file: closing any descriptor of the database would release SQLite's own
+# locks. The kernel releases a lock of flock with its last descriptor, however the process ends; a
+# fork has copies of the descriptors, and must not keep the spool of a dead parent.
 _locks: set[int] = set()
 
 
 def _lock(path: Path, kind: int) -> int | None:
-    with between_forks:
+    with fork_lock:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
@@ -222,15 +222,15 @@ def _lock(path: Path, kind: int) -> int | None:
 
 
 def _unlock(descriptor: int) -> None:
-    with between_forks:
+    with fork_lock:
         _locks.remove(descriptor)
         os.close(descriptor)
 
 
-def _forget_locks() -> None:
+def _close_inherited_locks() -> None:
     for descriptor in _locks:
         os.close(descriptor)
     _locks.clear()
 
 
-os.register_at_fork(after_in_child=_forget_locks)
+os.register_at_fork(after_in_child=_close_inherited_locks)

@@ -1,165 +1,178 @@
-"""The file of a spool: its tables, its connections, its errors, and what it holds."""
+"""The SQLite file of a spool: creation, connection, errors, summary."""
 
 import os
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from execution_events.clock import now_ms
 from execution_events.errors import HaltError, RetryableError, SpoolCorruptError, SpoolFullError
-from execution_events.publisher.record import HOLD_MS, now_ms
-
-SCHEMA_VERSION = 1
+from execution_events.publisher.record import HOLD_MS
+from execution_events.publisher.spool import queries
 
 _BUSY_TIMEOUT = 10
 """Seconds to wait for another process that reads the file, as `spool list` does."""
-ROW_BYTES = 32
-"""What a row takes apart from its contents, about."""
 
-PRAGMAS = (
-    "journal_mode = WAL",
-    "synchronous = FULL",
-    # On macOS fsync alone leaves data in the drive's cache.
-    "fullfsync = ON",
-    "checkpoint_fullfsync = ON",
-    "wal_autocheckpoint = 1000",
-    "secure_delete = OFF",
-)
-# Not in all files of this version: a table that only adds to it leaves them as good as they are.
-REASONS_TABLE = """
-CREATE TABLE IF NOT EXISTS waits (
-    -- Why records wait, as far as it is known; partition -1: those of all.
-    partition INTEGER PRIMARY KEY,
-    reason TEXT NOT NULL
-)
-"""
-_SCHEMA = f"""
-BEGIN;
-CREATE TABLE spool (source TEXT NOT NULL);
-CREATE TABLE record (
-    -- ce_sequence. AUTOINCREMENT: the number of a record that was deleted never comes again.
-    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
-    -- Both NULL until the record is given for the first time, and then never changed.
-    partition INTEGER,
-    attempted_at INTEGER,
-    -- Why Kafka will never take it; NULL for all others.
-    refused TEXT,
-    -- CRC-32 of key and value: SQLite would not see that their bytes have changed.
-    checksum INTEGER NOT NULL,
-    key BLOB NOT NULL,
-    value BLOB NOT NULL,
-    traceparent TEXT,
-    timestamp INTEGER NOT NULL
-);
-{REASONS_TABLE};
-PRAGMA user_version = {SCHEMA_VERSION};
-COMMIT;
-"""
-HELD = "refused IS NULL AND attempted_at < :horizon"
-WAITING = "refused IS NULL AND (attempted_at IS NULL OR attempted_at >= :horizon)"
-_SUMMARY = f"""
-SELECT COUNT(*) FILTER (WHERE {WAITING}) AS "left",
-       COUNT(*) FILTER (WHERE {HELD}) AS held,
-       COUNT(refused) AS refused,
-       COALESCE(SUM(LENGTH(key) + LENGTH(value) + COALESCE(LENGTH(traceparent), 0)
-                    + {ROW_BYTES}), 0) AS bytes,
-       MIN(timestamp) AS oldest
-FROM record
-"""  # noqa: S608
-_ANY_LEFT = f"SELECT EXISTS (SELECT 1 FROM record WHERE {WAITING})"  # noqa: S608
-_REASONS = "SELECT partition, reason FROM waits ORDER BY partition"
-
-# A fork waits for the statement or transaction under way, so that the child's copy of a connection,
-# which is closed with the child, holds neither half of one nor a mutex.
-between_forks = threading.Lock()
+# A fork waits for the current statement or transaction, so that the child's copy of a connection,
+# which is closed with the child, holds neither an open transaction nor a mutex.
+fork_lock = threading.Lock()
 os.register_at_fork(
-    before=between_forks.acquire,
-    after_in_parent=between_forks.release,
-    after_in_child=between_forks.release,
+    before=fork_lock.acquire,
+    after_in_parent=fork_lock.release,
+    after_in_child=fork_lock.release,
 )
 
 
 class Summary(NamedTuple):
-    """What a spool file holds; see `Spool`. `oldest` is the least timestamp in ms, if any.
+    """The contents of a spool file; see `Spool` for the counts.
 
-    `reasons` tells why records of a partition wait, or -1 for all, as far as its owner knows or
-    the last one knew.
+    `oldest` is the creation time of the oldest record in milliseconds. `errors` has the last error
+    of each blocked partition, -1 for all, as far as the owner or the last owner knows.
     """
 
     source: str
-    left: int
+    pending: int
     held: int
     refused: int
     bytes: int
     oldest: int | None
-    reasons: dict[int, str]
+    errors: dict[int, str]
+
+
+class SpoolFile:
+    """The open file of a spool, for the process that opened it and none of its forks.
+
+    Opening checks the whole file; it raises the errors of `Spool`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._process = os.getpid()
+        with translated_errors(path):
+            self.connection = connect(path, "rw")
+        try:
+            with translated_errors(path):
+                self._prepare()
+        except BaseException:
+            self.connection.close()
+            raise
+
+    def query(self, sql: str, values: Mapping[str, int]) -> list[Any]:
+        """Return the rows of one statement."""
+        with fork_lock, translated_errors(self.path):
+            return self.connection.execute(sql, values).fetchall()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Commit the statements of the block together, or none of them if it raises."""
+        with fork_lock, translated_errors(self.path):
+            try:
+                self.connection.execute("BEGIN IMMEDIATE")
+                yield self.connection
+                self.connection.execute("COMMIT")
+            except BaseException:
+                # After some errors SQLite has rolled back itself; then this does nothing.
+                self.connection.rollback()
+                raise
+
+    def free_bytes(self) -> int:
+        """Return the free space of the file's disk."""
+        with translated_errors(self.path):
+            disk = os.statvfs(self.path)
+        return disk.f_bavail * disk.f_frsize
+
+    @property
+    def in_own_process(self) -> bool:
+        return self._process == os.getpid()
+
+    def check_process(self) -> None:
+        """Raise RuntimeError in a fork of the process that opened the file."""
+        if not self.in_own_process:
+            raise RuntimeError(
+                f"{self.path} belongs to process {self._process}, which this one was forked from: "
+                "open a spool after the fork"
+            )
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def _prepare(self) -> None:
+        check_version(self.path, self.connection)
+        [verdict] = self.connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise SpoolCorruptError(f"{self.path}: damaged: {' '.join(verdict.split())}")
+        for pragma in queries.PRAGMAS:
+            self.connection.execute(f"PRAGMA {pragma}")
+        self.connection.execute(queries.BLOCKED_TABLE)
 
 
 def create(path: Path) -> None:
-    """Make an empty spool file, readable by its owner alone; `path` appears when it is complete.
+    """Create an empty spool file, readable by its owner alone; `path` appears when it is complete.
 
-    Raises the errors of `Spool`. Whoever calls it fsyncs the directory.
+    Raises the errors of `Spool`. The caller must fsync the directory.
     """
-    with translated(path):
+    with translated_errors(path):
         unfinished = path.with_suffix(".new")
         unfinished.touch(mode=0o600, exist_ok=False)
         with closing(connect(unfinished, "rw")) as connection:
-            for pragma in ("page_size = 4096", *PRAGMAS):
+            for pragma in ("page_size = 4096", *queries.PRAGMAS):
                 connection.execute(f"PRAGMA {pragma}")
-            connection.executescript(_SCHEMA)
-            connection.execute("INSERT INTO spool VALUES (?)", (uuid.uuid4().urn,))
+            connection.executescript(queries.SCHEMA)
+            connection.execute(queries.INSERT_SOURCE, (uuid.uuid4().urn,))
         unfinished.rename(path)
 
 
 def summary(path: Path) -> Summary:
-    """What the file holds now, without changing it; its owner may be at work.
+    """Return the current contents without changing the file, which may be in use.
 
-    Raises the errors of `Spool`. Not every damage is seen.
+    Raises the errors of `Spool`. Does not detect every kind of damage.
     """
-    with translated(path), closing(connect(path, "ro")) as connection:
+    with translated_errors(path), closing(connect(path, "ro")) as connection:
         check_version(path, connection)
         return read_summary(connection, now_ms() - HOLD_MS)
 
 
-def has_left(path: Path) -> bool:
-    """Whether `Spool.left` would not be 0, at little cost; else like `summary`."""
-    with translated(path), closing(connect(path, "ro")) as connection:
+def has_pending(path: Path) -> bool:
+    """Return whether the file has records to send; cheaper than `summary`."""
+    with translated_errors(path), closing(connect(path, "ro")) as connection:
         check_version(path, connection)
-        [found] = connection.execute(_ANY_LEFT, {"horizon": now_ms() - HOLD_MS}).fetchone()
+        horizon = now_ms() - HOLD_MS
+        [found] = connection.execute(queries.ANY_PENDING, {"horizon": horizon}).fetchone()
         return bool(found)
 
 
 def check_version(path: Path, connection: sqlite3.Connection) -> None:
-    """Raise `SpoolCorruptError` for what is no spool, `HaltError` for one of a newer version."""
+    """Raise `SpoolCorruptError` if the file is no spool, `HaltError` if its version is newer."""
     # SQLite would take a file that has lost its contents for a new one, and remove its WAL.
     if path.stat().st_size == 0:
         raise SpoolCorruptError(f"{path}: damaged: empty")
     [version] = connection.execute("PRAGMA user_version").fetchone()
     if version == 0:
         raise SpoolCorruptError(f"{path}: damaged: no spool")
-    if version > SCHEMA_VERSION:
+    if version > queries.SCHEMA_VERSION:
         raise HaltError(
-            f"{path}: written by a newer version, with schema {version} where this one knows "
-            f"{SCHEMA_VERSION}: drain it with that version"
+            f"{path}: written by a newer version, with schema {version}, expected "
+            f"{queries.SCHEMA_VERSION}: drain it with that version"
         )
 
 
 def read_summary(connection: sqlite3.Connection, horizon: int) -> Summary:
-    """Read what the file holds; held is what was attempted before `horizon`, in ms."""
-    [source] = connection.execute("SELECT source FROM spool").fetchone()
-    left, held, refused, size, oldest = connection.execute(
-        _SUMMARY, {"horizon": horizon}
+    """Return the contents; records attempted before `horizon`, in ms, count as held."""
+    [source] = connection.execute(queries.SOURCE).fetchone()
+    pending, held, refused, size, oldest = connection.execute(
+        queries.SUMMARY, {"horizon": horizon}
     ).fetchone()
-    known = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'waits'").fetchone()
-    reasons = dict(connection.execute(_REASONS).fetchall()) if known else {}
-    return Summary(source, left, held, refused, size, oldest, reasons)
+    known = connection.execute(queries.HAS_BLOCKED_TABLE).fetchone()
+    errors = dict(connection.execute(queries.BLOCKED).fetchall()) if known else {}
+    return Summary(source, pending, held, refused, size, oldest, errors)
 
 
 def connect(path: Path, mode: str) -> sqlite3.Connection:
-    """Open the file, with `mode` "ro" or "rw"; transactions are begun by hand."""
+    """Open the file, with `mode` "ro" or "rw", in autocommit mode."""
     return sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={mode}",
         uri=True,
@@ -170,8 +183,8 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
 
 
 @contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Errors of SQLite and of the system about `path`, as errors of this package."""
+def translated_errors(path: Path) -> Iterator[None]:
+    """Translate errors of SQLite and of the system about `path` to errors of this package."""
     try:
         yield
     except OSError as error:
@@ -182,7 +195,7 @@ def translated(path: Path) -> Iterator[None]:
             if isinstance(error, sqlite3.OperationalError):  # A text is not UTF-8.
                 raise SpoolCorruptError(f"{path}: damaged: {type(error).__name__}") from error
             raise
-        # The lower byte is the kind of error; the others tell its variants apart.
+        # The lower byte is the kind of error; the others distinguish its variants.
         match code & 0xFF:
             case sqlite3.SQLITE_FULL:
                 raise SpoolFullError(f"{path}: the disk is full") from error
