@@ -64,7 +64,9 @@ def application(
 async def _unavailable(_: Request, error: Exception) -> Response:
     if isinstance(error, BatchTooSlowError):
         _log.warning("query_timed_out", error=str(error))
-        return _error(503, "database query timed out; retry, or request less", _RETRY_AFTER)
+        return _error(
+            503, "database query timed out; retry later or narrow the request", _RETRY_AFTER
+        )
     _log.warning("database_unavailable", error=str(error))
     return _error(503, "database unavailable; retry later", _RETRY_AFTER)
 

@@ -69,7 +69,7 @@ async def serve(
         yield (
             f"http://[{address}]:{bound_port}"
             if ":" in address
-            else (f"http://{address}:{bound_port}")
+            else f"http://{address}:{bound_port}"
         )
     finally:
         server.should_exit = True

@@ -27,7 +27,7 @@ _log = Logger(__name__)
 
 FILE_MAX_BYTES = 16 * 2**20
 _POLL_INTERVAL = 1.0
-"""Seconds between checks for another version of the file."""
+"""Seconds between checks of the file."""
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -97,7 +97,7 @@ class TokenFile:
         return [f"token file not reloaded, earlier tokens stay in force: {self._problem}"]
 
     async def refresh(self) -> None:
-        """Load the file if its version is another than the loaded one."""
+        """Load the file again if it has changed."""
         try:
             loaded = await asyncio.to_thread(_read, self._path, self._version)
         except (OSError, TokenFileError) as error:
@@ -144,7 +144,7 @@ def parse_tokens(content: bytes) -> dict[bytes, _Entry]:
     if len(content) > FILE_MAX_BYTES:
         raise TokenFileError(f"expected at most {FILE_MAX_BYTES} bytes")
     try:
-        # As tuples of members, objects keep duplicate names.
+        # Unlike a dict, a tuple of members keeps duplicate names.
         members = json.loads(content.decode(), object_pairs_hook=tuple)
     except (ValueError, RecursionError) as error:
         # The decoder's own text can quote the content.
@@ -161,7 +161,7 @@ def parse_tokens(content: bytes) -> dict[bytes, _Entry]:
             raise TokenFileError(f"entry {number}: duplicate token")
         if not _are_namespaces(namespaces):
             raise TokenFileError(f"entry {number}: expected an array of namespaces")
-        # A hash of the hash, which identifies the token to anyone with the file.
+        # Hashed again: the digest would identify the token to anyone with the file.
         limit_key = f"token:{hashlib.blake2b(digest, digest_size=8).hexdigest()}"
         entries[digest] = _Entry(digest, Caller(frozenset(namespaces), limit_key))
     return entries
