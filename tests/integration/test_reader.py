@@ -96,13 +96,13 @@ async def test_an_unknown_execution_has_no_events(idle: Reader, execution_id: st
 @pytest.mark.parametrize(
     ("query", "shown"),
     [
-        ("Limit=1", "'Limit'"),
-        ("verbose", "'verbose'"),
-        ("=1", "''"),
-        ("a%0d%0ab=1", r"'a\r\nb'"),
-        ("%00%1b%5B31m=1", r"'\x00\x1b[31m'"),
-        ("%E5%85%83=1", r"'\u5143'"),
-        ("x" * 5000 + "=1", "'" + "x" * 64 + "'"),
+        ("Limit=1", '"Limit"'),
+        ("verbose", '"verbose"'),
+        ("=1", '""'),
+        ("a%0d%0ab=1", r'"a\r\nb"'),
+        ("%00%1b%5B31m=1", r'"\u0000\u001b[31m"'),
+        ("%E5%85%83=1", r'"\u5143"'),
+        ("x" * 5000 + "=1", '"' + "x" * 64 + '"'),
     ],
     ids=[
         "another case",
@@ -119,7 +119,7 @@ async def test_a_parameter_is_refused_by_its_name(idle: Reader, query: str, show
     assert response.status_code == 400
     assert response.json() == {
         "error_code": "EE.0400",
-        "error_msg": f"{shown}: there is no such parameter",
+        "error_msg": f"unknown parameter {shown}",
     }
 
 
@@ -137,14 +137,14 @@ HOSTILE = {
     "limit=": "limit: ",
     "limit": "limit: ",
     "limit=" + "9" * 5000: "limit: ",
-    "limit=1&limit=1": "limit: given twice",
-    "limit=1&%6Cimit=2": "limit: given twice",
-    "order=asc&order=asc": "order: given twice",
-    "since=2026-01-01T00:00:00Z&since=2026-01-01T00:00:00Z": "since: given twice",
-    "until=2026-01-01T00:00:00Z&until=x": "until: given twice",
-    "q=a&q=b": "q: given twice",
-    "lang=zh&lang=en": "lang: given twice",
-    "marker=a&marker=b": "marker: given twice",
+    "limit=1&limit=1": "limit: expected at most once",
+    "limit=1&%6Cimit=2": "limit: expected at most once",
+    "order=asc&order=asc": "order: expected at most once",
+    "since=2026-01-01T00:00:00Z&since=2026-01-01T00:00:00Z": "since: expected at most once",
+    "until=2026-01-01T00:00:00Z&until=x": "until: expected at most once",
+    "q=a&q=b": "q: expected at most once",
+    "lang=zh&lang=en": "lang: expected at most once",
+    "marker=a&marker=b": "marker: expected at most once",
     "order=ASC": "order: ",
     "order=": "order: ",
     "order=asc;--": "order: ",
@@ -167,11 +167,11 @@ HOSTILE = {
     "type": "type: ",
     "type=%00": "type: ",
     "type=a%00b": "type: ",
-    "type=%ff": "'type': expected UTF-8",
-    "type=%C3%28": "'type': expected UTF-8",
-    "type=%ED%A0%80": "'type': expected UTF-8",
-    "type=%C0%80": "'type': expected UTF-8",
-    "%ff=1": r"'\ufffd': expected UTF-8",
+    "type=%ff": 'parameter "type": expected UTF-8',
+    "type=%C3%28": 'parameter "type": expected UTF-8',
+    "type=%ED%A0%80": 'parameter "type": expected UTF-8',
+    "type=%C0%80": 'parameter "type": expected UTF-8',
+    "%ff=1": r'parameter "\ufffd": expected UTF-8',
     "type=" + "a" * 257: "type: ",
     "type=" + "%E5%85%83" * 257: "type: ",
     "excludeReason=" + "a" * 257: "excludeReason: ",
@@ -179,8 +179,8 @@ HOSTILE = {
     "q=": "q: ",
     "q=%00": "q: ",
     "q=" + "a" * 257: "q: ",
-    "q=" + "a" * 9000: "the query string: ",
-    "&" * 9000: "the query string: ",
+    "q=" + "a" * 9000: "query string: ",
+    "&" * 9000: "query string: ",
     "marker=": "marker: ",
     "marker=AQ": "marker: ",
     "marker=AQ==": "marker: ",
@@ -190,14 +190,14 @@ HOSTILE = {
     "marker=' OR 1=1--": "marker: ",
     "marker=" + "A" * 1025: "marker: ",
     "marker=" + "A" * 8000: "marker: ",
-    "offset=1": "'offset': there is no such parameter",
-    "Type=a": "'Type': there is no such parameter",
-    "type[]=a": "'type[]': there is no such parameter",
-    "namespace=other": "'namespace': there is no such parameter",
-    "execution_id=other": "'execution_id': there is no such parameter",
-    "type%0a=a": r"'type\n': there is no such parameter",
-    "type%00=a": r"'type\x00': there is no such parameter",
-    "'; DROP TABLE event; --=1": '"\'; DROP TABLE event; --": there is no such parameter',
+    "offset=1": 'unknown parameter "offset"',
+    "Type=a": 'unknown parameter "Type"',
+    "type[]=a": 'unknown parameter "type[]"',
+    "namespace=other": 'unknown parameter "namespace"',
+    "execution_id=other": 'unknown parameter "execution_id"',
+    "type%0a=a": r'unknown parameter "type\n"',
+    "type%00=a": r'unknown parameter "type\u0000"',
+    "'; DROP TABLE event; --=1": 'unknown parameter "\'; DROP TABLE event; --"',
 }
 
 
@@ -319,7 +319,7 @@ async def test_a_failure_is_logged_with_the_request_id_and_not_told(
     assert response.status_code == 500
     assert response.json() == {
         "error_code": "EE.0500",
-        "error_msg": "internal error; the log has the request id",
+        "error_msg": "internal error; search the service log for this request id",
     }
     [failure] = [json.loads(line) for line in logged.getvalue().splitlines()]
     assert (failure["level"], failure["request_id"]) == ("error", "request-1")
@@ -353,7 +353,7 @@ async def test_the_reader_waits_for_its_database(
             assert response.headers["Retry-After"] == "1"
             assert response.json() == {
                 "error_code": "EE.0503",
-                "error_msg": "the database is away; try again",
+                "error_msg": "database unavailable; retry later",
             }
             return True
 
@@ -392,12 +392,12 @@ async def test_a_list_that_takes_too_long_is_given_up(
         if response.request.method == "GET":
             assert response.json() == {
                 "error_code": "EE.0503",
-                "error_msg": "the database took too long; try again, or ask for less",
+                "error_msg": "database query timed out; retry later or narrow the request",
             }
     entries = [json.loads(line) for line in logged.getvalue().splitlines()]
     # The probe waits for these locks as well, and says so.
     entries = [entry for entry in entries if entry["event"] != "peer_unavailable"]
-    assert [entry["event"] for entry in entries] == ["a list took too long"] * len(late)
+    assert [entry["event"] for entry in entries] == ["query_timed_out"] * len(late)
     # Said by PostgreSQL, of a statement.
     assert all("57014" in entry["error"] for entry in entries)
     assert len(await reader.events()) == 1

@@ -44,13 +44,14 @@ def with_body(*lines: str, body: bytes = b"", method: str = "GET") -> bytes:
 
 ID = "execution_id: expected 1 to 128 characters"
 MALFORMED = "malformed HTTP request"
-NOTHING = "there is nothing here"
-METHOD = "only GET and HEAD are answered here"
-BODY = "a request has no body here"
-CODING = "no such transfer coding"
+NOTHING = "not found; events are at"
+METHOD = "method not allowed: expected GET or HEAD"
+BODY = "request body not allowed"
+UTF_8 = 'parameter "q": expected UTF-8'
+CODING = "unsupported transfer coding"
 VERSION = "expected HTTP/1.1"
-LATE = "the head of the request did not come in time"
-HEADERS = "bytes of headers, and 100 of them"
+LATE = "request head not received in time"
+HEADERS = "bytes and 100 headers"
 NONE = "[]"
 ALL = "[…]"
 """The whole list."""
@@ -93,21 +94,21 @@ HOSTILE: list[tuple[str, bytes, int, str]] = [
     ("an authority", asked("evil.invalid:443", method="CONNECT"), 404, NOTHING),
     # Parameters.
     ("NUL in a parameter", asked(f"{ABSENT}?type=a%00b"), 400, "type: expected"),
-    ("NUL in a name", asked(f"{ABSENT}?ty%00pe=a"), 400, r"'ty\x00pe': there is no such"),
+    ("NUL in a name", asked(f"{ABSENT}?ty%00pe=a"), 400, r'unknown parameter "ty\u0000pe"'),
     ("an overlong parameter", asked(f"{ABSENT}?q={'a' * 257}"), 400, "q: expected 1 to 256"),
     ("an overlong query", asked(f"{ABSENT}?q={'a' * 8191}"), 400, "at most 8192 bytes"),
-    ("a parameter twice", asked(f"{ABSENT}?limit=1&limit=1"), 400, "limit: given twice"),
-    ("and in disguise", asked(f"{ABSENT}?limit=1&%6cimit=1"), 400, "limit: given twice"),
+    ("a parameter twice", asked(f"{ABSENT}?limit=1&limit=1"), 400, "limit: expected at most once"),
+    ("and in disguise", asked(f"{ABSENT}?limit=1&%6cimit=1"), 400, "limit: expected at most once"),
     ("33 values", asked(f"{ABSENT}?{'type=a&' * 33}"), 400, "type: expected at most 32"),
-    ("invalid UTF-8 as a value", asked(f"{ABSENT}?q=%e5"), 400, "'q': expected UTF-8"),
-    ("overlong UTF-8 as a value", asked(f"{ABSENT}?q=%c0%80"), 400, "'q': expected UTF-8"),
-    ("UTF-16 as a value", asked(f"{ABSENT}?q=%ff%fea%00"), 400, "'q': expected UTF-8"),
+    ("invalid UTF-8 as a value", asked(f"{ABSENT}?q=%e5"), 400, UTF_8),
+    ("overlong UTF-8 as a value", asked(f"{ABSENT}?q=%c0%80"), 400, UTF_8),
+    ("UTF-16 as a value", asked(f"{ABSENT}?q=%ff%fea%00"), 400, UTF_8),
     ("raw UTF-8 as a value", asked(f"{ABSENT}?q=\xe5\x85\x83"), 400, MALFORMED),
     ("wrong escapes as a value", asked(f"{EVENTS}?q=%zz%"), 200, NONE),
     ("another digit", asked(f"{ABSENT}?limit=%d9%a1"), 400, "limit: expected"),
     ("no end of digits", asked(f"{ABSENT}?limit={'9' * 5000}"), 400, "limit: expected"),
-    ("a tenant", asked(f"{ABSENT}?namespace=other"), 400, "'namespace': there is no such"),
-    ("an array", asked(f"{ABSENT}?type[]=a"), 400, "'type[]': there is no such"),
+    ("a tenant", asked(f"{ABSENT}?namespace=other"), 400, 'unknown parameter "namespace"'),
+    ("an array", asked(f"{ABSENT}?type[]=a"), 400, 'unknown parameter "type[]"'),
     ("nothing but ampersands", asked(f"{EVENTS}?{'&' * 8000}"), 200, ALL),
     # Headers.
     ("a long target", asked(f"{ABSENT}?q={'a' * 12288}"), 414, "at most 12288 bytes"),

@@ -58,7 +58,7 @@ async def test_sql_in_a_name_of_a_parameter_is_refused(still: Reader) -> None:
     for name in SQL:
         response = await still.get(EVENTS, params={name: "a"})
         assert response.status_code == 400
-        assert response.json()["error_msg"].endswith(": there is no such parameter")
+        assert response.json()["error_msg"].startswith("unknown parameter ")
 
 
 async def test_sql_in_the_path_is_a_value_like_any_other(still: Reader) -> None:
@@ -165,7 +165,7 @@ async def test_a_marker_of_another_execution_is_refused(still: Reader, marker: s
 async def refused(reader: Reader, params: dict[str, str], path: str = EVENTS) -> None:
     response = await reader.get(path, params=params)
     assert response.status_code == 400
-    assert response.json()["error_msg"].startswith("marker: expected one that came with this")
+    assert response.json()["error_msg"].startswith("marker: expected a marker returned for this")
 
 
 # The log.
@@ -220,10 +220,10 @@ def check_log(stream: io.StringIO, log_format: str, failures: int) -> None:
     if log_format == "text":
         # What is no head of an entry is a traceback's, and indented.
         lines = [line for line in lines if not line.startswith("  ")]
-        assert all(re.match(r"[0-9:]{8} ERROR   request failed  request_id=", x) for x in lines)
+        assert all(re.match(r"[0-9:]{8} ERROR   request_failed  request_id=", x) for x in lines)
         assert lines[-1].endswith(" request_id=safe-1.a:b_c")
     else:
         entries = [json.loads(line) for line in lines]
-        assert {entry["event"] for entry in entries} == {"request failed"}
+        assert {entry["event"] for entry in entries} == {"request_failed"}
         assert entries[-1]["request_id"] == "safe-1.a:b_c"
     assert len(lines) == failures

@@ -12,7 +12,7 @@ import asyncpg
 import httpx
 import pytest
 
-from execution_events.reader.watch import WatchLimits
+from execution_events.reader.watch import WatchTimeouts
 from tests.support.apis import serving
 from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, until
@@ -46,7 +46,7 @@ async def test_one_that_is_stuck_in_its_list_is_dropped(
 ) -> None:
     await fill(owner, 20_000)
     async with (
-        serving(database.reader, WatchLimits(chunk=0.5)) as api,
+        serving(database.reader, WatchTimeouts(chunk=0.5)) as api,
         stuck(api.client.base_url),
     ):
 
@@ -64,7 +64,7 @@ async def test_a_list_that_takes_too_long_is_cut(
 ) -> None:
     """However well it is read: it holds a snapshot."""
     await fill(owner, 60_000)
-    async with serving(database.reader, WatchLimits(list=0)) as api:
+    async with serving(database.reader, WatchTimeouts(list=0)) as api:
         watcher = Watcher()
         with pytest.raises(httpx.RemoteProtocolError):
             async with watcher.watching(api.client, EVENTS) as watch:
@@ -78,7 +78,7 @@ async def test_one_that_is_stuck_in_changes_is_dropped_and_holds_up_nobody(
 ) -> None:
     watcher = Watcher()
     async with (
-        serving(database.reader, WatchLimits(chunk=1)) as api,
+        serving(database.reader, WatchTimeouts(chunk=1)) as api,
         stuck(api.client.base_url),
         watcher.watching(api.client, EVENTS) as watch,
     ):

@@ -19,7 +19,9 @@ from prometheus_client import CollectorRegistry
 from execution_events.metrics import ReaderMetrics
 from execution_events.projection.body import decode
 from execution_events.reader.app import create_app
-from execution_events.reader.streaming import StreamLimits
+from execution_events.reader.endpoint import EventsEndpoint
+from execution_events.reader.streaming import StreamTimeouts
+from execution_events.reader.watch import Watches
 from execution_events.settings import ReaderSettings
 from execution_events.store.read import events as listing
 from execution_events.store.read.events import EventReader
@@ -27,7 +29,7 @@ from execution_events.store.read.feeds import Feeds
 from execution_events.store.read.selection import Selection
 from execution_events.store.write.batches import BatchWriter
 from execution_events.web.auth.access import Access
-from execution_events.web.limits import Limits
+from execution_events.web.limits import ConcurrencyLimits
 from execution_events.web.server import serve
 from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, until
@@ -73,15 +75,15 @@ async def asked(address: str, path: str = EVENTS, *headers: str) -> AsyncIterato
 
 
 @asynccontextmanager
-async def limited(database: Database, limits: StreamLimits) -> AsyncIterator[str]:
-    """The address of an API whose streams have these limits, and one connection."""
+async def limited(database: Database, timeouts: StreamTimeouts) -> AsyncIterator[str]:
+    """The address of an API whose streams have these timeouts, and one connection."""
     async with EventReader.open(database.reader, streams=1) as lists:
         metrics = ReaderMetrics(CollectorRegistry())
         everybody = Access(None, metrics)
-        feeds = Feeds(lists)
-        app = create_app(
-            lists, feeds, metrics, everybody, Limits(ReaderSettings(), metrics), limits
-        )
+        watches = Watches(lists, Feeds(lists), everybody, metrics)
+        limits = ConcurrencyLimits(ReaderSettings(), metrics)
+        endpoint = EventsEndpoint(lists, watches, everybody, limits, metrics, timeouts)
+        app = create_app(endpoint, metrics)
         async with serve(app, "127.0.0.1", 0) as address:
             yield address
 
@@ -216,7 +218,7 @@ async def test_a_caller_that_stops_reading_is_cut_off(
 ) -> None:
     """Its snapshot and its connection are free again, and what it got is not valid."""
     await fill(owner, 60000)
-    async with limited(database, StreamLimits(chunk_seconds=0.5)) as address:
+    async with limited(database, StreamTimeouts(chunk=0.5)) as address:
         async with asked(address) as stuck:
             content = await stuck.readuntil(b"\r\n\r\n")
             assert await transactions(admin) == 1
@@ -244,7 +246,7 @@ async def test_a_caller_that_goes_away_ends_its_stream(
     # Else it might be at its end before anybody looks.
     monkeypatch.setattr(listing, "_STREAM_BATCH", 1)
     await fill(owner, 100_000)
-    async with limited(database, StreamLimits()) as address:
+    async with limited(database, StreamTimeouts()) as address:
         async with asked(address) as source:
             await source.readuntil(b"\r\n\r\n")
             assert await transactions(admin) == 1
@@ -262,7 +264,7 @@ async def test_a_stream_ends_when_its_time_is_up(
     database: Database, owner: asyncpg.Connection
 ) -> None:
     await fill(owner, 60000)
-    async with limited(database, StreamLimits(total_seconds=1)) as address:
+    async with limited(database, StreamTimeouts(total=1)) as address:
         async with asked(address) as slow:
             content = await slow.read(1024)
             async with asyncio.timeout(DEADLINE):
@@ -277,7 +279,7 @@ async def test_a_stream_is_cut_when_the_database_fails(
     database: Database, owner: asyncpg.Connection, admin: asyncpg.Connection
 ) -> None:
     await fill(owner, 60000)
-    async with limited(database, StreamLimits()) as address:
+    async with limited(database, StreamTimeouts()) as address:
         async with asked(address) as source:
             content = await source.readuntil(b"\r\n\r\n")
             await admin.execute(
@@ -295,7 +297,7 @@ async def test_slow_streams_keep_nobody_from_a_page(
     database: Database, owner: asyncpg.Connection
 ) -> None:
     await fill(owner, 60000)
-    async with limited(database, StreamLimits()) as address, asked(address) as stuck:
+    async with limited(database, StreamTimeouts()) as address, asked(address) as stuck:
         await stuck.readuntil(b"\r\n\r\n")
         async with asked(address, f"{EVENTS}?limit=1") as source:
             content = await source.read()

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from execution_events.reader.watch import WatchLimits
+from execution_events.reader.watch import WatchTimeouts
 from execution_events.store.write.batches import BatchWriter
 from tests.faults.proxy import Proxy
 from tests.support.apis import Api, serving
@@ -63,7 +63,7 @@ async def test_a_comment_comes_by_the_clock_and_brings_what_the_filter_hides(
 
         await until(so_many, f"{number} comments")
 
-    async with serving(database.reader, WatchLimits(comment=0.2)) as api:
+    async with serving(database.reader, WatchTimeouts(keepalive=0.2)) as api:
         async with watcher.watching(api.client, EVENTS, params) as watch:
             await watch.next(2)
             begun = watcher.id
@@ -92,7 +92,7 @@ async def test_a_comment_comes_by_the_clock_and_brings_what_the_filter_hides(
 
 
 async def test_how_long_it_lasts_is_no_time_to_answer(database: Database, written: Log) -> None:
-    async with serving(database.reader, WatchLimits(comment=0.1)) as api:
+    async with serving(database.reader, WatchTimeouts(keepalive=0.1)) as api:
         watcher = Watcher()
         async with watcher.watching(api.client, EVENTS) as watch:
             began = time.monotonic()
@@ -286,7 +286,7 @@ async def test_watches_stay_while_the_database_is_away(
     watchers = [Watcher() for _ in range(20)]
     async with (
         proxied(database.reader) as (proxy, url),
-        serving(url, WatchLimits(comment=0.1)) as api,
+        serving(url, WatchTimeouts(keepalive=0.1)) as api,
         AsyncExitStack() as stack,
     ):
         watches: list[Watching] = []

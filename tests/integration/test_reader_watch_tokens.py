@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from execution_events.metrics import ReaderMetrics
-from execution_events.reader.watch import WatchLimits
-from execution_events.web.auth.access import Caller, IssuerAwayError
+from execution_events.reader.watch import WatchTimeouts
+from execution_events.web.auth.access import Caller, IssuerUnavailableError
 from execution_events.web.auth.issuer import LEEWAY, Issuer
 from execution_events.web.auth.token_file import TokenFile
 from tests.support.apis import serving
@@ -24,7 +24,7 @@ from tests.support.readers import EVENTS, named
 from tests.support.records import Log
 from tests.support.watching import Watcher, keyed
 
-OFTEN = WatchLimits(comment=0.1)
+OFTEN = WatchTimeouts(keepalive=0.1)
 
 
 def write(path: Path, tenants: Mapping[str, list[str]]) -> None:
@@ -101,7 +101,7 @@ class _Away:
     async def caller(self, _: bytes) -> Caller:
         self.asked += 1
         if self.is_away:
-            raise IssuerAwayError
+            raise IssuerUnavailableError
         return Caller(frozenset({"tenant"}), "one")
 
     def problems(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What hostile and broken clients may do to a server, over real sockets."""
+"""Hostile and broken clients cannot harm others; over real sockets."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ import pytest
 import uvloop
 from starlette.types import Receive, Scope, Send
 
-from execution_events.web.connections import Bounds
+from execution_events.web.connections import ConnectionLimits
 from execution_events.web.errors import HEAD_MAX_BYTES, HEADERS_MAX, TARGET_MAX_BYTES
 from execution_events.web.server import serve
 from tests.support.consumers import DEADLINE
@@ -23,12 +23,12 @@ GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 CLOSING = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
 BODY = b"the answer"
 GOOD_SECONDS = 2.0
-"""In which a good client is answered, whatever the others do."""
+"""Time limit for the answer to a well-behaved client, whatever the others do."""
 
 
 @pytest.fixture(scope="module", params=["asyncio", "uvloop"])
 def loops(request: pytest.FixtureRequest) -> Callable[[], asyncio.AbstractEventLoop]:
-    """Services run on uvloop where it is installed, whose transports are not asyncio's."""
+    """Return each kind of loop: services use uvloop where it is installed."""
     if request.param == "uvloop":
         return uvloop.new_event_loop
     return asyncio.new_event_loop
@@ -39,7 +39,7 @@ Run = Callable[[Callable[[], Awaitable[None]]], None]
 
 @pytest.fixture
 def run(loops: Callable[[], asyncio.AbstractEventLoop]) -> Run:
-    """Run a test to its end in a loop of its own."""
+    """Return a function that runs a test in a new loop."""
 
     def run(test: Callable[[], Awaitable[None]]) -> None:
         async def bounded() -> None:
@@ -53,19 +53,19 @@ def run(loops: Callable[[], asyncio.AbstractEventLoop]) -> Run:
 
 
 class Server(NamedTuple):
-    """A running server and what it refused."""
+    """A running server, and the reasons and targets that it recorded."""
 
     host: str
     port: int
     refused: list[str]
-    asked: list[str]
-    """The targets that came to the application."""
+    targets: list[str]
+    """Of the requests that reached the application."""
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(self.host, self.port, limit=2**24)
 
     async def raw(self, request: bytes) -> bytes:
-        """What is answered to these bytes until the server ends the connection."""
+        """Send `request` and return everything until the server closes the connection."""
         source, sink = await self.open()
         try:
             sink.write(request)
@@ -74,7 +74,7 @@ class Server(NamedTuple):
             sink.transport.abort()
 
     async def good(self) -> float:
-        """Seconds for the answer to a good client."""
+        """Return the seconds for the answer to a well-behaved client."""
         started = time.perf_counter()
         answer = await self.raw(CLOSING)
         assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -83,23 +83,23 @@ class Server(NamedTuple):
 
 
 @asynccontextmanager
-async def running(bounds: Bounds, app: Any = None) -> AsyncIterator[Server]:
+async def running(limits: ConnectionLimits, app: Any = None) -> AsyncIterator[Server]:
     refused: list[str] = []
-    asked: list[str] = []
+    targets: list[str] = []
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        asked.append(scope["path"])
+        targets.append(scope["path"])
         headers = [(b"content-length", b"%d" % len(BODY))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": BODY})
 
-    async with serve(app or answer, "127.0.0.1", 0, bounds, refused.append) as address:
+    async with serve(app or answer, "127.0.0.1", 0, limits, refused.append) as address:
         host, _, port = address.removeprefix("http://").rpartition(":")
-        yield Server(host, int(port), refused, asked)
+        yield Server(host, int(port), refused, targets)
 
 
 def check_error(answer: bytes, status: int) -> None:
-    """One whole answer with an error of ours."""
+    """Check that `answer` is one complete error response."""
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d " % status), answer[:200]
     fields = dict(line.lower().split(": ", 1) for line in head.decode().split("\r\n")[1:])
@@ -166,41 +166,41 @@ MANY = [b"X-%d: y" % number for number in range(20_000)]
          "expect",
          "no body", "upgrade", "options", "absolute"],
 )  # fmt: skip
-def test_each_request_has_its_answer(
+def test_each_malformed_request_gets_its_error(
     run: Run, request_: bytes, status: int, reason: str | None
 ) -> None:
     async def test() -> None:
-        async with running(Bounds(head=0.5, idle=1)) as server:
+        async with running(ConnectionLimits(head_timeout=0.5, idle_timeout=1)) as server:
             answer = await server.raw(request_)
             if status == 200:
                 assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
                 assert server.refused == []
             else:
                 check_error(answer, status)
-                # Wrong chunks are seen while the request is refused for having any.
+                # A chunked request can be refused before its wrong chunk is parsed.
                 assert server.refused[:1] in ([reason], ["body"])
-                assert server.asked == []
+                assert server.targets == []
             assert await server.good() < GOOD_SECONDS
 
     run(test)
 
 
-def test_a_post_with_a_body_is_answered_and_its_connection_ends(run: Run) -> None:
+def test_a_post_with_a_body_is_answered_and_its_connection_closed(run: Run) -> None:
     async def test() -> None:
-        async with running(Bounds()) as server:
+        async with running(ConnectionLimits()) as server:
             answer = await server.raw(
                 b"POST /p HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc" + GET
             )
             assert answer.count(b"HTTP/1.1 200 OK") == 1
             assert b"\r\nconnection: close\r\n" in answer.lower()
-            assert server.asked == ["/p"]
+            assert server.targets == ["/p"]
 
     run(test)
 
 
-def test_head_gets_no_body_with_its_error(run: Run) -> None:
+def test_an_error_to_head_has_no_body(run: Run) -> None:
     async def test() -> None:
-        async with running(Bounds()) as server:
+        async with running(ConnectionLimits()) as server:
             answer = await server.raw(b"HEAD / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx")
             assert answer.startswith(b"HTTP/1.1 413 ")
             assert answer.endswith(b"\r\n\r\n")
@@ -213,45 +213,45 @@ def test_head_gets_no_body_with_its_error(run: Run) -> None:
 
 def test_pipelined_requests_are_answered_in_order(run: Run) -> None:
     async def test() -> None:
-        async with running(Bounds()) as server:
+        async with running(ConnectionLimits()) as server:
             requests = b"".join(
                 b"GET /%d HTTP/1.1\r\nHost: h\r\nX: %b\r\n\r\n" % (number, b"x" * 300)
                 for number in range(500)
             )
             answer = await server.raw(requests + CLOSING)
             assert answer.count(b"HTTP/1.1 200 OK\r\n") == 501
-            assert server.asked == [f"/{number}" for number in range(500)] + ["/"]
+            assert server.targets == [f"/{number}" for number in range(500)] + ["/"]
 
     run(test)
 
 
-def test_a_large_head_is_refused_behind_another_request(run: Run) -> None:
+def test_a_large_head_behind_another_request_is_refused(run: Run) -> None:
     async def test() -> None:
-        async with running(Bounds()) as server:
+        async with running(ConnectionLimits()) as server:
             answer = await server.raw(GET + head(*MANY))
             first, _, second = answer.partition(BODY)
             assert first.startswith(b"HTTP/1.1 200 OK\r\n")
             check_error(second, 431)
-            assert server.asked == ["/"]
+            assert server.targets == ["/"]
 
     run(test)
 
 
-def test_pipelining_is_no_way_to_fill_the_memory(run: Run) -> None:
+def test_pipelined_requests_take_bounded_memory(run: Run) -> None:
     async def test() -> None:
         entered, release = asyncio.Event(), asyncio.Event()
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             await receive()
-            # As an answer does that wants to know when its client goes: it reads on.
-            gone = asyncio.ensure_future(receive())
+            # Streams keep receiving, to notice a disconnect.
+            disconnected = asyncio.ensure_future(receive())
             entered.set()
             await release.wait()
-            gone.cancel()
+            disconnected.cancel()
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": BODY})
 
-        async with running(Bounds(), app) as server:
+        async with running(ConnectionLimits(), app) as server:
             _, sink = await server.open()
             sink.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
             sink.write(GET)
@@ -259,7 +259,7 @@ def test_pipelining_is_no_way_to_fill_the_memory(run: Run) -> None:
             sink.transport.set_write_buffer_limits(high=0)
             for _ in range(64):
                 sink.write(GET * 40_000)
-            # The server stops reading: what was written stays with its sender.
+            # The server stops reading, so the data stays with its sender.
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(1):
                     await sink.drain()
@@ -270,13 +270,13 @@ def test_pipelining_is_no_way_to_fill_the_memory(run: Run) -> None:
     run(test)
 
 
-# Time.
+# Timeouts.
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", GET[:-2]])
-def test_a_head_that_does_not_come_is_not_waited_for(run: Run, sent: bytes) -> None:
+def test_an_incomplete_head_times_out(run: Run, sent: bytes) -> None:
     async def test() -> None:
-        async with running(Bounds(head=0.5)) as server:
+        async with running(ConnectionLimits(head_timeout=0.5)) as server:
             started = time.perf_counter()
             answer = await reading_to_end(server, sent)
             assert 0.4 < time.perf_counter() - started < 3
@@ -288,7 +288,7 @@ def test_a_head_that_does_not_come_is_not_waited_for(run: Run, sent: bytes) -> N
 
 
 async def reading_to_end(server: Server, *sent: bytes) -> bytes:
-    """What comes until the connection ends, in order or by a reset."""
+    """Return everything until the connection is closed or reset."""
     source, sink = await server.open()
     answer = b""
     try:
@@ -302,9 +302,9 @@ async def reading_to_end(server: Server, *sent: bytes) -> bytes:
         sink.transport.abort()
 
 
-def test_a_head_that_drips_is_not_waited_for(run: Run) -> None:
+def test_a_dripping_head_times_out(run: Run) -> None:
     async def test() -> None:
-        async with running(Bounds(head=0.5)) as server:
+        async with running(ConnectionLimits(head_timeout=0.5)) as server:
             source, sink = await server.open()
             started = time.perf_counter()
             for byte in GET * 100:
@@ -320,9 +320,9 @@ def test_a_head_that_drips_is_not_waited_for(run: Run) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT"])
-def test_the_next_request_is_not_waited_for_for_ever(run: Run, sent: bytes) -> None:
+def test_an_idle_connection_times_out(run: Run, sent: bytes) -> None:
     async def test() -> None:
-        async with running(Bounds(head=0.5, idle=1)) as server:
+        async with running(ConnectionLimits(head_timeout=0.5, idle_timeout=1)) as server:
             started = time.perf_counter()
             answer = await reading_to_end(server, GET + sent)
             assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -331,9 +331,9 @@ def test_the_next_request_is_not_waited_for_for_ever(run: Run, sent: bytes) -> N
     run(test)
 
 
-def test_the_head_of_the_next_request_is_not_waited_for(run: Run) -> None:
+def test_an_incomplete_head_on_a_kept_connection_times_out(run: Run) -> None:
     async def test() -> None:
-        async with running(Bounds(head=0.5, idle=30)) as server:
+        async with running(ConnectionLimits(head_timeout=0.5, idle_timeout=30)) as server:
             source, sink = await server.open()
             for _ in range(2):
                 sink.write(GET)
@@ -347,9 +347,9 @@ def test_the_head_of_the_next_request_is_not_waited_for(run: Run) -> None:
     run(test)
 
 
-def test_a_body_that_drips_does_not_hold_its_connection(run: Run) -> None:
+def test_a_dripping_body_does_not_hold_its_connection(run: Run) -> None:
     async def test() -> None:
-        async with running(Bounds(head=0.5, idle=1)) as server:
+        async with running(ConnectionLimits(head_timeout=0.5, idle_timeout=1)) as server:
             for method in (b"GET", b"POST"):
                 source, sink = await server.open()
                 sink.write(method + b" / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n")
@@ -367,7 +367,7 @@ def test_a_body_that_drips_does_not_hold_its_connection(run: Run) -> None:
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("size", [50_000, 20_000_000])
-def test_a_client_that_does_not_read_is_cut_off(run: Run, size: int, streamed: bool) -> None:
+def test_a_client_that_does_not_read_is_disconnected(run: Run, size: int, streamed: bool) -> None:
     async def test() -> None:
         gone = asyncio.Event()
 
@@ -382,7 +382,9 @@ def test_a_client_that_does_not_read_is_cut_off(run: Run, size: int, streamed: b
                 pass
             gone.set()
 
-        async with running(Bounds(write=1, idle=1, head=1), app) as server:
+        async with running(
+            ConnectionLimits(write_timeout=1, idle_timeout=1, head_timeout=1), app
+        ) as server:
             with silent_socket(server) as client:
                 client.sendall(GET)
                 await gone.wait()
@@ -394,8 +396,8 @@ def test_a_client_that_does_not_read_is_cut_off(run: Run, size: int, streamed: b
     run(test)
 
 
-def test_a_client_that_reads_slowly_is_served(run: Run) -> None:
-    """Slower than the time for one that does not read at all."""
+def test_a_client_that_reads_slowly_gets_its_response(run: Run) -> None:
+    """It takes longer than the timeout of a client that reads nothing."""
     size = 3_000_000
 
     async def test() -> None:
@@ -404,7 +406,7 @@ def test_a_client_that_reads_slowly_is_served(run: Run) -> None:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": b"x" * size})
 
-        async with running(Bounds(write=1), app) as server:
+        async with running(ConnectionLimits(write_timeout=1), app) as server:
             with silent_socket(server) as client:
                 loop = asyncio.get_running_loop()
                 client.setblocking(False)
@@ -428,7 +430,7 @@ def silent_socket(server: Server) -> socket.socket:
 
 
 def client_is_served(client: socket.socket) -> bool:
-    """Whether the server's end of the connection is open: writing to a closed one is an error."""
+    """Return whether the server's end is open: writing to a closed one raises."""
     try:
         client.send(b"\r\n", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
     except BlockingIOError:
@@ -438,11 +440,11 @@ def client_is_served(client: socket.socket) -> bool:
     return True
 
 
-def test_a_body_does_not_wait_for_its_head_to_be_confirmed(run: Run) -> None:
-    """With Nagle's algorithm each answer on a kept connection would take 40 ms."""
+def test_a_body_does_not_wait_for_the_acknowledgement_of_its_head(run: Run) -> None:
+    """With Nagle's algorithm each response on a kept connection takes 40 ms."""
 
     async def test() -> None:
-        async with running(Bounds()) as server:
+        async with running(ConnectionLimits()) as server:
             source, sink = await server.open()
             started = time.perf_counter()
             for _ in range(50):
@@ -454,13 +456,13 @@ def test_a_body_does_not_wait_for_its_head_to_be_confirmed(run: Run) -> None:
     run(test)
 
 
-# Numbers.
+# Numbers of connections.
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", GET], ids=["silent", "half", "idle"])
-def test_a_thousand_idle_clients_leave_room_for_a_good_one(run: Run, sent: bytes) -> None:
+def test_a_thousand_idle_clients_leave_room_for_others(run: Run, sent: bytes) -> None:
     async def test() -> None:
-        async with running(Bounds(connections=100, head=60)) as server:
+        async with running(ConnectionLimits(connections=100, head_timeout=60)) as server:
             clients = [await server.open() for _ in range(1000)]
             for _, sink in clients:
                 with contextlib.suppress(ConnectionError):
@@ -474,9 +476,9 @@ def test_a_thousand_idle_clients_leave_room_for_a_good_one(run: Run, sent: bytes
     run(test)
 
 
-def test_a_thousand_clients_that_send_large_heads_do_not_hold_up_a_good_one(run: Run) -> None:
+def test_clients_with_large_heads_do_not_delay_others(run: Run) -> None:
     async def test() -> None:
-        async with running(Bounds()) as server:
+        async with running(ConnectionLimits()) as server:
             large = head(*MANY)
             attack = [asyncio.create_task(reading_to_end(server, large)) for _ in range(200)]
             seconds = [await server.good() for _ in range(20)]
@@ -492,9 +494,9 @@ def test_a_thousand_clients_that_send_large_heads_do_not_hold_up_a_good_one(run:
     [b"x\r\n\r\n", b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"],
     ids=["head", "chunk"],
 )
-def test_refused_clients_that_do_not_leave_make_room(run: Run, sent: bytes) -> None:
+def test_refused_clients_that_stay_connected_are_evicted(run: Run, sent: bytes) -> None:
     async def test() -> None:
-        async with running(Bounds(connections=20, head=60)) as server:
+        async with running(ConnectionLimits(connections=20, head_timeout=60)) as server:
             clients = [await server.open() for _ in range(20)]
             for source, sink in clients:
                 sink.write(sent)
@@ -510,24 +512,24 @@ def test_refused_clients_that_do_not_leave_make_room(run: Run, sent: bytes) -> N
 def test_a_large_head_is_refused_before_it_is_parsed(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To parse 20,000 headers takes 24 ms, in which nobody is served."""
+    """Parsing 20,000 headers blocks the loop for 24 ms."""
     parsed = []
 
     async def accept(self: object, scope: Scope, receive: Receive, send: Send) -> None:
         parsed.append(len(scope["headers"]))
 
-    monkeypatch.setattr("execution_events.web.server._Acceptable.__call__", accept)
+    monkeypatch.setattr("execution_events.web.server._RequestFilter.__call__", accept)
 
     async def test() -> None:
-        async with running(Bounds()) as server:
-            # Few enough to come in one piece.
+        async with running(ConnectionLimits()) as server:
+            # Few enough to arrive in one piece.
             check_error(await server.raw(head(*MANY[:4000])), 431)
             assert parsed == []
 
     run(test)
 
 
-def test_clients_that_are_served_are_not_closed_for_others(run: Run) -> None:
+def test_clients_with_requests_in_progress_are_not_evicted(run: Run) -> None:
     async def test() -> None:
         entered, release = asyncio.Semaphore(0), asyncio.Event()
 
@@ -538,7 +540,7 @@ def test_clients_that_are_served_are_not_closed_for_others(run: Run) -> None:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": BODY})
 
-        async with running(Bounds(connections=3), app) as server:
+        async with running(ConnectionLimits(connections=3), app) as server:
             served = [asyncio.create_task(server.raw(CLOSING)) for _ in range(3)]
             for _ in range(3):
                 await entered.acquire()
@@ -554,10 +556,10 @@ def test_clients_that_are_served_are_not_closed_for_others(run: Run) -> None:
     run(test)
 
 
-def test_a_server_stops_in_time_whatever_its_clients_do(run: Run) -> None:
+def test_a_server_stops_in_time_with_unfinished_requests(run: Run) -> None:
     async def test() -> None:
         sinks = []
-        async with running(Bounds()) as server:
+        async with running(ConnectionLimits()) as server:
             for sent in (b"", b"GET / HT", GET, head(*MANY), b"x" * 20_000):
                 _, sink = await server.open()
                 sink.write(sent)

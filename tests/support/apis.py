@@ -10,11 +10,12 @@ from prometheus_client import CollectorRegistry
 
 from execution_events.metrics import ReaderMetrics
 from execution_events.reader.app import create_app
-from execution_events.reader.watch import WatchLimits
+from execution_events.reader.endpoint import EventsEndpoint
+from execution_events.reader.watch import Watches, WatchTimeouts
 from execution_events.store.read.events import EventReader
 from execution_events.store.read.feeds import Feeds
 from execution_events.web.auth.access import Access
-from execution_events.web.limits import Limits
+from execution_events.web.limits import ConcurrencyLimits
 from execution_events.web.server import serve
 from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE
@@ -41,10 +42,10 @@ class Api(NamedTuple):
 @asynccontextmanager
 async def serving(
     database_url: str,
-    limits: WatchLimits = WatchLimits(),  # noqa: B008 - a value
+    timeouts: WatchTimeouts = WatchTimeouts(),  # noqa: B008 - a value
     credentials: Any = lambda _: contextlib.nullcontext(),
 ) -> AsyncIterator[Api]:
-    """An API whose watches have these limits; `credentials` opens what knows tokens."""
+    """An API whose watches have these timeouts; `credentials` opens what knows tokens."""
     registry = CollectorRegistry()
     metrics = ReaderMetrics(registry)
     settings = configured(reader_max_streams=200, reader_max_streams_per_token=200)
@@ -53,8 +54,9 @@ async def serving(
         credentials(metrics) as known,
         Feeds.open(lists) as feeds,
     ):
-        access, bounds = Access(known, metrics), Limits(settings.reader, metrics)
-        app = create_app(lists, feeds, metrics, access, bounds, watch_limits=limits)
+        access, limits = Access(known, metrics), ConcurrencyLimits(settings.reader, metrics)
+        watches = Watches(lists, feeds, access, metrics, timeouts)
+        app = create_app(EventsEndpoint(lists, watches, access, limits, metrics), metrics)
         async with (
             serve(app, "127.0.0.1", 0) as address,
             httpx.AsyncClient(base_url=address, timeout=DEADLINE) as client,

@@ -1,4 +1,4 @@
-"""Who is asking: headers, the token file, and JWTs against a real server of keys."""
+"""Authentication: headers, the token file, and JWTs with keys from a real server."""
 
 import asyncio
 import hashlib
@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,17 @@ from starlette.datastructures import Headers
 from execution_events.errors import SettingsError
 from execution_events.metrics import ReaderMetrics
 from execution_events.web.auth import issuer as issuer_module
+from execution_events.web.auth import key_set
 from execution_events.web.auth.access import (
-    ANYONE,
+    ANONYMOUS,
     Access,
     AccessError,
     Caller,
-    IssuerAwayError,
+    IssuerUnavailableError,
     is_namespace,
 )
-from execution_events.web.auth.issuer import LEEWAY, Issuer, IssuerError, parse_keys
+from execution_events.web.auth.issuer import LEEWAY, Issuer
+from execution_events.web.auth.key_set import KeySetError, parse_keys
 from execution_events.web.auth.token_file import (
     FILE_MAX_BYTES,
     TokenFile,
@@ -146,14 +148,16 @@ async def test_every_wrong_token_has_the_same_answer(
 ) -> None:
     assert await refusal(access, headers(*given)) == (
         401,
-        "the token is not valid",
+        "invalid token",
         {"WWW-Authenticate": INVALID},
     )
     name = "execution_events_refused_total"
     assert registry.get_sample_value(name, {"reason": "bad_token"}) == 1
 
 
-async def test_no_token_is_asked_for(access: Access, registry: CollectorRegistry) -> None:
+async def test_a_missing_token_gets_its_own_answer(
+    access: Access, registry: CollectorRegistry
+) -> None:
     status, message, answered = await refusal(access, headers(("accept", TOKEN)))
     assert status == 401
     assert "X-Auth-Token" in message
@@ -162,15 +166,15 @@ async def test_no_token_is_asked_for(access: Access, registry: CollectorRegistry
     assert registry.get_sample_value(name, {"reason": "no_token"}) == 1
 
 
-async def test_without_credentials_everybody_is_the_same_caller() -> None:
-    everybody = Access(None, metrics())
+async def test_without_credentials_all_requests_have_one_caller() -> None:
+    access = Access(None, metrics())
     for given in (headers(), bearer("x"), headers(("x-auth-token", "y"))):
-        assert await everybody.caller(given) is ANYONE
-    assert ANYONE.namespaces is None
-    assert everybody.problems() == []
+        assert await access.caller(given) is ANONYMOUS
+    assert ANONYMOUS.namespaces is None
+    assert access.problems() == []
 
 
-async def test_no_token_is_in_what_is_shown(
+async def test_no_token_is_logged_or_displayed(
     access: Access, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -184,10 +188,10 @@ async def test_no_token_is_in_what_is_shown(
         assert secret not in shown
         assert hashed(secret) not in shown
         assert hashed(secret)[:12] not in shown
-    assert caller.key != other.key
+    assert caller.limit_key != other.limit_key
 
 
-async def test_unknown_tokens_are_compared_as_known_ones_are(
+async def test_unknown_tokens_take_the_same_comparison(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared = []
@@ -215,9 +219,9 @@ async def test_unknown_tokens_are_compared_as_known_ones_are(
         ("[" * 100_000, "expected JSON in UTF-8"),
         ("[]", "expected an object"),
         ("null", "expected an object"),
-        ('{"a": ["n"]}', "entry 1: expected 64 digits"),
-        (json.dumps({hashed("a").upper(): []}), "entry 1: expected 64 digits"),
-        (json.dumps({hashed("a") + "\n": []}), "entry 1: expected 64 digits"),
+        ('{"a": ["n"]}', "entry 1: expected a SHA-256 of 64 digits"),
+        (json.dumps({hashed("a").upper(): []}), "entry 1: expected a SHA-256 of 64 digits"),
+        (json.dumps({hashed("a") + "\n": []}), "entry 1: expected a SHA-256 of 64 digits"),
         (json.dumps({hashed("a"): "n"}), "entry 1: expected an array of namespaces"),
         (json.dumps({hashed("a"): ["n"], hashed("b"): [1]}), "entry 2: expected an array"),
         (json.dumps({hashed("a"): {"n": 1}}), "entry 1: expected an array"),
@@ -225,11 +229,11 @@ async def test_unknown_tokens_are_compared_as_known_ones_are(
         (json.dumps({hashed("a"): ["n\0"]}), "entry 1: expected an array"),
         (json.dumps({hashed("a"): ["\ud800"]}), "entry 1: expected an array"),
         (json.dumps({hashed("a"): ["n" * 254]}), "entry 1: expected an array"),
-        (f'{{"{hashed("a")}": [], "{hashed("a")}": ["n"]}}', "entry 2: its token is there already"),
+        (f'{{"{hashed("a")}": [], "{hashed("a")}": ["n"]}}', "entry 2: duplicate token"),
         (" " * (FILE_MAX_BYTES + 1), f"expected at most {FILE_MAX_BYTES} bytes"),
     ],
 )
-def test_a_wrong_file_is_refused_without_showing_its_content(text: str, expected: str) -> None:
+def test_an_invalid_file_is_refused_without_showing_its_content(text: str, expected: str) -> None:
     with pytest.raises(TokenFileError) as error:
         parse_tokens(text.encode())
     assert str(error.value).startswith(expected)
@@ -243,7 +247,7 @@ def test_bytes_that_are_not_utf_8_are_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", ["absent", "directory", "broken", "latin-1"])
-def test_a_reader_does_not_start_on_a_wrong_file(tmp_path: Path, kind: str) -> None:
+def test_a_reader_does_not_start_with_an_invalid_file(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "tokens"
     if kind == "directory":
         path.mkdir()
@@ -259,14 +263,14 @@ async def namespaces(tokens: TokenFile, token: str) -> set[str] | None:
 
 
 def readable(caller: Caller | None) -> set[str]:
-    """The namespaces of a caller who has not all."""
+    """The namespaces of a caller that may not read all."""
     assert caller is not None
     assert caller.namespaces is not None
     return set(caller.namespaces)
 
 
 def rewrite(path: Path, text: str) -> None:
-    """In place, as an editor does."""
+    """Write in place, as an editor does."""
     before = path.stat().st_mtime_ns
     path.write_text(text)
     if path.stat().st_mtime_ns == before:
@@ -274,7 +278,7 @@ def rewrite(path: Path, text: str) -> None:
 
 
 def replace(path: Path, text: str) -> None:
-    """By another file, as a deployment does; with the time of the former one."""
+    """Rename another file over it, as a deployment does, with the same time."""
     status = path.stat()
     other = path.with_suffix(".new")
     other.write_text(text)
@@ -283,12 +287,12 @@ def replace(path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("change", [rewrite, replace])
-async def test_a_file_that_changes_is_in_force_without_a_restart(
+async def test_a_changed_file_is_in_force_without_a_restart(
     path: Path, change: Callable[[Path, str], None]
 ) -> None:
     async with TokenFile.open(path, metrics()) as tokens:
         assert await namespaces(tokens, OTHER) == set()
-        # Of the same size.
+        # Same size.
         change(path, content({OTHER: ["a", "b"], TOKEN: []}))
 
         async def changed() -> bool:
@@ -300,7 +304,7 @@ async def test_a_file_that_changes_is_in_force_without_a_restart(
         assert await namespaces(tokens, TOKEN) == set()
 
 
-async def test_a_token_that_was_removed_is_refused(path: Path) -> None:
+async def test_a_removed_token_is_refused(path: Path) -> None:
     tokens = TokenFile(path, metrics())
     rewrite(path, "{}")
     await tokens.refresh()
@@ -308,7 +312,7 @@ async def test_a_token_that_was_removed_is_refused(path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["broken", "absent", "directory"])
-async def test_what_was_read_stays_in_force_while_the_file_is_broken(
+async def test_loaded_tokens_stay_in_force_while_the_file_is_invalid(
     path: Path, registry: CollectorRegistry, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     gauge = "execution_events_credentials_read_timestamp_seconds"
@@ -326,11 +330,11 @@ async def test_what_was_read_stays_in_force_while_the_file_is_broken(
         await tokens.refresh()
         assert await namespaces(tokens, TOKEN) == {"a", "b"}
         [problem] = access.problems()
-        assert problem.startswith("the token file is not read, its former tokens are in force: ")
+        assert problem.startswith("token file not reloaded, earlier tokens stay in force: ")
         assert hashed(TOKEN) not in problem
     assert registry.get_sample_value(gauge) == before
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert [record.getMessage() for record in errors] == ["the token file is not read"]
+    assert [record.getMessage() for record in errors] == ["token_file_reload_failed"]
 
     if fault == "directory":
         path.rmdir()
@@ -340,7 +344,7 @@ async def test_what_was_read_stays_in_force_while_the_file_is_broken(
     assert await namespaces(tokens, TOKEN) == {"c"}
 
 
-async def test_a_file_that_comes_back_as_it_was_is_no_problem_any_more(path: Path) -> None:
+async def test_an_unchanged_file_that_reappears_ends_the_problem(path: Path) -> None:
     tokens = TokenFile(path, metrics())
     path.rename(path.with_suffix(".away"))
     await tokens.refresh()
@@ -350,7 +354,7 @@ async def test_a_file_that_comes_back_as_it_was_is_no_problem_any_more(path: Pat
     assert tokens.problems() == []
 
 
-async def test_a_file_that_did_not_change_is_not_read_again(
+async def test_an_unchanged_file_is_not_parsed_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = TokenFile(path, metrics())
@@ -364,7 +368,7 @@ async def test_a_file_that_did_not_change_is_not_read_again(
     [("n", True), ("租户", True), ("n" * 253, True), ("", False), ("元" * 85, False),
      ("a\0", False), ("\ud800", False)],
 )  # fmt: skip
-def test_a_namespace_is_one_that_an_event_can_have(text: str, possible: bool) -> None:
+def test_only_an_event_s_possible_namespaces_are_namespaces(text: str, possible: bool) -> None:
     assert is_namespace(text) is possible
 
 
@@ -397,7 +401,7 @@ async def called(issuer: Issuer, token: str) -> Caller | None:
     [RSA, EC, rsa_key("ps", "PS256"), rsa_key("512", "RS512"), ed_key("ed")],
     ids=lambda key: key.algorithm,
 )
-async def test_a_token_of_the_issuer_is_valid(keys: KeyServer, key: SigningKey) -> None:
+async def test_a_token_signed_by_the_issuer_is_valid(keys: KeyServer, key: SigningKey) -> None:
     keys.keys = [key.jwk]
     async with issuing(keys) as issuer:
         caller = await called(issuer, key.sign(namespaces=["a", "租户"]))
@@ -417,7 +421,7 @@ async def test_a_token_of_the_issuer_is_valid(keys: KeyServer, key: SigningKey) 
         ({"namespaces": ["*"]}, {"*"}),
     ],
 )
-async def test_the_namespaces_are_those_of_the_claim(
+async def test_the_claim_gives_the_namespaces(
     keys: KeyServer, claims: dict[str, Any], expected: set[str]
 ) -> None:
     async with issuing(keys) as issuer:
@@ -425,7 +429,7 @@ async def test_the_namespaces_are_those_of_the_claim(
         assert readable(caller) == expected
 
 
-async def test_the_claim_is_a_setting(keys: KeyServer) -> None:
+async def test_the_name_of_the_claim_is_a_setting(keys: KeyServer) -> None:
     async with issuing(keys, claim="https://issuer.example/projects") as issuer:
         given: dict[str, Any] = {"https://issuer.example/projects": ["a"], "namespaces": ["b"]}
         token = EC.sign(**given)
@@ -433,13 +437,13 @@ async def test_the_claim_is_a_setting(keys: KeyServer) -> None:
         assert readable(caller) == {"a"}
 
 
-async def test_all_tokens_of_a_subject_are_counted_together(keys: KeyServer) -> None:
+async def test_all_tokens_of_a_subject_share_one_limit(keys: KeyServer) -> None:
     async with issuing(keys) as issuer:
         callers = [
             await called(issuer, EC.sign(sub=subject, jti=jti))
             for subject, jti in [("a", "1"), ("a", "2"), ("b", "3"), (None, "4"), (None, "5")]
         ]
-        found = [caller.key for caller in callers if caller is not None]
+        found = [caller.limit_key for caller in callers if caller is not None]
         assert found[0] == found[1]
         assert len(set(found)) == 4
         assert all(re.fullmatch("jwt:[0-9a-f]{16}", key) for key in found)
@@ -484,7 +488,7 @@ async def test_a_token_with_a_wrong_claim_is_refused(
      lambda: {"aud": ["other", AUDIENCE]}],
     ids=["expired", "not yet", "audiences"],
 )  # fmt: skip
-async def test_clocks_may_differ_a_little(
+async def test_clocks_may_differ_by_the_leeway(
     keys: KeyServer, claims: Callable[[], dict[str, Any]]
 ) -> None:
     async with issuing(keys) as issuer:
@@ -533,7 +537,7 @@ DEEP = "[" * 6000 + "]" * 6000
          "crit", "no kid of two", "kid list", "surrogate", "cut", "four parts", "padding",
          "empty header", "dots", "empty", "bytes", "no JWT", "nested"],
 )  # fmt: skip
-async def test_a_token_that_the_issuer_did_not_sign_is_refused(
+async def test_a_forged_or_malformed_token_is_refused(
     keys: KeyServer, token: Callable[[], str]
 ) -> None:
     async with issuing(keys) as issuer:
@@ -554,13 +558,13 @@ async def test_a_short_rsa_key_is_not_trusted(keys: KeyServer) -> None:
         assert await called(issuer, token) is None
 
 
-async def test_a_token_without_a_key_name_is_verified_with_the_only_key(keys: KeyServer) -> None:
+async def test_a_token_without_a_key_id_is_verified_with_the_only_key(keys: KeyServer) -> None:
     keys.keys = [EC.jwk]
     async with issuing(keys) as issuer:
         assert await called(issuer, jwt.encode(claims(), EC.private, "ES256")) is not None
 
 
-def test_keys_that_do_not_sign_are_left_out() -> None:
+def test_keys_that_cannot_verify_are_ignored() -> None:
     members = [
         {"kty": "oct", "kid": "shared", "k": "AAAA"},
         RSA.jwk | {"kid": "encrypts", "use": "enc"},
@@ -582,12 +586,12 @@ def test_keys_that_do_not_sign_are_left_out() -> None:
     [b"", b"{}", b"[]", b'{"keys": []}', b'{"keys": {}}', b'{"keys": [1]}', b"\xff",
      b'{"keys": [{"kty": "oct", "k": "AAAA"}]}', b'{"keys": ' + b"[" * 100_000],
 )  # fmt: skip
-def test_an_answer_without_keys_is_no_key_set(answer: bytes) -> None:
-    with pytest.raises(IssuerError):
+def test_a_response_without_keys_is_no_key_set(answer: bytes) -> None:
+    with pytest.raises(KeySetError):
         parse_keys(answer)
 
 
-async def test_a_new_key_is_fetched_when_a_token_names_it(
+async def test_an_unknown_key_id_triggers_one_shared_fetch(
     keys: KeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(issuer_module, "_REFETCH_INTERVAL", 0.0)
@@ -602,27 +606,27 @@ async def test_a_new_key_is_fetched_when_a_token_names_it(
         assert await called(issuer, EC.sign()) is None
 
 
-async def test_unknown_keys_are_asked_for_at_a_bounded_rate(keys: KeyServer) -> None:
+async def test_fetches_for_unknown_key_ids_are_rate_limited(keys: KeyServer) -> None:
     async with issuing(keys) as issuer:
         for number in range(50):
             assert await called(issuer, ec_key(f"unknown-{number}").sign()) is None
         assert keys.requests == 1
 
 
-async def test_a_key_that_was_withdrawn_is_forgotten_in_time(
+async def test_a_withdrawn_key_is_dropped_at_the_next_refresh(
     keys: KeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(issuer_module, "REFRESH_INTERVAL", 0.01)
     async with issuing(keys) as issuer:
         keys.keys = [RSA.jwk]
 
-        async def forgotten() -> bool:
+        async def dropped() -> bool:
             return await called(issuer, EC.sign()) is None
 
-        await until(forgotten, "the withdrawn key is forgotten")
+        await until(dropped, "the withdrawn key is dropped")
 
 
-async def test_known_keys_stay_in_force_while_the_issuer_is_away(
+async def test_known_keys_stay_in_force_while_the_issuer_is_unavailable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(issuer_module, "_REFETCH_INTERVAL", 0.0)
@@ -635,10 +639,10 @@ async def test_known_keys_stay_in_force_while_the_issuer_is_away(
     ):
         port = server.port
         server.answer = lambda: http_answer(b"", "503 Service Unavailable")
-        with pytest.raises(IssuerAwayError) as away:
+        with pytest.raises(IssuerUnavailableError) as unavailable:
             await called(issuer, new.sign())
-        assert away.value.status_code == 503
-        assert dict(away.value.headers or {}) == {"Retry-After": "1"}
+        assert unavailable.value.status_code == 503
+        assert dict(unavailable.value.headers or {}) == {"Retry-After": "1"}
         await issuer.refresh()
         assert await called(issuer, EC.sign()) is not None
         assert issuer.problems() == []
@@ -648,7 +652,7 @@ async def test_known_keys_stay_in_force_while_the_issuer_is_away(
         assert await called(issuer, new.sign()) is not None
 
 
-async def test_a_reader_starts_while_the_issuer_is_away_and_says_so(
+async def test_a_reader_starts_unready_while_the_issuer_is_unavailable(
     unused_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(issuer_module, "_REFETCH_INTERVAL", 0.05)
@@ -657,10 +661,8 @@ async def test_a_reader_starts_while_the_issuer_is_away_and_says_so(
     url = f"http://127.0.0.1:{unused_port}/keys?set=1"
     async with Issuer.open(url, AUDIENCE, ISSUER, "namespaces", metrics()) as issuer:
         [problem] = issuer.problems()
-        assert problem == (
-            "the issuer's keys are not known: cannot be reached: ConnectionRefusedError"
-        )
-        with pytest.raises(IssuerAwayError):
+        assert problem == "the issuer's keys are unknown: fetch failed: ConnectionRefusedError"
+        with pytest.raises(IssuerUnavailableError):
             await called(issuer, EC.sign())
         async with server.serve(unused_port):
 
@@ -671,43 +673,71 @@ async def test_a_reader_starts_while_the_issuer_is_away_and_says_so(
             assert await called(issuer, EC.sign()) is not None
 
 
-BIG = b"HTTP/1.1 200 OK\r\n\r\n" + b" " * (issuer_module.JWKS_MAX_BYTES + 1)
+BIG = b"HTTP/1.1 200 OK\r\n\r\n" + b" " * (key_set.KEY_SET_MAX_BYTES + 1)
 
 
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
-        (http_answer(b"{}", "500 x"), "answered 500"),
-        (http_answer(b"", "302 x"), "answered 302"),
-        (BIG, "more than 1048576 bytes"),
-        (b"SSH-2.0\r\n", "cannot be reached: RemoteProtocolError"),
-        (b"", "cannot be reached: RemoteProtocolError"),
+        (http_answer(b"{}", "500 x"), "expected status 200, got 500"),
+        (http_answer(b"", "302 x"), "expected status 200, got 302"),
+        (BIG, "expected at most 1048576 bytes"),
+        (b"SSH-2.0\r\n", "fetch failed: RemoteProtocolError"),
+        (b"", "fetch failed: RemoteProtocolError"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx", "RemoteProtocolError"),
         (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 2**18, "RemoteProtocolError"),
     ],
     ids=["500", "redirect", "size", "no HTTP", "closed", "cut", "head"],
 )
-async def test_a_wrong_answer_of_the_issuer_is_told(
+async def test_a_failed_fetch_is_a_problem_with_its_cause(
     keys: KeyServer, answer: bytes, problem: str
 ) -> None:
     keys.answer = lambda: answer
     async with issuing(keys) as issuer:
-        [told] = issuer.problems()
-        assert problem in told
+        [reported] = issuer.problems()
+        assert problem in reported
 
 
-async def test_an_issuer_that_is_silent_is_left_in_time(
+async def test_a_silent_issuer_does_not_exceed_the_fetch_timeout(
     keys: KeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(issuer_module, "FETCH_TIMEOUT", 0.2)
+    monkeypatch.setattr(key_set, "FETCH_TIMEOUT", 0.2)
     keys.silent = True
     started = time.monotonic()
     async with issuing(keys) as issuer:
         assert time.monotonic() - started < 2
-        assert "no answer in 0.2 s" in issuer.problems()[0]
+        assert "no response within 0.2 s" in issuer.problems()[0]
 
 
-async def test_a_caller_that_gives_up_does_not_end_the_fetch_of_others(
+@pytest.mark.parametrize("before", [b"", b"HTTP/1.1 200 OK\r\n\r\n"], ids=["head", "body"])
+async def test_a_dripping_issuer_does_not_exceed_the_fetch_timeout(
+    before: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A byte now and then restarts no timeout."""
+
+    async def drip(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            sink.write(before)
+            while not source.at_eof():
+                sink.write(b"H" if not before else b" ")
+                await sink.drain()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.02):
+                        await source.read(65536)
+        sink.close()
+
+    monkeypatch.setattr(key_set, "FETCH_TIMEOUT", 0.2)
+    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        url = f"http://127.0.0.1:{port}/keys"
+        started = time.monotonic()
+        async with Issuer.open(url, AUDIENCE, ISSUER, "namespaces", metrics()) as issuer:
+            assert time.monotonic() - started < 2
+            assert "no response within 0.2 s" in issuer.problems()[0]
+
+
+async def test_a_cancelled_caller_does_not_cancel_the_shared_fetch(
     keys: KeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with issuing(keys) as issuer:

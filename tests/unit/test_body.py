@@ -1,4 +1,4 @@
-"""An event's body is, byte for byte, what the API shows of it, whoever reads it."""
+"""An event's body is byte for byte the JSON that the API returns."""
 
 import json
 from datetime import datetime, timedelta
@@ -14,8 +14,8 @@ from tests.support import strategies
 from tests.support.records import EPOCH, occurrence
 
 
-def shown(event: FoldedEvent) -> bytes:
-    """Design section 5, by another encoder."""
+def expected_body(event: FoldedEvent) -> bytes:
+    """Return the JSON of design section 5, by another encoder."""
 
     def seconds(moment: datetime) -> str:
         return moment.replace(microsecond=0).strftime("%Y-%m-%dT%H:%M:%SZ").rjust(20, "0")
@@ -38,7 +38,7 @@ def shown(event: FoldedEvent) -> bytes:
 
 
 _folded = st.builds(
-    lambda latest, count, place: FoldedEvent(latest, count, latest.first_timestamp, place),
+    lambda latest, count, moment: FoldedEvent(latest, count, latest.first_timestamp, moment),
     strategies.occurrences(),
     st.integers(1, COUNT_MAX) | st.sampled_from([1, 2**31, COUNT_MAX]),
     strategies.timestamps,
@@ -46,15 +46,15 @@ _folded = st.builds(
 
 
 @given(_folded)
-def test_a_body_is_what_the_api_shows(event: FoldedEvent) -> None:
+def test_a_body_is_the_json_of_the_api(event: FoldedEvent) -> None:
     body = body_of(event)
-    assert body == shown(event)
-    # It is one line of an event stream, and of NDJSON.
+    assert body == expected_body(event)
+    # One line of an event stream and of NDJSON.
     assert not set(body) & set(b"\r\n")
 
 
 @given(_folded)
-def test_what_is_decoded_is_encoded_alike(event: FoldedEvent) -> None:
+def test_decoding_and_encoding_restores_the_body(event: FoldedEvent) -> None:
     body, latest = body_of(event), event.latest
     content = decode(body)
     assert encode(content) == body
@@ -74,7 +74,7 @@ def test_what_is_decoded_is_encoded_alike(event: FoldedEvent) -> None:
         *("元素😀é", "e\u0301", "</script>&'", '{"a":1}', "\\u0041", "data: x\n\nevent: reset"),
     ],
 )
-def test_awkward_texts(text: str) -> None:
+def test_special_characters_are_escaped_as_json_requires(text: str) -> None:
     latest = occurrence(
         **dict.fromkeys(
             ("name", "namespace", "object_name", "object_namespace", "reason", "message", "type"),
@@ -82,7 +82,7 @@ def test_awkward_texts(text: str) -> None:
         )
     )
     event = FoldedEvent(latest, 1, EPOCH, EPOCH)
-    assert body_of(event) == shown(event)
+    assert body_of(event) == expected_body(event)
     assert b"\n" not in body_of(event)
 
 
@@ -96,16 +96,16 @@ def test_awkward_texts(text: str) -> None:
         (EPOCH - timedelta(microseconds=1), "2025-12-31T23:59:59Z"),
     ],
 )
-def test_times_are_cut_to_the_second(moment: datetime, text: str) -> None:
+def test_times_are_truncated_to_the_second(moment: datetime, text: str) -> None:
     latest = occurrence(first_timestamp=moment, last_timestamp=moment)
     content = decode(body_of(FoldedEvent(latest, 1, moment, EPOCH)))
     assert (content.first_timestamp, content.last_timestamp) == (text, text)
 
 
-def test_each_member_is_that_of_its_name() -> None:
-    """No two of them are exchanged: a latest time, and the first of all."""
+def test_no_two_members_are_exchanged() -> None:
+    """Every text is its own name, and the first and last times differ."""
     fields = ("name", "namespace", "object_name", "object_namespace", "reason", "message")
     texts = {field: field for field in (*fields, "type", "elem_type", "elem_id", "action_name")}
     latest = occurrence(**texts, last_timestamp=EPOCH + timedelta(hours=1))
     event = FoldedEvent(latest, 7, EPOCH - timedelta(hours=1), EPOCH)
-    assert body_of(event) == shown(event)
+    assert body_of(event) == expected_body(event)

@@ -1,4 +1,4 @@
-"""Places for answers are taken and left in every way that an answer can end."""
+"""Slots are acquired, exchanged and released however a response ends."""
 
 import asyncio
 from typing import Any
@@ -7,17 +7,17 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from execution_events.metrics import ReaderMetrics
-from execution_events.web.limits import LimitError, Limits
+from execution_events.web.limits import ConcurrencyLimits, LimitError
 from tests.support.configuration import configured
 
 
 class Measured:
-    """Limits, and what their metrics say."""
+    """Limits and their metrics."""
 
     def __init__(self, **settings: int) -> None:
         self.registry = CollectorRegistry()
-        bounds: dict[str, Any] = {f"reader_max_{name}": number for name, number in settings.items()}
-        self.limits = Limits(configured(**bounds).reader, ReaderMetrics(self.registry))
+        values: dict[str, Any] = {f"reader_max_{name}": number for name, number in settings.items()}
+        self.limits = ConcurrencyLimits(configured(**values).reader, ReaderMetrics(self.registry))
 
     def value(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(f"execution_events_{name}", labels)
@@ -27,12 +27,12 @@ class Measured:
         return self.value("open_requests"), self.value("open_streams")
 
 
-def test_a_caller_has_so_many_places_and_others_still_have_theirs() -> None:
+def test_the_limit_of_a_caller_leaves_slots_to_others() -> None:
     measured = Measured(requests=10, requests_per_token=2)
-    with measured.limits.place("a"), measured.limits.place("a"):
-        with pytest.raises(LimitError) as refused, measured.limits.place("a"):
+    with measured.limits.slot("a"), measured.limits.slot("a"):
+        with pytest.raises(LimitError) as refused, measured.limits.slot("a"):
             pass
-        with measured.limits.place("b"):
+        with measured.limits.slot("b"):
             assert measured.open == (3, 0)
     assert refused.value.status_code == 429
     assert dict(refused.value.headers or {}) == {"Retry-After": "1"}
@@ -40,35 +40,35 @@ def test_a_caller_has_so_many_places_and_others_still_have_theirs() -> None:
     assert measured.open == (0, 0)
 
 
-def test_a_process_has_so_many_places() -> None:
+def test_all_callers_share_the_limit_of_the_process() -> None:
     measured = Measured(requests=2, requests_per_token=2)
-    with measured.limits.place("a"), measured.limits.place("b"):
-        with pytest.raises(LimitError), measured.limits.place("c"):
+    with measured.limits.slot("a"), measured.limits.slot("b"):
+        with pytest.raises(LimitError), measured.limits.slot("c"):
             pass
         assert measured.open == (2, 0)
     assert measured.value("refused_total", reason="process_requests") == 1
-    with measured.limits.place("c"):
+    with measured.limits.slot("c"):
         assert measured.open == (1, 0)
 
 
-def test_a_stream_takes_no_requests_place() -> None:
+def test_a_stream_holds_no_request_slot() -> None:
     measured = Measured(requests=1, requests_per_token=1, streams=2, streams_per_token=1)
-    with measured.limits.place("a") as place:
-        place.become_stream()
-        place.become_stream()
+    with measured.limits.slot("a") as slot:
+        slot.become_stream()
+        slot.become_stream()
         assert measured.open == (0, 1)
-        with measured.limits.place("a"):
+        with measured.limits.slot("a"):
             assert measured.open == (1, 1)
     assert measured.open == (0, 0)
 
 
 @pytest.mark.parametrize(("other", "reason"), [("a", "caller_streams"), ("b", "process_streams")])
-def test_a_stream_that_is_refused_is_still_a_request(other: str, reason: str) -> None:
+def test_a_refused_stream_keeps_its_request_slot(other: str, reason: str) -> None:
     per_token = 1 if other == "a" else 9
     measured = Measured(streams=1, streams_per_token=per_token)
-    with measured.limits.place("a") as first:
+    with measured.limits.slot("a") as first:
         first.become_stream()
-        with measured.limits.place(other) as second:
+        with measured.limits.slot(other) as second:
             with pytest.raises(LimitError):
                 second.become_stream()
             assert measured.open == (1, 1)
@@ -79,15 +79,15 @@ def test_a_stream_that_is_refused_is_still_a_request(other: str, reason: str) ->
 
 @pytest.mark.parametrize("streams", [False, True])
 @pytest.mark.parametrize("end", [ValueError, asyncio.CancelledError, GeneratorExit, None])
-def test_a_place_is_left_however_the_answer_ends(
+def test_a_slot_is_released_however_the_response_ends(
     end: type[BaseException] | None, streams: bool
 ) -> None:
     measured = Measured(requests_per_token=1, streams_per_token=1)
     for _ in range(3):
         try:
-            with measured.limits.place("a") as place:
+            with measured.limits.slot("a") as slot:
                 if streams:
-                    place.become_stream()
+                    slot.become_stream()
                 if end is not None:
                     raise end
         except BaseException as error:
@@ -95,16 +95,16 @@ def test_a_place_is_left_however_the_answer_ends(
     assert measured.open == (0, 0)
 
 
-async def test_a_task_that_is_cancelled_leaves_its_place() -> None:
+async def test_a_cancelled_task_releases_its_slot() -> None:
     measured = Measured()
     entered = asyncio.Event()
 
-    async def answer() -> None:
-        with measured.limits.place("a"):
+    async def respond() -> None:
+        with measured.limits.slot("a"):
             entered.set()
             await asyncio.Event().wait()
 
-    task = asyncio.create_task(answer())
+    task = asyncio.create_task(respond())
     await entered.wait()
     assert measured.open == (1, 0)
     task.cancel()
@@ -112,9 +112,9 @@ async def test_a_task_that_is_cancelled_leaves_its_place() -> None:
     assert measured.open == (0, 0)
 
 
-def test_callers_that_have_gone_are_forgotten() -> None:
+def test_callers_without_slots_take_no_memory() -> None:
     measured = Measured()
     for number in range(100):
-        with measured.limits.place(str(number)):
+        with measured.limits.slot(str(number)):
             pass
     assert not measured.limits.requests._by_key

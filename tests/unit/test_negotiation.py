@@ -1,8 +1,8 @@
-"""What a request's headers ask for: the format of the answer."""
+"""The format that an Accept header chooses."""
 
 import pytest
 
-from execution_events.reader.negotiation import choose_format
+from execution_events.web.negotiation import choose_format
 
 LINES, WATCH = "application/x-ndjson", "text/event-stream"
 
@@ -10,7 +10,7 @@ LINES, WATCH = "application/x-ndjson", "text/event-stream"
 @pytest.mark.parametrize(
     ("accept", "chosen"),
     [
-        # JSON where nothing else is named, and where headers make no sense.
+        # JSON if nothing else is named, and for malformed headers.
         ("", "json"),
         ("*/*", "json"),
         ("text/*", "json"),
@@ -36,33 +36,33 @@ LINES, WATCH = "application/x-ndjson", "text/event-stream"
         (f"{LINES};q=0.000", "json"),
         (f"{WATCH};q=0, {LINES}", "lines"),
         (f"{WATCH}, {LINES};q=0", "watch"),
-        # Beside JSON: the better one, and JSON on a tie with its own name.
+        # With JSON: the better one, and JSON on a tie with its own name.
         (f"{WATCH}, application/json", "json"),
         (f"{WATCH}, application/json;q=0.9", "watch"),
         (f"{WATCH};q=0.9, application/json", "json"),
         (f"{LINES}, application/json", "json"),
         (f"{LINES}, application/json;q=0.9", "lines"),
         (f"application/json;q=0, {WATCH};q=0.1", "watch"),
-        # Beside a range: what is named is meant.
+        # With a range: the named format on a tie.
         (f"{WATCH}, */*", "watch"),
         (f"*/*, {WATCH}", "watch"),
         (f"{WATCH};q=0.5, */*;q=0.5", "watch"),
         (f"{WATCH};q=0.5, */*", "json"),
         (f"{LINES}, application/*", "lines"),
         (f"{LINES};q=0.5, application/*", "json"),
-        # The most specific range tells how good JSON is.
+        # The most specific range decides the quality of JSON.
         (f"{WATCH};q=0.5, application/json;q=0.1, */*", "watch"),
         (f"{WATCH};q=0.5, application/*;q=0.1, */*", "watch"),
         (f"{WATCH};q=0.5, application/json, application/*;q=0.1", "json"),
-        # Beside each other: the better one, and a watch on a tie.
+        # Both others: the better one, and a watch on a tie.
         (f"{WATCH}, {LINES}", "watch"),
         (f"{LINES}, {WATCH}", "watch"),
         (f"{WATCH};q=0.5, {LINES}", "lines"),
         (f"{WATCH}, {LINES};q=0.5", "watch"),
         (f"{WATCH};q=0.5, {LINES};q=0.4, application/json;q=0.6", "json"),
-        # What browsers send.
+        # Browsers.
         ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "json"),
     ],
 )
-def test_the_format(accept: str, chosen: str) -> None:
+def test_the_preferred_format_is_chosen(accept: str, chosen: str) -> None:
     assert choose_format(accept) == chosen

@@ -1,4 +1,4 @@
-"""The OpenAPI document holds together, and its event is the event of the topic."""
+"""The OpenAPI document is consistent, and its event is the event of the topic."""
 
 import json
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def nodes(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def resolve(node: dict[str, Any]) -> Any:
-    """What a node is, once its reference into the document, if any, is followed."""
+    """Return a node, or the part of the document that it refers to."""
     if "$ref" not in node:
         return node
     target = DOCUMENT
@@ -44,11 +44,11 @@ def resolve(node: dict[str, Any]) -> Any:
 
 
 def validator(schema: dict[str, Any]) -> Draft202012Validator:
-    """For a schema of the document, whose references start at the document's root."""
+    """Return a validator for a schema whose references start at the document's root."""
     return Draft202012Validator(schema | {"components": DOCUMENT["components"]})
 
 
-def test_it_is_openapi_3_1_and_every_reference_leads_somewhere() -> None:
+def test_it_is_openapi_3_1_and_every_reference_resolves() -> None:
     assert DOCUMENT["openapi"].startswith("3.1.")
     assert {"title", "version"} <= DOCUMENT["info"].keys()
     references = [node for node in nodes(DOCUMENT) if "$ref" in node]
@@ -56,13 +56,13 @@ def test_it_is_openapi_3_1_and_every_reference_leads_somewhere() -> None:
     assert all(isinstance(resolve(reference), dict) for reference in references)
 
 
-def test_every_schema_is_a_schema() -> None:
+def test_every_schema_is_valid() -> None:
     schemas = [node["schema"] for node in nodes(DOCUMENT) if "schema" in node]
     for schema in [*DOCUMENT["components"]["schemas"].values(), *schemas]:
         Draft202012Validator.check_schema(schema)
 
 
-def test_the_execution_id_is_a_parameter_within_its_bounds() -> None:
+def test_the_schema_of_the_execution_id_has_its_bounds() -> None:
     (parameter,) = (p for p in map(resolve, PATH["parameters"]) if p["in"] == "path")
     assert parameter["name"] == "execution_id"
     assert parameter["required"] is True
@@ -71,7 +71,7 @@ def test_the_execution_id_is_a_parameter_within_its_bounds() -> None:
         assert not validator(parameter["schema"]).is_valid(wrong)
 
 
-def test_every_example_of_a_body_is_valid() -> None:
+def test_every_example_body_is_valid() -> None:
     bodies = [
         node for node in nodes(DOCUMENT) if "schema" in node and {"example", "examples"} & set(node)
     ]
@@ -87,10 +87,10 @@ def test_the_example_is_the_seed_execution_in_order() -> None:
     assert {event.pop("executionId") for event in published} == {
         resolve(PATH["parameters"][0])["example"]
     }
-    assert json.dumps(EXAMPLE) == json.dumps(sorted(published, key=place))
+    assert json.dumps(EXAMPLE) == json.dumps(sorted(published, key=list_position))
 
 
-def place(event: dict[str, Any]) -> tuple[str, bytes, bytes]:
+def list_position(event: dict[str, Any]) -> tuple[str, bytes, bytes]:
     metadata = event["metadata"]
     return event["firstTimestamp"], metadata["name"].encode(), metadata["namespace"].encode()
 
@@ -120,25 +120,25 @@ def test_the_event_has_the_names_of_the_record_in_their_order() -> None:
     ],
     ids=str,
 )
-def test_the_event_admits_nothing_else(change: dict[str, Any]) -> None:
+def test_the_event_schema_refuses_anything_else(change: dict[str, Any]) -> None:
     validator(EVENT).validate(EXAMPLE[0])
     with pytest.raises(ValidationError):
         validator(EVENT).validate(EXAMPLE[0] | change)
 
 
 @pytest.mark.parametrize("member", EVENT["properties"])
-def test_the_event_has_every_member(member: str) -> None:
+def test_every_member_of_the_event_is_required(member: str) -> None:
     event = {name: value for name, value in EXAMPLE[0].items() if name != member}
     assert not validator(EVENT).is_valid(event)
 
 
 @pytest.mark.parametrize("time", ["1970-01-01T00:00:00Z", "9999-12-31T23:59:59Z"])
-def test_the_event_admits_the_bounds(time: str) -> None:
+def test_the_event_schema_accepts_the_bounds(time: str) -> None:
     bounds = {"count": events.COUNT_MAX, "message": "", "lastTimestamp": time}
     validator(EVENT).validate(EXAMPLE[0] | bounds)
 
 
-def test_answers_and_their_headers() -> None:
+def test_every_response_has_its_headers() -> None:
     assert {"200", "304", "400", "404", "405", "500", "503"} <= PATH["get"]["responses"].keys()
     for operation in (PATH["get"], PATH["head"]):
         for status, response in operation["responses"].items():
@@ -148,7 +148,7 @@ def test_answers_and_their_headers() -> None:
             assert headers["X-Request-Id"]["required"] is True
             if status in ("200", "304"):
                 assert headers["Cache-Control"]["schema"] == {"const": "private, no-cache"}
-                # A watch has none.
+                # A watch has no entity tag.
                 assert headers["ETag"]["required"] is (status == "304")
                 assert headers["Vary"]["required"] is True
     assert all("content" not in response for response in PATH["head"]["responses"].values())
@@ -157,7 +157,7 @@ def test_answers_and_their_headers() -> None:
 @pytest.mark.parametrize(
     "status", ["400", "401", "404", "405", "413", "414", "429", "431", "500", "503"]
 )
-def test_errors_have_the_code_of_their_status(status: str) -> None:
+def test_the_error_code_contains_the_status(status: str) -> None:
     body = resolve(PATH["get"]["responses"][status])["content"]["application/json"]
     assert body["schema"] == {"$ref": "#/components/schemas/Error"}
     for example in body["examples"].values():
@@ -173,18 +173,22 @@ PARAMETERS = {
 
 
 def values(parameter: dict[str, Any], value: object) -> list[tuple[str, str]]:
-    """`value` as the parameter's style writes it."""
+    """Return `value` in the parameter's style."""
     return [
         (parameter["name"], str(one)) for one in (value if isinstance(value, list) else [value])
     ]
 
 
-def test_the_parameters_are_those_that_are_parsed() -> None:
-    assert set(PARAMETERS) == {*query._ONCE, *query._COLUMNS, *query._EXCLUDED}
+def test_the_documented_parameters_are_the_parsed_ones() -> None:
+    assert set(PARAMETERS) == {
+        *query._SINGLE_PARAMETERS,
+        *query._FILTERS,
+        *query._EXCLUDING_FILTERS,
+    }
 
 
 @pytest.mark.parametrize("name", [name for name in PARAMETERS if name != "marker"])
-def test_a_parameter_is_as_its_schema_says(name: str) -> None:
+def test_a_parameter_accepts_what_its_schema_accepts(name: str) -> None:
     parameter = PARAMETERS[name]
     validate = validator(parameter["schema"])
     repeated = parameter["schema"].get("type") == "array"
@@ -209,7 +213,7 @@ def test_a_parameter_is_as_its_schema_says(name: str) -> None:
         assert validate.is_valid(["a"] * number) == (number <= query.VALUES_MAX)
 
 
-def test_the_example_of_lang_is_what_is_rendered() -> None:
+def test_the_example_of_lang_is_the_rendered_body() -> None:
     examples = OK["content"]["application/json"]["examples"]
     [shown] = examples["english"]["value"]
     for member in ("reason", "message"):

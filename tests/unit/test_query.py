@@ -1,4 +1,4 @@
-"""Parameters as one value, and markers: any damage is refused, and nothing else is raised."""
+"""Query parameters and markers: any damage is refused, and only `QueryError` is raised."""
 
 import base64
 from datetime import UTC, datetime
@@ -23,21 +23,21 @@ def parsed(execution_id: str = "e", **parameters: Any) -> Query:
     return parse_query(execution_id, urlencode(parameters, doseq=True).encode())
 
 
-def position(place: datetime = MOMENT, name: str = "n", namespace: str = "ns") -> Position:
-    return Position(place, name, namespace)
+def position(moment: datetime = MOMENT, name: str = "n", namespace: str = "ns") -> Position:
+    return Position(moment, name, namespace)
 
 
 def assert_query_or_refused(content: bytes) -> None:
-    refused = ""
+    refusal = ""
     try:
         parse_query("e", content)
     except QueryError as error:
-        refused = str(error)
-    assert refused.isprintable()
-    assert len(refused) < 300
+        refusal = str(error)
+    assert refusal.isprintable()
+    assert len(refusal) < 300
 
 
-def test_nothing_asks_for_the_whole_list() -> None:
+def test_no_parameter_selects_the_whole_list() -> None:
     query = parsed()
     assert (query.selection, query.limit, query.lang) == (Selection(), None, "both")
 
@@ -67,26 +67,28 @@ def test_nothing_asks_for_the_whole_list() -> None:
     ],
     ids=str,
 )
-def test_what_a_parameter_selects(parameters: dict[str, Any], selection: Selection) -> None:
+def test_each_parameter_selects_its_events(
+    parameters: dict[str, Any], selection: Selection
+) -> None:
     assert parsed(**parameters).selection == selection
 
 
 @pytest.mark.parametrize("limit", [1, 10, 999, 1000])
-def test_the_limit(limit: int) -> None:
+def test_a_limit_within_bounds_is_accepted(limit: int) -> None:
     assert parsed(limit=limit).limit == limit
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_a_query_or_refused(content: bytes) -> None:
+def test_any_bytes_are_a_query_or_an_error(content: bytes) -> None:
     assert_query_or_refused(content)
 
 
 @given(st.sampled_from([b"limit", b"marker", b"since", b"q", b"type", b"lang"]), st.binary())
-def test_any_value_is_a_query_or_refused(name: bytes, content: bytes) -> None:
+def test_any_value_is_a_query_or_an_error(name: bytes, content: bytes) -> None:
     assert_query_or_refused(name + b"=" + content)
 
 
-def test_equal_queries_have_one_digest_and_others_another() -> None:
+def test_only_equivalent_queries_share_a_digest() -> None:
     assert parsed(type=["a", "b"]).digest == parsed(type=["b", "a", "a"]).digest
     assert parsed("e", q="a").digest == parsed("another", q="a").digest
     others: list[dict[str, Any]] = [
@@ -110,21 +112,21 @@ def test_equal_queries_have_one_digest_and_others_another() -> None:
 
 
 @given(timestamps, names, names)
-def test_a_marker_is_the_place_of_its_event(place: datetime, name: str, namespace: str) -> None:
-    marker = parsed(type="a").marker_after(position(place, name, namespace))
-    assert parsed(type="a", marker=marker).selection.after == Position(place, name, namespace)
-    assert len(marker) <= query_module._MARKER_MAX
+def test_a_marker_restores_its_position(moment: datetime, name: str, namespace: str) -> None:
+    marker = parsed(type="a").marker_after(position(moment, name, namespace))
+    assert parsed(type="a", marker=marker).selection.after == Position(moment, name, namespace)
+    assert len(marker) <= query_module._MARKER_MAX_CHARACTERS
     assert base64.urlsafe_b64decode(marker + "==")
 
 
-@pytest.mark.parametrize("place", [TIMESTAMP_MIN, TIMESTAMP_MAX])
-def test_a_marker_at_the_bounds(place: datetime) -> None:
-    last = position(place, "é" * 126, "x" * 253)
+@pytest.mark.parametrize("moment", [TIMESTAMP_MIN, TIMESTAMP_MAX])
+def test_a_marker_restores_the_extreme_positions(moment: datetime) -> None:
+    last = position(moment, "é" * 126, "x" * 253)
     marker = parsed().marker_after(last)
     assert parsed(marker=marker).selection.after == last
 
 
-def test_markers_of_this_version_hold_for_ever() -> None:
+def test_published_markers_stay_valid() -> None:
     marker = "Ac7CMlzNLmEg9LD7x5PPAAVz2DPf-gChbqJucw"
     assert parsed(type="Warning", limit=10).marker_after(position()) == marker
 
@@ -133,7 +135,7 @@ MARKER = parsed(type="a").marker_after(position(name="object.154c848add38e9f9"))
 
 
 @given(st.data())
-def test_a_marker_that_was_changed_is_refused(data: st.DataObject) -> None:
+def test_a_changed_marker_is_refused(data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(MARKER)))
     end = data.draw(st.integers(at, min(len(MARKER), at + 3)))
     changed = MARKER[:at] + data.draw(st.text(max_size=3)) + MARKER[end:]
@@ -144,7 +146,7 @@ def test_a_marker_that_was_changed_is_refused(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("last", "AEIMQUYcgkosw048")
 def test_a_marker_has_one_spelling(last: str) -> None:
-    """The last character of base64 can hold bits that no byte takes."""
+    """The last base64 character can contain unused bits."""
     for marker in (parsed().marker_after(position(name="n" * length)) for length in (1, 2, 3)):
         if len(marker) % 4 and marker[-1] != last:
             with pytest.raises(QueryError):
@@ -170,12 +172,12 @@ def test_a_marker_of_another_query_is_refused(other: dict[str, Any]) -> None:
         parsed(**({"type": "a", "marker": MARKER} | other))
 
 
-def test_the_limit_may_change_from_page_to_page() -> None:
+def test_the_limit_can_change_between_pages() -> None:
     for limit in (1, 1000):
         assert parsed(type="a", marker=MARKER, limit=limit).selection.after is not None
 
 
-def test_a_marker_of_a_marker_is_of_the_same_query() -> None:
+def test_markers_of_later_pages_belong_to_the_same_query() -> None:
     second = parsed(type="a", marker=MARKER).marker_after(position(name="object.2"))
     after = parsed(type="a", marker=second).selection.after
     assert after is not None
@@ -201,21 +203,21 @@ def test_a_marker_of_a_marker_is_of_the_same_query() -> None:
     ],
     ids=str,
 )
-def test_a_forged_marker_is_a_position_or_refused(content: object) -> None:
-    """Whoever reads the source can make markers; they are values like any other."""
-    book = query_module._book("e", Selection(), "both")
+def test_a_forged_marker_is_a_position_or_an_error(content: object) -> None:
+    """Markers are unsigned: anyone can compute a valid digest."""
+    scope = query_module._marker_scope("e", Selection(), "both")
     with pytest.raises(QueryError, match=r"^marker: "):
-        parsed(marker=query_module._marker(book, msgspec.msgpack.encode(content)))
+        parsed(marker=query_module._marker(scope, msgspec.msgpack.encode(content)))
 
 
 @given(st.binary(max_size=64))
-def test_any_forged_content_is_a_position_or_refused(content: bytes) -> None:
-    marker = query_module._marker(query_module._book("e", Selection(), "both"), content)
+def test_any_forged_content_is_a_position_or_an_error(content: bytes) -> None:
+    marker = query_module._marker(query_module._marker_scope("e", Selection(), "both"), content)
     assert_query_or_refused(b"marker=" + marker.encode())
 
 
 @given(st.lists(texts, min_size=1, max_size=2), st.text("a &=#<>;%é元\n", min_size=1, max_size=20))
-def test_the_link_keeps_every_other_parameter(types: list[str], q: str) -> None:
+def test_the_link_repeats_every_other_parameter(types: list[str], q: str) -> None:
     parameters: dict[str, Any] = {"type": types, "q": q, "limit": "5", "lang": "zh"}
     assume(len(urlencode(parameters, doseq=True)) < 8000)
     query = parsed(**parameters)

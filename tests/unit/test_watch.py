@@ -1,25 +1,29 @@
-"""However a watch ends, what it took is free before it has ended."""
+"""Watches release their resources before they end."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
+from prometheus_client import CollectorRegistry
+from starlette.datastructures import Headers
 from starlette.types import Message
 
+from execution_events.metrics import ReaderMetrics
 from execution_events.reader.query import parse_query
-from execution_events.reader.watch import Watch, WatchLimits
+from execution_events.reader.watch import Watches, WatchTimeouts
 from execution_events.store.read.changes import ExecutionScope, RevisionDelta, Revisions
 from execution_events.store.read.events import Page, Stream
 from execution_events.store.read.feeds import Feeds
 from execution_events.store.read.selection import Position
+from execution_events.web.auth.access import ANONYMOUS, Access
 from tests.support.records import EPOCH
 
 BODY = b'{"metadata":{"name":"a","namespace":"n"}}'
 
 
-class Lists:
-    """One list, of no end, that is streamed."""
+class Events:
+    """A source of one streamed list without an end."""
 
     def __init__(self) -> None:
         self.is_held = False
@@ -45,14 +49,14 @@ class Lists:
         try:
             yield Stream('{"n": 1}', batches())
         finally:
-            # As a connection, which is given back in no time.
+            # Released in another turn of the loop, as a connection is.
             await asyncio.sleep(0)
             self.is_held = False
 
 
 @pytest.mark.parametrize("end", ["stuck", "left", "too long", "cancelled"])
-async def test_its_snapshot_is_free_when_it_has_ended(end: str) -> None:
-    lists, left, sent = Lists(), asyncio.Event(), asyncio.Event()
+async def test_its_snapshot_is_released_when_it_ends(end: str) -> None:
+    events, left, sent = Events(), asyncio.Event(), asyncio.Event()
     never = asyncio.Event()
 
     async def receive() -> Message:
@@ -61,7 +65,7 @@ async def test_its_snapshot_is_free_when_it_has_ended(end: str) -> None:
 
     async def send(message: Message) -> None:
         if message["type"] == "http.response.body":
-            assert lists.is_held or not message["more_body"]
+            assert events.is_held or not message["more_body"]
             sent.set()
             if end in ("stuck", "cancelled"):
                 await never.wait()
@@ -69,31 +73,25 @@ async def test_its_snapshot_is_free_when_it_has_ended(end: str) -> None:
                 left.set()
                 await asyncio.sleep(0)
 
-    async def is_allowed() -> bool:
-        return True
-
-    limits = WatchLimits(chunk=0.01 if end == "stuck" else 60, list=0 if end == "too long" else 60)
-    slow: list[None] = []
-    async with Feeds.open(lists) as feeds:
-        watch = Watch(
-            lists,
-            feeds,
-            parse_query("e", b""),
-            None,
-            "",
-            {},
-            is_allowed,
-            lambda: slow.append(None),
-            limits,
-        )
+    timeouts = WatchTimeouts(
+        chunk=0.01 if end == "stuck" else 60, list=0 if end == "too long" else 60
+    )
+    registry = CollectorRegistry()
+    metrics = ReaderMetrics(registry)
+    async with Feeds.open(events) as feeds:
+        watches = Watches(events, feeds, Access(None, metrics), metrics, timeouts)
+        watch = watches.open(parse_query("e", b""), ANONYMOUS, Headers())
         watching = asyncio.create_task(watch({"method": "GET"}, receive, send))
         if end == "cancelled":
             await sent.wait()
             watching.cancel()
         held: list[bool] = []
-        watching.add_done_callback(lambda _: held.append(lists.is_held))
+        watching.add_done_callback(lambda _: held.append(events.is_held))
         await asyncio.wait([watching])
         assert held == [False]
         assert watching.cancelled() == (end == "cancelled")
-        assert len(slow) == (end in ("stuck", "too long"))
+        slow = registry.get_sample_value(
+            "execution_events_refused_total", {"reason": "slow_watcher"}
+        )
+        assert slow == (1 if end in ("stuck", "too long") else None)
         assert not feeds._feeds

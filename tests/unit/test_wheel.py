@@ -5,8 +5,12 @@ import sys
 import zipfile
 from pathlib import Path
 
+from execution_events.reader.app import read_contract
+
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "services"
+CONTRACT = "execution_events/reader/openapi.json"
+"""Where `read_contract` finds the document in an installed wheel."""
 
 
 def test_the_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
@@ -19,11 +23,14 @@ def test_the_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
     [wheel] = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+        contract = archive.read(CONTRACT)
+    assert contract == (ROOT / "schemas" / "openapi.json").read_bytes() == read_contract()
     package = SOURCES / "execution_events"
     files = {
         path.relative_to(SOURCES).as_posix()
         for path in package.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert packed == files
+    assert CONTRACT not in files
+    assert packed == {*files, CONTRACT}
     assert {Path(name).suffix for name in files} >= {".py", ".sql", ".toml", ".properties"}

@@ -1,12 +1,11 @@
-"""The reader: one execution's events over HTTP.
+"""The reader: the events of one execution over HTTP.
 
-- `service`: the process: settings in, exit out.
-- `app`: the routes.
-- `endpoint`: one request: decode it, ask the store, write bytes.
-- `query`: a request's parameters as one value; markers.
-- `negotiation`: a request's headers: format, encoding, entity tags.
-- `cache`: answers that may be given again.
-- `rendering`: events as the API writes them.
-- `streaming`: a list that is sent while it is read.
-- `watch`: a list, and then each change, as server-sent events; `resumption`: where a watch stands.
+- `service`: the process, from its settings to its exit.
+- `app`: the routes and the contract.
+- `endpoint`: one request, from its headers to its response.
+- `query`: the parameters of a request as one value; page markers.
+- `cache`: responses that are reused while nothing has changed.
+- `rendering`: bodies and their entity tags.
+- `streaming`: long lists, sent while they are read.
+- `watch`: a list and then each change, as server-sent events; `resumption`: their ids.
 """

@@ -1,6 +1,7 @@
-"""The API of design section 5; `schemas/openapi.json` is its contract."""
+"""The reader's routes; `schemas/openapi.json` is their contract."""
 
 from importlib.resources import files
+from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -9,31 +10,17 @@ from starlette.types import ASGIApp
 
 from execution_events.metrics import ReaderMetrics
 from execution_events.reader.endpoint import EventsEndpoint
-from execution_events.reader.streaming import StreamLimits
-from execution_events.reader.watch import Lists, WatchLimits
-from execution_events.store.read.feeds import Feeds
 from execution_events.web.application import application
-from execution_events.web.auth.access import Access
-from execution_events.web.limits import Limits
 
-_EXPLANATIONS = {
-    404: "there is nothing here; try GET /v1/executions/{execution_id}/events",
-    405: "only GET and HEAD are answered here",
+_ERROR_TEXTS = {
+    404: "not found; events are at GET /v1/executions/{execution_id}/events",
+    405: "method not allowed: expected GET or HEAD",
 }
 
 
-def create_app(
-    lists: Lists,
-    feeds: Feeds,
-    metrics: ReaderMetrics,
-    access: Access,
-    limits: Limits,
-    stream_limits: StreamLimits = StreamLimits(),  # noqa: B008 - a value
-    watch_limits: WatchLimits = WatchLimits(),  # noqa: B008 - a value
-) -> ASGIApp:
-    """Return the API over `lists`."""
-    contract = files(__package__).joinpath("openapi.json").read_bytes()
-    events = EventsEndpoint(lists, feeds, metrics, access, limits, stream_limits, watch_limits)
+def create_app(events: EventsEndpoint, metrics: ReaderMetrics) -> ASGIApp:
+    """Return the reader's application."""
+    contract = read_contract()
 
     async def openapi(_: Request) -> Response:
         return Response(contract, media_type="application/json")
@@ -44,5 +31,13 @@ def create_app(
             Route("/openapi.json", openapi, methods=["GET"]),
         ],
         metrics,
-        _EXPLANATIONS,
+        _ERROR_TEXTS,
     )
+
+
+def read_contract() -> bytes:
+    """Return the OpenAPI document, packaged in a wheel and in `schemas/` of a checkout."""
+    packaged = files(__package__) / "openapi.json"
+    if packaged.is_file():
+        return packaged.read_bytes()
+    return (Path(__file__).parents[3] / "schemas" / "openapi.json").read_bytes()

@@ -1,25 +1,24 @@
-"""Answers that may be given again, as long as nothing has changed."""
+"""Responses that are reused while their execution has not changed."""
 
-from collections import OrderedDict
 from typing import NamedTuple
 
+from cachetools import LRUCache
 from starlette.responses import Response
 
 from execution_events.store.read.changes import Namespaces
 
 CACHE_BYTES = 64 * 2**20
 _SHARE = 16
-"""An answer with more than this part of the room is not kept: it would cost many others."""
-_REMEMBERED = 4096
-"""How many of the last requests are known again."""
-_OVERHEAD = 1536
-"""Bytes that an answer takes beside the texts of it and of what was asked."""
-_NAMESPACE_OVERHEAD = 128
-"""Bytes that a namespace takes beside its characters, in a set."""
+"""A response larger than this fraction of the cache is not cached: it would evict many others."""
+_RECENT_KEYS = 4096
+_OVERHEAD_BYTES = 1536
+"""Memory of an entry besides the texts of its key and response."""
+_NAMESPACE_OVERHEAD_BYTES = 128
+"""Memory of a namespace in a set besides its characters."""
 
 
-class Asked(NamedTuple):
-    """All of a request that its answer depends on, as it was sent, and what the caller may read."""
+class QueryKey(NamedTuple):
+    """Everything that a response depends on: the request as sent, and the caller's namespaces."""
 
     execution_id: str
     namespaces: Namespaces
@@ -28,70 +27,62 @@ class Asked(NamedTuple):
     accept_encoding: str
 
 
-class Answer(NamedTuple):
-    """An answer, its entity tag, and the revisions that it is of."""
+class CachedResponse(NamedTuple):
+    """A response, its entity tag, and the revisions that it shows."""
 
     revisions: str
     tag: str
     response: Response
 
 
-class Cache:
-    """Answers by what was asked, in bounded memory; those used the longest ago leave first.
+class ResponseCache:
+    """Responses in bounded memory; the least recently used are evicted first.
 
-    Whoever takes one has to ask whether its revisions are still the current ones. An answer is
-    kept when it was asked for before: to keep what is asked for once would cost more than it is
-    worth, a fifth of the time of a list, and push out what is asked for often.
+    Callers must check that the revisions of a response are current. Only a response that is
+    requested repeatedly is cached: caching every one would cost a fifth of the time of a list, and
+    evict those that are in demand.
     """
 
-    def __init__(self, most_bytes: int = CACHE_BYTES) -> None:
-        self._room = self._most_bytes = most_bytes
-        self._answers: OrderedDict[Asked, Answer] = OrderedDict()
-        # By hash, as what was asked can be long; the last is the latest.
-        self._lately: OrderedDict[int, None] = OrderedDict()
+    def __init__(self, limit_bytes: int = CACHE_BYTES) -> None:
+        self._entries: LRUCache[QueryKey, _Entry] = LRUCache(limit_bytes, lambda entry: entry.size)
+        # Hashes of keys, which can be long.
+        self._recent_keys: LRUCache[int, None] = LRUCache(_RECENT_KEYS)
 
-    def get(self, asked: Asked) -> Answer | None:
-        answer = self._answers.get(asked)
-        if answer is not None:
-            self._answers.move_to_end(asked)
-        return answer
+    def get(self, key: QueryKey) -> CachedResponse | None:
+        entry = self._entries.get(key)
+        return None if entry is None else entry.cached
 
-    def put(self, asked: Asked, answer: Answer) -> None:
-        """Keep `answer` in place of an earlier one, where it is worth it."""
-        was_kept = self._drop(asked)
-        size = _size(asked, answer)
-        if not (was_kept or self._was_asked(asked)) or size > self._most_bytes // _SHARE:
-            return
-        self._answers[asked] = answer
-        self._room -= size
-        while self._room < 0:
-            self._drop(next(iter(self._answers)))
+    def put(self, key: QueryKey, cached: CachedResponse) -> None:
+        """Replace the response for `key`; cache a new one if it is small and was requested before.
 
-    def _drop(self, asked: Asked) -> bool:
-        answer = self._answers.pop(asked, None)
-        if answer is not None:
-            self._room += _size(asked, answer)
-        return answer is not None
+        A replaced response is dropped even if the new one is too large to be cached.
+        """
+        is_repeated = self._entries.pop(key, None) is not None or self._note_request(key)
+        entry = _Entry(cached, _size(key, cached))
+        if is_repeated and entry.size <= self._entries.maxsize // _SHARE:
+            self._entries[key] = entry
 
-    def _was_asked(self, asked: Asked) -> bool:
-        """Whether it was asked for lately; from now on it was."""
-        key = hash(asked)
-        was_asked = key in self._lately
-        self._lately[key] = None
-        self._lately.move_to_end(key)
-        if len(self._lately) > _REMEMBERED:
-            self._lately.popitem(last=False)
-        return was_asked
+    def _note_request(self, key: QueryKey) -> bool:
+        """Record a request for `key`; return whether there was one recently."""
+        number = hash(key)
+        was_requested = number in self._recent_keys
+        self._recent_keys[number] = None
+        return was_requested
 
 
-def _size(asked: Asked, answer: Answer) -> int:
-    response, namespaces = answer.response, asked.namespaces or ()
-    asking = (asked.query_string, asked.accept, asked.accept_encoding)
+class _Entry(NamedTuple):
+    cached: CachedResponse
+    size: int
+
+
+def _size(key: QueryKey, cached: CachedResponse) -> int:
+    response, namespaces = cached.response, key.namespaces or ()
+    texts = (key.query_string, key.accept, key.accept_encoding, cached.revisions, response.body)
     return (
-        _OVERHEAD
-        + sum(map(len, (*asking, answer.revisions, response.body)))
-        # The link to the next page holds the query once more.
+        _OVERHEAD_BYTES
+        + sum(map(len, texts))
+        # The link to the next page repeats the query.
         + sum(len(name) + len(value) for name, value in response.raw_headers)
-        # Each token of an issuer brings its own.
-        + sum(len(namespace) + _NAMESPACE_OVERHEAD for namespace in namespaces)
+        # Each JWT brings a set of its own.
+        + sum(len(namespace) + _NAMESPACE_OVERHEAD_BYTES for namespace in namespaces)
     )

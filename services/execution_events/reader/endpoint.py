@@ -1,4 +1,4 @@
-"""`GET /v1/executions/{execution_id}/events`: decode a request, ask the store, write bytes."""
+"""`GET /v1/executions/{execution_id}/events`: from the headers of a request to its response."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -10,59 +10,54 @@ from starlette.types import Receive, Scope, Send
 
 from execution_events.events import EXECUTION_ID
 from execution_events.metrics import ReaderMetrics
-from execution_events.reader.cache import Answer, Asked, Cache
-from execution_events.reader.negotiation import choose_format, entity_tag, matches
+from execution_events.reader.cache import CachedResponse, QueryKey, ResponseCache
 from execution_events.reader.query import Query, QueryError, parse_query
-from execution_events.reader.rendering import Format, Rendering
-from execution_events.reader.streaming import FETCHED_WHOLE, StreamedList, StreamLimits
-from execution_events.reader.watch import Lists, Watch, WatchLimits
+from execution_events.reader.rendering import ListFormat, Rendering, entity_tag
+from execution_events.reader.streaming import (
+    HEADERS,
+    PAGE_MAX_EVENTS,
+    StreamedList,
+    StreamTimeouts,
+)
+from execution_events.reader.watch import EventSource, Watch, Watches
 from execution_events.store.read.events import Page
-from execution_events.store.read.feeds import Feeds
-from execution_events.web.auth.access import Access, AccessError, Caller, IssuerAwayError
-from execution_events.web.compression import WORTH_BYTES, choose_encoding, compressor
-from execution_events.web.limits import Limits
+from execution_events.web.auth.access import Access
+from execution_events.web.compression import COMPRESSION_MIN_BYTES, compressor
+from execution_events.web.limits import ConcurrencyLimits
+from execution_events.web.negotiation import choose_encoding, choose_format, matches
 
-_MEDIA_TYPES: Mapping[Format, str] = {"json": "application/json", "lines": "application/x-ndjson"}
-_HEADERS = {
-    "Cache-Control": "private, no-cache",
-    "Vary": "Accept, Accept-Encoding, Authorization, X-Auth-Token",
+_MEDIA_TYPES: Mapping[ListFormat, str] = {
+    "json": "application/json",
+    "lines": "application/x-ndjson",
 }
 
 
 class EventsEndpoint:
-    """Answers each request from one snapshot, or with what was answered before of the same one.
-
-    A watch goes on from there.
-    """
+    """The events of an execution, as a list from one snapshot or as a watch."""
 
     def __init__(
         self,
-        lists: Lists,
-        feeds: Feeds,
-        metrics: ReaderMetrics,
+        events: EventSource,
+        watches: Watches,
         access: Access,
-        limits: Limits,
-        stream_limits: StreamLimits,
-        watch_limits: WatchLimits,
+        limits: ConcurrencyLimits,
+        metrics: ReaderMetrics,
+        timeouts: StreamTimeouts = StreamTimeouts(),  # noqa: B008 - a value
     ) -> None:
-        self._lists = lists
-        self._feeds = feeds
+        self._events = events
+        self._watches = watches
         self._access = access
         self._limits = limits
-        self._stream_limits = stream_limits
-        self._watch_limits = watch_limits
-        self._is_slow = metrics.refused.labels("slow_watcher").inc
-        self._cache = Cache()
-        self._answered = {
-            way: metrics.answers.labels(way) for way in ("cache", "page", "stream", "watch")
-        }
+        self._timeouts = timeouts
+        self._cache = ResponseCache()
+        self._answers = {way: metrics.answers.labels(way) for way in ("cache", "page", "stream")}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         execution_id = _execution_id(scope)
         headers = Headers(scope=scope)
         caller = await self._access.caller(headers)
-        with self._limits.place(caller.key) as place:
-            asked = Asked(
+        with self._limits.slot(caller.limit_key) as slot:
+            key = QueryKey(
                 execution_id,
                 caller.namespaces,
                 scope["query_string"],
@@ -70,81 +65,56 @@ class EventsEndpoint:
                 _joined(headers, "accept-encoding"),
             )
             response: Response
-            if "event-stream" in asked.accept.lower() and choose_format(asked.accept) == "watch":
-                response = self._watch(asked, caller, headers)
-            else:
-                response = await self._answer(asked, _joined(headers, "if-none-match"))
+            match choose_format(key.accept):
+                case "watch":
+                    response = self._watches.open(_query(key), caller, headers)
+                case format_:
+                    condition = _joined(headers, "if-none-match")
+                    response = await self._list(key, format_, condition)
             if isinstance(response, StreamedList | Watch):
-                place.become_stream()
+                slot.become_stream()
             await response(scope, receive, send)
 
-    async def _answer(self, asked: Asked, condition: str) -> Response:
-        kept = self._cache.get(asked)
-        query = None if kept else _query(asked)
+    async def _list(self, key: QueryKey, format_: ListFormat, condition: str) -> Response:
+        """Return the list from the cache if its revisions are current, else from the database."""
+        cached = self._cache.get(key)
+        query = None if cached else _query(key)
         revisions = None
-        if kept is not None or condition:
-            revisions = await self._lists.revisions(asked.execution_id, asked.namespaces)
-            if kept is not None and kept.revisions == revisions:
-                self._answered["cache"].inc()
-                return _unless(condition, kept.tag) or kept.response
-        query = query or _query(asked)
-        format_: Format = "lines" if choose_format(asked.accept) == "lines" else "json"
+        if cached is not None or condition:
+            revisions = await self._events.revisions(key.execution_id, key.namespaces)
+            if cached is not None and cached.revisions == revisions:
+                self._answers["cache"].inc()
+                return _not_modified(condition, cached.tag) or cached.response
+        query = query or _query(key)
         tag = partial(entity_tag, query.digest, format_)
-        if revisions is not None and (unchanged := _unless(condition, tag(revisions))):
-            self._answered["cache"].inc()
+        if revisions is not None and (unchanged := _not_modified(condition, tag(revisions))):
+            self._answers["cache"].inc()
             return unchanged
-        limit = query.limit or FETCHED_WHOLE
-        page = await self._lists.page(query.execution_id, query.selection, asked.namespaces, limit)
-        headers = _HEADERS | {"ETag": tag(page.revisions), "Content-Type": _MEDIA_TYPES[format_]}
-        encoding = choose_encoding(asked.accept_encoding)
+        limit = query.limit or PAGE_MAX_EVENTS
+        page = await self._events.page(key.execution_id, query.selection, key.namespaces, limit)
+        headers = HEADERS | {"ETag": tag(page.revisions), "Content-Type": _MEDIA_TYPES[format_]}
+        encoding = choose_encoding(key.accept_encoding)
         rendering = Rendering(format_, query.lang)
         if page.last is not None and query.limit is None:
-            self._answered["stream"].inc()
+            self._answers["stream"].inc()
             stream = partial(
-                self._lists.stream, query.execution_id, query.selection, asked.namespaces, page
+                self._events.stream, key.execution_id, query.selection, key.namespaces, page
             )
-            return StreamedList(stream, tag, headers, rendering, encoding, self._stream_limits)
+            return StreamedList(stream, tag, headers, rendering, encoding, self._timeouts)
         body = rendering.add(page.bodies) + rendering.end()
-        if encoding and len(body) >= WORTH_BYTES:
+        if encoding and len(body) >= COMPRESSION_MIN_BYTES:
             compressed = compressor(encoding)
             body = compressed.add(body) + compressed.end()
             headers["Content-Encoding"] = encoding
-        response = Response(body, headers=headers | _next(query, page))
-        self._answered["page"].inc()
-        self._cache.put(asked, Answer(page.revisions, headers["ETag"], response))
+        response = Response(body, headers=headers | _next_page(query, page))
+        self._answers["page"].inc()
+        self._cache.put(key, CachedResponse(page.revisions, headers["ETag"], response))
         return response
 
-    def _watch(self, asked: Asked, caller: Caller, headers: Headers) -> Watch:
-        query = _query(asked)
-        if query.limit is not None or query.selection.after is not None:
-            raise HTTPException(400, "limit, marker: a watch has no pages")
 
-        async def is_allowed() -> bool:
-            try:
-                return await self._access.caller(headers) == caller
-            except AccessError:
-                return False
-            except IssuerAwayError:
-                # Nobody can tell now; what was true stays so.
-                return True
-
-        self._answered["watch"].inc()
-        return Watch(
-            self._lists,
-            self._feeds,
-            query,
-            caller.namespaces,
-            _joined(headers, "last-event-id"),
-            _HEADERS,
-            is_allowed,
-            self._is_slow,
-            self._watch_limits,
-        )
-
-
-def _query(asked: Asked) -> Query:
+def _query(key: QueryKey) -> Query:
     try:
-        return parse_query(asked.execution_id, asked.query_string)
+        return parse_query(key.execution_id, key.query_string)
     except QueryError as error:
         raise HTTPException(400, str(error)) from error
 
@@ -152,7 +122,7 @@ def _query(asked: Asked) -> Query:
 def _execution_id(scope: Scope) -> str:
     execution_id: str = scope["path_params"]["execution_id"]
     if scope["path"].endswith("\n"):
-        raise HTTPException(404)  # Starlette's pattern ends before a last line break, too.
+        raise HTTPException(404)  # Starlette's pattern also matches before a final line break.
     if not EXECUTION_ID.fullmatch(execution_id):
         raise HTTPException(
             400, "execution_id: expected 1 to 128 characters of A-Z a-z 0-9 . _ : -"
@@ -161,18 +131,19 @@ def _execution_id(scope: Scope) -> str:
 
 
 def _joined(headers: Headers, name: str) -> str:
-    """A header that may be given several times, as if it were given once."""
+    """Return the values of a repeatable header as one list."""
     return ",".join(headers.getlist(name))
 
 
-def _unless(condition: str, tag: str) -> Response | None:
-    """304 where the caller has what `tag` stands for."""
+def _not_modified(condition: str, tag: str) -> Response | None:
+    """Return 304 if the client's If-None-Match lists `tag`."""
     if condition and matches(condition, tag):
-        return Response(status_code=304, headers=_HEADERS | {"ETag": tag})
+        return Response(status_code=304, headers=HEADERS | {"ETag": tag})
     return None
 
 
-def _next(query: Query, page: Page) -> dict[str, str]:
+def _next_page(query: Query, page: Page) -> dict[str, str]:
+    """Return the headers that lead to the next page, if any."""
     if page.last is None:
         return {}
     marker = query.marker_after(page.last)

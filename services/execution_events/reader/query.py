@@ -1,7 +1,8 @@
-"""A request's parameters as one value, and the markers that lead from page to page."""
+"""The parameters of a request as one value, and page markers."""
 
 import base64
 import hashlib
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -18,94 +19,97 @@ from execution_events.wire import TIMESTAMP_FORMAT, parse_timestamp
 
 LIMIT_MAX = 1000
 QUERY_MAX_BYTES: Final = 8192
-"""The longest query string; its values are sent back in the link to the next page."""
+"""Limit on the query string, which the link to the next page repeats."""
 VALUES_MAX: Final = 32
-"""The most values of one filter."""
+"""Limit on the values of one filter."""
 
-
-_COLUMNS: Mapping[str, Column] = {
+_FILTERS: Mapping[str, Column] = {
     "type": "type",
     "reason": "reason",
     "elemType": "elem_type",
     "elemId": "elem_id",
     "actionName": "action_name",
 }
-_EXCLUDED: Mapping[str, Column] = {
-    f"exclude{name[0].upper()}{name[1:]}": column for name, column in _COLUMNS.items()
+_EXCLUDING_FILTERS: Mapping[str, Column] = {
+    f"exclude{name[0].upper()}{name[1:]}": column for name, column in _FILTERS.items()
 }
-_ONCE = ("limit", "marker", "order", "since", "until", "q", "lang")
+_SINGLE_PARAMETERS = ("limit", "marker", "order", "since", "until", "q", "lang")
 _LIMIT = re.compile(r"[1-9][0-9]{0,3}")
 
 _MARKER_VERSION = b"\1"
 _DIGEST_BYTES = 12
-_MARKER_MAX = 1024
-"""Characters; the longest name and namespace make 712."""
+_MARKER_MAX_CHARACTERS = 1024
+"""The longest name and namespace make 712."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _positions = msgspec.msgpack.Decoder(tuple[int, str, str])
 
 
 class QueryError(ValueError):
-    """Correct the parameter that the text names; the text is safe to show and to log."""
+    """Correct the parameter that the text names; the text is safe to display and to log."""
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request asks for; `limit` None is the whole list."""
+    """The events a request selects and their form; `limit` None is the whole list."""
 
     execution_id: str
     selection: Selection
     limit: int | None
     lang: Lang
-    rest: tuple[tuple[str, str], ...]
-    """The parameters as they came, without the marker."""
+    parameters: tuple[tuple[str, str], ...]
+    """As received, without the marker."""
 
     @property
     def digest(self) -> bytes:
-        """The same for queries of one meaning, on any execution, in any process."""
+        """A text equal for equivalent queries, whatever the execution and process."""
         return msgspec.json.encode((self.selection, self.limit, self.lang))
 
     def marker_after(self, position: Position) -> str:
-        """The marker of the page that follows what stands at `position`."""
-        place, name, namespace = position
-        content = msgspec.msgpack.encode(((place - _EPOCH) // _MICROSECOND, name, namespace))
-        return _marker(_book(self.execution_id, self.selection, self.lang), content)
+        """Return the marker of the page that follows the event at `position`."""
+        moment, name, namespace = position
+        content = msgspec.msgpack.encode(((moment - _EPOCH) // _MICROSECOND, name, namespace))
+        return _marker(_marker_scope(self.execution_id, self.selection, self.lang), content)
 
     def link(self, marker: str) -> str:
-        """The next page relative to this one (RFC 3986): it holds behind any proxy."""
-        return "?" + urlencode([*self.rest, ("marker", marker)], quote_via=quote_plus)
+        """Return a relative link to the next page (RFC 3986), valid behind any proxy."""
+        return "?" + urlencode([*self.parameters, ("marker", marker)], quote_via=quote_plus)
 
 
 def parse_query(execution_id: str, query_string: bytes) -> Query:
-    """The query of a request; raises `QueryError` for every other string of bytes."""
+    """Return the query of a request; raises `QueryError` for any invalid query string."""
     if len(query_string) > QUERY_MAX_BYTES:
-        raise QueryError(f"the query string: expected at most {QUERY_MAX_BYTES} bytes")
+        raise QueryError(f"query string: expected at most {QUERY_MAX_BYTES} bytes")
     pairs = tuple(_pairs(query_string))
     given: dict[str, list[str]] = defaultdict(list)
     for name, value in pairs:
-        if name in _ONCE and name in given:
-            raise QueryError(f"{name}: given twice")
-        if name not in _ONCE and name not in _COLUMNS and name not in _EXCLUDED:
-            raise QueryError(f"{_quoted(name)}: there is no such parameter")
+        if name in _SINGLE_PARAMETERS and name in given:
+            raise QueryError(f"{name}: expected at most once")
+        if (
+            name not in _SINGLE_PARAMETERS
+            and name not in _FILTERS
+            and name not in _EXCLUDING_FILTERS
+        ):
+            raise QueryError(f"unknown parameter {_quoted(name)}")
         given[name].append(value)
-    once = {name: given[name][0] for name in _ONCE if name in given}
+    once = {name: given[name][0] for name in _SINGLE_PARAMETERS if name in given}
     lang = _lang(once.get("lang"))
     selection = Selection(
         descending=_descending(once.get("order")),
-        only=_filters(_COLUMNS, given),
-        exclude=_filters(_EXCLUDED, given),
+        only=_filters(_FILTERS, given),
+        exclude=_filters(_EXCLUDING_FILTERS, given),
         since=_time("since", once.get("since")),
         until=_time("until", once.get("until")),
         text=None if "q" not in once else _text("q", once["q"]),
     )
     if "marker" in once:
-        position = _position(_book(execution_id, selection, lang), once["marker"])
+        position = _position(_marker_scope(execution_id, selection, lang), once["marker"])
         selection = msgspec.structs.replace(selection, after=position)
     return Query(
         execution_id=execution_id,
         selection=selection,
         limit=_limit(once.get("limit")),
         lang=lang,
-        rest=tuple(pair for pair in pairs if pair[0] != "marker"),
+        parameters=tuple(pair for pair in pairs if pair[0] != "marker"),
     )
 
 
@@ -113,11 +117,11 @@ def _pairs(query_string: bytes) -> Iterable[tuple[str, str]]:
     for part in query_string.split(b"&"):
         if part:
             name, _, value = part.partition(b"=")
-            shown = _quoted(_unescaped(name).decode("utf-8", "replace"))
             try:
                 yield _unescaped(name).decode(), _unescaped(value).decode()
             except UnicodeDecodeError:
-                raise QueryError(f"{shown}: expected UTF-8") from None
+                shown = _quoted(_unescaped(name).decode("utf-8", "replace"))
+                raise QueryError(f"parameter {shown}: expected UTF-8") from None
 
 
 def _unescaped(text: bytes) -> bytes:
@@ -152,7 +156,7 @@ def _time(name: str, value: str | None) -> datetime | None:
         return None
     moment = parse_timestamp(value)
     if moment is None:
-        raise QueryError(f"{name}: expected {TIMESTAMP_FORMAT}; a + is written %2B")
+        raise QueryError(f"{name}: expected {TIMESTAMP_FORMAT}; write + as %2B")
     return moment
 
 
@@ -177,39 +181,39 @@ def _text(name: str, value: str) -> str:
     return value
 
 
-def _book(execution_id: str, selection: Selection, lang: Lang) -> bytes:
-    """What a marker is bound to: all but the limit, which may change from page to page."""
+def _marker_scope(execution_id: str, selection: Selection, lang: Lang) -> bytes:
+    """Return what a marker is valid for: all but the limit, which can change between pages."""
     return msgspec.json.encode((execution_id, msgspec.structs.replace(selection, after=None), lang))
 
 
-def _marker(book: bytes, content: bytes) -> str:
-    # No secret: a forged position is one more condition on what the caller may read anyway. The
-    # digest keeps a marker from being used with another query, and damage from being a position.
-    digest = hashlib.blake2b(book + b"\0" + content, digest_size=_DIGEST_BYTES).digest()
+def _marker(scope: bytes, content: bytes) -> str:
+    # Unsigned: a forged position only narrows the events that the caller may read anyway. The
+    # digest detects damage and markers of other queries.
+    digest = hashlib.blake2b(scope + b"\0" + content, digest_size=_DIGEST_BYTES).digest()
     return base64.urlsafe_b64encode(_MARKER_VERSION + digest + content).rstrip(b"=").decode()
 
 
-def _position(book: bytes, marker: str) -> Position:
-    wrong = QueryError(
-        "marker: expected one that came with this execution, these filters, order and lang"
+def _position(scope: bytes, marker: str) -> Position:
+    invalid = QueryError(
+        "marker: expected a marker returned for this execution, these filters, order and lang"
     )
-    if len(marker) > _MARKER_MAX:
-        raise wrong
+    if len(marker) > _MARKER_MAX_CHARACTERS:
+        raise invalid
     try:
         decoded = base64.b64decode(marker + "=" * (-len(marker) % 4), b"-_", validate=True)
         content = decoded[1 + _DIGEST_BYTES :]
-        # Also what decodes to the same bytes is another marker.
-        if _marker(book, content) != marker:
-            raise wrong
+        # Refuses other base64 of the same bytes too.
+        if _marker(scope, content) != marker:
+            raise invalid
         microseconds, name, namespace = _positions.decode(content)
-        place = _EPOCH + microseconds * _MICROSECOND
+        moment = _EPOCH + microseconds * _MICROSECOND
     except (ValueError, msgspec.MsgspecError, OverflowError):
-        raise wrong from None
-    if place < events.TIMESTAMP_MIN or "\0" in name or "\0" in namespace:
-        raise wrong
-    return Position(place, name, namespace)
+        raise invalid from None
+    if moment < events.TIMESTAMP_MIN or "\0" in name or "\0" in namespace:
+        raise invalid
+    return Position(moment, name, namespace)
 
 
 def _quoted(parameter: str) -> str:
-    """`parameter` as it may stand in a message: bounded, and without control characters."""
-    return ascii(parameter[:64])
+    """Return `parameter` for an error text: of bounded length, quoted, in printable ASCII."""
+    return json.dumps(parameter[:64])

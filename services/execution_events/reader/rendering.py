@@ -1,5 +1,7 @@
-"""Lists of events as the API writes them, from the bodies that are stored."""
+"""Lists of events as the API writes them, from stored bodies."""
 
+import base64
+import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
@@ -8,17 +10,20 @@ import msgspec
 from execution_events.bilingual import Lang, half
 from execution_events.projection.body import decode, encode
 
-Format = Literal["json", "lines"]
-"""One array, or one event a line."""
+ListFormat = Literal["json", "lines"]
+"""A JSON array, or one event a line."""
+
+_VERSION = "1"
+"""Increase it when the same events render to another body."""
 
 
 class Rendering:
-    """A list piece by piece: what `add` and then `end` return, joined, is design section 5's body.
+    """The incremental body of a list: the joined results of every `add` and one final `end`.
 
-    It is no valid JSON before the end.
+    A JSON body is invalid until its end.
     """
 
-    def __init__(self, format_: Format, lang: Lang) -> None:
+    def __init__(self, format_: ListFormat, lang: Lang) -> None:
         self._format = format_
         self._lang = lang
         self._separator = b"["
@@ -40,10 +45,17 @@ class Rendering:
 
 
 def in_language(body: bytes, lang: Lang) -> bytes:
-    """`body` with that half of its reason and message."""
+    """Return `body` with one language's half of its reason and message."""
     event = decode(body)
     return encode(
         msgspec.structs.replace(
             event, reason=half(event.reason, lang), message=half(event.message, lang)
         )
     )
+
+
+def entity_tag(query_digest: bytes, format_: ListFormat, revisions: str) -> str:
+    """Return the tag of a list: weak, as encodings share it; equal for absent and foreign ones."""
+    digest = hashlib.blake2b(query_digest, digest_size=16, person=f"{format_}-{_VERSION}".encode())
+    digest.update(revisions.encode())
+    return f'W/"{base64.urlsafe_b64encode(digest.digest()).rstrip(b"=").decode()}"'

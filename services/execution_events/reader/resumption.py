@@ -1,4 +1,4 @@
-"""The ids of a watch: where its client stands, so that the next watch goes on from there."""
+"""Ids of server-sent events, from which a later watch resumes."""
 
 import base64
 import hashlib
@@ -13,25 +13,25 @@ _DIGEST_BYTES = 12
 _decoder = msgspec.msgpack.Decoder(dict[str, int])
 
 
-def resumption_id(query: Query, position: Revisions) -> str:
-    """The id of who has seen all of a query's events up to `position`."""
-    # No secret: a forged position changes no more than which changes are sent.
-    content = msgspec.msgpack.encode(dict(position))
+def encode_event_id(query: Query, revisions: Revisions) -> str:
+    """Return the id for a client that has received every change of `query` up to `revisions`."""
+    # Unsigned: a forged id only changes which changes its own client receives.
+    content = msgspec.msgpack.encode(dict(revisions))
     return base64.urlsafe_b64encode(_VERSION + _digest(query, content) + content).decode()
 
 
-def position_of(query: Query, id_: str) -> Revisions | None:
-    """The position that an id stands for; None for all that is no id of this query."""
+def decode_event_id(query: Query, event_id: str) -> Revisions | None:
+    """Return the revisions of an id; None for anything but an id of this query."""
     try:
-        decoded = base64.b64decode(id_, b"-_", validate=True)
+        decoded = base64.b64decode(event_id, b"-_", validate=True)
         content = decoded[1 + _DIGEST_BYTES :]
-        position = _decoder.decode(content)
+        revisions = _decoder.decode(content)
     except (ValueError, msgspec.MsgspecError):
         return None
     if decoded != _VERSION + _digest(query, content) + content:
         return None
-    # More than this no revision is, and the database takes no more.
-    return position if all(0 < revision < 2**63 for revision in position.values()) else None
+    # PostgreSQL's bigint.
+    return revisions if all(0 < revision < 2**63 for revision in revisions.values()) else None
 
 
 def _digest(query: Query, content: bytes) -> bytes:

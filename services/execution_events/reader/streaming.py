@@ -1,10 +1,10 @@
-"""A list that is sent while it is read, in bounded memory and time."""
+"""Lists that are sent while they are read, in bounded memory and time."""
 
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -13,28 +13,34 @@ from execution_events.errors import RetryableError
 from execution_events.logs import Logger
 from execution_events.reader.rendering import Rendering
 from execution_events.store.read.events import Stream
-from execution_events.web.compression import Encoding, compressor
+from execution_events.web.compression import compressor
+from execution_events.web.negotiation import Encoding
 
 _log = Logger(__name__)
 
-FETCHED_WHOLE = 256
-"""Events up to which a whole list is fetched at once; longer ones are streamed."""
-_CHUNK_BYTES = 64 * 1024
+PAGE_MAX_EVENTS: Final = 256
+"""A list without a limit is one page up to this length, and streamed beyond it."""
+CHUNK_BYTES: Final = 64 * 1024
+HEADERS: Final = {
+    "Cache-Control": "private, no-cache",
+    "Vary": "Accept, Accept-Encoding, Authorization, X-Auth-Token",
+}
+"""Headers of every list and watch."""
 
 
-class StreamLimits(NamedTuple):
-    """How long a stream may hold its snapshot and its connection."""
+class StreamTimeouts(NamedTuple):
+    """Limits on the time that a stream holds its snapshot and connection; seconds."""
 
-    chunk_seconds: float = 20
-    """Until the caller has taken a chunk of some 64 KiB."""
-    total_seconds: float = 300
+    chunk: float = 20
+    """Until the client has taken a chunk of about 64 KiB."""
+    total: float = 300
 
 
 class StreamedList(Response):
-    """All events of a stream, as one answer of one snapshot.
+    """A list of any length, from one snapshot.
 
-    What cannot be finished is cut without its last chunk, so that no client takes it for whole:
-    when the database fails, when the caller stops reading, and when the time is up.
+    If the database fails, the client stops reading, or time runs out, the connection is closed
+    before the final chunk, so that no client takes a part for the whole.
     """
 
     def __init__(
@@ -44,72 +50,75 @@ class StreamedList(Response):
         headers: dict[str, str],
         rendering: Rendering,
         encoding: Encoding | None,
-        limits: StreamLimits,
+        timeouts: StreamTimeouts,
     ) -> None:
-        """`tag` makes the ETag of the stream's revisions."""
+        """`tag` returns the entity tag of the stream's revisions."""
         self._stream = stream
         self._tag = tag
         self._fields = headers | ({} if encoding is None else {"Content-Encoding": encoding})
         self._rendering = rendering
         self._compressor = compressor(encoding)
-        self._limits = limits
+        self._timeouts = timeouts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # The server says that a caller has gone here alone; it takes what is sent all the same.
-        gone = asyncio.create_task(until_gone(receive))
-        started = False
+        # Only `receive` reports a disconnect; `send` succeeds all the same.
+        disconnected = asyncio.create_task(client_disconnected(receive))
+        has_started = False
 
-        async def send_started(message: Message) -> None:
-            nonlocal started
-            started = True
-            async with asyncio.timeout(self._limits.chunk_seconds):
+        async def send_in_time(message: Message) -> None:
+            nonlocal has_started
+            has_started = True
+            async with asyncio.timeout(self._timeouts.chunk):
                 await send(message)
 
         try:
-            async with asyncio.timeout(self._limits.total_seconds), self._stream() as stream:
-                await send_started(self._head(stream.revisions))
-                if scope["method"] == "HEAD" or await self._body(stream, gone, send_started):
-                    await send_started(body_message(b"", more=False))
+            async with asyncio.timeout(self._timeouts.total), self._stream() as stream:
+                await send_in_time(
+                    response_start(self._fields | {"ETag": self._tag(stream.revisions)})
+                )
+                if scope["method"] == "HEAD" or await self._send_events(
+                    stream, disconnected, send_in_time
+                ):
+                    await send_in_time(response_body(b"", more=False))
         except (RetryableError, TimeoutError) as error:
-            if not started:
+            if not has_started:
                 raise
-            # The server closes a connection whose answer is not finished.
-            _log.warning("a streamed list was cut", reason=str(error) or "time-out")
+            # The server closes the connection of an incomplete response.
+            _log.warning("stream_aborted", error=str(error) or "timeout")
         finally:
-            gone.cancel()
+            disconnected.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await gone
+                await disconnected
 
-    async def _body(self, stream: Stream, gone: asyncio.Task[None], send: Send) -> bool:
-        """Send all but the last chunk; whether the caller was there until then."""
+    async def _send_events(
+        self, stream: Stream, disconnected: asyncio.Task[None], send: Send
+    ) -> bool:
+        """Send everything but the final chunk; return False if the client disconnected."""
         chunk = bytearray()
-        async for events in stream.batches:
-            chunk += self._compressor.add(self._rendering.add(events))
-            if gone.done():
+        async for bodies in stream.batches:
+            chunk += self._compressor.add(self._rendering.add(bodies))
+            if disconnected.done():
                 return False
-            if len(chunk) >= _CHUNK_BYTES:
-                await send(body_message(bytes(chunk), more=True))
+            if len(chunk) >= CHUNK_BYTES:
+                await send(response_body(bytes(chunk), more=True))
                 chunk.clear()
         chunk += self._compressor.add(self._rendering.end()) + self._compressor.end()
-        await send(body_message(bytes(chunk), more=True))
+        await send(response_body(bytes(chunk), more=True))
         return True
 
-    def _head(self, revisions: str) -> Message:
-        return head_message(self._fields | {"ETag": self._tag(revisions)})
 
-
-def head_message(fields: Mapping[str, str]) -> Message:
-    """The head of an answer that goes well, as ASGI has it."""
+def response_start(fields: Mapping[str, str]) -> Message:
+    """Return the ASGI message that starts a 200 response."""
     headers = [(name.lower().encode(), value.encode()) for name, value in fields.items()]
     return {"type": "http.response.start", "status": 200, "headers": headers}
 
 
-def body_message(content: bytes, *, more: bool) -> Message:
-    """A piece of a body, as ASGI has it."""
+def response_body(content: bytes, *, more: bool) -> Message:
+    """Return the ASGI message for a part of a body."""
     return {"type": "http.response.body", "body": content, "more_body": more}
 
 
-async def until_gone(receive: Receive) -> None:
-    """Return once the caller has left."""
+async def client_disconnected(receive: Receive) -> None:
+    """Wait until the client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,26 +1,31 @@
-"""A watch: what there is, then each change, as server-sent events."""
+"""Watches: a list of events and then each change, as server-sent events."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing
 from itertools import chain
 from typing import NamedTuple, Protocol
 
 import msgspec
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from execution_events.errors import RetryableError
 from execution_events.logs import Logger
+from execution_events.metrics import ReaderMetrics
 from execution_events.reader.query import Query
 from execution_events.reader.rendering import in_language
-from execution_events.reader.resumption import position_of, resumption_id
+from execution_events.reader.resumption import decode_event_id, encode_event_id
 from execution_events.reader.streaming import (
-    FETCHED_WHOLE,
-    body_message,
-    head_message,
-    until_gone,
+    CHUNK_BYTES,
+    HEADERS,
+    PAGE_MAX_EVENTS,
+    client_disconnected,
+    response_body,
+    response_start,
 )
 from execution_events.store.read import feeds
 from execution_events.store.read.changes import (
@@ -34,31 +39,32 @@ from execution_events.store.read.changes import (
 from execution_events.store.read.events import Page, Stream
 from execution_events.store.read.feeds import Feed, Feeds
 from execution_events.store.read.selection import Selection, selects
+from execution_events.web.auth.access import Access, AccessError, Caller, IssuerUnavailableError
 
 _log = Logger(__name__)
 
-_CHUNK_BYTES = 64 * 1024
 _RESET = b"event: reset\ndata: {}"
-_HEADERS = {
+_FIELDS = {
+    **HEADERS,
     "Content-Type": "text/event-stream",
-    # Or a proxy may keep the changes until it has enough of them.
+    # Stops nginx from buffering the changes.
     "X-Accel-Buffering": "no",
 }
 
 
-class WatchLimits(NamedTuple):
-    """How long a watcher may take, and be left alone; seconds."""
+class WatchTimeouts(NamedTuple):
+    """Limits on the time that a watch waits for its client; seconds."""
 
     chunk: float = 20
-    """Until the client has taken a chunk of some 64 KiB."""
+    """Until the client has taken a chunk of about 64 KiB."""
     list: float = 300
-    """Until it has taken a whole list, which may hold a snapshot."""
-    comment: float = 15
-    """Between two comments that keep the connection, and between two looks at the token."""
+    """Until it has taken the list, which can hold a snapshot."""
+    keepalive: float = 15
+    """Between comments, and between checks of the token."""
 
 
-class Lists(feeds.RevisionReader, Protocol):
-    """What is asked of the store."""
+class EventSource(feeds.RevisionReader, Protocol):
+    """The reads that lists and watches need; see `store.read.events`."""
 
     async def page(
         self, execution_id: str, selection: Selection, namespaces: Namespaces, limit: int
@@ -73,187 +79,205 @@ class Lists(feeds.RevisionReader, Protocol):
     ) -> AbstractAsyncContextManager[Stream]: ...
 
 
-class Watch(Response):
-    """An answer that goes on until its client leaves, is too slow, or may not read any more.
+class Watches(NamedTuple):
+    """The resources that all watches of a process share."""
 
-    Nothing is missed and nothing comes twice between the list and the changes. Where the database
-    fails the answer is cut, and a client that comes again goes on where it stood.
+    events: EventSource
+    feeds: Feeds
+    access: Access
+    metrics: ReaderMetrics
+    timeouts: WatchTimeouts = WatchTimeouts()
+
+    def open(self, query: Query, caller: Caller, headers: Headers) -> "Watch":
+        """Return a watch of `query` for a request with these headers; raises 400 for a page."""
+        if query.limit is not None or query.selection.after is not None:
+            raise HTTPException(400, "limit, marker: not allowed on a watch")
+        self.metrics.answers.labels("watch").inc()
+        return Watch(self, query, caller, headers)
+
+
+class Watch(Response):
+    """A response that ends when its client disconnects, is too slow, or loses access.
+
+    The client receives every change after its list exactly once. If the database fails the
+    connection is closed, and the client resumes with `Last-Event-ID`.
     """
 
-    def __init__(
-        self,
-        lists: Lists,
-        feeds: Feeds,
-        query: Query,
-        namespaces: Namespaces,
-        last_event_id: str,
-        headers: Mapping[str, str],
-        is_allowed: Callable[[], Awaitable[bool]],
-        is_slow: Callable[[], None],
-        limits: WatchLimits,
-    ) -> None:
-        """`is_allowed` tells whether the caller may still read the same; `is_slow` is told."""
-        self._lists = lists
-        self._feeds = feeds
+    def __init__(self, shared: Watches, query: Query, caller: Caller, headers: Headers) -> None:
+        self._shared = shared
         self._query = query
-        self._asked = ExecutionScope(query.execution_id, namespaces)
-        self._position = position_of(query, last_event_id) if last_event_id else None
-        # A client may stand where the database never was: it is asked first.
-        self._is_known = False
-        self._fields = {**headers, **_HEADERS}
-        self._is_allowed = is_allowed
-        self._is_slow = is_slow
-        self._limits = limits
+        self._caller = caller
+        self._request_headers = headers
+        self._scope = ExecutionScope(query.execution_id, caller.namespaces)
+        event_id = ",".join(headers.getlist("last-event-id"))
+        self._revisions = decode_event_id(query, event_id) if event_id else None
+        # The database may never have had a client's revisions, after a restore for example: the
+        # first changes are read from it and not from the feed.
+        self._is_verified = False
         self._wake = asyncio.Event()
-        self._is_gone = False
+        self._is_disconnected = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        leaving = asyncio.create_task(until_gone(receive))
-        leaving.add_done_callback(self._leave)
-        is_started = False
+        disconnected = asyncio.create_task(client_disconnected(receive))
+        disconnected.add_done_callback(self._on_disconnect)
+        has_started = False
         try:
             async with (
-                self._feeds.joined(self._asked, self._wake) as feed,
+                self._shared.feeds.joined(self._scope, self._wake) as feed,
                 aclosing(self._chunks(feed)) as chunks,
             ):
                 async for chunk in chunks:
-                    if not is_started:
-                        is_started = True
-                        await send(head_message(self._fields))
-                    # What is sent to a client that has left is dropped without a sign.
-                    if self._is_gone or scope["method"] == "HEAD":
+                    if not has_started:
+                        has_started = True
+                        await send(response_start(_FIELDS))
+                    # Sending to a disconnected client has no effect and raises nothing.
+                    if self._is_disconnected or scope["method"] == "HEAD":
                         break
-                    async with asyncio.timeout(self._limits.chunk):
-                        await send(body_message(chunk, more=True))
-            if not is_started:
-                # At a stop: the client comes again, where an error would end some.
-                await send(head_message(self._fields))
-            await send(body_message(b"", more=False))
+                    async with asyncio.timeout(self._shared.timeouts.chunk):
+                        await send(response_body(chunk, more=True))
+            if not has_started:
+                # The service stops: an empty watch makes the client reconnect; an error could end
+                # it for good.
+                await send(response_start(_FIELDS))
+            await send(response_body(b"", more=False))
         except (RetryableError, TimeoutError) as error:
-            if not is_started:
+            if not has_started:
                 raise
             if isinstance(error, TimeoutError):
-                self._is_slow()
-            _log.debug("a watch was cut", reason=str(error) or "too slow")
+                self._shared.metrics.refused.labels("slow_watcher").inc()
+            _log.debug("watch_aborted", error=str(error) or "slow client")
         finally:
-            leaving.cancel()
+            disconnected.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await leaving
+                await disconnected
 
-    def _leave(self, _: object) -> None:
-        self._is_gone = True
+    def _on_disconnect(self, _: object) -> None:
+        self._is_disconnected = True
         self._wake.set()
 
     async def _chunks(self, feed: Feed) -> AsyncGenerator[bytes, None]:
-        """The body, piece by piece, until the watch ends."""
+        """Yield the body until the watch ends."""
         loop = asyncio.get_running_loop()
-        if self._position is not None:
+        interval = self._shared.timeouts.keepalive
+        if self._revisions is not None:
             yield b": watching\n\n"
-        told, due = self._position, loop.time() + self._limits.comment
-        while not (self._is_gone or self._feeds.is_closed):
+        sent, due = self._revisions, loop.time() + interval
+        while not (self._is_disconnected or self._shared.feeds.is_closed):
             self._wake.clear()
-            async with aclosing(self._news(feed)) as news:
-                async for chunk in news:
-                    told = self._position
+            async with aclosing(self._updates(feed)) as updates:
+                async for chunk in updates:
+                    sent = self._revisions
                     yield chunk
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(due):
                     await self._wake.wait()
             if loop.time() >= due:
-                if not await self._is_allowed():
+                if not await self._has_access():
                     return
-                # The id goes along when changes went by that this watch does not show.
-                id_ = b"" if told == self._position else b"\nid: " + self._id()
-                told, due = self._position, loop.time() + self._limits.comment
+                # The id moves past changes that the filters exclude.
+                id_ = b"" if sent == self._revisions else b"\nid: " + self._event_id()
+                sent, due = self._revisions, loop.time() + interval
                 yield b": still watching" + id_ + b"\n\n"
 
-    async def _news(self, feed: Feed) -> AsyncGenerator[bytes, None]:
-        """What there is since the position, which moves on before the last piece of each step."""
-        if self._position is not None:
-            is_known = self._is_known or self._position == feed.known
-            steps = feed.after(self._position) if is_known else None
+    async def _updates(self, feed: Feed) -> AsyncGenerator[bytes, None]:
+        """Yield everything since the watch's revisions: the changes, or the list again."""
+        if self._revisions is not None:
+            is_verified = self._is_verified or self._revisions == feed.known
+            steps = feed.after(self._revisions) if is_verified else None
             if steps is None:
-                steps = await self._lists.deltas([(self._asked, self._position)])
-            self._is_known = True
+                steps = await self._shared.events.deltas([(self._scope, self._revisions)])
+            self._is_verified = True
             if all(step.is_complete for step in steps):
                 for step in steps:
-                    for chunk in self._step(step):
+                    for chunk in self._changes(step):
                         yield chunk
                 return
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._limits.list
-        async with aclosing(self._whole()) as pieces:
-            async for chunk in pieces:
+        deadline = loop.time() + self._shared.timeouts.list
+        async with aclosing(self._list()) as chunks:
+            async for chunk in chunks:
                 yield chunk
                 if loop.time() > deadline:
                     raise TimeoutError
 
-    def _step(self, step: RevisionDelta) -> Iterator[bytes]:
-        assert self._position is not None  # noqa: S101
-        before = self._position
+    def _changes(self, step: RevisionDelta) -> Iterator[bytes]:
+        assert self._revisions is not None  # noqa: S101
+        before = self._revisions
         messages = (
             message
             for change in step.changes
             if change.revision > before.get(change.namespace, 0)
-            and (message := self._message(change))
+            and (message := self._change_message(change))
         )
-        return self._pieces(messages, _later(before, step.after))
+        return self._chunked(messages, _latest(before, step.after))
 
-    async def _whole(self) -> AsyncGenerator[bytes, None]:
-        self._position = None
-        selection, (execution_id, namespaces) = self._query.selection, self._asked
-        page = await self._lists.page(execution_id, selection, namespaces, FETCHED_WHOLE)
+    async def _list(self) -> AsyncGenerator[bytes, None]:
+        self._revisions = None
+        selection, (execution_id, namespaces) = self._query.selection, self._scope
+        events = self._shared.events
+        page = await events.page(execution_id, selection, namespaces, PAGE_MAX_EVENTS)
         if page.last is None:
-            messages = chain([_RESET], map(self._listed, page.bodies))
-            for chunk in self._pieces(messages, parse_revisions(page.revisions)):
+            messages = chain([_RESET], map(self._event_message, page.bodies))
+            for chunk in self._chunked(messages, parse_revisions(page.revisions)):
                 yield chunk
             return
-        async with self._lists.stream(execution_id, selection, namespaces, page) as stream:
-            held = [_RESET]
+        async with events.stream(execution_id, selection, namespaces, page) as stream:
+            pending = [_RESET]
             async for bodies in stream.batches:
-                # The id comes with the last, so one is held back.
-                held += map(self._listed, bodies)
-                yield b"\n\n".join((*held[:-1], b""))
-                held = held[-1:]
-            for chunk in self._pieces(held, parse_revisions(stream.revisions)):
+                # The last message carries the id, so one is always held back.
+                pending += map(self._event_message, bodies)
+                yield b"\n\n".join((*pending[:-1], b""))
+                pending = pending[-1:]
+            for chunk in self._chunked(pending, parse_revisions(stream.revisions)):
                 yield chunk
 
-    def _pieces(self, messages: Iterable[bytes], position: Revisions) -> Iterator[bytes]:
-        """Messages in chunks. With the last the watch is at `position`, whose id goes along.
+    def _chunked(self, messages: Iterable[bytes], revisions: Revisions) -> Iterator[bytes]:
+        """Yield messages in chunks; the last one carries the id of `revisions`.
 
-        One chunk at a time: all of them, for each of many that do not read, would be too much.
+        The watch's revisions change before the last chunk. Chunks are built one at a time: all of
+        them, for many clients that do not read, would take too much memory.
         """
-        piece, size, held = list[bytes](), 0, b""
+        chunk, size, previous = list[bytes](), 0, b""
         for message in messages:
-            if held:
-                piece.append(held)
-                size += len(held)
-            if size >= _CHUNK_BYTES:
-                yield b"\n\n".join((*piece, b""))
-                piece, size = [], 0
-            held = message
-        self._position = position
-        if held:
-            yield b"\n\n".join((*piece, held + b"\nid: " + self._id(), b""))
+            if previous:
+                chunk.append(previous)
+                size += len(previous)
+            if size >= CHUNK_BYTES:
+                yield b"\n\n".join((*chunk, b""))
+                chunk, size = [], 0
+            previous = message
+        self._revisions = revisions
+        if previous:
+            yield b"\n\n".join((*chunk, previous + b"\nid: " + self._event_id(), b""))
 
-    def _message(self, change: Change) -> bytes | None:
+    def _change_message(self, change: Change) -> bytes | None:
         if selects(self._query.selection, change):
-            return self._listed(change.body)
-        # Only then a client can have it.
+            return self._event_message(change.body)
+        # Only a rewritten event can have been selected before.
         if change.is_rewritten:
             metadata = msgspec.json.encode({"metadata": change.event.metadata})
             return b"event: gone\ndata: " + metadata
         return None
 
-    def _listed(self, body: bytes) -> bytes:
+    def _event_message(self, body: bytes) -> bytes:
         lang = self._query.lang
         return b"data: " + (body if lang == "both" else in_language(body, lang))
 
-    def _id(self) -> bytes:
-        return resumption_id(self._query, self._position or {}).encode()
+    def _event_id(self) -> bytes:
+        return encode_event_id(self._query, self._revisions or {}).encode()
+
+    async def _has_access(self) -> bool:
+        """Return whether the token still grants the same namespaces."""
+        try:
+            return await self._shared.access.caller(self._request_headers) == self._caller
+        except AccessError:
+            return False
+        except IssuerUnavailableError:
+            # Unverifiable for now: the last result stands.
+            return True
 
 
-def _later(one: Revisions, other: Revisions) -> Revisions:
+def _latest(one: Revisions, other: Revisions) -> Revisions:
     return {
         namespace: max(one.get(namespace, 0), other.get(namespace, 0))
         for namespace in {**one, **other}

@@ -1,11 +1,12 @@
 """HTTP for the reader and the console.
 
-- `server`: serve an application inside a process that has its own signals.
-- `connections`: connections of clients, with limits on time, size and number.
-- `application`: request ids, errors and metrics of every answer.
-- `errors`: the body of an error, and what the server refuses by itself.
-- `limits`: concurrent requests and streams of a caller and of the process.
-- `compression`: bodies, piece by piece; `preferences`: of a request's Accept headers.
+- `server`: runs an application in a process that keeps its own signal handlers.
+- `connections`: client connections, with timeouts and a limit on their number.
+- `application`: request ids, error bodies and metrics for every response.
+- `errors`: the error body, and the texts of the server's own refusals.
+- `limits`: concurrent requests and streams, per caller and per process.
+- `negotiation`: Accept, Accept-Encoding and If-None-Match headers.
+- `compression`: incremental gzip and zstd.
 - `management`: `/livez`, `/readyz` and `/metrics`; `probe`: requests to the peers, for `/readyz`.
-- `auth/`: a request's token to the caller and its namespaces.
+- `auth/`: from a request's token to its caller and their namespaces.
 """

@@ -1,4 +1,4 @@
-"""Starlette applications whose every answer, an error too, has a request id."""
+"""Starlette applications whose every response has a request id, errors included."""
 
 import re
 import time
@@ -22,11 +22,11 @@ from execution_events.web.errors import error_body
 _log = Logger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_LATER = {"Retry-After": "1"}
+_RETRY_AFTER = {"Retry-After": "1"}
 
 
 class RequestMetrics(Protocol):
-    """The metrics that an application counts and times its requests in."""
+    """The metrics of an application's requests."""
 
     @property
     def requests(self) -> Counter: ...
@@ -35,18 +35,18 @@ class RequestMetrics(Protocol):
 
 
 def application(
-    routes: Sequence[BaseRoute], metrics: RequestMetrics, explanations: Mapping[int, str]
+    routes: Sequence[BaseRoute], metrics: RequestMetrics, error_texts: Mapping[int, str]
 ) -> ASGIApp:
-    """Return an application of `routes`; `explanations` are error texts by status.
+    """Return an application of `routes`; `error_texts` are by status.
 
-    A `RetryableError` is answered with 503, any other error with 500 and a line in the log.
+    A `RetryableError` is answered with 503. Any other error is answered with 500 and logged.
     """
 
     async def http_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101
         detail = error.detail
         if detail == HTTPStatus(error.status_code).phrase:
-            detail = explanations.get(error.status_code, detail)
+            detail = error_texts.get(error.status_code, detail)
         return _error(error.status_code, detail, dict(error.headers or {}))
 
     app = Starlette(
@@ -58,27 +58,29 @@ def application(
         },
     )
     app.router.redirect_slashes = False
-    return _Observed(app, metrics)
+    return _Instrumentation(app, metrics)
 
 
 async def _unavailable(_: Request, error: Exception) -> Response:
     if isinstance(error, BatchTooSlowError):
-        _log.warning("a list took too long", error=str(error))
-        return _error(503, "the database took too long; try again, or ask for less", _LATER)
-    _log.warning("the database is away", error=str(error))
-    return _error(503, "the database is away; try again", _LATER)
+        _log.warning("query_timed_out", error=str(error))
+        return _error(
+            503, "database query timed out; retry later or narrow the request", _RETRY_AFTER
+        )
+    _log.warning("database_unavailable", error=str(error))
+    return _error(503, "database unavailable; retry later", _RETRY_AFTER)
 
 
 async def _internal_error(_: Request, __: Exception) -> Response:
-    return _error(500, "internal error; the log has the request id")
+    return _error(500, "internal error; search the service log for this request id")
 
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
     return Response(error_body(status, message), status, headers, media_type="application/json")
 
 
-class _Observed:
-    """Gives each answer its request id; logs failures; counts and times requests."""
+class _Instrumentation:
+    """Adds the request id to each response; counts and times requests; logs failures."""
 
     def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
         self._app = app
@@ -93,9 +95,9 @@ class _Observed:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                # A stream, and a watch above all, may last as long as its client likes.
+                # Until the response starts: the client decides how long a stream or watch lasts.
                 self._metrics.request_seconds.observe(time.perf_counter() - started)
-                # A new list: answers are given again.
+                # A copy: cached responses share their list of headers.
                 message["headers"] = [
                     *message["headers"],
                     (b"x-request-id", request_id.encode()),
@@ -105,14 +107,14 @@ class _Observed:
         try:
             await self._app(scope, receive, send_with_id)
         except Exception:
-            # Starlette has answered 500 and raised it again for us to log.
-            _log.exception("request failed", request_id=request_id)
+            # Starlette raises the error again after answering 500, for the server to log.
+            _log.exception("request_failed", request_id=request_id)
         finally:
             self._metrics.requests.labels(status).inc()
 
 
 def _request_id(scope: Scope) -> str:
-    """The caller's X-Request-Id where it has one that is safe to log, else a new one."""
+    """Return the request's X-Request-Id if it is safe to log, else a new id."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(text := value.decode("latin-1")):
             return str(text)

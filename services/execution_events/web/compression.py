@@ -1,57 +1,44 @@
-"""Bodies compressed piece by piece, in the memory of one piece."""
+"""Incremental compression of bodies, in the memory of one chunk."""
 
 import zlib
-from typing import Literal, Protocol
+from typing import Final, Protocol
 
 import cramjam
 
-from execution_events.web.preferences import preferences
+from execution_events.web.negotiation import Encoding
 
-Encoding = Literal["zstd", "gzip"]
+COMPRESSION_MIN_BYTES: Final = 1024
+"""Shorter bodies are sent uncompressed."""
 
-_ENCODINGS: tuple[Encoding, ...] = ("zstd", "gzip")
-
-WORTH_BYTES = 1024
-"""A body shorter than this is sent as it is."""
-
-# Measured on lists: what a higher level saves does not pay for its time.
+# Measured on lists: a higher level costs more time than its bytes save.
 _GZIP_LEVEL = 4
 _ZSTD_LEVEL = 3
 _GZIP_FORMAT = 31
 """zlib's window of 2^15 bytes, with gzip's header and trailer."""
 
 
-def choose_encoding(accept_encoding: str) -> Encoding | None:
-    """The encoding that the caller prefers, zstd on a tie; None leaves the body as it is."""
-    codings = dict(preferences(accept_encoding))
-    others = codings.get("*", 0.0)
-    best = max(_ENCODINGS, key=lambda encoding: codings.get(encoding, others))
-    quality = codings.get(best, others)
-    return best if quality > 0 and quality >= codings.get("identity", 0.0) else None
-
-
 class Compressor(Protocol):
-    """What `add` and then `end` return, joined, is the encoded body; without `end` none is."""
+    """The joined results of every `add` and one final `end` are the encoded body."""
 
-    def add(self, piece: bytes) -> bytes: ...
+    def add(self, chunk: bytes) -> bytes: ...
 
     def end(self) -> bytes: ...
 
 
 def compressor(encoding: Encoding | None) -> Compressor:
-    """A new compressor; None leaves the body as it is."""
+    """Return a new compressor; for None, one that returns its input."""
     match encoding:
         case "gzip":
             return _Gzip()
         case "zstd":
             return _Zstd()
         case None:
-            return _Plain()
+            return _Identity()
 
 
-class _Plain:
-    def add(self, piece: bytes) -> bytes:
-        return piece
+class _Identity:
+    def add(self, chunk: bytes) -> bytes:
+        return chunk
 
     def end(self) -> bytes:
         return b""
@@ -61,8 +48,8 @@ class _Gzip:
     def __init__(self) -> None:
         self._stream = zlib.compressobj(_GZIP_LEVEL, wbits=_GZIP_FORMAT)
 
-    def add(self, piece: bytes) -> bytes:
-        return self._stream.compress(piece)
+    def add(self, chunk: bytes) -> bytes:
+        return self._stream.compress(chunk)
 
     def end(self) -> bytes:
         return self._stream.flush()
@@ -72,8 +59,8 @@ class _Zstd:
     def __init__(self) -> None:
         self._stream = cramjam.zstd.Compressor(_ZSTD_LEVEL)
 
-    def add(self, piece: bytes) -> bytes:
-        self._stream.compress(piece)
+    def add(self, chunk: bytes) -> bytes:
+        self._stream.compress(chunk)
         return bytes(self._stream.flush())
 
     def end(self) -> bytes:

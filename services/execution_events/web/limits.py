@@ -1,4 +1,4 @@
-"""How much is done at a time: for one caller, and in this process."""
+"""Limits on concurrent requests and streams, per caller and per process."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -12,27 +12,28 @@ from execution_events.settings import ReaderSettings
 
 
 class LimitError(HTTPException):
-    """Try again later, with less at a time: 429, and a second as how long others take is open."""
+    """Retry later, with fewer concurrent requests: 429 with `Retry-After`."""
 
     def __init__(self, message: str) -> None:
+        # When a slot becomes free depends on other requests: a second is a guess.
         super().__init__(429, message, {"Retry-After": "1"})
 
 
-class Limits:
-    """Places for answers: each takes one, and nobody waits for one, so nothing can pile up.
+class ConcurrencyLimits:
+    """Slots for responses in progress, one each; without a free slot a request is refused at once.
 
     For use in one event loop.
     """
 
     def __init__(self, settings: ReaderSettings, metrics: ReaderMetrics) -> None:
-        self.requests = _Limit(
+        self.requests = _SlotLimit(
             "requests",
             settings.max_requests,
             settings.max_requests_per_token,
             metrics,
             metrics.open_requests,
         )
-        self.streams = _Limit(
+        self.streams = _SlotLimit(
             "streams",
             settings.max_streams,
             settings.max_streams_per_token,
@@ -41,70 +42,70 @@ class Limits:
         )
 
     @contextmanager
-    def place(self, key: str) -> Iterator["Place"]:
-        """A place among the requests for as long as the block runs, however it ends.
+    def slot(self, limit_key: str) -> Iterator["Slot"]:
+        """Hold a request slot of the caller with `limit_key` until the block ends.
 
-        The block is the whole answer, until its last byte is handed over or its client is gone.
+        The block covers the whole response, until its last byte is sent or the client disconnects.
         Raises `LimitError`.
         """
-        place = Place(self, key)
+        slot = Slot(self, limit_key)
         try:
-            yield place
+            yield slot
         finally:
-            place.leave()
+            slot.release()
 
 
-class Place:
-    """The place of one answer: a request's, until it is known to be a stream's."""
+class Slot:
+    """The slot of one response: a request slot, which can be exchanged for a stream slot."""
 
-    def __init__(self, limits: Limits, key: str) -> None:
+    def __init__(self, limits: ConcurrencyLimits, limit_key: str) -> None:
         self._limits = limits
-        self._key = key
-        limits.requests.enter(key)
-        self._taken = limits.requests
+        self._limit_key = limit_key
+        limits.requests.acquire(limit_key)
+        self._held = limits.requests
 
     def become_stream(self) -> None:
-        """Take a place among the streams, and leave the one among the requests.
+        """Exchange the request slot for a stream slot.
 
-        Raises `LimitError`, and then it is still a request's.
+        Raises `LimitError`, and then keeps the request slot.
         """
-        if self._taken is not self._limits.streams:
-            self._limits.streams.enter(self._key)
-            self.leave()
-            self._taken = self._limits.streams
+        if self._held is not self._limits.streams:
+            self._limits.streams.acquire(self._limit_key)
+            self.release()
+            self._held = self._limits.streams
 
-    def leave(self) -> None:
-        """For `Limits.place`."""
-        self._taken.leave(self._key)
+    def release(self) -> None:
+        """Free the slot; `ConcurrencyLimits.slot` calls this once."""
+        self._held.release(self._limit_key)
 
 
-class _Limit:
-    """At most `of_process` at a time, of them `of_caller` with one key."""
+class _SlotLimit:
+    """At most `per_process` slots in use, at most `per_caller` of them under one key."""
 
     def __init__(
-        self, what: str, of_process: int, of_caller: int, metrics: ReaderMetrics, gauge: Gauge
+        self, kind: str, per_process: int, per_caller: int, metrics: ReaderMetrics, gauge: Gauge
     ) -> None:
-        self._what = what
-        self._of_process = of_process
-        self._of_caller = of_caller
+        self._kind = kind
+        self._per_process = per_process
+        self._per_caller = per_caller
         self._metrics = metrics
-        self._all = 0
+        self._in_use = 0
         self._by_key: Counter[str] = Counter()
-        gauge.set_function(lambda: self._all)
+        gauge.set_function(lambda: self._in_use)
 
-    def enter(self, key: str) -> None:
-        if self._by_key[key] >= self._of_caller:
-            self._metrics.refused.labels(f"caller_{self._what}").inc()
-            raise LimitError(f"too many {self._what} of this caller at a time; try again")
-        if self._all >= self._of_process:
-            self._metrics.refused.labels(f"process_{self._what}").inc()
-            raise LimitError(f"too many {self._what} at a time; try again")
-        self._all += 1
-        self._by_key[key] += 1
+    def acquire(self, limit_key: str) -> None:
+        if self._by_key[limit_key] >= self._per_caller:
+            self._metrics.refused.labels(f"caller_{self._kind}").inc()
+            raise LimitError(f"too many concurrent {self._kind} from this caller; retry later")
+        if self._in_use >= self._per_process:
+            self._metrics.refused.labels(f"process_{self._kind}").inc()
+            raise LimitError(f"too many concurrent {self._kind}; retry later")
+        self._in_use += 1
+        self._by_key[limit_key] += 1
 
-    def leave(self, key: str) -> None:
-        self._all -= 1
-        self._by_key[key] -= 1
-        if not self._by_key[key]:
-            # Or callers that came once would be kept for ever.
-            del self._by_key[key]
+    def release(self, limit_key: str) -> None:
+        self._in_use -= 1
+        self._by_key[limit_key] -= 1
+        if not self._by_key[limit_key]:
+            # Otherwise memory grows with every caller ever seen.
+            del self._by_key[limit_key]

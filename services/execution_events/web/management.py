@@ -1,4 +1,4 @@
-"""The management port, apart from the API: `/livez`, `/readyz`, `/metrics`."""
+"""The management port, separate from the API: `/livez`, `/readyz`, `/metrics`."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,17 +13,17 @@ from starlette.routing import Route
 from execution_events.web.server import serve
 
 Readiness = Callable[[], Awaitable[list[str]]]
-"""Returns the reasons why a service is not ready; none when it is."""
+"""Returns the reasons for which a service is not ready; an empty list when it is."""
 
 
 @asynccontextmanager
 async def serve_management(
     host: str, port: int, registry: CollectorRegistry, readiness: Readiness
 ) -> AsyncIterator[str]:
-    """Serve the management port and give its address.
+    """Serve the management port and yield its address.
 
-    `/livez` answers 200 while the process's loop turns. `/readyz` answers 200, or 503 with the
-    reasons. `/metrics` is Prometheus's text format.
+    `/livez` answers 200 while the event loop runs. `/readyz` answers 200, or 503 with the reasons.
+    `/metrics` is Prometheus's text format.
     """
 
     async def livez(_: Request) -> Response:

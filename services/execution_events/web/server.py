@@ -1,4 +1,4 @@
-"""Serving an ASGI application inside a process that has its own signals and shutdown."""
+"""An HTTP server for ASGI applications, in a process that keeps its own signal handlers."""
 
 import asyncio
 import contextlib
@@ -12,19 +12,24 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from execution_events.errors import SettingsError
-from execution_events.web.connections import Bounds, Connection, Connections, Refused
+from execution_events.web.connections import (
+    Connection,
+    ConnectionLimits,
+    Connections,
+    RefusalHook,
+)
 from execution_events.web.errors import (
+    ERROR_TEXTS,
     HEAD_MAX_BYTES,
     HEADERS_MAX,
-    PHRASES,
-    REASONS,
+    REFUSAL_REASONS,
     TARGET_MAX_BYTES,
     error_body,
     error_headers,
 )
 
-_GRACE = 5
-"""Seconds that open requests may take when the server stops."""
+_SHUTDOWN_TIMEOUT = 5
+"""Seconds for requests in progress when the server stops."""
 
 
 @contextlib.asynccontextmanager
@@ -32,28 +37,28 @@ async def serve(
     app: ASGIApp,
     host: str,
     port: int,
-    bounds: Bounds = Bounds(),  # noqa: B008 - a value
-    refused: Refused = lambda _: None,
+    limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 - a value
+    on_refusal: RefusalHook = lambda _: None,
 ) -> AsyncIterator[str]:
-    """Serve `app` and give its address, `http://host:port`; port 0 takes any free one.
+    """Serve `app` and yield its address, `http://host:port`; port 0 picks a free one.
 
-    At the end no new connection is taken, and open requests have a few seconds to finish.
-    Raises `SettingsError` when the address cannot be bound.
+    At exit the server stops listening and gives requests in progress a few seconds to finish.
+    Raises `SettingsError` if the address cannot be bound.
     """
-    connections = Connections(bounds, refused)
+    connections = Connections(limits, on_refusal)
     config = uvicorn.Config(
-        _Acceptable(app, refused),
+        _RequestFilter(app, on_refusal),
         http=cast(Any, partial(Connection, connections)),
         log_config=None,
-        # Or each malformed request is a warning.
+        # uvicorn warns of every malformed request.
         log_level=logging.ERROR,
         access_log=False,
         lifespan="off",
         ws="none",
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=bounds.idle,
-        timeout_graceful_shutdown=_GRACE,
+        timeout_keep_alive=limits.idle_timeout,
+        timeout_graceful_shutdown=_SHUTDOWN_TIMEOUT,
         h11_max_incomplete_event_size=HEAD_MAX_BYTES,
     )
     listener = _bind(host, port)
@@ -64,7 +69,7 @@ async def serve(
         yield (
             f"http://[{address}]:{bound_port}"
             if ":" in address
-            else (f"http://{address}:{bound_port}")
+            else f"http://{address}:{bound_port}"
         )
     finally:
         server.should_exit = True
@@ -78,41 +83,41 @@ def _bind(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.create_server(address, family=family, backlog=2048)
-        # What it accepts inherits this; asyncio itself sets it only where a socket names its
-        # protocol. Without it a body waits 40 ms for the client to confirm the head.
+        # Accepted sockets inherit the option; asyncio sets it only on sockets created with an
+        # explicit protocol. Without it a body waits 40 ms for the client to acknowledge the head.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     except OSError as error:
-        raise SettingsError(f"cannot serve {host}:{port}: {error.strerror or error}") from error
+        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, connections: "Connections") -> None:
+    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
         super().__init__(config)
         self._connections = connections
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to the command that runs the service."""
+        """Install no signal handlers; the command that runs the service has its own."""
         yield
 
     async def on_tick(self, counter: int) -> bool:
-        """Called by uvicorn ten times a second."""
+        """Enforce the timeouts twice a second; uvicorn calls this ten times a second."""
         if counter % 5 == 0:
-            self._connections.sweep()
+            self._connections.enforce_timeouts()
         return await super().on_tick(counter)
 
 
-class _Acceptable:
-    """Refuses requests that are too long, have a body, or speak another version.
+class _RequestFilter:
+    """Refuses requests that are too large, have a body, or use another HTTP version.
 
-    Other methods than GET and HEAD go to the application, which refuses them all; their body is
-    never read, so their connection ends with the answer.
+    Methods other than GET and HEAD are passed to the application, which refuses them. Their body
+    is never read, so the connection is closed after the response.
     """
 
-    def __init__(self, app: ASGIApp, refused: Refused) -> None:
+    def __init__(self, app: ASGIApp, on_refusal: RefusalHook) -> None:
         self._app = app
-        self._refused = refused
+        self._on_refusal = on_refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = scope["headers"]
@@ -143,8 +148,8 @@ class _Acceptable:
             await self._app(scope, receive, send_and_close)
 
     async def _refuse(self, status: int, send: Send) -> None:
-        self._refused(REASONS.get(status, "malformed"))
-        body = error_body(status, PHRASES[status])
+        self._on_refusal(REFUSAL_REASONS.get(status, "malformed"))
+        body = error_body(status, ERROR_TEXTS[status])
         await send(
             {
                 "type": "http.response.start",

@@ -1,6 +1,6 @@
-"""Authentication: a request's token to the caller and the namespaces that it may read.
+"""Authentication: from a request's token to its caller and the namespaces they may read.
 
-- `access`: the token of a request, the caller behind it, the answers 401 and 503.
-- `token_file`: tokens of a file, by their SHA-256.
-- `issuer`: JWTs, by the keys of a JWKS.
+- `access`: finds the token in the headers; answers 401 and 503.
+- `token_file`: tokens listed in a file, by their SHA-256.
+- `issuer`: JWTs of one issuer; `key_set`: the issuer's public keys.
 """

@@ -1,4 +1,4 @@
-"""Who is asking: a request's headers to the caller and what they may read."""
+"""Access control: from the headers of a request to its caller."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol
@@ -10,72 +10,72 @@ from execution_events.metrics import ReaderMetrics
 
 
 class Caller(NamedTuple):
-    """What a caller may read, and what their requests are counted under."""
+    """The namespaces a caller may read, and the key of their limits."""
 
     namespaces: frozenset[str] | None
-    """None is all: only where nothing tells callers apart, which is on loopback addresses."""
-    key: str
-    """The same for all requests of one caller; no secret, and none can be found from it."""
+    """None is all: only without credentials, on loopback addresses."""
+    limit_key: str
+    """Equal for all requests of one caller; reveals nothing about the token."""
 
 
-ANYONE = Caller(None, "anyone")
+ANONYMOUS = Caller(None, "anonymous")
 
 
 class AccessError(HTTPException):
-    """Send a token that is in force: 401. The text never tells why a token is refused."""
+    """Send a valid token: 401. The text does not say why a token is invalid."""
 
     def __init__(self, message: str, *, invalid: bool) -> None:
         challenge = 'Bearer realm="execution-events"' + ', error="invalid_token"' * invalid
         super().__init__(401, message, {"WWW-Authenticate": challenge})
 
 
-class IssuerAwayError(HTTPException):
-    """Try again later: the issuer cannot be asked for the key that signed a token."""
+class IssuerUnavailableError(HTTPException):
+    """Retry later: the key that signed the token cannot be fetched. 503 with `Retry-After`."""
 
     def __init__(self) -> None:
-        super().__init__(503, "the issuer of tokens is away; try again", {"Retry-After": "1"})
+        super().__init__(503, "token issuer unavailable; retry later", {"Retry-After": "1"})
 
 
 class Credentials(Protocol):
-    """What knows tokens."""
+    """A source of valid tokens."""
 
     async def caller(self, token: bytes) -> Caller | None:
-        """Whose a token is; None for every token that is not in force, without telling why."""
+        """Return the caller with this token; None for every invalid one, without the cause."""
 
     def problems(self) -> list[str]:
-        """Why the reader is not ready; what was known before stays in force."""
+        """Return reasons for not being ready; credentials loaded before stay in force."""
 
 
 class Access:
-    """Tells callers apart by `credentials`; without, everybody is `ANYONE`."""
+    """Authentication by `credentials`; without them every request is `ANONYMOUS`."""
 
     def __init__(self, credentials: Credentials | None, metrics: ReaderMetrics) -> None:
         self._credentials = credentials
         self._metrics = metrics
 
     async def caller(self, headers: Mapping[str, str]) -> Caller:
-        """The caller of a request with these headers: Starlette's, which may repeat.
+        """Return the caller of a request with these headers (Starlette's: names can repeat).
 
-        Raises `AccessError`, and `IssuerAwayError` where nobody can tell now.
+        Raises `AccessError`, and `IssuerUnavailableError` if the token cannot be verified now.
         """
         if self._credentials is None:
-            return ANYONE
+            return ANONYMOUS
         tokens = set(_tokens(headers))
         if not tokens:
             self._metrics.refused.labels("no_token").inc()
             raise AccessError(
-                "a token is needed: X-Auth-Token or Authorization: Bearer", invalid=False
+                "token required: send X-Auth-Token or Authorization: Bearer", invalid=False
             )
         caller = None
         if len(tokens) == 1:
             try:
                 caller = await self._credentials.caller(tokens.pop())
-            except IssuerAwayError:
+            except IssuerUnavailableError:
                 self._metrics.refused.labels("issuer_away").inc()
                 raise
         if caller is None:
             self._metrics.refused.labels("bad_token").inc()
-            raise AccessError("the token is not valid", invalid=True)
+            raise AccessError("invalid token", invalid=True)
         return caller
 
     def problems(self) -> list[str]:
@@ -83,7 +83,7 @@ class Access:
 
 
 def is_namespace(text: str) -> bool:
-    """Whether an event can have it; PostgreSQL takes no NUL, and UTF-8 no lone surrogate."""
+    """Return whether an event can have this namespace: 1 to 253 bytes of UTF-8 without NUL."""
     try:
         return 1 <= len(text.encode()) <= NAME_MAX_BYTES and "\0" not in text
     except UnicodeEncodeError:
@@ -96,5 +96,5 @@ def _tokens(headers: Mapping[str, str]) -> Iterable[bytes]:
             yield value.strip().encode("latin-1")
         elif name == "authorization":
             scheme, _, token = value.strip().partition(" ")
-            # Another scheme is a wrong token: who sends one thinks that it is looked at.
+            # Another scheme counts as an invalid token: ignoring it would hide the client's error.
             yield token.strip().encode("latin-1") if scheme.lower() == "bearer" else b""

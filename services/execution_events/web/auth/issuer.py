@@ -1,4 +1,4 @@
-"""JWTs of one issuer, verified against its published keys (a JWKS, RFC 7517)."""
+"""JWTs of one issuer, verified with its published keys."""
 
 import asyncio
 import hashlib
@@ -6,56 +6,30 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
+from typing import Any, Final
 
-import h11
 import jwt
-import msgspec
 
 from execution_events.logs import Logger
 from execution_events.metrics import ReaderMetrics
-from execution_events.web.auth.access import Caller, IssuerAwayError, is_namespace
+from execution_events.web.auth.access import Caller, IssuerUnavailableError, is_namespace
+from execution_events.web.auth.key_set import Key, KeySetError, fetch_keys
 
 _log = Logger(__name__)
 
 LEEWAY: Final = 30
 """Seconds by which the issuer's clock and ours may differ."""
 REFRESH_INTERVAL: Final = 300
-"""Seconds after which the keys are fetched again: a key that was withdrawn is trusted no longer."""
+"""Seconds between fetches of the keys; bounds the trust in a withdrawn key."""
 _REFETCH_INTERVAL = 10.0
-"""Seconds between two fetches at the least, however many unknown keys are named."""
-FETCH_TIMEOUT: Final = 5.0
-"""Seconds for a fetch, all in all."""
-JWKS_MAX_BYTES: Final = 2**20
-_KEYS_MAX = 256
-
-_RSA = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
-_ALGORITHMS: Mapping[tuple[str, str | None], tuple[str, ...]] = {
-    ("RSA", None): _RSA,
-    ("EC", "P-256"): ("ES256",),
-    ("EC", "P-384"): ("ES384",),
-    ("EC", "P-521"): ("ES512",),
-    ("OKP", "Ed25519"): ("EdDSA", "Ed25519"),
-}
-"""By type and curve: what signs with a private key. A token's own word is compared to it, no more,
-so that none is verified with a public key as if that were a shared secret."""
-
-
-class IssuerError(Exception):
-    """Fetch the keys again later; the text holds nothing that the issuer sent."""
-
-
-class _Key(NamedTuple):
-    public: Any
-    algorithms: tuple[str, ...]
+"""Minimum seconds between fetches for unknown key ids, and after a failed fetch."""
 
 
 class Issuer:
-    """Verifies tokens with the issuer's keys, as they were when they were last fetched.
+    """A verifier of JWTs.
 
-    Keys are fetched every `REFRESH_INTERVAL`, and when a token names an unknown one. While the
-    issuer is away, the keys that are known stay in force.
+    The keys are fetched every `REFRESH_INTERVAL` seconds, and when a token names an unknown key.
+    While a fetch fails, the known keys stay in force.
     """
 
     def __init__(
@@ -67,9 +41,9 @@ class Issuer:
         self._claim = claim
         self._metrics = metrics
         self._tls = ssl.create_default_context() if url.startswith("https:") else None
-        self._keys: dict[str | None, _Key] = {}
+        self._keys: Mapping[str | None, Key] = {}
         self._problem: str | None = "not fetched yet"
-        self._fetched = -_REFETCH_INTERVAL
+        self._fetched_at = -_REFETCH_INTERVAL
         self._fetching: asyncio.Task[None] | None = None
 
     @classmethod
@@ -77,7 +51,7 @@ class Issuer:
     async def open(
         cls, url: str, audience: str, name: str, claim: str, metrics: ReaderMetrics
     ) -> AsyncIterator["Issuer"]:
-        """The issuer, once its keys were asked for, and asked again until the end."""
+        """Yield an issuer after its first fetch, and refresh its keys until exit."""
         issuer = cls(url, audience, name, claim, metrics)
         await issuer.refresh()
         refreshing = asyncio.create_task(issuer._keep_fresh())
@@ -92,9 +66,9 @@ class Issuer:
                     await task
 
     async def caller(self, token: bytes) -> Caller | None:
-        """Whose a token is; None where it is not valid.
+        """Return the caller with this token; None if it is invalid.
 
-        Raises `IssuerAwayError` where it names a key that may be new, and the issuer is away.
+        Raises `IssuerUnavailableError` if its key is unknown and the last fetch failed.
         """
         try:
             key = await self._key(jwt.get_unverified_header(token).get("kid"))
@@ -110,44 +84,44 @@ class Issuer:
                 options={"require": ["exp", "aud", "iss"], "enforce_minimum_key_length": True},
             )
         except jwt.PyJWTError as error:
-            _log.debug("a token was refused", reason=type(error).__name__)
+            _log.debug("token_rejected", error=type(error).__name__)
             return None
         return Caller(_namespaces(claims.get(self._claim)), _limit_key(claims, token))
 
     def problems(self) -> list[str]:
-        """Only that no key is known: with the former keys, callers are served."""
-        return [] if self._keys else [f"the issuer's keys are not known: {self._problem}"]
+        """Return why no key is known; with earlier keys the reader is ready."""
+        return [] if self._keys else [f"the issuer's keys are unknown: {self._problem}"]
 
     async def refresh(self) -> None:
-        """Fetch the keys; callers at the same time share one fetch, which outlives any of them."""
+        """Fetch the keys; concurrent callers share one fetch, which outlives any of them."""
         if self._fetching is None or self._fetching.done():
             self._fetching = asyncio.create_task(self._fetch())
         await asyncio.shield(self._fetching)
 
-    async def _key(self, name: str | None) -> _Key | None:
-        key = self._find(name)
+    async def _key(self, key_id: str | None) -> Key | None:
+        key = self._find(key_id)
         if key is None:
-            busy = self._fetching is not None and not self._fetching.done()
-            if busy or time.monotonic() - self._fetched >= _REFETCH_INTERVAL:
+            is_fetching = self._fetching is not None and not self._fetching.done()
+            if is_fetching or time.monotonic() - self._fetched_at >= _REFETCH_INTERVAL:
                 await self.refresh()
-                key = self._find(name)
+                key = self._find(key_id)
             if key is None and self._problem is not None:
-                raise IssuerAwayError
+                raise IssuerUnavailableError
         return key
 
-    def _find(self, name: str | None) -> _Key | None:
-        if name is None and len(self._keys) == 1:
+    def _find(self, key_id: str | None) -> Key | None:
+        if key_id is None and len(self._keys) == 1:
             [key] = self._keys.values()
             return key
-        return self._keys.get(name)
+        return self._keys.get(key_id)
 
     async def _fetch(self) -> None:
-        self._fetched = time.monotonic()
+        self._fetched_at = time.monotonic()
         try:
-            self._keys = parse_keys(await _get(self._url, self._tls))
-        except IssuerError as error:
+            self._keys = await fetch_keys(self._url, self._tls)
+        except KeySetError as error:
             self._problem = str(error)
-            _log.warning("the issuer's keys cannot be fetched", error=self._problem)
+            _log.warning("issuer_unavailable", error=self._problem)
         else:
             self._problem = None
             self._metrics.credentials_read.set_to_current_time()
@@ -158,92 +132,14 @@ class Issuer:
             await self.refresh()
 
 
-class _Set(msgspec.Struct):
-    keys: list[dict[str, Any]]
-
-
-def parse_keys(content: bytes) -> dict[str | None, _Key]:
-    """The keys of a JWKS that sign, by name; raises `IssuerError` where there are none.
-
-    Others, and kinds that are not known, are left out (RFC 7517, 5).
-    """
-    try:
-        members = msgspec.json.decode(content, type=_Set).keys[:_KEYS_MAX]
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise IssuerError("the answer is no JSON Web Key Set") from None
-    keys: dict[str | None, _Key] = {}
-    for member in members:
-        # The curve of RSA keys, should there be one, means nothing.
-        curve = member.get("crv") if member.get("kty") != "RSA" else None
-        try:
-            algorithms = _ALGORITHMS[member["kty"], curve]
-            if "alg" in member:
-                algorithms = tuple(name for name in algorithms if name == member["alg"])
-            if algorithms and member.get("use", "sig") == "sig":
-                public = jwt.PyJWK(member, algorithms[0]).key
-                keys[member.get("kid")] = _Key(public, algorithms)
-        except (KeyError, TypeError, jwt.PyJWTError):
-            continue
-    if not keys:
-        raise IssuerError("the answer has no key that signs")
-    return keys
-
-
 def _namespaces(claim: object) -> frozenset[str]:
-    """Those of a claim; none where it is no string and no array."""
+    """Return the namespaces of a claim, a string or an array; none for any other value."""
     found = [claim] if isinstance(claim, str) else claim if isinstance(claim, list) else []
     return frozenset(item for item in found if isinstance(item, str) and is_namespace(item))
 
 
 def _limit_key(claims: Mapping[str, Any], token: bytes) -> str:
-    """One for all tokens of a subject: to have many is no way around a limit."""
+    """Return one key for all tokens of a subject: more tokens give no higher limit."""
     subject = claims.get("sub")
     of = b"subject:" + repr(subject).encode() if subject else b"token:" + token
     return f"jwt:{hashlib.blake2b(of, digest_size=8).hexdigest()}"
-
-
-async def _get(url: str, tls: ssl.SSLContext | None) -> bytes:
-    """The body of a 200 answer, bounded in time and size; redirects are not followed.
-
-    On the loop and not in a thread: a server that sends a byte now and then cannot hold it.
-    """
-    parts = urlsplit(url)
-    try:
-        async with asyncio.timeout(FETCH_TIMEOUT):
-            source, sink = await asyncio.open_connection(
-                parts.hostname, parts.port or (443 if tls else 80), ssl=tls
-            )
-            try:
-                target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-                client = h11.Connection(h11.CLIENT)
-                headers = [("Host", parts.netloc), ("Accept", "application/json, */*;q=0.1")]
-                request = h11.Request(
-                    method="GET", target=target, headers=[*headers, ("Connection", "close")]
-                )
-                sink.write(client.send(request) or b"")
-                sink.write(client.send(h11.EndOfMessage()) or b"")
-                return await _body(client, source)
-            finally:
-                sink.transport.abort()
-    except TimeoutError as error:
-        raise IssuerError(f"no answer in {FETCH_TIMEOUT:g} s") from error
-    except (OSError, h11.RemoteProtocolError) as error:
-        raise IssuerError(f"cannot be reached: {type(error).__name__}") from error
-
-
-async def _body(client: h11.Connection, source: asyncio.StreamReader) -> bytes:
-    body = bytearray()
-    while True:
-        event = client.next_event()
-        if event is h11.NEED_DATA:
-            client.receive_data(await source.read(65536))
-        elif isinstance(event, h11.Response) and event.status_code != 200:
-            raise IssuerError(f"answered {event.status_code}")
-        elif isinstance(event, h11.Data):
-            body += event.data
-            if len(body) > JWKS_MAX_BYTES:
-                raise IssuerError(f"the answer has more than {JWKS_MAX_BYTES} bytes")
-        elif isinstance(event, h11.EndOfMessage):
-            return bytes(body)
-        elif isinstance(event, h11.ConnectionClosed):
-            raise IssuerError("closed the connection")

@@ -1,8 +1,9 @@
-"""The token file: a JSON object of the SHA-256 of each token, in hex, and its namespaces.
+"""The token file: a JSON object from the SHA-256 of each token, in hex, to its namespaces.
 
     {"b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9": ["namespace", "other"]}
 
-`printf %s TOKEN | sha256sum` gives the hash. Tokens are made at random, of 128 bits or more.
+`printf %s TOKEN | sha256sum` prints the hash. Tokens must be random, of 128 bits or more: their
+hashes have no salt.
 """
 
 import asyncio
@@ -25,13 +26,13 @@ from execution_events.web.auth.access import Caller, is_namespace
 _log = Logger(__name__)
 
 FILE_MAX_BYTES = 16 * 2**20
-_INTERVAL = 1.0
-"""Seconds between two looks at the file."""
+_POLL_INTERVAL = 1.0
+"""Seconds between checks of the file."""
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class TokenFileError(ValueError):
-    """Correct the file; the text names the entry by its number and holds nothing of it."""
+    """Correct the file; the text gives the number of the entry and none of its content."""
 
 
 class _Version(NamedTuple):
@@ -45,78 +46,78 @@ class _Entry(NamedTuple):
     caller: Caller
 
 
-_NOBODY = _Entry(bytes(32), Caller(frozenset(), "nobody"))
+_NO_ENTRY = _Entry(bytes(32), Caller(frozenset(), ""))
 
 
 class TokenFile:
-    """The tokens of a file, as it was when it was last right.
+    """The tokens of the last valid version of a file.
 
-    A file that has changed is in force a second or two later. While it cannot be read or is
-    wrong, what was read before stays in force, and `problems` tells.
+    A changed file is in force within two seconds. While the file is unreadable or invalid, the
+    tokens loaded before stay in force and `problems` returns the cause.
     """
 
     def __init__(self, path: Path, metrics: ReaderMetrics) -> None:
-        """Reads the file; raises `SettingsError` where it cannot be read or is wrong."""
+        """Load the file; raises `SettingsError` if it is unreadable or invalid."""
         self._path = path
         self._metrics = metrics
         self._problem: str | None = None
         self._version: _Version | None = None
         self._entries: dict[bytes, _Entry] = {}
         try:
-            self._take(_read(path, None))
+            self._apply(_read(path, None))
         except (OSError, TokenFileError) as error:
             raise SettingsError(f"{variable_of('tokens_file')}: {_reason(error)}") from error
 
     @classmethod
     @asynccontextmanager
     async def open(cls, path: Path, metrics: ReaderMetrics) -> AsyncIterator["TokenFile"]:
-        """The file at `path`, looked at every second until the end."""
+        """Load the file at `path`, and reload it when it changes until exit."""
         tokens = cls(path, metrics)
-        watching = asyncio.create_task(tokens._watch())
+        polling = asyncio.create_task(tokens._poll())
         try:
             yield tokens
         finally:
-            watching.cancel()
+            polling.cancel()
             with suppress(asyncio.CancelledError):
-                await watching
+                await polling
 
     async def caller(self, token: bytes) -> Caller | None:
-        """Whose the token is; the work is the same for tokens that are not in the file.
+        """Return the caller with this token; unknown tokens take the same work.
 
-        What the time of the search by hash may tell is of no use to whoever does not know a token:
-        its hash cannot be steered, and the table's order is another one in each process.
+        The timing of the lookup by hash reveals nothing useful: a client cannot choose the hash of
+        a guess, and hash tables are seeded anew in each process.
         """
         digest = hashlib.sha256(token).digest()
-        entry = self._entries.get(digest, _NOBODY)
+        entry = self._entries.get(digest, _NO_ENTRY)
         return entry.caller if hmac.compare_digest(entry.digest, digest) else None
 
     def problems(self) -> list[str]:
         if self._problem is None:
             return []
-        return [f"the token file is not read, its former tokens are in force: {self._problem}"]
+        return [f"token file not reloaded, earlier tokens stay in force: {self._problem}"]
 
     async def refresh(self) -> None:
-        """Read the file if it is another than the one in force."""
+        """Load the file again if it has changed."""
         try:
-            found = await asyncio.to_thread(_read, self._path, self._version)
+            loaded = await asyncio.to_thread(_read, self._path, self._version)
         except (OSError, TokenFileError) as error:
             problem = _reason(error)
             if problem != self._problem:
-                _log.error("the token file is not read", path=str(self._path), error=problem)
+                _log.error("token_file_reload_failed", path=str(self._path), error=problem)
             self._problem = problem
             return
-        self._take(found)
+        self._apply(loaded)
 
-    def _take(self, found: tuple[_Version, dict[bytes, _Entry]] | None) -> None:
+    def _apply(self, loaded: tuple[_Version, dict[bytes, _Entry]] | None) -> None:
         self._problem = None
         self._metrics.credentials_read.set_to_current_time()
-        if found is not None:
-            self._version, self._entries = found
-            _log.info("the token file was read", tokens=len(self._entries))
+        if loaded is not None:
+            self._version, self._entries = loaded
+            _log.info("token_file_loaded", path=str(self._path), tokens=len(self._entries))
 
-    async def _watch(self) -> None:
+    async def _poll(self) -> None:
         while True:
-            await asyncio.sleep(_INTERVAL)
+            await asyncio.sleep(_POLL_INTERVAL)
             await self.refresh()
 
 
@@ -126,43 +127,43 @@ def _version(descriptor: int) -> _Version:
 
 
 def _read(path: Path, known: _Version | None) -> tuple[_Version, dict[bytes, _Entry]] | None:
-    """The file's version and entries; None where the version is the known one."""
-    # Not to wait for a writer, should it be a pipe.
+    """Return the file's version and entries; None if the version is `known`."""
+    # Opening a named pipe must not wait for its writer.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         version = _version(file.fileno())
         if version == known:
             return None
         content = file.read(FILE_MAX_BYTES + 1)
         if _version(file.fileno()) != version:
-            raise TokenFileError("it is being written")
+            raise TokenFileError("the file changed while it was read")
     return version, parse_tokens(content)
 
 
 def parse_tokens(content: bytes) -> dict[bytes, _Entry]:
-    """The entries of a file's content, by hash; raises `TokenFileError`."""
+    """Return the entries of a token file by hash; raises `TokenFileError`."""
     if len(content) > FILE_MAX_BYTES:
         raise TokenFileError(f"expected at most {FILE_MAX_BYTES} bytes")
     try:
-        # An object is a tuple of its members: a name that is there twice is seen.
+        # Unlike a dict, a tuple of members keeps duplicate names.
         members = json.loads(content.decode(), object_pairs_hook=tuple)
     except (ValueError, RecursionError) as error:
-        # Where a decoder's text ends, the content begins.
-        place = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
-        raise TokenFileError(f"expected JSON in UTF-8{place}") from None
+        # The decoder's own text can quote the content.
+        line = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        raise TokenFileError(f"expected JSON in UTF-8{line}") from None
     if not isinstance(members, tuple):
         raise TokenFileError("expected an object")
     entries: dict[bytes, _Entry] = {}
     for number, (name, namespaces) in enumerate(members, 1):
         if not _HASH.fullmatch(name):
-            raise TokenFileError(f"entry {number}: expected 64 digits of 0-9 a-f, a SHA-256")
+            raise TokenFileError(f"entry {number}: expected a SHA-256 of 64 digits 0-9 a-f")
         digest = bytes.fromhex(name)
         if digest in entries:
-            raise TokenFileError(f"entry {number}: its token is there already")
+            raise TokenFileError(f"entry {number}: duplicate token")
         if not _are_namespaces(namespaces):
             raise TokenFileError(f"entry {number}: expected an array of namespaces")
-        # Not the hash itself: it tells who holds a token which one it is.
-        key = f"token:{hashlib.blake2b(digest, digest_size=8).hexdigest()}"
-        entries[digest] = _Entry(digest, Caller(frozenset(namespaces), key))
+        # Hashed again: the digest would identify the token to anyone with the file.
+        limit_key = f"token:{hashlib.blake2b(digest, digest_size=8).hexdigest()}"
+        entries[digest] = _Entry(digest, Caller(frozenset(namespaces), limit_key))
     return entries
 
 
@@ -173,5 +174,5 @@ def _are_namespaces(value: Any) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """One line without the content of the file."""
-    return (error.strerror or "cannot be read") if isinstance(error, OSError) else str(error)
+    """Return one line without any content of the file."""
+    return (error.strerror or "unreadable") if isinstance(error, OSError) else str(error)
