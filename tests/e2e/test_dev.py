@@ -104,7 +104,7 @@ async def test_a_service_that_is_killed_is_started_again(dev: Dev) -> None:
         return dev.output.count("consumer started") > before
 
     await until(restarted, "the consumer is started again")
-    assert "consumer   | ended with exit code 137" in dev.output
+    assert "consumer   | exited with code 137" in dev.output
 
 
 async def test_all_of_it_stays_over_a_stop_and_a_kill(place: Path) -> None:
@@ -135,7 +135,7 @@ async def test_all_of_it_stays_over_a_stop_and_a_kill(place: Path) -> None:
     # With the demo the seed is published again: as the same records, so it is not counted.
     async with Dev(place / "restarted") as second:
         assert await listed(second) == body
-        assert "retention.ms is 5184000000, not 2592000000; left as it is" in second.output
+        assert "retention.ms is 5184000000, not 2592000000; left unchanged" in second.output
         second.process.kill()
         await second.process.wait()
         await second.until_gone()
@@ -155,7 +155,7 @@ async def test_infra_only_is_kafka_and_a_migrated_postgresql(place: Path) -> Non
         )
         assert await run_cli("migrate", "--check", env=env) == "up to date\n"
         exists = await run_cli(*CREATE_TOPIC, env=env)
-        assert exists == "exists as asked: execution-events\n"
+        assert exists == "exists and matches: execution-events\n"
 
 
 async def test_a_stop_during_the_start_leaves_nothing_behind(place: Path) -> None:

@@ -10,9 +10,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 
+from execution_events.cli import commands as command_modules
 from execution_events.cli.main import main, parser
 from execution_events.settings import variable_of
 from tests.support import golden
@@ -107,6 +109,11 @@ def test_the_commands_are_these() -> None:
         ("topic",),
         ("topic", "create"),
     } <= COMMANDS.keys()
+
+
+def test_each_command_is_one_module() -> None:
+    modules = {module.name for module in iter_modules(command_modules.__path__)}
+    assert {name.replace("_", "-") for name in modules} == {path[0] for path in COMMANDS if path}
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
@@ -223,7 +230,9 @@ def test_settings_show_every_value_and_a_misspelt_variable(
     assert f"{variable_of('topic')}=other\n" in output.out
     assert f"{variable_of('group')}=execution-events  [default]\n" in output.out
     assert f"{variable_of('database_url')}=(not set)  [default]\n" in output.out
-    assert output.err == "execution-events: EXECUTION_EVENTS_READER_PROT is no setting: misspelt?\n"
+    assert (
+        output.err == "execution-events: EXECUTION_EVENTS_READER_PROT is not a setting: misspelt?\n"
+    )
 
 
 # Publishing nothing.

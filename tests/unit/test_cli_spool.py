@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from execution_events.cli import spool as command
+from execution_events.cli.commands import spool as command
 from execution_events.cli.main import main
 from execution_events.publisher.record import HOLD_MS, NewRecord
 from execution_events.publisher.spool.directory import open_spool
@@ -141,7 +141,7 @@ def test_a_directory_is_needed(
     monkeypatch.delenv(variable_of("spool_dir"))
     assert main(["spool", verb]) == 2
     assert capsys.readouterr().err == (
-        f"execution-events: {variable_of('spool_dir')} is not set: set it or give DIRECTORY\n"
+        f"execution-events: {variable_of('spool_dir')} is not set: set it, or give DIRECTORY\n"
     )
     assert main(["spool", verb, str(tmp_path / "absent")]) == 1
     assert capsys.readouterr().err == (
@@ -205,7 +205,7 @@ def test_a_list_tells_why_events_wait(
         spool.note_reasons({2: "no leader", 7: "no leader", 5: "the clock"})
         assert main(["spool", "list"]) == 0
         assert capsys.readouterr().out.splitlines()[1:] == [
-            "  waiting in partition 2, 7: no leader",
+            "  waiting in partitions 2, 7: no leader",
             "  waiting in partition 5: the clock",
         ]
         assert main(["spool", "list", "--json"]) == 0
@@ -243,7 +243,7 @@ def test_all_that_nobody_uses_is_sent(
     assert main(["spool", "drain"]) == 0
     assert sorted(capsys.readouterr().out.splitlines()) == sorted(
         [
-            f"{owned}: skipped: in use by a process, which sends it",
+            f"{owned}: skipped: in use by a running process",
             f"{first}: sent 2",
             f"{second}: sent 3",
             f"{empty}: sent 0",
@@ -260,7 +260,7 @@ def test_what_is_left_is_told_and_exits_1(
     assert capsys.readouterr().out.splitlines() == [
         f"{path}: sent 2, left 1",
         "  waiting in partition 2: no leader",
-        "  waiting in partition 5, 7: no such partition",
+        "  waiting in partitions 5, 7: no such partition",
     ]
 
 

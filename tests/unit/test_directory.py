@@ -1,3 +1,5 @@
+"""The data directory: its lock, its ports and its mode; and the directory of downloads."""
+
 import asyncio
 import os
 import socket
@@ -7,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from execution_events.embedded import ChildProcess, DataDirectory, EmbeddedError
+from execution_events.embedded import (
+    ChildProcess,
+    DataDirectory,
+    EmbeddedError,
+    cache_directory,
+)
 from execution_events.embedded.directory import HOST
 
 DEADLINE = 10.0
@@ -104,7 +111,7 @@ async def test_a_fixed_port_is_used_or_refused(path: Path, taken: int) -> None:
     async with DataDirectory(path) as directory:
         port = directory.port("a")
         assert directory.port("b", fixed=port) == port
-        with pytest.raises(EmbeddedError, match=f"Port {taken} for a is taken"):
+        with pytest.raises(EmbeddedError, match=f"port {taken} for a is taken"):
             directory.port("a", fixed=taken)
 
 
@@ -114,3 +121,14 @@ async def test_a_directory_of_somebody_else_is_named(path: Path) -> None:
     path.chmod(0o500)
     with pytest.raises(EmbeddedError, match="lock"):
         await DataDirectory(path).__aenter__()
+
+
+def test_downloads_go_to_the_chosen_directory_else_the_users_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert cache_directory("/chosen") == Path("/chosen")
+    assert cache_directory(None) == Path("/caches/execution-events")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert cache_directory(None) == Path("/home/someone/.cache/execution-events")

@@ -119,7 +119,7 @@ async def test_waiting_for_a_process_that_ends_shows_its_output() -> None:
         return False
 
     async with shell("echo no such luck; exit 4") as process:
-        with pytest.raises(EmbeddedError, match=r"exit code 4.*\nno such luck"):
+        with pytest.raises(EmbeddedError, match=r"exited with code 4.*\nno such luck"):
             await process.until_ready(never, DEADLINE)
 
 

@@ -1,4 +1,4 @@
-"""`spool`: what workers keep until Kafka has it, and what they left behind."""
+"""`spool`: list and send the events in workers' spools."""
 
 import argparse
 import asyncio
@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from execution_events.cli.numbers import seconds
+from execution_events.cli.arguments import seconds
 from execution_events.cli.progress import Progress
 from execution_events.errors import ExecutionEventsError, SettingsError
 from execution_events.publisher.delivery.sender import EVERY_PARTITION
@@ -24,36 +24,35 @@ _ACCEPT = "execution-events spool drain --accept-duplicates"
 
 def add_commands(commands: Any) -> None:
     """Add the commands to the command line."""
-    spool = commands.add_parser("spool", help="events that workers have not delivered yet")
+    spool = commands.add_parser("spool", help="list or send events in workers' spools")
     subcommands = spool.add_subparsers(title="commands", metavar="COMMAND", required=True)
     listing = subcommands.add_parser(
         "list",
-        help="list the spools of a directory",
-        description="List the spools of a directory: how many events each has left to send, holds "
-        "back because they were attempted more than 30 days ago, and has kept because Kafka "
-        "refused them; and why events wait, by partition. A spool in use belongs to a process that "
-        "runs.",
+        help="list the spools in a directory",
+        description="List the spools in a directory. Of each, show the number of events left to "
+        "send, held (first attempted more than 30 days ago) and refused by Kafka, and the cause "
+        "that events wait, by partition. A spool in use belongs to a running process.",
     )
-    listing.add_argument("--json", action="store_true", help="one JSON object a line")
+    listing.add_argument("--json", action="store_true", help="print one JSON object per line")
     listing.set_defaults(run=_list)
     draining = subcommands.add_parser(
         "drain",
-        help="send what processes that have gone left behind",
-        description="Send the events of every spool that no process uses, each counted once. "
-        "Ctrl-C stops it; what was not sent stays in the spools. Exits with 1 where something is "
-        "left in a spool that no process uses.",
+        help="send the events of ended processes",
+        description="Send the events of every spool that no process uses; each is counted once. "
+        "Ctrl-C stops it; unsent events stay in the spools. Exits 1 if events are left in a spool "
+        "that no process uses.",
     )
     draining.add_argument(
         "--accept-duplicates",
         action="store_true",
-        help="also send events that are held or were refused, and give new partitions to those "
-        "whose partition the topic no longer has; events that were counted already count again",
+        help="also send held and refused events, and choose a new partition for events whose "
+        "partition no longer exists; events counted before count again",
     )
     draining.add_argument(
         "--timeout",
         type=seconds,
         default=60,
-        help="seconds to wait for Kafka to take anything (default: 60)",
+        help="seconds without an acknowledgement from Kafka until it gives up (default: 60)",
     )
     draining.set_defaults(run=_drain)
     for command in (listing, draining):
@@ -62,7 +61,7 @@ def add_commands(commands: Any) -> None:
             nargs="?",
             type=Path,
             metavar="DIRECTORY",
-            help=f"the directory of the spools (default: {variable_of('spool_dir')})",
+            help=f"directory of the spools (default: {variable_of('spool_dir')})",
         )
 
 
@@ -70,7 +69,7 @@ def _directory(arguments: argparse.Namespace, settings: Settings) -> Path:
     directory: Path | None = arguments.directory
     if directory is None:
         if settings.publisher.spool_dir is None:
-            raise SettingsError(f"{variable_of('spool_dir')} is not set: set it or give DIRECTORY")
+            raise SettingsError(f"{variable_of('spool_dir')} is not set: set it, or give DIRECTORY")
         directory = Path(settings.publisher.spool_dir)
     if not directory.is_dir():
         raise ExecutionEventsError(f"{directory}: no such directory")
@@ -115,17 +114,17 @@ def _json_line(info: SpoolInfo) -> str:
 
 
 def _line(info: SpoolInfo) -> str:
-    place = f"{info.path}  {_state(info).replace('_', ' ')}"
+    start = f"{info.path}  {_state(info).replace('_', ' ')}"
     if info.summary is None:
-        return f"{place}  {info.problem}"
+        return f"{start}  {info.problem}"
     source, left, held, refused, size, oldest, reasons = info.summary
     since = "" if oldest is None else f"  oldest {_moment(oldest)}"
     counts = f"left {left}  held {held}  refused {refused}  bytes {size}"
-    return "\n".join([f"{place}  {counts}{since}  {source}", *_reason_lines(reasons)])
+    return "\n".join([f"{start}  {counts}{since}  {source}", *_reason_lines(reasons)])
 
 
 def _waiting(reasons: Mapping[int, str]) -> list[tuple[str, list[int]]]:
-    """Each reason with its partitions; one with none is of all of them, and then the only one."""
+    """Return each reason with its partitions; a reason without any is that of all partitions."""
     if (reason := reasons.get(EVERY_PARTITION)) is not None:
         return [(reason, [])]
     waiting: dict[str, list[int]] = {}
@@ -137,8 +136,9 @@ def _waiting(reasons: Mapping[int, str]) -> list[tuple[str, list[int]]]:
 def _reason_lines(reasons: Mapping[int, str]) -> list[str]:
     lines = []
     for reason, partitions in _waiting(reasons):
-        which = f" in partition {', '.join(map(str, partitions))}" if partitions else ""
-        lines.append(f"  waiting{which}: {reason}")
+        named = "partitions" if len(partitions) > 1 else "partition"
+        where = f" in {named} {', '.join(map(str, partitions))}" if partitions else ""
+        lines.append(f"  waiting{where}: {reason}")
     return lines
 
 
@@ -166,7 +166,7 @@ async def _drain_all(
         try:
             spool = adopt(path, settings.publisher.spool_max_bytes)
             if spool is None:
-                print(f"{path}: skipped: in use by a process, which sends it")
+                print(f"{path}: skipped: in use by a running process")
                 continue
             with spool:
                 if accept_duplicates:
@@ -177,7 +177,7 @@ async def _drain_all(
         except SettingsError:
             raise
         except ExecutionEventsError as error:
-            # The others may be sound.
+            # The other spools may be intact.
             print(f"{path}: {str(error).removeprefix(f'{path}: ')}")
             code = 1
             continue
@@ -186,12 +186,12 @@ async def _drain_all(
         aside += spool.held + spool.refused
     if aside:
         command = f"{_ACCEPT} {quote(str(directory))}"
-        print(f"to send held and refused events too, which may count again: {command}")
+        print(f"to send held and refused events as well (they may count again): {command}")
     return code
 
 
 async def _send(settings: Settings, spool: Spool, timeout: float, accept_duplicates: bool) -> str:
-    """Send what is left and say what became of it."""
+    """Send the events that are left and return the summary."""
     total, refused = spool.left, spool.refused
     if total:
         progress = Progress(total)
@@ -205,7 +205,7 @@ async def _send(settings: Settings, spool: Spool, timeout: float, accept_duplica
             )
         finally:
             progress.end()
-    # A damaged spool is replaced while it is drained, and keeps what it had left.
+    # Draining replaces a damaged spool, and keeps the events it had left.
     counts = {"left": spool.left, "held": spool.held, "refused": spool.refused}
     sent = total - spool.left - (spool.refused - refused)
     return ", ".join(
