@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --custom-compile-command "make lock" $(ARGS)
 
-.PHONY: help install run test faults faults-full faults-tools mutants bench bench-growth bench-peers check format lock build clean
+.PHONY: help install run test faults faults-full faults-tools mutants bench bench-growth bench-peers check prose references format lock build release clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -55,6 +55,13 @@ check: install ## Format, lint, strict types, import rules
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# To make it part of `check`, add the line "	$(BIN)/python -m tests.prose" there.
+prose: install ## Refuse the texts and names that the project does not use
+	@$(BIN)/python -m tests.prose $(ARGS)
+
+references: install ## Generate schemas/settings.md and schemas/cli.md
+	@$(BIN)/python -m tests.support.references
 
 format: install ## Format, and repair what the linter can
 	$(BIN)/ruff format

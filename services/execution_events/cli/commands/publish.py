@@ -40,7 +40,11 @@ def add_commands(commands: Any) -> None:
     )
     publish.add_argument("--execution-id", metavar="ID", help="execution id of events without one")
     publish.add_argument(
-        "--timeout", type=seconds, default=60, help="timeout for Kafka in seconds (default: 60)"
+        "--timeout",
+        type=seconds,
+        default=60,
+        metavar="SECONDS",
+        help="timeout for Kafka in seconds (default: %(default)s)",
     )
     publish.add_argument(
         "--json", action="store_true", help="print each acknowledged record as a JSON object"

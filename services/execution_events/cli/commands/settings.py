@@ -16,7 +16,7 @@ def add_commands(commands: Any) -> None:
         "settings",
         help="show every setting, its value and source",
         description="Show every setting, its value and source; secrets are hidden. A secret can "
-        "also come from the file that <VARIABLE>_FILE names.",
+        "also come from a file: append _FILE to the variable, and set it to the path.",
     )
     settings.add_argument("--json", action="store_true", help="print one JSON object per line")
     settings.set_defaults(run=_show)

@@ -52,7 +52,8 @@ def add_commands(commands: Any) -> None:
         "--timeout",
         type=seconds,
         default=60,
-        help="seconds without an acknowledgement from Kafka until it gives up (default: 60)",
+        metavar="SECONDS",
+        help="seconds without an acknowledgement from Kafka until it stops (default: %(default)s)",
     )
     draining.set_defaults(run=_drain)
     for command in (listing, draining):

@@ -20,28 +20,35 @@ def add_commands(commands: Any) -> None:
         description="Create the topic. An acknowledged record survives the loss of one broker, and "
         "is retained by the time at which Kafka received it (LogAppendTime). If the topic exists, "
         "list how it differs and exit 1 if it does.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     create.add_argument(
         "--partitions",
         type=positive,
         default=TOPIC_PARTITIONS,
-        help="number of partitions, the maximum number of active consumers",
+        metavar="N",
+        help="number of partitions, the maximum number of active consumers (default: %(default)s)",
     )
     create.add_argument(
-        "--replication", type=positive, default=3, help="replicas of each partition"
+        "--replication",
+        type=positive,
+        default=3,
+        metavar="N",
+        help="replicas of each partition (default: %(default)s)",
     )
     create.add_argument(
         "--min-insync-replicas",
         type=positive,
         default=2,
-        help="replicas that must have a record before it is acknowledged",
+        metavar="N",
+        help="replicas that must have a record before it is acknowledged (default: %(default)s)",
     )
     create.add_argument(
         "--retention-days",
         type=positive,
         default=TOPIC_RETENTION_DAYS,
-        help="days that records are kept; longer than any outage of the consumers",
+        metavar="DAYS",
+        help="days that records are kept, longer than any outage of the consumers "
+        "(default: %(default)s)",
     )
     create.add_argument(
         "--alter",
@@ -55,7 +62,7 @@ def add_commands(commands: Any) -> None:
     accept = subcommands.add_parser(
         "accept",
         help="continue with a log that was re-created, truncated or has lost records",
-        description="List the partitions whose log is not the stored one; with --yes, accept it. "
+        description="List the partitions whose log was replaced; with --yes, accept the new log. "
         "Consumers may be running: halted ones continue within 15 seconds. Counts stay as they "
         "are, and records with a known ce_source and ce_sequence are not counted again.",
     )
