@@ -1,4 +1,4 @@
-"""Producers that are not ours, the consumer and the reader as processes."""
+"""Other producers, with the consumer and the reader as processes."""
 
 import json
 from collections.abc import AsyncIterator
@@ -75,7 +75,7 @@ HOSTILE: dict[str, tuple[bytes | None, bytes | None, str]] = {
 async def reader(
     settings: Settings, database: Database, log: Path, port: int
 ) -> AsyncIterator[str]:
-    """A reader's address."""
+    """Run a reader; yield its address."""
     settings = configured(settings, database_url=database.reader, reader_port=port)
     address = f"http://127.0.0.1:{port}"
     async with service("reader", settings, log):
@@ -99,7 +99,7 @@ async def listed(address: str) -> list[dict[str, object]]:
     return events
 
 
-async def test_hostile_records_are_dead_letters_and_hold_nothing_up(
+async def test_hostile_records_are_dead_letters_and_block_nothing(
     settings: Settings, database: Database, tmp_path: Path, unused_port: int
 ) -> None:
     assert len(HOSTILE) == 16
@@ -148,7 +148,7 @@ async def test_hostile_records_are_dead_letters_and_hold_nothing_up(
 async def test_counts_are_exact_after_the_consumer_is_killed(
     settings: Settings, database: Database, tmp_path: Path, timestamps: str
 ) -> None:
-    """100,000 records, `kill -9` three times in their middle, and a fold of the topic itself."""
+    """Kill the consumer three times within 100,000 records; compare with a fold of the topic."""
     settings = configured(settings, topic=f"{settings.kafka.topic}-{timestamps}")
     await make_topic(settings, 3, {"message.timestamp.type": timestamps})
     records = 100_000
@@ -169,7 +169,7 @@ async def test_counts_are_exact_after_the_consumer_is_killed(
             count=1 + number % 1000,
         )
         if number % 3 == 0:
-            # The record's own timestamp stands for it.
+            # The record's own timestamp is the default.
             del content["lastTimestamp"]
         producer.produce(
             settings.kafka.topic, json.dumps(content), execution, timestamp=NEW_YEAR_MS + number
@@ -206,7 +206,7 @@ async def test_counts_are_exact_after_the_consumer_is_killed(
 
 
 async def fold_of_topic(settings: Settings) -> dict[tuple[str, str], Folded]:
-    """Count, first, last and latest message of each event, by reading the topic again."""
+    """Read the topic; return the count, first time, last time and last message of each event."""
 
     ends = await end_offsets(settings)
     client = AIOKafkaConsumer(

@@ -1,4 +1,4 @@
-"""`spool`: what it says and how it exits; no Kafka but one that is away."""
+"""`spool`: output and exit codes, without a reachable Kafka."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ MAX_BYTES = 2**26
 
 @pytest.fixture(autouse=True)
 def _process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Without the settings of whoever runs the tests; logging is put back as it was."""
+    """Remove the settings in the environment; restore logging."""
     for variable in [name for name in os.environ if name.startswith("EXECUTION_EVENTS_")]:
         monkeypatch.delenv(variable)
     package = logging.getLogger("execution_events")
@@ -41,7 +41,7 @@ def directory(_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def kafka(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Have Kafka acknowledge so many records in all and then no more."""
+    """Return a function that sets how many records Kafka acknowledges in all."""
     budget = [0]
     reasons = {2: "no leader", 5: "no such partition", 7: "no such partition"}
 
@@ -71,7 +71,7 @@ def kafka(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 @pytest.fixture
 def make(directory: Path) -> Callable[..., Path]:
-    """Make a spool file that nobody owns."""
+    """Return a function that creates a spool that no process uses."""
 
     def make(*, left: int = 0, held: int = 0, refused: int = 0) -> Path:
         with ExitStack() as others:
@@ -81,7 +81,7 @@ def make(directory: Path) -> Callable[..., Path]:
             spool.exchange(new, [], room=held + refused, partition_of=lambda _: 0)
             for sequence in range(1, refused + 1):
                 spool.refuse(sequence, "too large")
-            # So that another call makes another file.
+            # The next call must create another file.
             if not new:
                 [given] = spool.exchange(
                     [NewRecord(b"", b"", None, 0)], [], room=1, partition_of=lambda _: 0
@@ -97,7 +97,7 @@ def make(directory: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def owned(directory: Path, make: Callable[..., Path]) -> Iterator[Path]:
-    """A spool that a process, this one, uses."""
+    """A spool that this process uses."""
     path = make(left=1)
     with open_spool(directory, MAX_BYTES) as spool:
         assert spool.path == path
@@ -123,7 +123,7 @@ def damaged(path: Path) -> Path:
     ],
     ids=" ".join,
 )
-def test_wrong_usage_exits_2_and_shows_the_right_one(
+def test_wrong_usage_exits_2_and_shows_the_usage(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -153,24 +153,24 @@ def test_a_directory_is_needed(
 # list.
 
 
-def test_a_list_has_a_line_for_each(
+def test_the_list_has_a_line_for_each_spool(
     owned: Path, make: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     behind, empty, broken = make(left=2, held=3, refused=1), make(), damaged(make(left=1))
     assert main(["spool", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
-    said = {line.split("  ")[0]: line.split("  ")[1:-1] for line in lines}
-    assert said[str(owned)][:4] == ["in use", "left 1", "held 0", "refused 0"]
-    assert said[str(behind)] == [
+    listed = {line.split("  ")[0]: line.split("  ")[1:-1] for line in lines}
+    assert listed[str(owned)][:4] == ["in use", "left 1", "held 0", "refused 0"]
+    assert listed[str(behind)] == [
         *("left behind", "left 2", "held 3", "refused 1", "bytes 240"),
         "oldest 2023-11-14T22:13:20Z",
     ]
-    assert said[str(empty)] == ["left behind", "left 0", "held 0", "refused 0", "bytes 0"]
+    assert listed[str(empty)] == ["left behind", "left 0", "held 0", "refused 0", "bytes 0"]
     assert any(line.startswith(f"{broken}  left behind  damaged: ") for line in lines)
 
 
-def test_a_list_as_json_is_one_object_a_line(
+def test_the_list_as_json_is_one_object_per_line(
     owned: Path, make: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     behind, broken = make(left=2, held=3, refused=1), damaged(make(left=1))
@@ -197,7 +197,7 @@ def test_a_list_as_json_is_one_object_a_line(
     assert {name for name, value in unreadable.items() if value is not None} == {"path", "state"}
 
 
-def test_a_list_tells_why_events_wait(
+def test_the_list_shows_the_reasons_that_events_wait(
     make: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = make(left=2)
@@ -220,7 +220,7 @@ def test_a_list_tells_why_events_wait(
     ]
 
 
-def test_an_empty_directory_has_an_empty_list(
+def test_the_list_of_an_empty_directory_is_empty(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["spool", "list", str(tmp_path)]) == 0
@@ -232,7 +232,7 @@ def test_an_empty_directory_has_an_empty_list(
 # drain.
 
 
-def test_all_that_nobody_uses_is_sent(
+def test_every_unused_spool_is_sent(
     owned: Path,
     make: Callable[..., Path],
     kafka: Callable[[int], None],
@@ -251,7 +251,7 @@ def test_all_that_nobody_uses_is_sent(
     )
 
 
-def test_what_is_left_is_told_and_exits_1(
+def test_events_left_are_counted_and_exit_1(
     make: Callable[..., Path], kafka: Callable[[int], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = make(left=3)
@@ -264,7 +264,7 @@ def test_what_is_left_is_told_and_exits_1(
     ]
 
 
-def test_what_is_held_or_refused_is_told_with_the_command_that_sends_it(
+def test_held_and_refused_events_are_counted_with_the_command_that_sends_them(
     directory: Path,
     make: Callable[..., Path],
     kafka: Callable[[int], None],
@@ -281,7 +281,7 @@ def test_what_is_held_or_refused_is_told_with_the_command_that_sends_it(
     assert capsys.readouterr().out == f"{path}: sent 5\n"
 
 
-def test_a_damaged_spool_does_not_hold_up_the_others(
+def test_a_damaged_spool_does_not_block_the_others(
     directory: Path,
     make: Callable[..., Path],
     kafka: Callable[[int], None],
@@ -299,7 +299,7 @@ def test_a_damaged_spool_does_not_hold_up_the_others(
     assert len(list(directory.glob("*.corrupt-*"))) == 1
 
 
-def test_without_kafka_everything_stays(
+def test_every_event_stays_while_kafka_is_unreachable(
     make: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -309,10 +309,10 @@ def test_without_kafka_everything_stays(
     monkeypatch.setenv(variable_of("close_timeout"), "1")
     path = make(left=3)
     assert main(["spool", "drain", "--timeout", "0.2"]) == 1
-    said, why = capsys.readouterr().out.splitlines()
-    assert said == f"{path}: sent 0, left 3"
-    assert why.startswith(f"  waiting: Kafka at 127.0.0.1:{unused_port}: ")
+    summary, reason = capsys.readouterr().out.splitlines()
+    assert summary == f"{path}: sent 0, left 3"
+    assert reason.startswith(f"  waiting: Kafka at 127.0.0.1:{unused_port}: ")
     assert main(["spool", "list"]) == 0
-    assert capsys.readouterr().out.splitlines()[1] == why
+    assert capsys.readouterr().out.splitlines()[1] == reason
     with Spool(path, MAX_BYTES) as spool:
         assert spool.left == 3
