@@ -35,6 +35,7 @@ from execution_events.embedded import (
 from execution_events.embedded.directory import HOST
 from execution_events.embedded.jars import Jar
 from execution_events.embedded.kafka import jar_list
+from execution_events.kafka.topic import DAY_MS, create_topic
 from tests.support.configuration import CACHE_DIR, configured
 from tests.support.topics import make_topic
 
@@ -212,6 +213,30 @@ async def test_a_server_moves_when_its_ports_are_taken(path: Path) -> None:
         async with DataDirectory(path) as directory, EmbeddedKafka(directory, CACHE) as kafka:
             assert kafka.port not in ports
             assert await _consume(kafka.bootstrap_servers, 1) == ["kept"]
+
+
+@pytest.mark.timeout(300)
+async def test_a_cluster_survives_a_node_and_a_restart(path: Path) -> None:
+    async with DataDirectory(path) as directory:
+        kafka = EmbeddedKafka(directory, CACHE, brokers=3, heap_mib=256, timeout=90)
+        async with kafka:
+            assert len(kafka.bootstrap_servers.split(",")) == 3
+            settings = configured(kafka_bootstrap_servers=kafka.bootstrap_servers, topic=TOPIC)
+            await create_topic(
+                settings.kafka,
+                partitions=1,
+                replication=3,
+                min_insync_replicas=2,
+                retention_ms=DAY_MS,
+            )
+            await _send(kafka.bootstrap_servers, "first")
+            lost = kafka.nodes[0]
+            lost.process.kill()
+            await lost.process.wait()
+            await _send(kafka.bootstrap_servers, "second")
+            await lost.start()
+        async with kafka:
+            assert await _consume(kafka.bootstrap_servers, 2) == ["first", "second"]
 
 
 async def test_a_server_that_does_not_start_shows_the_cause(path: Path) -> None:
@@ -405,6 +430,10 @@ async def _create_topic(bootstrap_servers: str) -> None:
 
 async def _produce(bootstrap_servers: str, word: str) -> None:
     await _create_topic(bootstrap_servers)
+    await _send(bootstrap_servers, word)
+
+
+async def _send(bootstrap_servers: str, word: str) -> None:
     async with AIOKafkaProducer(bootstrap_servers=bootstrap_servers, acks="all") as producer:
         await producer.send_and_wait(TOPIC, word.encode())
 
