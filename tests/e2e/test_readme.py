@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 from execution_events.settings import Settings
@@ -82,6 +83,14 @@ def test_the_map_has_every_room_and_no_other() -> None:
 
 
 _TOP = {"schemas/", "infra/", "tests/"}
+
+
+def test_the_extras_to_install_exist() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = set(re.findall(r"pip install '[^']*\[(\w+)\]'", README))
+    assert named
+    assert named <= project["optional-dependencies"].keys()
+    assert f"execution_events-{project['version']}-py3-none-any.whl" in README
 
 
 def test_every_command_is_in_its_table() -> None:

@@ -237,6 +237,8 @@ async def test_a_cluster_survives_a_node_and_a_restart(path: Path) -> None:
             await lost.start()
         async with kafka:
             assert await _consume(kafka.bootstrap_servers, 2) == ["first", "second"]
+        with pytest.raises(EmbeddedError, match="kafka-4 has no data"):
+            await EmbeddedKafka(directory, CACHE, brokers=4).start()
 
 
 async def test_a_server_that_does_not_start_shows_the_cause(path: Path) -> None:

@@ -79,7 +79,7 @@ def _answers(url: str) -> bool:
 
 
 def printer(colour: bool) -> Say:
-    """Return a function that prints lines with the name of their process, in colour if asked."""
+    """Return a function that prints lines, each after the name of its process."""
 
     def say(name: str, line: str) -> None:
         prefix = f"{name:<10} |"

@@ -14,7 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from execution_events.embedded.directory import HOST, DataDirectory
-from execution_events.embedded.errors import MissingExtraError
+from execution_events.embedded.errors import EmbeddedError, MissingExtraError
 from execution_events.embedded.jars import JarList, Progress
 from execution_events.embedded.process import ChildProcess, ignore, run
 from execution_events.embedded.server import Server
@@ -236,8 +236,14 @@ class EmbeddedKafka(Server):
             each.home.mkdir(mode=0o700, exist_ok=True)
             (each.home / "log4j2.properties").write_text(log4j)
             _write(each.home / "server.properties", self.properties(each.node, nodes))
-        if not all((each.home / DATA).exists() for each in self.nodes):
+        unformatted = [each.home for each in self.nodes if not (each.home / DATA).exists()]
+        if len(unformatted) == len(nodes):
             await self._format(nodes)
+        elif unformatted:
+            raise EmbeddedError(
+                f"{unformatted[0]} has no data, and other nodes of its cluster have: remove their "
+                "directories to start with an empty cluster"
+            )
         await asyncio.gather(*(each.launch() for each in self.nodes))
 
     async def until_ready(self) -> None:
@@ -276,15 +282,13 @@ class EmbeddedKafka(Server):
             properties = server_properties(each.node, nodes, UNFINISHED)
             await each.format(properties, cluster, controllers)
         for each in self.nodes:
-            # Incomplete: no node has been started on it.
-            shutil.rmtree(each.home / DATA, ignore_errors=True)
             (each.home / UNFINISHED).rename(each.home / DATA)
 
 
 def _kafka_uuid() -> str:
     while True:
         text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        # As Kafka's own: not to be taken for an option of a command.
+        # Like Kafka's own ids, it must not look like a command-line option.
         if not text.startswith("-"):
             return text
 

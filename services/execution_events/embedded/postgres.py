@@ -167,7 +167,7 @@ class EmbeddedPostgres(Server):
         unfinished.rename(installation.data)
 
     async def _answers(self) -> bool:
-        # Not at the top: asyncpg comes with the same extra as the server.
+        # Imported here: asyncpg is installed with the same extra as the server.
         from execution_events.store.connection import connect
 
         try:

@@ -52,7 +52,9 @@ def add_commands(commands: Any) -> None:
         description="Show one dead letter in full: the record with its headers and value, the "
         "reason it was refused, and its state.",
     )
-    show.add_argument("id", type=_id, metavar="ID", help="first column of `dead-letters list`")
+    show.add_argument(
+        "id", type=_id, metavar="ID", help="number of the dead letter, the first column of `list`"
+    )
     form = show.add_mutually_exclusive_group()
     form.add_argument(
         "--json", action="store_true", help="print one JSON object, with bytes also in base64"

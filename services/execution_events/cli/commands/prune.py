@@ -19,8 +19,9 @@ def add_commands(commands: Any) -> None:
         help="delete executions unchanged for longer than AGE",
         description="Delete whole executions unchanged for longer than AGE, by the time of their "
         "last change in the database, not by event times; and the watermarks of sources that sent "
-        "nothing for 60 days. Rows go in small transactions. Run it as the owner of the database: "
-        "the services' roles cannot delete. Ctrl-C stops it after the current transaction.",
+        "nothing for 60 days. Rows are deleted in small transactions. Run it as the owner of the "
+        "database: the services' roles cannot delete. Ctrl-C stops it after the current "
+        "transaction.",
     )
     prune.add_argument(
         "--older-than",

@@ -30,8 +30,8 @@ def add_commands(commands: Any) -> None:
         "list",
         help="list the spools in a directory",
         description="List the spools in a directory. Of each, show the number of events left to "
-        "send, held (first attempted more than 30 days ago) and refused by Kafka, and the cause "
-        "that events wait, by partition. A spool in use belongs to a running process.",
+        "send, held (first attempted more than 30 days ago) and refused by Kafka, and why "
+        "events wait, by partition. A spool in use belongs to a running process.",
     )
     listing.add_argument("--json", action="store_true", help="print one JSON object per line")
     listing.set_defaults(run=_list)
