@@ -1,4 +1,4 @@
-# A fresh machine needs Python 3.11 or newer and make; whatever needs .venv makes it first.
+# A fresh machine needs Python 3.11 or newer and make; targets that need .venv create it first.
 
 PYTHON ?= python3
 ARGS ?=
@@ -12,80 +12,90 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --custom-compile-command "make lock" $(ARGS)
 
-.PHONY: help install run test faults faults-full faults-tools mutants bench bench-growth bench-peers check format lock build clean
+.PHONY: help install run test faults faults-full faults-tools mutants bench bench-growth bench-peers check prose references format lock build release clean
 .DELETE_ON_ERROR:
 
-help: ## Show this list
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
-install: $(VENV)/installed ## Make .venv with every extra and the tools; PYTHON=python3.13 chooses the interpreter
+install: $(VENV)/installed ## Create .venv with all extras and tools; PYTHON=python3.13 chooses the interpreter
 
-# exec: make signals the command itself. After Ctrl-C make waits until the command has stopped in
-# order; then it ends by SIGINT too, which a shell shows as 130.
-run: install ## Kafka, PostgreSQL and all services on this machine, data in .data; ARGS=--help
+# exec: signals to make reach the command itself. After Ctrl-C make waits until the command has
+# stopped, and then ends by SIGINT too, exit code 130.
+run: install ## Run Kafka, PostgreSQL and all services on this machine, data in .data; ARGS=--help
 	@exec $(BIN)/execution-events dev --data-dir .data $(ARGS)
 
-test: install ## All tests; ARGS="tests/unit -k fold"
+test: install ## Run all tests; ARGS="tests/unit -k fold"
 	@exec $(BIN)/pytest $(ARGS)
 
-faults: install ## Each fault of the matrix once, less the long ones, against the real servers; ARGS="--row scale --seed 5"
+faults: install ## Run each short row of the fault matrix once, on the real servers; ARGS="--row scale --seed 5"
 	@exec $(BIN)/python -m tests.faults run --short $(ARGS)
 
-faults-full: install ## The whole matrix: about three hours, and goes on where it was stopped; then the report
+faults-full: install ## Run the whole fault matrix in about three hours, resumable; then write the report
 	$(BIN)/python -m tests.faults run --full
 	$(BIN)/python -m tests.faults report
 
-faults-tools: ## On Debian, as root: what moves a worker's clock and slows its disk; rows without it are left out
+faults-tools: ## Install tools that shift a clock and slow a disk (Debian, root); without them their rows are skipped
 	apt-get install -y -qq faketime gcc libc6-dev
 
-mutants: install ## Break each guarantee on purpose: the matrix must notice
+mutants: install ## Break each guarantee on purpose; the fault matrix must detect it
 	@exec $(BIN)/python -m tests.faults mutants
 
-bench: install ## Figures against references, about ten minutes; ARGS="read --seconds 5" runs one of them
+bench: install ## Run all benchmarks with their references, about ten minutes; ARGS="read --seconds 5" runs one
 	@exec $(BIN)/python -m tests.benchmarks $(or $(ARGS),all)
 
-bench-growth: install ## The rates with up to ten million events stored, in crash loops, with more consumers
+bench-growth: install ## Measure rates with up to ten million stored events, crash loops and more consumers
 	@exec $(BIN)/python -m tests.benchmarks growth $(ARGS)
 
-bench-peers: install ## One consumer beside what others use, which the first run downloads; ARGS=--kill
+bench-peers: install ## Compare one consumer with other tools, which the first run downloads; ARGS=--kill
 	@exec $(BIN)/python -m tests.benchmarks peers $(ARGS)
 
-check: install ## Format, lint, strict types, import rules
+check: install ## Check format, lint, strict types and import rules
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: install ## Format, and repair what the linter can
+# To make it part of `check`, add the command there, and a hook to .pre-commit-config.yaml.
+prose: install ## Check docstrings, names, texts and log events
+	@$(BIN)/python -m tests.prose $(ARGS)
+
+references: install ## Generate schemas/settings.md and schemas/cli.md
+	@$(BIN)/python -m tests.support.references
+
+format: install ## Format, and apply the linter's fixes
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-lock: $(VENV)/made ## Lock what pyproject.toml asks for; ARGS=--upgrade moves to the newest versions
+lock: $(VENV)/made ## Lock the dependencies in pyproject.toml; ARGS=--upgrade moves to the newest versions
 	$(COMPILE) pyproject.toml $(LOCKS)/build.in --all-extras --group dev -o $(LOCKS)/all.txt
 	$(COMPILE) pyproject.toml -c $(LOCKS)/all.txt -o $(LOCKS)/base.txt
 	$(COMPILE) pyproject.toml --extra consumer --extra reader -c $(LOCKS)/all.txt -o $(LOCKS)/services.txt
 	$(COMPILE) $(LOCKS)/build.in -c $(LOCKS)/all.txt -o $(LOCKS)/build.txt
 	$(COMPILE) $(PEERS)/requirements.in -o $(PEERS)/requirements.txt
 
-build: install ## The wheel, in dist/
+build: install ## Build the wheel in dist/
 	$(UV) build --wheel --no-build-isolation --python $(BIN)/python
 
-clean: ## Remove .venv, dist/ and the tools' caches; .data stays
+release: install ## Build, check and tag the version in pyproject.toml; ARGS=--dry-run does not tag
+	@$(BIN)/python infra/release.py $(ARGS)
+
+clean: ## Remove .venv, dist/ and the tools' caches; keep .data
 	rm -rf $(VENV) dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/made: $(LOCKS)/build.txt
 	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("execution-events needs Python 3.11 \
-or newer, and $(PYTHON) is %d.%d. Name another: make PYTHON=python3.13" % sys.version_info[:2])'
-	@echo "Making $(VENV) with $$($(PYTHON) -V)"
+or newer; $(PYTHON) is %d.%d. Choose another: make PYTHON=python3.13" % sys.version_info[:2])'
+	@echo "Creating $(VENV) with $$($(PYTHON) -V)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) install --require-hashes -r $<
 	@touch $@
 
-# uv is several times faster than pip, but reads none of pip's configuration: mirrors, certificates.
+# uv is several times faster than pip, but ignores pip's configuration (mirrors, certificates).
 $(VENV)/locked: $(VENV)/made $(LOCKS)/all.txt
 	@echo "Installing $(LOCKS)/all.txt"
 	@$(UV) pip sync --python $(BIN)/python --require-hashes $(LOCKS)/all.txt || { \
-		echo "uv could not install it; trying pip"; $(PIP) install --require-hashes -r $(LOCKS)/all.txt; }
+		echo "uv failed; trying pip"; $(PIP) install --require-hashes -r $(LOCKS)/all.txt; }
 	@touch $@
 
 $(VENV)/installed: $(VENV)/locked pyproject.toml

@@ -1,6 +1,6 @@
 #!/bin/sh
-# What `execution-events migrate` needs: a database of its own, and a role that may create the
-# other roles. The postgres image runs it once, when its data directory is empty.
+# Creates what `execution-events migrate` needs: a database, and an owner that can create the other
+# roles. The postgres image runs it once, on an empty data directory.
 set -eu
 
 psql --no-psqlrc --set ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname postgres <<'SQL'

@@ -1,4 +1,4 @@
-"""Settings: one value, read once from a mapping such as `os.environ`, and passed down in groups.
+"""The settings: read once from a mapping such as `os.environ`, and passed down in groups.
 
 Each setting is an environment variable `EXECUTION_EVENTS_…`; a secret can also come from the file
 that `EXECUTION_EVENTS_…_FILE` names.
@@ -37,10 +37,11 @@ def _text(value: str) -> str:
     return value
 
 
-def _number(least: int, most: int) -> Callable[[str], int]:
+def _number(low: int, high: int) -> Callable[[str], int]:
     def parse(value: str) -> int:
-        if not (value.isascii() and value.isdigit()) or not least <= int(value) <= most:
-            raise ValueError(f"expected a whole number from {least} to {most}")
+        digits = value.isascii() and value.isdigit() and len(value) < 100
+        if not digits or not low <= int(value) <= high:
+            raise ValueError(f"expected a whole number from {low} to {high}")
         return int(value)
 
     return parse
@@ -59,7 +60,7 @@ def _database_url(value: str) -> str:
     if not _DATABASE_URL.fullmatch(value):
         raise ValueError(
             "expected postgresql://user:password@host:port/database, "
-            "with / ? # @ [ ] and all beyond ASCII percent-encoded in user and password"
+            "with / ? # @ [ ] and non-ASCII characters of user and password percent-encoded"
         )
     return value
 
@@ -75,8 +76,8 @@ def _jwks_url(value: str) -> str:
     )
     if not (safe and url.hostname and _URL.fullmatch(value)) or port == 0:
         raise ValueError(
-            "expected https://host/path, or http:// on this machine's own 127.0.0.1, ::1 or "
-            "localhost: whoever can change the keys on their way can sign any token"
+            "expected https://host/path, or http:// to 127.0.0.1, ::1 or localhost: keys fetched "
+            "over plain HTTP could be replaced on the network"
         )
     return value
 
@@ -96,7 +97,7 @@ def _setting(
 _port = _number(0, 65535)
 
 _WORKERS_PATHS = ("spool_dir", "ssl_ca_file", "ssl_certificate_file", "ssl_key_file")
-"""Are absolute in `Settings`, with `~` as the home directory."""
+"""Paths that are absolute in `Settings`, with `~` expanded."""
 
 
 def variable_of(setting: str) -> str:
@@ -105,7 +106,7 @@ def variable_of(setting: str) -> str:
 
 
 def _make_absolute(group: Any) -> None:
-    """Resolve the paths of a group once: a worker may change its directory."""
+    """Make the paths of a group absolute: a worker may change its working directory."""
     for field in dataclasses.fields(group):
         path = getattr(group, field.name)
         if path is not None and field.name in _WORKERS_PATHS:
@@ -113,7 +114,7 @@ def _make_absolute(group: Any) -> None:
                 path = str(Path(path).expanduser().absolute())
             except (RuntimeError, OSError) as error:
                 raise SettingsError(
-                    f"{variable_of(field.metadata['variable'])}: {error}, in {path!r}"
+                    f"{variable_of(field.metadata['variable'])}: {error}, in {path}"
                 ) from error
             object.__setattr__(group, field.name, path)
 
@@ -123,39 +124,40 @@ class KafkaSettings:
     """The brokers and the topic."""
 
     bootstrap_servers: str = _setting(
-        "KAFKA_BOOTSTRAP_SERVERS", "Kafka brokers, host:port,…", "127.0.0.1:9092"
+        "KAFKA_BOOTSTRAP_SERVERS", "Kafka brokers, as host:port,host:port,…", "127.0.0.1:9092"
     )
     security_protocol: str = _setting(
         "KAFKA_SECURITY_PROTOCOL",
-        "how to speak to the brokers: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL",
+        "protocol of the brokers: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL",
         "PLAINTEXT",
         _one_of("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"),
     )
     sasl_mechanism: str = _setting(
         "KAFKA_SASL_MECHANISM",
-        "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512",
+        "SASL mechanism: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512",
         "PLAIN",
         _one_of("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"),
     )
     sasl_username: str | None = _setting(
-        "KAFKA_SASL_USERNAME", "the user, with a SASL protocol", None
+        "KAFKA_SASL_USERNAME", "SASL user, required by a SASL protocol", None
     )
-    sasl_password: str | None = _setting("KAFKA_SASL_PASSWORD", "its password", None, secret=True)
+    sasl_password: str | None = _setting("KAFKA_SASL_PASSWORD", "SASL password", None, secret=True)
     ssl_ca_file: str | None = _setting(
-        "KAFKA_SSL_CA_FILE", "CA certificates (default: the system's)", None
+        "KAFKA_SSL_CA_FILE", "CA certificates, a PEM file (default: the system's)", None
     )
     ssl_certificate_file: str | None = _setting(
-        "KAFKA_SSL_CERTIFICATE_FILE", "client certificate, PEM", None
+        "KAFKA_SSL_CERTIFICATE_FILE", "client certificate, a PEM file", None
     )
-    ssl_key_file: str | None = _setting("KAFKA_SSL_KEY_FILE", "its private key, PEM", None)
+    ssl_key_file: str | None = _setting(
+        "KAFKA_SSL_KEY_FILE", "private key of the client certificate, a PEM file", None
+    )
     batch_limit: int = _setting(
         "KAFKA_BATCH_LIMIT",
-        "maximum bytes that a compressed batch of a producer may expand to; a larger one halts its "
-        "partition",
+        "maximum size in bytes of a decompressed batch; a larger batch halts its partition",
         32 * 2**20,
         _number(2**20, 2**31 - 1),
     )
-    topic: str = _setting("TOPIC", "the topic of the events", "execution-events")
+    topic: str = _setting("TOPIC", "topic of the events", "execution-events")
 
     def __post_init__(self) -> None:
         _make_absolute(self)
@@ -163,36 +165,36 @@ class KafkaSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DatabaseSettings:
-    """PostgreSQL, and the passwords that `migrate` gives to its roles."""
+    """PostgreSQL, and the passwords that `migrate` sets for its roles."""
 
     url: str | None = _setting(
         "DATABASE_URL",
-        "PostgreSQL, postgresql://user:password@host:port/database",
+        "PostgreSQL database, as postgresql://user:password@host:port/database",
         None,
         _database_url,
         secret=True,
     )
     writer_password: str | None = _setting(
         "WRITER_PASSWORD",
-        "`migrate` lets the role execution_events_writer log in with it",
+        "password that `migrate` sets for the role execution_events_writer (default: no login)",
         None,
         secret=True,
     )
     reader_password: str | None = _setting(
         "READER_PASSWORD",
-        "`migrate` lets the role execution_events_reader log in with it",
+        "password that `migrate` sets for the role execution_events_reader (default: no login)",
         None,
         secret=True,
     )
     ops_password: str | None = _setting(
         "OPS_PASSWORD",
-        "`migrate` lets the role execution_events_ops log in with it",
+        "password that `migrate` sets for the role execution_events_ops (default: no login)",
         None,
         secret=True,
     )
 
     def require_url(self) -> str:
-        """Return the database's address, or raise a `SettingsError` that says how to set it."""
+        """Return the database's URL; raise a `SettingsError` if it is not set."""
         if self.url is None:
             raise SettingsError(
                 f"{PREFIX}DATABASE_URL is not set: "
@@ -205,25 +207,25 @@ class DatabaseSettings:
 class ConsumerSettings:
     """The consumer's group, batches and timeouts."""
 
-    group: str = _setting("GROUP", "the consumers' group", "execution-events")
+    group: str = _setting("GROUP", "consumer group", "execution-events")
     batch_max_records: int = _setting(
-        "BATCH_MAX_RECORDS", "the most records of one transaction", 10_000, _number(1, 1_000_000)
+        "BATCH_MAX_RECORDS", "maximum records per transaction", 10_000, _number(1, 1_000_000)
     )
     session_timeout: int = _setting(
         "SESSION_TIMEOUT",
-        "seconds without a heartbeat after which a consumer's partitions go to others",
+        "seconds without a heartbeat until a consumer loses its partitions",
         8,
         _number(1, 300),
     )
     max_poll_interval: int = _setting(
         "MAX_POLL_INTERVAL",
-        "seconds without a fetch after which a consumer leaves its group",
+        "seconds without a fetch until a consumer leaves its group",
         300,
         _number(1, 86400),
     )
     stall_timeout: int = _setting(
         "STALL_TIMEOUT",
-        "seconds without progress, with records waiting, until a consumer is not ready",
+        "seconds without progress on a partition with records until the consumer is not ready",
         60,
         _number(1, 86400),
     )
@@ -234,28 +236,28 @@ class PublisherSettings:
     """A worker's publisher and its spool."""
 
     spool_dir: str | None = _setting(
-        "SPOOL_DIR", "where a publisher keeps events until Kafka has them (default: nowhere)", None
+        "SPOOL_DIR", "directory of the publisher's spool (default: no spool)", None
     )
     spool_max_bytes: int = _setting(
         "SPOOL_MAX_BYTES",
-        "the most bytes of events that one spool may hold",
+        "maximum size in bytes of the events in one spool",
         2**30,
         _number(2**20, 2**50),
     )
     spool_full: str = _setting(
         "SPOOL_FULL",
-        "what publishing does when the spool is full: raise an error, or wait",
+        "behaviour of publish when the spool is full: raise (an error) or wait",
         "raise",
         _one_of("raise", "wait"),
     )
     publish_timeout: float = _setting(
         "PUBLISH_TIMEOUT",
-        "seconds that publishing without a spool waits for Kafka",
+        "timeout in seconds of publish without a spool",
         30,
         _number(1, 86400),
     )
     close_timeout: float = _setting(
-        "CLOSE_TIMEOUT", "seconds that closing a publisher may wait for Kafka", 10, _number(1, 3600)
+        "CLOSE_TIMEOUT", "timeout in seconds for closing a publisher", 10, _number(1, 3600)
     )
 
     def __post_init__(self) -> None:
@@ -264,55 +266,55 @@ class PublisherSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ReaderSettings:
-    """The reader's address and the limits of its clients."""
+    """The reader's address, limits and timeouts."""
 
-    host: str = _setting("READER_HOST", "the address that the reader serves", "127.0.0.1")
-    port: int = _setting("READER_PORT", "its port; 0 for any", 8080, _port)
+    host: str = _setting("READER_HOST", "reader address", "127.0.0.1")
+    port: int = _setting("READER_PORT", "reader port; 0 picks a free one", 8080, _port)
     max_connections: int = _setting(
         "READER_MAX_CONNECTIONS",
-        "the most connections to the reader; a further one takes the place of the longest idle",
+        "maximum connections to the reader; a new one closes the connection that was idle longest",
         4096,
         _number(1, 1_000_000),
     )
     head_timeout: int = _setting(
         "READER_HEAD_TIMEOUT",
-        "seconds in which a client must have sent the head of its request",
+        "timeout in seconds for receiving a request's head",
         10,
         _number(1, 3600),
     )
     idle_timeout: int = _setting(
         "READER_IDLE_TIMEOUT",
-        "seconds that a connection is kept for the next request; more than the proxy's",
+        "timeout in seconds of an idle connection; set it above the proxy's",
         75,
         _number(1, 3600),
     )
     write_timeout: int = _setting(
         "READER_WRITE_TIMEOUT",
-        "seconds until a client that does not read its answer is cut off",
+        "timeout in seconds of a client that does not read its response",
         30,
         _number(1, 3600),
     )
     max_requests: int = _setting(
         "READER_MAX_REQUESTS",
-        "the most requests that are answered at a time",
+        "maximum concurrent requests",
         256,
         _number(1, 1_000_000),
     )
     max_requests_per_token: int = _setting(
         "READER_MAX_REQUESTS_PER_TOKEN",
-        "the most of one token, or of one subject of a JWT",
+        "maximum concurrent requests per token or JWT subject",
         64,
         _number(1, 1_000_000),
     )
     max_streams: int = _setting(
         "READER_MAX_STREAMS",
-        "the most streams that are open at a time",
+        "maximum open streams",
         2000,
         _number(1, 1_000_000),
     )
     max_streams_per_token: int = _setting(
         "READER_MAX_STREAMS_PER_TOKEN",
-        "the most of one token, or of one subject of a JWT",
+        "maximum open streams per token or JWT subject",
         200,
         _number(1, 1_000_000),
     )
@@ -320,24 +322,24 @@ class ReaderSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AuthSettings:
-    """How callers of the reader authenticate; neither file nor URL: not at all."""
+    """Authentication by a token file or by JWTs; without either the reader has none."""
 
     tokens_file: str | None = _setting(
         "TOKENS_FILE",
-        "the reader's tokens: a JSON object of each token's SHA-256 in hex and its namespaces; "
-        "read again when it changes",
+        "file of the reader's tokens, a JSON object from SHA-256 in hex to namespaces; read again "
+        "when it changes",
         None,
     )
     jwks_url: str | None = _setting(
         "JWKS_URL",
-        "the public keys of the JWTs that the reader accepts, https://…",
+        "URL of the public keys of accepted JWTs, https://…",
         None,
         _jwks_url,
     )
-    jwt_audience: str | None = _setting("JWT_AUDIENCE", "the audience that a JWT must have", None)
-    jwt_issuer: str | None = _setting("JWT_ISSUER", "the issuer that a JWT must have", None)
+    jwt_audience: str | None = _setting("JWT_AUDIENCE", "required audience of a JWT", None)
+    jwt_issuer: str | None = _setting("JWT_ISSUER", "required issuer of a JWT", None)
     jwt_namespaces_claim: str = _setting(
-        "JWT_NAMESPACES_CLAIM", "the claim with a JWT's namespaces", "namespaces"
+        "JWT_NAMESPACES_CLAIM", "claim that holds a JWT's namespaces", "namespaces"
     )
 
 
@@ -345,10 +347,8 @@ class AuthSettings:
 class ManagementSettings:
     """The address of the management port."""
 
-    host: str = _setting(
-        "MANAGEMENT_HOST", "the address of /livez, /readyz and /metrics", "127.0.0.1"
-    )
-    port: int = _setting("MANAGEMENT_PORT", "its port; 0 for any", 8081, _port)
+    host: str = _setting("MANAGEMENT_HOST", "address of /livez, /readyz and /metrics", "127.0.0.1")
+    port: int = _setting("MANAGEMENT_PORT", "management port; 0 picks a free one", 8081, _port)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -357,13 +357,13 @@ class LogSettings:
 
     format: str = _setting(
         "LOG_FORMAT",
-        "text, json, or auto: text on a terminal, else json",
+        "log format: text, json, or auto (text on a terminal, else json)",
         "auto",
         _one_of("auto", "text", "json"),
     )
     level: str = _setting(
         "LOG_LEVEL",
-        "debug, info, warning or error",
+        "lowest log level: debug, info, warning or error",
         "info",
         _one_of("debug", "info", "warning", "error"),
     )
@@ -371,7 +371,7 @@ class LogSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All settings of all commands; every field has a default, or is None until it is set."""
+    """All settings of all commands; a field without a default is None until it is set."""
 
     kafka: KafkaSettings = KafkaSettings()
     database: DatabaseSettings = DatabaseSettings()
@@ -382,10 +382,12 @@ class Settings:
     management: ManagementSettings = ManagementSettings()
     log: LogSettings = LogSettings()
     stop_timeout: int = _setting(
-        "STOP_TIMEOUT", "seconds that a service may take to stop in order", 25, _number(5, 3600)
+        "STOP_TIMEOUT", "timeout in seconds for stopping a service in order", 25, _number(5, 3600)
     )
     cache_dir: str | None = _setting(
-        "CACHE_DIR", "where `dev` keeps downloads (default: the user's cache directory)", None
+        "CACHE_DIR",
+        "directory of the downloads of `dev` (default: execution-events in the user's cache)",
+        None,
     )
 
 
@@ -423,7 +425,7 @@ def _all_settings() -> Iterator[_Setting]:
 
 
 def load(environ: Mapping[str, str]) -> Settings:
-    """Return the settings of `environ`; raise a `SettingsError` that names the wrong variable."""
+    """Return the settings in `environ`; raise a `SettingsError` that names a wrong variable."""
     groups: dict[str, dict[str, Any]] = defaultdict(dict)
     own: dict[str, Any] = {}
     for setting in _all_settings():
@@ -434,7 +436,7 @@ def load(environ: Mapping[str, str]) -> Settings:
             try:
                 value = metadata["parse"](text)
             except ValueError as error:
-                shown = "" if metadata["secret"] else f", not {text!r}"
+                shown = "" if metadata["secret"] else f', not "{_escaped(text)}"'
                 raise SettingsError(f"{variable}: {error}{shown}") from error
             (own if setting.group is None else groups[setting.group])[setting.field.name] = value
     settings = dataclasses.replace(Settings(), **own)
@@ -459,11 +461,13 @@ def _check_kafka(kafka: KafkaSettings) -> None:
 
 def _check_auth(auth: AuthSettings) -> None:
     if auth.tokens_file is not None and auth.jwks_url is not None:
-        raise SettingsError(f"{PREFIX}JWKS_URL: {PREFIX}TOKENS_FILE is set too; set one of them")
+        raise SettingsError(
+            f"{PREFIX}JWKS_URL and {PREFIX}TOKENS_FILE are both set: set one of them"
+        )
     if auth.jwks_url is not None and None in (auth.jwt_audience, auth.jwt_issuer):
         raise SettingsError(
             f"{PREFIX}JWKS_URL needs {PREFIX}JWT_AUDIENCE and {PREFIX}JWT_ISSUER: "
-            "without them tokens for others would be accepted"
+            "without them tokens issued for other services would be accepted"
         )
 
 
@@ -491,7 +495,7 @@ def variables(settings: Settings) -> dict[str, str]:
 
 
 def unknown(environ: Mapping[str, str]) -> list[str]:
-    """Return the variables with our prefix that no setting has: most likely misspelt."""
+    """Return the variables with our prefix that are not settings, sorted."""
     known = set()
     for setting in _all_settings():
         known.add(setting.variable)
@@ -509,14 +513,19 @@ def _find(setting: _Setting, environ: Mapping[str, str]) -> tuple[str, str] | No
     file_variable = f"{variable}_FILE"
     if setting.field.metadata["secret"] and file_variable in environ:
         if variable in environ:
-            raise SettingsError(f"{file_variable}: {variable} is set too; set one of them")
+            raise SettingsError(f"{file_variable} and {variable} are both set: set one of them")
         try:
             return file_variable, Path(environ[file_variable]).read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{file_variable}: cannot be read: {error}") from error
+            raise SettingsError(f"{file_variable}: cannot read the file: {error}") from error
     if variable in environ:
         return variable, environ[variable]
     return None
+
+
+def _escaped(text: str) -> str:
+    """Return the text on one line, without control characters."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def _shown(field: dataclasses.Field[Any], value: str) -> str:

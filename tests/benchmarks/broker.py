@@ -1,6 +1,5 @@
 """A broker of a benchmark's own, with the product's topic."""
 
-import os
 import secrets
 import signal
 import tempfile
@@ -9,9 +8,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from execution_events.embedded import DataDirectory, EmbeddedKafka, cache_directory
+from execution_events.embedded import DataDirectory, EmbeddedKafka
 from execution_events.settings import Settings
-from tests.support.configuration import configured
+from tests.support.configuration import CACHE_DIR, configured
 from tests.support.consumers import end_offsets
 from tests.support.topics import make_topic
 
@@ -49,9 +48,7 @@ async def broker() -> AsyncIterator[Broker]:
     """One broker with default flushing, and an empty topic of `PARTITIONS` partitions."""
     with tempfile.TemporaryDirectory(prefix="execution-events-benchmarks-") as place:
         async with DataDirectory(Path(place) / "data") as directory:
-            kafka = EmbeddedKafka(
-                directory, cache_directory(os.environ), settings={_REBALANCE_DELAY: "3000"}
-            )
+            kafka = EmbeddedKafka(directory, CACHE_DIR, settings={_REBALANCE_DELAY: "3000"})
             async with kafka:
                 settings = configured(kafka_bootstrap_servers=kafka.bootstrap_servers)
                 await _create_topic(settings)

@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from execution_events import settings as settings_module
-from execution_events.cli.services import run_until_stopped
+from execution_events.cli.signals import run_until_stopped
 from execution_events.logs import Logger, configure_logging
 from execution_events.web.server import serve
 

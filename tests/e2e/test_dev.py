@@ -1,9 +1,10 @@
-"""`execution-events dev`: everything, as a user starts it."""
+"""`execution-events dev` as a user runs it."""
 
 import asyncio
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -21,17 +22,18 @@ CREATE_TOPIC = ("topic", "create", "--replication", "1", "--min-insync-replicas"
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="execution-events-dev-") as place:
+def parent() -> Iterator[Path]:
+    """The directory of the instances."""
+    with tempfile.TemporaryDirectory(prefix="execution-events-dev-") as parent:
         # An unprivileged account must reach PostgreSQL's data when root runs the tests.
-        Path(place).chmod(0o711)
-        yield Path(place)
+        Path(parent).chmod(0o711)
+        yield Path(parent)
 
 
 @pytest.fixture(scope="module")
-async def dev(place: Path) -> AsyncIterator[Dev]:
-    """An instance for the tests that leave it as it is, but for what they publish."""
-    async with Dev(place / "shared") as dev:
+async def dev(parent: Path) -> AsyncIterator[Dev]:
+    """An instance that tests share and do not stop."""
+    async with Dev(parent / "shared") as dev:
         yield dev
 
 
@@ -45,7 +47,7 @@ async def test_the_seed_execution_is_served_byte_for_byte(dev: Dev) -> None:
     assert (await listed(dev)).decode() == SEED_BODY
 
 
-async def test_what_it_prints_is_what_a_user_needs(dev: Dev) -> None:
+async def test_it_prints_the_addresses_and_no_password(dev: Dev) -> None:
     reader = dev.endpoints["reader"]
     assert f"dev        |   curl {reader}/v1/executions/{SEED_EXECUTION}/events" in dev.output
     for service in ("Kafka", "PostgreSQL", "reader"):
@@ -55,7 +57,7 @@ async def test_what_it_prints_is_what_a_user_needs(dev: Dev) -> None:
     assert not any(password in dev.output for password in passwords)
 
 
-async def test_there_is_always_something_to_see(dev: Dev) -> None:
+async def test_demo_workers_publish_recurrences(dev: Dev) -> None:
     env = environment(EXECUTION_EVENTS_DATABASE_URL=dev.endpoints["ops"])
 
     async def recurrences() -> bool:
@@ -91,8 +93,8 @@ async def test_the_read_only_role_reads_the_views_and_nothing_else(dev: Dev) -> 
         assert "permission denied" in answer.stderr, (refused, answer.stderr)
 
 
-async def test_a_service_that_is_killed_is_started_again(dev: Dev) -> None:
-    before = dev.output.count("consumer_started")
+async def test_a_killed_service_is_restarted(dev: Dev) -> None:
+    before = starts(dev)
     [pid] = [
         int(process.name)
         for process in Path("/proc").glob("[0-9]*")
@@ -101,17 +103,17 @@ async def test_a_service_that_is_killed_is_started_again(dev: Dev) -> None:
     os.kill(pid, signal.SIGKILL)
 
     async def restarted() -> bool:
-        return dev.output.count("consumer_started") > before
+        return starts(dev) > before
 
-    await until(restarted, "the consumer is started again")
-    assert "consumer   | ended with exit code 137" in dev.output
+    await until(restarted, "the consumer is restarted")
+    assert "consumer   | exited with code 137" in dev.output
 
 
-async def test_all_of_it_stays_over_a_stop_and_a_kill(place: Path) -> None:
-    dev = Dev(place / "restarted", "--no-demo")
-    async with Dev(place / "restarted") as first:
+async def test_data_survives_a_stop_and_a_kill(parent: Path) -> None:
+    dev = Dev(parent / "restarted", "--no-demo")
+    async with Dev(parent / "restarted") as first:
         events = json.loads(await listed(first))
-        # Without a lastTimestamp the time of publishing is taken.
+        # Without lastTimestamp, the time of publishing is the default.
         again = [{k: v for k, v in event.items() if k != "lastTimestamp"} for event in events]
         env = environment(EXECUTION_EVENTS_KAFKA_BOOTSTRAP_SERVERS=first.endpoints["kafka"])
         printed = await run_cli(
@@ -132,10 +134,10 @@ async def test_all_of_it_stays_over_a_stop_and_a_kill(place: Path) -> None:
         assert not (first.data_dir / "endpoints.json").exists()
         assert processes_of(first.data_dir) == []
 
-    # With the demo the seed is published again: as the same records, so it is not counted.
-    async with Dev(place / "restarted") as second:
+    # The demo publishes the seed again, as the same records: they are not counted.
+    async with Dev(parent / "restarted") as second:
         assert await listed(second) == body
-        assert "retention.ms is 5184000000, not 2592000000; left as it is" in second.output
+        assert "retention.ms is 5184000000, not 2592000000; left unchanged" in second.output
         second.process.kill()
         await second.process.wait()
         await second.until_gone()
@@ -146,8 +148,8 @@ async def test_all_of_it_stays_over_a_stop_and_a_kill(place: Path) -> None:
     assert processes_of(dev.data_dir) == []
 
 
-async def test_infra_only_is_kafka_and_a_migrated_postgresql(place: Path) -> None:
-    async with Dev(place / "infra", "--infra-only") as dev:
+async def test_infra_only_runs_kafka_and_a_migrated_postgresql(parent: Path) -> None:
+    async with Dev(parent / "infra", "--infra-only") as dev:
         assert dev.endpoints["reader"] is None
         env = environment(
             EXECUTION_EVENTS_KAFKA_BOOTSTRAP_SERVERS=dev.endpoints["kafka"],
@@ -155,11 +157,11 @@ async def test_infra_only_is_kafka_and_a_migrated_postgresql(place: Path) -> Non
         )
         assert await run_cli("migrate", "--check", env=env) == "up to date\n"
         exists = await run_cli(*CREATE_TOPIC, env=env)
-        assert exists == "exists as asked: execution-events\n"
+        assert exists == "exists and matches: execution-events\n"
 
 
-async def test_a_stop_during_the_start_leaves_nothing_behind(place: Path) -> None:
-    dev = Dev(place / "interrupted")
+async def test_a_stop_during_the_start_leaves_no_process(parent: Path) -> None:
+    dev = Dev(parent / "interrupted")
     starting = asyncio.create_task(dev.start())
 
     async def begun() -> bool:
@@ -170,6 +172,11 @@ async def test_a_stop_during_the_start_leaves_nothing_behind(place: Path) -> Non
     await asyncio.gather(starting, return_exceptions=True)
     assert await dev.stop(signal.SIGINT) == 0
     await dev.until_gone()
+
+
+def starts(dev: Dev) -> int:
+    """Return how often the consumer has started."""
+    return len(re.findall("consumer.started", dev.output))
 
 
 def psql(

@@ -1,4 +1,4 @@
-"""The README's commands, as they stand there."""
+"""The README: its commands and its example run, and its tables are complete."""
 
 import asyncio
 import json
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 from execution_events.settings import Settings
@@ -21,17 +22,17 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)\n```", README, re.DOTALL)
 
 
-async def test_it_runs_in_two_commands() -> None:
+async def test_two_commands_run_it_and_query_it() -> None:
     run, curl, test = BLOCKS
     assert (run, test) == ("make run", "make test")
-    with tempfile.TemporaryDirectory(prefix="execution-events-readme-") as place:
+    with tempfile.TemporaryDirectory(prefix="execution-events-readme-") as directory:
         # An unprivileged account must reach PostgreSQL's data when root runs the tests.
-        Path(place).chmod(0o711)
-        data = Path(place) / "data"
-        # The README's own port and directory may be in use by whoever runs the tests.
+        Path(directory).chmod(0o711)
+        data = Path(directory) / "data"
+        # The README's own port and directory may be in use on this machine.
         arguments = f"ARGS=--data-dir {data} --reader-port 0"
         make = ("make", "--directory", str(ROOT), run.removeprefix("make "), arguments)
-        async with Service(make, Path(place) / "log") as running:
+        async with Service(make, Path(directory) / "log") as running:
 
             async def ready() -> bool:
                 assert running.process.returncode is None, running.output
@@ -45,12 +46,12 @@ async def test_it_runs_in_two_commands() -> None:
                 subprocess.run, here.split(), capture_output=True, check=True, timeout=DEADLINE
             )
             assert answer.stdout.decode() == SEED_BODY
-            # make passes it on and waits.
+            # make forwards the signal and waits.
             await running.stop(signal.SIGTERM)
         assert processes_of(data) == []
 
 
-async def test_the_worker_publishes(settings: Settings, tmp_path: Path) -> None:
+async def test_the_example_publishes(settings: Settings, tmp_path: Path) -> None:
     [example] = re.findall(r"```python\n(.*?)\n```", README, re.DOTALL)
     assert len([line for line in example.splitlines() if line.strip()]) <= 15
     for variables in ({}, {"EXECUTION_EVENTS_SPOOL_DIR": str(tmp_path / "spool")}):
@@ -66,9 +67,11 @@ async def test_the_worker_publishes(settings: Settings, tmp_path: Path) -> None:
     assert published == ["ActionStart", "PullImage", "SuccessfulFinish"] * 2
 
 
-def test_the_map_names_what_there_is() -> None:
+def test_the_map_has_every_room_and_no_other() -> None:
     package = "services/execution_events/"
-    rows = re.findall(r"^\| (`.*?`) \|", README.partition("## Map")[2], re.MULTILINE)
+    rows = re.findall(
+        r"^\| (`.*?`) \|", README.partition("## Map")[2].partition("\n## ")[0], re.MULTILINE
+    )
     named = {path for row in rows for path in re.findall(r"`(.*?)`", row)}
     assert [p for p in named if not ((ROOT / p).exists() or (ROOT / package / p).exists())] == []
     rooms = {
@@ -80,6 +83,14 @@ def test_the_map_names_what_there_is() -> None:
 
 
 _TOP = {"schemas/", "infra/", "tests/"}
+
+
+def test_the_extras_to_install_exist() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = set(re.findall(r"pip install '[^']*\[(\w+)\]'", README))
+    assert named
+    assert named <= project["optional-dependencies"].keys()
+    assert f"execution_events-{project['version']}-py3-none-any.whl" in README
 
 
 def test_every_command_is_in_its_table() -> None:

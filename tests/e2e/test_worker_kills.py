@@ -1,4 +1,4 @@
-"""Workers that are killed at random moments, and what becomes of what they have published."""
+"""Workers killed at random moments: every published event counts once."""
 
 import asyncio
 import random
@@ -26,7 +26,7 @@ WORKERS = 2
 
 @pytest.fixture
 async def kafka() -> AsyncIterator[EmbeddedKafka]:
-    """A broker of the test's own, which may be killed."""
+    """A broker that the test may kill."""
     async with broker() as kafka:
         yield kafka
 
@@ -77,16 +77,16 @@ async def up(kafka: EmbeddedKafka) -> AsyncIterator[None]:
 
 
 class Worker(Service):
-    def __init__(self, settings: Settings, place: Path) -> None:
-        self.journal = place.with_suffix(".journal")
+    def __init__(self, settings: Settings, path: Path) -> None:
+        self.journal = path.with_suffix(".journal")
         super().__init__(
             (sys.executable, "-m", "tests.support.spooling_worker", str(self.journal)),
-            place.with_suffix(".log"),
+            path.with_suffix(".log"),
             environment(configured(settings, database_url=None)),
         )
 
     async def kill_at_random(self, rng: random.Random) -> None:
-        """SIGKILL it once it has published something, and start it again."""
+        """SIGKILL the worker once it has published an event, and restart it."""
         before = len(Journal.read(self.journal).durable)
 
         async def has_published() -> bool:
@@ -100,13 +100,13 @@ class Worker(Service):
 
 
 def phases(count: int) -> Iterator[int]:
-    """How many kills fall in each of three phases."""
+    """Yield the number of kills in each of three phases."""
     for phase in range(3):
         yield count // 3 + (phase < count % 3)
 
 
 @pytest.mark.timeout(600)
-async def test_what_was_published_counts_once_whatever_is_killed(
+async def test_published_events_count_once_through_kills(
     worker_settings: Settings,
     kafka: EmbeddedKafka,
     fetch: Fetch,

@@ -165,7 +165,8 @@ async def _partitions_grow(episode: Episode) -> None:
 
 
 def needs_accept(source: Source) -> str | None:
-    if '"accept"' in (source.path / "execution_events/cli/topic.py").read_text():
+    commands = (source.path / "execution_events/cli").rglob("topic.py")
+    if any('"accept"' in module.read_text() for module in commands):
         return None
     return "`topic accept` does not exist yet"
 

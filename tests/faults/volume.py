@@ -6,7 +6,6 @@ python -m tests.faults.volume [--records N] [--poison SHARE]
 import argparse
 import asyncio
 import json
-import os
 import random
 import sys
 import tempfile
@@ -21,12 +20,11 @@ from execution_events.embedded import (
     DataDirectory,
     EmbeddedKafka,
     EmbeddedPostgres,
-    cache_directory,
     running,
 )
 from execution_events.settings import Settings
 from tests.support import databases
-from tests.support.configuration import configured
+from tests.support.configuration import CACHE_DIR, configured
 from tests.support.consumers import end_offsets, stored_offsets
 from tests.support.processes import environment, run_cli, service
 from tests.support.topics import make_topic
@@ -55,7 +53,7 @@ async def _run(records: int, share: float, seed: int) -> int:
         # An unprivileged account must reach PostgreSQL's data when root runs this.
         Path(place).chmod(0o711)
         async with DataDirectory(Path(place) / "data") as directory:
-            kafka = EmbeddedKafka(directory, cache_directory(os.environ))
+            kafka = EmbeddedKafka(directory, CACHE_DIR)
             postgres = EmbeddedPostgres(directory)
             async with (
                 running(kafka, postgres),

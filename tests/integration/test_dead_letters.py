@@ -205,7 +205,7 @@ async def test_a_truncated_record_has_its_length_and_hash_and_cannot_be_retried(
     assert "cannot be retried" in said
     assert said.endswith("retried: 0, truncated: 1\n")
     shown = await run("show", str(letter.id))
-    assert f"value      {len(large)} bytes, the first {TRUNCATED_BYTES} are" in shown
+    assert f"value      {len(large)} bytes, the first {TRUNCATED_BYTES} kept" in shown
     assert digest.hex() in shown
 
 
@@ -423,7 +423,7 @@ async def test_ctrl_c_stops_after_the_current_letter(
     async with asyncio.timeout(DEADLINE):
         out, err = await process.communicate()
     assert (process.returncode, out.decode()) == (1, "retried: 1\n")
-    assert err.decode() == "execution-events: interrupted with 2 left\n"
+    assert err.decode() == "execution-events: interrupted with 2 dead letters left\n"
     assert len(await ids(letters, state=State.OPEN)) == 2
 
 
@@ -569,7 +569,7 @@ async def test_bytes_that_are_not_text_are_shown_escaped_and_as_base64(
         f"record     {TOPIC}/1@0, timestamp 1700000000123 (2023-11-14T22:13:20.123Z)"
     )
     assert shown[2].endswith(", not_utf8: the value is not UTF-8 at byte 19")
-    assert shown[3].startswith("attempts   1, the last ")
+    assert shown[3].startswith("attempts   1, last ")
     assert shown[4:] == [
         "           refused again, not_utf8: the value is not UTF-8 at byte 19",
         "key        5 bytes",
@@ -615,8 +615,8 @@ async def test_retry_and_discard_print_their_results(
 
     assert await run("retry", str(first)) == "retried: 1\n"
     assert await run("retry", str(first), str(second), "999", code=1) == (
-        f"dead letter {first}: is retried already\n"
-        "dead letter 999: is not there\n"
+        f"dead letter {first}: is already retried\n"
+        "dead letter 999: does not exist\n"
         "retried: 1\n"
     )  # fmt: skip
     assert await run("discard", str(third)) == "discarded: 1\n"

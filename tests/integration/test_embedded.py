@@ -1,3 +1,5 @@
+"""The embedded servers: data, ports, accounts, downloads, and their end with the parent."""
+
 import asyncio
 import contextlib
 import hashlib
@@ -27,18 +29,18 @@ from execution_events.embedded import (
     JarList,
     JarsUnavailableError,
     ProgressLine,
-    cache_directory,
     postgres,
     running,
 )
 from execution_events.embedded.directory import HOST
 from execution_events.embedded.jars import Jar
 from execution_events.embedded.kafka import jar_list
+from execution_events.kafka.topic import DAY_MS, create_topic
 from execution_events.store.connection import fetch_one
-from tests.support.configuration import configured
+from tests.support.configuration import CACHE_DIR, configured
 from tests.support.topics import make_topic
 
-CACHE = cache_directory(os.environ)
+CACHE = CACHE_DIR
 DEADLINE = 30.0
 FAST = {"fsync": "off"}
 TOPIC = "words"
@@ -50,7 +52,7 @@ needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[Path]:
-    """A data directory. As root it is out of PostgreSQL's reach, like every tmp_path."""
+    """A data directory; root's PostgreSQL cannot reach it, like every tmp_path."""
     yield from _data_directory(tmp_path / "instance")
 
 
@@ -61,13 +63,13 @@ def other_path(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def reachable() -> Iterator[Path]:
-    """A directory that every account can pass through."""
+    """A directory that every account can search."""
     with tempfile.TemporaryDirectory() as created:
         Path(created).chmod(0o755)
         yield Path(created)
 
 
-async def test_data_and_ports_stay_over_a_restart(path: Path) -> None:
+async def test_data_and_ports_survive_a_restart(path: Path) -> None:
     async with _servers(path) as (kafka, database):
         ports = kafka.port, database.port
         await _write(kafka, database, "first")
@@ -78,7 +80,7 @@ async def test_data_and_ports_stay_over_a_restart(path: Path) -> None:
         assert await _read(kafka, database) == ["first", "second"]
 
 
-async def test_instances_run_side_by_side_and_each_directory_has_one(
+async def test_instances_run_concurrently_each_in_its_directory(
     path: Path, other_path: Path
 ) -> None:
     async with _servers(path) as one, _servers(other_path) as other:
@@ -93,7 +95,7 @@ async def test_instances_run_side_by_side_and_each_directory_has_one(
 RUN = """
 import asyncio, sys
 from pathlib import Path
-from tests.support.configuration import configured
+from tests.support.configuration import CACHE_DIR, configured
 from execution_events.embedded import DataDirectory, EmbeddedKafka, EmbeddedPostgres, running
 
 async def main():
@@ -110,7 +112,7 @@ asyncio.run(main())
 
 @needs_proc
 @pytest.mark.parametrize("killed", ["parent", "everything"])
-async def test_nothing_outlives_a_killed_parent_and_no_data_is_lost(
+async def test_no_server_outlives_a_killed_parent_and_no_data_is_lost(
     path: Path, killed: str
 ) -> None:
     parent = await asyncio.create_subprocess_exec(
@@ -136,7 +138,7 @@ async def test_nothing_outlives_a_killed_parent_and_no_data_is_lost(
 
 
 @needs_root
-async def test_a_directory_out_of_reach_is_linked_to_one_within(path: Path) -> None:
+async def test_an_unreachable_directory_links_to_a_reachable_one(path: Path) -> None:
     modes = {parent: parent.stat().st_mode for parent in path.parents}
     async with _postgres(path) as server:
         assert (path / "postgresql").readlink() == server.home
@@ -155,14 +157,14 @@ async def test_a_directory_out_of_reach_is_linked_to_one_within(path: Path) -> N
 
 
 @needs_root
-async def test_a_directory_within_reach_holds_its_data(reachable: Path) -> None:
+async def test_a_reachable_directory_holds_its_data(reachable: Path) -> None:
     async with _postgres(reachable / "instance") as server:
         assert server.home == reachable / "instance" / "postgresql"
         assert server.home.owner() == "nobody"
 
 
 @needs_root
-async def test_binaries_out_of_reach_are_copied_once(
+async def test_unreachable_binaries_are_copied_once(
     tmp_path: Path, reachable: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hidden = tmp_path / "site-packages"
@@ -215,7 +217,33 @@ async def test_a_server_moves_when_its_ports_are_taken(path: Path) -> None:
             assert await _consume(kafka.bootstrap_servers, 1) == ["kept"]
 
 
-async def test_a_server_that_does_not_start_shows_why(path: Path) -> None:
+@pytest.mark.timeout(300)
+async def test_a_cluster_survives_a_node_and_a_restart(path: Path) -> None:
+    async with DataDirectory(path) as directory:
+        kafka = EmbeddedKafka(directory, CACHE, brokers=3, heap_mib=256, timeout=90)
+        async with kafka:
+            assert len(kafka.bootstrap_servers.split(",")) == 3
+            settings = configured(kafka_bootstrap_servers=kafka.bootstrap_servers, topic=TOPIC)
+            await create_topic(
+                settings.kafka,
+                partitions=1,
+                replication=3,
+                min_insync_replicas=2,
+                retention_ms=DAY_MS,
+            )
+            await _send(kafka.bootstrap_servers, "first")
+            lost = kafka.nodes[0]
+            lost.process.kill()
+            await lost.process.wait()
+            await _send(kafka.bootstrap_servers, "second")
+            await lost.start()
+        async with kafka:
+            assert await _consume(kafka.bootstrap_servers, 2) == ["first", "second"]
+        with pytest.raises(EmbeddedError, match="kafka-4 has no data"):
+            await EmbeddedKafka(directory, CACHE, brokers=4).start()
+
+
+async def test_a_server_that_does_not_start_shows_the_cause(path: Path) -> None:
     async with DataDirectory(path) as directory:
         with pytest.raises(EmbeddedError, match="shared_buffers"):
             await EmbeddedPostgres(directory, settings={"shared_buffers": "plenty"}).start()
@@ -243,7 +271,7 @@ async def test_kafkas_own_producer_runs(path: Path) -> None:
 
 
 class Registry:
-    """A Maven repository on this machine with two jars, which jgo is configured to use alone."""
+    """A local Maven repository with two jars, the only one that jgo uses."""
 
     def __init__(self, root: Path, port: int) -> None:
         self.root = root
@@ -295,7 +323,7 @@ async def test_jars_are_downloaded_once(registry: Registry, tmp_path: Path) -> N
     assert sorted((tmp_path / "cache" / "program-1").iterdir()) == files
 
 
-async def test_a_cache_may_be_filled_by_several_at_once(registry: Registry, tmp_path: Path) -> None:
+async def test_a_cache_can_be_filled_concurrently(registry: Registry, tmp_path: Path) -> None:
     filled = await asyncio.gather(*(registry.jars.provide(tmp_path / "cache") for _ in range(5)))
     assert all(files == filled[0] for files in filled)
 
@@ -310,12 +338,14 @@ async def test_a_broken_jar_in_the_cache_is_replaced(registry: Registry, tmp_pat
 async def test_a_jar_with_a_wrong_checksum_is_refused(registry: Registry, tmp_path: Path) -> None:
     alpha = registry.jars.jars[0]
     registry.file(alpha).write_bytes(b"something else")
-    with pytest.raises(JarsUnavailableError, match=f"{alpha.coordinate} has a wrong SHA-256"):
+    with pytest.raises(
+        JarsUnavailableError, match=f"{alpha.coordinate}: the downloaded file has a wrong SHA-256"
+    ):
         await registry.jars.provide(tmp_path / "cache")
     assert not (tmp_path / "cache" / "program-1" / alpha.filename).exists()
 
 
-async def test_an_unreachable_registry_leaves_two_ways(
+async def test_an_unreachable_registry_is_an_error_with_two_remedies(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server((HOST, 0)) as server:
@@ -326,12 +356,12 @@ async def test_an_unreachable_registry_leaves_two_ways(
         with pytest.raises(JarsUnavailableError) as caught:
             await EmbeddedKafka(directory, cache).start()
     message = str(caught.value)
-    assert "cannot be downloaded" in message
+    assert "cannot download" in message
     assert "EXECUTION_EVENTS_KAFKA_BOOTSTRAP_SERVERS" in message
     assert str(cache / jar_list().name) in message
 
 
-def test_progress_is_one_line_in_a_while(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_a_line_every_few_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     progress = ProgressLine(sys.stdout, seconds=3600)
     for done in range(4):
         progress(done, 3, done * 1_000_000)
@@ -367,7 +397,7 @@ async def _postgres(path: Path) -> AsyncIterator[EmbeddedPostgres]:
 
 
 def _holders(path: Path) -> list[int]:
-    """The processes that have the lock of the directory open."""
+    """Return the processes that have the lock of the directory open."""
     found = []
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):
@@ -404,6 +434,10 @@ async def _create_topic(bootstrap_servers: str) -> None:
 
 async def _produce(bootstrap_servers: str, word: str) -> None:
     await _create_topic(bootstrap_servers)
+    await _send(bootstrap_servers, word)
+
+
+async def _send(bootstrap_servers: str, word: str) -> None:
     async with AIOKafkaProducer(bootstrap_servers=bootstrap_servers, acks="all") as producer:
         await producer.send_and_wait(TOPIC, word.encode())
 

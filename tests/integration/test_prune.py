@@ -318,16 +318,16 @@ async def test_the_command_prints_what_it_removed(
 
     output = await run_cli("prune", "--older-than", "90d", "--dry-run", "--dead-letters", env=env)
     assert said(output) == [
-        "would remove: 1 executions with 1 events",
-        "would remove: 1 idle sources",
-        "would remove: 1 closed dead letters",
+        "would delete: 1 executions with 1 events",
+        "would delete: 1 idle sources",
+        "would delete: 1 closed dead letters",
     ]
     output = await run_cli("prune", "--older-than", "90d", env=env)
-    assert said(output) == ["removed: 1 executions with 1 events", "removed: 1 idle sources"]
+    assert said(output) == ["deleted: 1 executions with 1 events", "deleted: 1 idle sources"]
     assert await kept(owner) == {"new": (1, 2)}
     assert await owner.fetchval("SELECT count(*) FROM dead_letter") == 1
     output = await run_cli("prune", "--older-than", "2160h", "--dead-letters", env=env)
-    assert said(output)[2] == "removed: 1 closed dead letters"
+    assert said(output)[2] == "deleted: 1 closed dead letters"
 
 
 async def test_a_service_role_cannot_prune(
@@ -337,7 +337,7 @@ async def test_a_service_role_cannot_prune(
     await age(owner, 91, "old")
     env = environment(configured(database_url=database.writer))
     output = await run_cli("prune", "--older-than", "90d", env=env, code=1)
-    assert output.startswith("removed: 0 executions with 0 events")
+    assert output.startswith("deleted: 0 executions with 0 events")
     assert await kept(owner) == {"old": (1, 2)}
 
 
@@ -365,7 +365,7 @@ async def test_a_signal_stops_the_command_after_its_transaction(
     shown = os.read(terminal, 65536).decode()
     os.close(terminal)
     assert process.returncode == 1
-    assert out.decode().startswith("removed: 200 executions with 200 events, unchanged since ")
-    assert "100 executions seen, 100 removed" in shown
-    assert "execution-events: interrupted; what was removed stays removed" in shown
+    assert out.decode().startswith("deleted: 200 executions with 200 events, unchanged since ")
+    assert "100 executions checked, 100 deleted" in shown
+    assert "execution-events: interrupted; deleted rows stay deleted" in shown
     assert (await kept(owner)).keys() == set(names[200:])

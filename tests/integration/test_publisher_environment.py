@@ -1,7 +1,6 @@
 """The publisher with wrong clocks, missing partitions, low limits, or no topic."""
 
 import asyncio
-import os
 import signal
 import tempfile
 import time
@@ -18,7 +17,7 @@ from aiokafka.structs import TopicPartition
 
 from execution_events import wire
 from execution_events.clock import now_ms
-from execution_events.embedded import DataDirectory, EmbeddedKafka, cache_directory
+from execution_events.embedded import DataDirectory, EmbeddedKafka
 from execution_events.errors import RetryableError
 from execution_events.kafka.producer import Producer
 from execution_events.publisher import Publisher
@@ -27,7 +26,7 @@ from execution_events.publisher.delivery.drain import drain
 from execution_events.publisher.record import PendingRecord
 from execution_events.publisher.spool.directory import list_spools, open_spool
 from execution_events.settings import Settings
-from tests.support.configuration import configured
+from tests.support.configuration import CACHE_DIR, configured
 from tests.support.consumers import DEADLINE, consuming, until_stored
 from tests.support.occurrences import Fetch
 from tests.support.published import (
@@ -373,9 +372,7 @@ async def creating_kafka() -> AsyncIterator[EmbeddedKafka]:
                 "log.retention.check.interval.ms": "200",
                 "log.initial.task.delay.ms": "0",
             }
-            async with EmbeddedKafka(
-                directory, cache_directory(os.environ), settings=settings
-            ) as kafka:
+            async with EmbeddedKafka(directory, CACHE_DIR, settings=settings) as kafka:
                 yield kafka
 
 

@@ -58,8 +58,8 @@ async def topics_of(settings: Settings) -> list[str]:
 async def test_a_topic_is_created_with_the_required_configuration(new: Settings) -> None:
     options = ("--partitions", "2", "--retention-days", "7")
     assert await create(new, *options) == [f"created: {new.kafka.topic}"]
-    assert await create(new, *options) == [f"exists as asked: {new.kafka.topic}"]
-    assert await create(new, *options, "--alter") == [f"exists as asked: {new.kafka.topic}"]
+    assert await create(new, *options) == [f"exists and matches: {new.kafka.topic}"]
+    assert await create(new, *options, "--alter") == [f"exists and matches: {new.kafka.topic}"]
     assert await check_topic(new.kafka) == [0, 1]
     config = await configs_of(new)
     assert config["min.insync.replicas"] == "1"
@@ -73,10 +73,10 @@ async def test_an_existing_topic_is_compared_and_not_changed(new: Settings) -> N
     await make_topic(new, 2, CREATE_TIME | {"cleanup.policy": "compact"})
     assert await create(new, "--partitions", "3", code=1) == [
         f"exists and differs: {new.kafka.topic}",
-        "    partitions: found 2, wanted 3",
-        "    cleanup.policy: found compact, wanted delete",
-        "    message.timestamp.type: found CreateTime, wanted LogAppendTime",
-        "nothing was changed; repeat with --alter to change it",
+        "    partitions: is 2, expected 3",
+        "    cleanup.policy: is compact, expected delete",
+        "    message.timestamp.type: is CreateTime, expected LogAppendTime",
+        "nothing was changed; to change it, add --alter",
     ]
     assert (await configs_of(new))["cleanup.policy"] == "compact"
 
@@ -96,18 +96,17 @@ async def test_an_existing_topic_is_altered_and_keeps_its_other_configurations(
     assert config["max.message.bytes"] == "2000000"
     assert config["message.timestamp.type"] == "LogAppendTime"
     again = await create(new, "--partitions", "3", "--retention-days", "7")
-    assert again == [f"exists as asked: {new.kafka.topic}"]
+    assert again == [f"exists and matches: {new.kafka.topic}"]
 
 
 async def test_alter_reports_the_differences_it_cannot_remove(new: Settings) -> None:
     await make_topic(new, 2, CREATE_TIME)
     options = ("--partitions", "1", "--replication", "3", "--min-insync-replicas", "2", "--alter")
     expected = [
-        "    partitions: found 2, wanted 1: cannot be changed: partitions cannot be removed",
-        "    replication: found 1, wanted 3: cannot be changed: "
+        "    partitions: is 2, expected 1, cannot be changed: partitions cannot be removed",
+        "    replication: is 1, expected 3, cannot be changed: "
         "Kafka's kafka-reassign-partitions.sh changes it",
-        "    min.insync.replicas: found 1, wanted 2: cannot be changed: "
-        "not before replication is 3",
+        "    min.insync.replicas: is 1, expected 2, cannot be changed: not before replication is 3",
     ]
     first, changed, *kept = await create(new, *options, code=1)
     assert first == f"exists and differs: {new.kafka.topic}"
@@ -279,7 +278,7 @@ async def test_another_log_is_accepted_while_the_consumer_runs(
         await until(halted, "the consumer halts")
         before = await stored_offsets(settings)
         shown = await run_cli("topic", "accept", "--from", begin, env=env, code=1)
-        assert "repeat with --yes" in shown
+        assert "to accept the log, add --yes" in shown
         assert await stored_offsets(settings) == before
         accepted = await run_cli("topic", "accept", "--from", begin, "--yes", env=env)
         assert accepted.count("accepted") == shown.count("partition ")

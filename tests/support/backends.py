@@ -17,9 +17,9 @@ from execution_events.embedded import (
     DataDirectory,
     EmbeddedKafka,
     EmbeddedPostgres,
-    cache_directory,
     running,
 )
+from tests.support.configuration import CACHE_DIR
 
 _KAFKA_IMAGE = "apache/kafka:4.3.1"
 _POSTGRES_IMAGE = "postgres:18"
@@ -54,7 +54,7 @@ async def _embedded() -> AsyncIterator[Servers]:
         # An unprivileged account must reach PostgreSQL's data when root runs the tests.
         Path(parent).chmod(0o711)
         async with DataDirectory(Path(parent) / "data") as directory:
-            kafka = EmbeddedKafka(directory, cache_directory(os.environ))
+            kafka = EmbeddedKafka(directory, CACHE_DIR)
             postgres = EmbeddedPostgres(directory, settings=_FAST_POSTGRES)
             async with running(kafka, postgres):
                 yield Servers(kafka.bootstrap_servers, postgres.dsn())

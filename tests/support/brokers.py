@@ -1,6 +1,5 @@
 """Brokers of a test's own: with properties that others must not have, and with an authorizer."""
 
-import os
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -10,12 +9,12 @@ from typing import Any
 
 from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
 
-from execution_events.embedded import DataDirectory, EmbeddedKafka, cache_directory
+from execution_events.embedded import DataDirectory, EmbeddedKafka
 from execution_events.embedded.directory import HOST
 from execution_events.embedded.kafka import Node, server_properties
 from execution_events.kafka.topic import open_admin
 from execution_events.settings import Settings
-from tests.support.configuration import configured
+from tests.support.configuration import CACHE_DIR, configured
 
 _USER, _PASSWORD = "limited", "a-password"
 _ANY_HOST, _LITERAL, _ALLOW = "*", 3, 3
@@ -35,7 +34,7 @@ _OPERATIONS = {
 async def broker(properties: Mapping[str, str] | None = None) -> AsyncIterator[EmbeddedKafka]:
     """A broker that is ready; `properties` go above the product's server.properties."""
     async with _directory() as directory:
-        kafka = EmbeddedKafka(directory, cache_directory(os.environ), settings=properties)
+        kafka = EmbeddedKafka(directory, CACHE_DIR, settings=properties)
         async with kafka:
             yield kafka
 
@@ -106,7 +105,7 @@ async def guarded_broker(
         listeners = f"{own['listeners']},GUARDED://{HOST}:{guarded_port}"
         kafka = EmbeddedKafka(
             directory,
-            cache_directory(os.environ),
+            CACHE_DIR,
             port=port,
             settings={
                 "listeners": listeners,

@@ -1,10 +1,15 @@
 """Settings of tests, by the names of their variables."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import Field, fields, replace
 from typing import Any
 
-from execution_events.settings import Settings
+from execution_events.embedded import cache_directory
+from execution_events.settings import Settings, load
+
+CACHE_DIR = cache_directory(load(os.environ).cache_dir)
+"""The directory of downloads, of whoever runs the tests."""
 
 
 def each_setting() -> Iterator[tuple[str, str, Field[Any]]]:

@@ -1,4 +1,4 @@
-"""The AsyncAPI document is one, and says of a record what the code does."""
+"""The AsyncAPI document is valid and agrees with the code."""
 
 import json
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ GOLDEN = {case.name: case for case in golden.records()}
 
 
 def references(node: Any) -> Iterator[str]:
-    """Every reference of a JSON document."""
+    """Yield every reference in a JSON document."""
     if isinstance(node, dict):
         if "$ref" in node:
             yield node["$ref"]
@@ -45,7 +45,7 @@ def references(node: Any) -> Iterator[str]:
 
 
 def resolve(reference: str) -> Any:
-    """What a reference of the document leads to."""
+    """Return the target of a reference in the document."""
     file, _, pointer = reference.partition("#")
     target = load(SCHEMAS / file) if file else DOCUMENT
     for step in pointer.split("/")[1:]:
@@ -57,7 +57,7 @@ def test_it_is_asyncapi_3_0() -> None:
     Draft7Validator(ASYNCAPI).validate(DOCUMENT)
 
 
-def test_every_reference_leads_somewhere() -> None:
+def test_every_reference_has_a_target() -> None:
     found = list(references(DOCUMENT))
     assert "event.schema.json" in found
     assert all(isinstance(resolve(reference), dict) for reference in found)
@@ -71,7 +71,7 @@ def test_the_value_and_the_key_are_those_of_the_event_schema() -> None:
     assert resolve(key["$ref"]) == EVENT["properties"]["executionId"]
 
 
-def test_it_names_what_the_service_has_by_default() -> None:
+def test_it_has_the_defaults_of_the_service() -> None:
     defaults = Settings()
     assert CHANNEL["address"] == defaults.kafka.topic
     variables = DOCUMENT["servers"]["kafka"]["variables"]
@@ -92,11 +92,11 @@ def test_an_example_is_a_golden_record(example: dict[str, Any]) -> None:
     assert {name: value.encode() for name, value in example["headers"].items()} == dict(
         case.record.headers
     )
-    # As texts: the members are in the order in which they are sent.
+    # As texts: members are in the order that the publisher sends.
     assert json.dumps(example["payload"]) == json.dumps(json.loads(case.record.value or b""))
 
 
-def test_the_headers_that_we_send_are_described() -> None:
+def test_the_headers_of_the_publisher_are_described() -> None:
     origin = Origin("worker", 7)
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     sent = {
@@ -127,9 +127,9 @@ sequences = st.sampled_from(
 
 @given(st.fixed_dictionaries({}, optional={"ce_source": sources, "ce_sequence": sequences}))
 @settings(max_examples=500, deadline=None)
-def test_headers_are_refused_as_the_document_says(headers: dict[str, str]) -> None:
+def test_headers_are_refused_according_to_the_document(headers: dict[str, str]) -> None:
     valid = HEADERS.is_valid(headers)
-    # The one bound that a schema of texts cannot hold; the description does.
+    # A schema of strings cannot express this limit; the description does.
     if valid and int(headers.get("ce_sequence", "0")) > wire.SEQUENCE_MAX:
         assert (
             str(wire.SEQUENCE_MAX)

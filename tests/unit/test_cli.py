@@ -1,4 +1,4 @@
-"""The command line: help, usage, exit codes, and what is refused before anything is touched."""
+"""The command line: help, usage, exit codes, and errors found before any work."""
 
 import argparse
 import json
@@ -10,9 +10,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 
+from execution_events.cli import commands as command_modules
 from execution_events.cli.main import main, parser
 from execution_events.settings import variable_of
 from tests.support import golden
@@ -23,7 +25,7 @@ EVENTS = [case.record.value or b"" for case in golden.load("seed.json")]
 
 @pytest.fixture(autouse=True)
 def _process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Without the settings of whoever runs the tests; logging is put back as it was."""
+    """Remove the settings in the environment; restore logging."""
     for variable in [name for name in os.environ if name.startswith("EXECUTION_EVENTS_")]:
         monkeypatch.delenv(variable)
     package = logging.getLogger("execution_events")
@@ -36,7 +38,7 @@ def _process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """Listens where the settings say that Kafka is."""
+    """A listener at the Kafka address in the settings."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         monkeypatch.setenv(
@@ -48,7 +50,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
 def commands(
     command: argparse.ArgumentParser, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
-    """Every command and group of commands, with the words that lead to it."""
+    """Yield every command and group of commands, with its path."""
     yield path, command
     for action in command._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -60,7 +62,7 @@ COMMANDS = dict(commands(parser()))
 
 
 def run(*arguments: str) -> int:
-    """The exit code, also where it comes from argparse."""
+    """Run a command in this process; return its exit code, also that of argparse."""
     try:
         return main(arguments)
     except SystemExit as ended:
@@ -70,7 +72,7 @@ def run(*arguments: str) -> int:
 def start(
     *arguments: str, without: Sequence[str] = (), stdout: int = subprocess.PIPE
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process of its own, as if the modules `without` were not installed."""
+    """Run a command as a process, with the modules `without` missing."""
     program = (
         f"import sys; sys.modules.update(dict.fromkeys({without!r}))\n"
         "from execution_events.cli.main import main\n"
@@ -88,7 +90,7 @@ def start(
 # Usage.
 
 
-def test_the_commands_are_these() -> None:
+def test_every_command_exists() -> None:
     assert {
         (),
         ("consumer",),
@@ -107,6 +109,11 @@ def test_the_commands_are_these() -> None:
         ("topic",),
         ("topic", "create"),
     } <= COMMANDS.keys()
+
+
+def test_each_command_is_one_module() -> None:
+    modules = {module.name for module in iter_modules(command_modules.__path__)}
+    assert {name.replace("_", "-") for name in modules} == {path[0] for path in COMMANDS if path}
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
@@ -146,10 +153,10 @@ def test_help_explains_every_option(
     ],
     ids=" ".join,
 )
-def test_wrong_usage_exits_2_and_shows_the_right_one(
+def test_wrong_usage_exits_2_and_shows_the_usage(
     arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    # Where the arguments are taken for right, publish fails here before it does anything.
+    # If the arguments were accepted, publish would fail here with exit code 1.
     missing = [str(tmp_path / "missing")] if arguments[:1] == ["publish"] else []
     assert run(*arguments, *missing) == 2
     output = capsys.readouterr()
@@ -187,7 +194,7 @@ def test_a_database_that_is_not_set_exits_2_with_one_line(
     assert line.startswith(f"execution-events: {variable_of('database_url')} is not set: ")
 
 
-def test_a_database_that_is_away_exits_1_with_one_line(
+def test_an_unreachable_database_exits_1_with_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, unused_port: int
 ) -> None:
     monkeypatch.setenv(variable_of("database_url"), f"postgresql://u:p@127.0.0.1:{unused_port}/d")
@@ -196,7 +203,7 @@ def test_a_database_that_is_away_exits_1_with_one_line(
     assert line.startswith(f"execution-events: PostgreSQL at 127.0.0.1:{unused_port} cannot be")
 
 
-def test_settings_as_json_are_one_object_a_line(
+def test_settings_as_json_are_one_object_per_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable_of("topic"), "other")
@@ -213,7 +220,7 @@ def test_settings_as_json_are_one_object_a_line(
     assert "s3cr3t" not in output.out + output.err
 
 
-def test_settings_show_every_value_and_a_misspelt_variable(
+def test_settings_show_every_value_and_report_a_misspelt_variable(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EXECUTION_EVENTS_READER_PROT", "80")
@@ -223,14 +230,16 @@ def test_settings_show_every_value_and_a_misspelt_variable(
     assert f"{variable_of('topic')}=other\n" in output.out
     assert f"{variable_of('group')}=execution-events  [default]\n" in output.out
     assert f"{variable_of('database_url')}=(not set)  [default]\n" in output.out
-    assert output.err == "execution-events: EXECUTION_EVENTS_READER_PROT is no setting: misspelt?\n"
+    assert (
+        output.err == "execution-events: EXECUTION_EVENTS_READER_PROT is not a setting: misspelt?\n"
+    )
 
 
 # Publishing nothing.
 
 
 @pytest.mark.parametrize(
-    ("content", "places"),
+    ("content", "positions"),
     [
         (b"%(good)b\nnot json\n", ["line 2: not JSON"]),
         (b"%(good)b\n\n{}\n", ["line 3: Object missing required field `executionId`"]),
@@ -258,9 +267,9 @@ def test_settings_show_every_value_and_a_misspelt_variable(
         *("half an array", "nesting", "not UTF-8", "many", "a byte order mark"),
     ],
 )
-def test_one_invalid_event_and_nothing_is_published(
+def test_nothing_is_published_if_one_event_is_invalid(
     content: bytes,
-    places: list[str],
+    positions: list[str],
     broker: socket.socket,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -271,12 +280,12 @@ def test_one_invalid_event_and_nothing_is_published(
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.startswith("execution-events: ")
-    assert all(place in output.err for place in places), output.err
+    assert all(position in output.err for position in positions), output.err
     with pytest.raises(BlockingIOError):
         broker.accept()
 
 
-def test_an_execution_id_completes_events_and_is_checked(
+def test_the_execution_id_option_completes_events_and_is_checked(
     broker: socket.socket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     event = {name: value for name, value in json.loads(EVENTS[0]).items() if name != "executionId"}
@@ -290,7 +299,7 @@ def test_an_execution_id_completes_events_and_is_checked(
         broker.accept()
 
 
-def test_a_file_that_cannot_be_read_is_named(
+def test_an_unreadable_file_is_named(
     broker: socket.socket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in (tmp_path / "missing", tmp_path):
@@ -326,7 +335,7 @@ def test_a_closed_pipe_ends_the_command_quietly(command: str) -> None:
         ("dev", "asyncpg", "embedded"),
     ],
 )
-def test_a_missing_library_is_named_with_what_installs_it(
+def test_a_missing_library_is_named_with_the_extra_that_installs_it(
     command: str, library: str, extra: str
 ) -> None:
     ended = start(*command.split(), without=[library])
@@ -338,7 +347,7 @@ def test_a_missing_library_is_named_with_what_installs_it(
 
 
 @pytest.mark.parametrize("command", ["settings --json", "publish --help", "migrate --help"])
-def test_what_workers_install_is_enough_for(command: str) -> None:
+def test_the_dependencies_of_workers_suffice_for(command: str) -> None:
     services = ["asyncpg", "starlette", "uvicorn", "prometheus_client", "uvloop", "jgo"]
     ended = start(*command.split(), without=services)
     assert (ended.returncode, ended.stderr) == (0, "")

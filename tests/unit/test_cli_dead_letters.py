@@ -1,4 +1,4 @@
-"""`dead-letters` and `prune`: what is refused before the database is asked."""
+"""`dead-letters` and `prune`: wrong usage is refused before a connection to PostgreSQL."""
 
 import pytest
 
@@ -33,7 +33,7 @@ from execution_events.cli.main import main
     ],
     ids=lambda arguments: " ".join(arguments)[:60],
 )
-def test_wrong_usage_exits_2_and_shows_the_right_one(
+def test_wrong_usage_exits_2_and_shows_the_usage(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -54,7 +54,7 @@ def test_wrong_usage_exits_2_and_shows_the_right_one(
     ],
     ids=" ".join,
 )
-def test_right_usage_asks_for_the_database(
+def test_right_usage_connects_to_the_database(
     arguments: list[str],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""`spool`: what it says and how it exits; no Kafka but one that is away."""
+"""`spool`: output and exit codes, without a reachable Kafka."""
 
 import json
 import logging
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from execution_events.cli import spool as command
+from execution_events.cli.commands import spool as command
 from execution_events.cli.main import main
 from execution_events.publisher.record import HOLD_MS, PendingRecord
 from execution_events.publisher.spool.directory import open_spool
@@ -22,7 +22,7 @@ MAX_BYTES = 2**26
 
 @pytest.fixture(autouse=True)
 def _process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Without the settings of whoever runs the tests; logging is put back as it was."""
+    """Remove the settings in the environment; restore logging."""
     for variable in [name for name in os.environ if name.startswith("EXECUTION_EVENTS_")]:
         monkeypatch.delenv(variable)
     package = logging.getLogger("execution_events")
@@ -41,7 +41,7 @@ def directory(_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def kafka(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Make Kafka acknowledge the given total number of records and then no more."""
+    """Return a function that sets how many records Kafka acknowledges in all."""
     budget = [0]
     errors = {2: "no leader", 5: "no such partition", 7: "no such partition"}
 
@@ -71,7 +71,7 @@ def kafka(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 @pytest.fixture
 def make(directory: Path) -> Callable[..., Path]:
-    """Make a spool file that nobody owns."""
+    """Return a function that creates a spool that no process uses."""
 
     def make(*, pending: int = 0, held: int = 0, refused: int = 0) -> Path:
         with ExitStack() as others:
@@ -84,7 +84,7 @@ def make(directory: Path) -> Callable[..., Path]:
             spool.commit(new, [], limit=held + refused, partition_of=lambda _: 0)
             for sequence in range(1, refused + 1):
                 spool.refuse(sequence, "too large")
-            # So that another call makes another file.
+            # The next call must create another file.
             if not new:
                 [fetched] = spool.commit(
                     [PendingRecord(b"", b"", None, 0)], [], limit=1, partition_of=lambda _: 0
@@ -100,7 +100,7 @@ def make(directory: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def owned(directory: Path, make: Callable[..., Path]) -> Iterator[Path]:
-    """A spool that a process, this one, uses."""
+    """A spool that this process uses."""
     path = make(pending=1)
     with open_spool(directory, MAX_BYTES) as spool:
         assert spool.path == path
@@ -126,7 +126,7 @@ def damaged(path: Path) -> Path:
     ],
     ids=" ".join,
 )
-def test_wrong_usage_exits_2_and_shows_the_right_one(
+def test_wrong_usage_exits_2_and_shows_the_usage(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -144,7 +144,7 @@ def test_a_directory_is_needed(
     monkeypatch.delenv(variable_of("spool_dir"))
     assert main(["spool", verb]) == 2
     assert capsys.readouterr().err == (
-        f"execution-events: {variable_of('spool_dir')} is not set: set it or give DIRECTORY\n"
+        f"execution-events: {variable_of('spool_dir')} is not set: set it, or give DIRECTORY\n"
     )
     assert main(["spool", verb, str(tmp_path / "absent")]) == 1
     assert capsys.readouterr().err == (
@@ -156,24 +156,24 @@ def test_a_directory_is_needed(
 # list.
 
 
-def test_a_list_has_a_line_for_each(
+def test_the_list_has_a_line_for_each_spool(
     owned: Path, make: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     behind, empty, broken = make(pending=2, held=3, refused=1), make(), damaged(make(pending=1))
     assert main(["spool", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
-    said = {line.split("  ")[0]: line.split("  ")[1:-1] for line in lines}
-    assert said[str(owned)][:4] == ["in use", "pending 1", "held 0", "refused 0"]
-    assert said[str(behind)] == [
+    listed = {line.split("  ")[0]: line.split("  ")[1:-1] for line in lines}
+    assert listed[str(owned)][:4] == ["in use", "pending 1", "held 0", "refused 0"]
+    assert listed[str(behind)] == [
         *("left behind", "pending 2", "held 3", "refused 1", "bytes 240"),
         "oldest 2023-11-14T22:13:20Z",
     ]
-    assert said[str(empty)] == ["left behind", "pending 0", "held 0", "refused 0", "bytes 0"]
+    assert listed[str(empty)] == ["left behind", "pending 0", "held 0", "refused 0", "bytes 0"]
     assert any(line.startswith(f"{broken}  left behind  damaged: ") for line in lines)
 
 
-def test_a_list_as_json_is_one_object_a_line(
+def test_the_list_as_json_is_one_object_per_line(
     owned: Path, make: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     behind, broken = make(pending=2, held=3, refused=1), damaged(make(pending=1))
@@ -200,7 +200,7 @@ def test_a_list_as_json_is_one_object_a_line(
     assert {name for name, value in unreadable.items() if value is not None} == {"path", "state"}
 
 
-def test_a_list_has_the_errors_of_blocked_partitions(
+def test_the_list_shows_the_errors_of_blocked_partitions(
     make: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = make(pending=2)
@@ -208,8 +208,8 @@ def test_a_list_has_the_errors_of_blocked_partitions(
         spool.store_errors({2: "no leader", 7: "no leader", 5: "the clock"})
         assert main(["spool", "list"]) == 0
         assert capsys.readouterr().out.splitlines()[1:] == [
-            "  blocked partition 2, 7: no leader",
-            "  blocked partition 5: the clock",
+            "  blocked in partitions 2, 7: no leader",
+            "  blocked in partition 5: the clock",
         ]
         assert main(["spool", "list", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["blocked"] == [
@@ -223,7 +223,7 @@ def test_a_list_has_the_errors_of_blocked_partitions(
     ]
 
 
-def test_an_empty_directory_has_an_empty_list(
+def test_the_list_of_an_empty_directory_is_empty(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["spool", "list", str(tmp_path)]) == 0
@@ -235,7 +235,7 @@ def test_an_empty_directory_has_an_empty_list(
 # drain.
 
 
-def test_all_that_nobody_uses_is_sent(
+def test_every_unused_spool_is_sent(
     owned: Path,
     make: Callable[..., Path],
     kafka: Callable[[int], None],
@@ -246,7 +246,7 @@ def test_all_that_nobody_uses_is_sent(
     assert main(["spool", "drain"]) == 0
     assert sorted(capsys.readouterr().out.splitlines()) == sorted(
         [
-            f"{owned}: skipped: in use by a process, which sends it",
+            f"{owned}: skipped: in use by a running process",
             f"{first}: sent 2",
             f"{second}: sent 3",
             f"{empty}: sent 0",
@@ -262,12 +262,12 @@ def test_pending_events_are_reported_and_exit_1(
     assert main(["spool", "drain"]) == 1
     assert capsys.readouterr().out.splitlines() == [
         f"{path}: sent 2, pending 1",
-        "  blocked partition 2: no leader",
-        "  blocked partition 5, 7: no such partition",
+        "  blocked in partition 2: no leader",
+        "  blocked in partitions 5, 7: no such partition",
     ]
 
 
-def test_held_and_refused_events_are_reported_with_the_command_that_sends_them(
+def test_held_and_refused_events_are_counted_with_the_command_that_sends_them(
     directory: Path,
     make: Callable[..., Path],
     kafka: Callable[[int], None],
@@ -284,7 +284,7 @@ def test_held_and_refused_events_are_reported_with_the_command_that_sends_them(
     assert capsys.readouterr().out == f"{path}: sent 5\n"
 
 
-def test_a_damaged_spool_does_not_hold_up_the_others(
+def test_a_damaged_spool_does_not_block_the_others(
     directory: Path,
     make: Callable[..., Path],
     kafka: Callable[[int], None],
@@ -302,7 +302,7 @@ def test_a_damaged_spool_does_not_hold_up_the_others(
     assert len(list(directory.glob("*.corrupt-*"))) == 1
 
 
-def test_without_kafka_everything_stays(
+def test_every_event_stays_while_kafka_is_unreachable(
     make: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -312,10 +312,10 @@ def test_without_kafka_everything_stays(
     monkeypatch.setenv(variable_of("close_timeout"), "1")
     path = make(pending=3)
     assert main(["spool", "drain", "--timeout", "0.2"]) == 1
-    said, why = capsys.readouterr().out.splitlines()
-    assert said == f"{path}: sent 0, pending 3"
-    assert why.startswith(f"  blocked: Kafka at 127.0.0.1:{unused_port}: ")
+    summary, reason = capsys.readouterr().out.splitlines()
+    assert summary == f"{path}: sent 0, pending 3"
+    assert reason.startswith(f"  blocked: Kafka at 127.0.0.1:{unused_port}: ")
     assert main(["spool", "list"]) == 0
-    assert capsys.readouterr().out.splitlines()[1] == why
+    assert capsys.readouterr().out.splitlines()[1] == reason
     with Spool(path, MAX_BYTES) as spool:
         assert spool.pending == 3

@@ -1,4 +1,4 @@
-"""infra/compose.yaml, as text: its commands and settings exist, and it holds no password."""
+"""infra/compose.yaml as text: its commands and settings exist, and it contains no password."""
 
 import re
 from pathlib import Path
@@ -34,11 +34,11 @@ def test_nothing_is_published_beyond_this_machine() -> None:
 
 
 @pytest.mark.parametrize("command", re.findall(r"^    command: \[(.*)\]$", COMPOSE, re.MULTILINE))
-def test_a_service_runs_a_command_there_is(command: str) -> None:
+def test_a_service_runs_an_existing_command(command: str) -> None:
     parser().parse_args(re.findall(r"[\w-]+", command))
 
 
-def test_services_are_given_settings_there_are() -> None:
+def test_services_get_existing_settings() -> None:
     variables = re.findall(r"^ +(EXECUTION_EVENTS_\w+):", COMPOSE, re.MULTILINE)
     assert variables
     # The owner's password is for PostgreSQL's own container.

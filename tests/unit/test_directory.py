@@ -1,3 +1,5 @@
+"""The data directory: its lock, its ports and its mode; and the directory of downloads."""
+
 import asyncio
 import os
 import socket
@@ -7,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from execution_events.embedded import ChildProcess, DataDirectory, EmbeddedError
+from execution_events.embedded import (
+    ChildProcess,
+    DataDirectory,
+    EmbeddedError,
+    cache_directory,
+)
 from execution_events.embedded.directory import HOST
 
 DEADLINE = 10.0
@@ -20,7 +27,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def taken() -> Iterator[int]:
-    """A port on which something listens."""
+    """A port with a listener."""
     with socket.create_server((HOST, 0)) as server:
         yield server.getsockname()[1]
 
@@ -30,14 +37,14 @@ async def test_a_directory_is_created_for_its_owner(path: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) & 0o066 == 0
 
 
-async def test_the_mode_of_an_existing_directory_stays(path: Path) -> None:
+async def test_the_mode_of_an_existing_directory_does_not_change(path: Path) -> None:
     path.mkdir(parents=True)
     path.chmod(0o755)
     async with DataDirectory(path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o755
 
 
-async def test_a_directory_is_held_by_one_at_a_time(path: Path) -> None:
+async def test_one_process_at_a_time_holds_a_directory(path: Path) -> None:
     async with DataDirectory(path):
         with pytest.raises(EmbeddedError, match=f"{path} is in use by another run"):
             await DataDirectory(path, patience=0.2).__aenter__()
@@ -45,7 +52,7 @@ async def test_a_directory_is_held_by_one_at_a_time(path: Path) -> None:
         pass
 
 
-async def test_waiting_is_announced_once_and_ends_when_the_directory_is_free(path: Path) -> None:
+async def test_waiting_is_announced_once_and_ends_with_the_lock(path: Path) -> None:
     lines: list[str] = []
     announced = asyncio.Event()
 
@@ -66,7 +73,7 @@ async def test_waiting_is_announced_once_and_ends_when_the_directory_is_free(pat
     assert lines == [f"waiting for the previous run on {path} to stop"]
 
 
-async def test_a_server_that_still_runs_holds_the_directory(path: Path) -> None:
+async def test_a_running_server_holds_the_directory(path: Path) -> None:
     async with DataDirectory(path) as directory:
         server = ChildProcess(["/bin/sleep", "60"], inherit=[directory.lock])
         await server.start()
@@ -77,7 +84,7 @@ async def test_a_server_that_still_runs_holds_the_directory(path: Path) -> None:
         pass
 
 
-async def test_what_cannot_be_created_is_named(tmp_path: Path) -> None:
+async def test_a_directory_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EmbeddedError, match="file"):
         await DataDirectory(tmp_path / "file" / "instance").__aenter__()
@@ -91,7 +98,7 @@ async def test_ports_are_remembered(path: Path) -> None:
         assert (directory.port("a"), directory.port("b")) == first
 
 
-async def test_a_port_that_is_taken_is_replaced(path: Path, taken: int) -> None:
+async def test_a_taken_port_is_replaced(path: Path, taken: int) -> None:
     path.mkdir(parents=True)
     (path / "ports.json").write_text(f'{{"a": {taken}}}')
     async with DataDirectory(path) as directory:
@@ -104,13 +111,24 @@ async def test_a_fixed_port_is_used_or_refused(path: Path, taken: int) -> None:
     async with DataDirectory(path) as directory:
         port = directory.port("a")
         assert directory.port("b", fixed=port) == port
-        with pytest.raises(EmbeddedError, match=f"Port {taken} for a is taken"):
+        with pytest.raises(EmbeddedError, match=f"port {taken} for a is taken"):
             directory.port("a", fixed=taken)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may open every file")
-async def test_a_directory_of_somebody_else_is_named(path: Path) -> None:
+async def test_a_directory_without_permission_is_named(path: Path) -> None:
     path.mkdir(parents=True)
     path.chmod(0o500)
     with pytest.raises(EmbeddedError, match="lock"):
         await DataDirectory(path).__aenter__()
+
+
+def test_downloads_go_to_the_chosen_directory_else_the_users_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert cache_directory("/chosen") == Path("/chosen")
+    assert cache_directory(None) == Path("/caches/execution-events")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert cache_directory(None) == Path("/home/someone/.cache/execution-events")

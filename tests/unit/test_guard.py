@@ -1,3 +1,5 @@
+"""Child processes: output, exit codes, and their end with the parent."""
+
 import asyncio
 import os
 import signal
@@ -16,7 +18,7 @@ POLITE = "trap 'echo stopping; exit 3' TERM; echo up; while :; do sleep 0.1; don
 
 
 class Lines:
-    """What a process has printed, and the wait for more of it."""
+    """The lines that a process has printed."""
 
     def __init__(self) -> None:
         self.all: list[str] = []
@@ -93,19 +95,19 @@ async def test_only_the_last_lines_are_kept() -> None:
     assert process.last_lines.splitlines() == [str(number) for number in range(61, 101)]
 
 
-async def test_environment_and_directory_are_given(tmp_path: Path) -> None:
+async def test_the_command_gets_its_environment_and_directory(tmp_path: Path) -> None:
     lines = Lines()
     async with shell("echo $WORD; pwd", env={"WORD": "here"}, cwd=tmp_path, on_line=lines) as child:
         await child.wait()
     assert lines.all == ["here", str(tmp_path.resolve())]
 
 
-async def test_what_cannot_be_executed_is_named() -> None:
+async def test_a_command_that_cannot_be_executed_is_named() -> None:
     with pytest.raises(EmbeddedError, match="no-such-command"):
         await ChildProcess(["/no-such-command"]).start()
 
 
-async def test_the_pid_is_the_commands_and_signals_reach_it() -> None:
+async def test_the_pid_is_that_of_the_command_and_signals_reach_it() -> None:
     lines = Lines()
     async with shell("echo $$; exec sleep 60", on_line=lines) as process:
         await lines.until(str(process.pid))
@@ -114,16 +116,16 @@ async def test_the_pid_is_the_commands_and_signals_reach_it() -> None:
         process.kill()
 
 
-async def test_waiting_for_a_process_that_ends_shows_its_output() -> None:
+async def test_the_error_for_a_process_that_ends_early_has_its_output() -> None:
     async def never() -> bool:
         return False
 
     async with shell("echo no such luck; exit 4") as process:
-        with pytest.raises(EmbeddedError, match=r"exit code 4.*\nno such luck"):
+        with pytest.raises(EmbeddedError, match=r"exited with code 4.*\nno such luck"):
             await process.until_ready(never, DEADLINE)
 
 
-async def test_waiting_has_a_limit() -> None:
+async def test_waiting_has_a_timeout() -> None:
     async def never() -> bool:
         return False
 
@@ -132,7 +134,7 @@ async def test_waiting_has_a_limit() -> None:
             await process.until_ready(never, 0.1)
 
 
-async def test_the_children_of_the_command_go_with_it() -> None:
+async def test_the_children_of_the_command_end_with_it() -> None:
     read, write = os.pipe()
     async with shell("sleep 60 & exit 0", inherit=[write]) as process:
         os.close(write)
@@ -155,7 +157,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("script", [POLITE, STUBBORN], ids=["polite", "stubborn"])
-async def test_the_command_dies_with_a_parent_that_is_killed(script: str) -> None:
+async def test_the_command_ends_with_a_killed_parent(script: str) -> None:
     read, write = os.pipe()
     with _parent(write, script) as parent:
         os.close(write)
@@ -164,7 +166,7 @@ async def test_the_command_dies_with_a_parent_that_is_killed(script: str) -> Non
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
-async def test_the_command_dies_with_a_guard_that_is_killed() -> None:
+async def test_the_command_ends_with_a_killed_guard() -> None:
     read, write = os.pipe()
     async with shell("exec sleep 60", inherit=[write]) as process:
         os.close(write)
@@ -192,7 +194,7 @@ async def test_the_command_runs_under_an_account() -> None:
 
 
 def _parent(write: int, script: str) -> "subprocess.Popen[bytes]":
-    """A process that has started the script; it and the script hold the descriptor."""
+    """Start a process that starts the script; both hold the descriptor."""
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(write), script],
         stdout=subprocess.PIPE,
@@ -204,7 +206,7 @@ def _parent(write: int, script: str) -> "subprocess.Popen[bytes]":
 
 
 async def _until_closed(read: int) -> None:
-    """Return once no process holds the other end of the pipe."""
+    """Wait until no process holds the other end of the pipe."""
     async with asyncio.timeout(DEADLINE):
         assert await asyncio.to_thread(os.read, read, 1) == b""
     os.close(read)

@@ -1,4 +1,4 @@
-"""The Makefile: what `make help` lists exists and parses; nothing is run."""
+"""The Makefile: every listed target exists and parses; nothing is run."""
 
 import os
 import re
@@ -21,15 +21,18 @@ TARGETS = [
     "bench-growth",
     "bench-peers",
     "check",
+    "prose",
+    "references",
     "format",
     "lock",
     "build",
+    "release",
     "clean",
 ]
 
 
 def make(*arguments: str) -> str:
-    # What the make that may have started us passes down is not for this one.
+    # Without the variables of a make that runs the tests.
     environ = {
         name: value
         for name, value in os.environ.items()
@@ -56,3 +59,12 @@ def test_arguments_and_signals_reach_the_command() -> None:
         make("--dry-run", "run", "ARGS=--no-demo"),
         re.MULTILINE,
     )
+
+
+def test_the_hooks_of_a_commit_are_the_commands_of_check() -> None:
+    text = (ROOT / ".pre-commit-config.yaml").read_text()
+    hooks = re.findall(r"^ +entry: (.*)$", text, re.MULTILINE)
+    # After those that install, where .venv is not up to date.
+    commands = re.findall(r"^(\.venv/bin/\S.*)$", make("--dry-run", "check"), re.MULTILINE)
+    assert len(hooks) >= 4
+    assert commands[-len(hooks) :] == hooks

@@ -1,4 +1,4 @@
-"""The public API is typed: right uses pass mypy, wrong ones do not; all names are there."""
+"""The public API is typed: correct uses pass mypy, wrong ones fail; all names exist."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ IGNORE = re.compile(r"  # type: ignore\[([a-z, -]+)\]")
 
 
 def mypy(path: Path) -> list[str]:
-    """What mypy says about a module, line by line."""
+    """Return the lines that mypy prints for a module."""
     checked = subprocess.run(
         [sys.executable, "-m", "mypy", "--no-error-summary", "--hide-error-context", path],
         cwd=ROOT,
@@ -26,11 +26,11 @@ def mypy(path: Path) -> list[str]:
     return checked.stdout.splitlines()
 
 
-def test_right_uses_pass_and_wrong_ones_do_not() -> None:
+def test_correct_uses_pass_and_wrong_ones_fail() -> None:
     assert mypy(API) == []
 
 
-def test_every_wrong_use_is_an_error_of_its_kind(tmp_path: Path) -> None:
+def test_every_wrong_use_has_its_error(tmp_path: Path) -> None:
     source = API.read_text()
     bare = tmp_path / "bare_api.py"
     bare.write_text(IGNORE.sub("", source))
@@ -45,7 +45,7 @@ def test_every_wrong_use_is_an_error_of_its_kind(tmp_path: Path) -> None:
     assert len({line for line, _ in expected}) > 10
 
 
-def test_the_package_gives_every_name_that_it_lists() -> None:
+def test_the_package_exports_every_name_in_its_list() -> None:
     for name in execution_events.__all__:
         assert getattr(execution_events, name) is not None
     assert set(execution_events.__all__) <= set(dir(execution_events))
@@ -54,7 +54,7 @@ def test_the_package_gives_every_name_that_it_lists() -> None:
         execution_events.Unknown  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_importing_the_package_imports_nothing_of_it() -> None:
+def test_importing_the_package_imports_no_submodule() -> None:
     program = (
         "import sys, execution_events\n"
         "ours = [name for name in sys.modules if name.startswith('execution_events')]\n"

@@ -1,4 +1,4 @@
-"""The built wheel: what an editable install cannot show is missing."""
+"""The built wheel is complete, which an editable install cannot show."""
 
 import subprocess
 import sys

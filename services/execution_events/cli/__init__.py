@@ -1,5 +1,6 @@
 """The command `execution-events`: parse, call, print.
 
 - `main`: the command line, errors and exit codes.
-- One module for each command.
+- `commands`: one module for each command.
+- `arguments`, `extras`, `signals`, `progress`, `dead_letter_format`: shared by commands.
 """

@@ -1,3 +1,5 @@
+"""Run the command line: `python -m execution_events.cli`."""
+
 import sys
 
 from execution_events.cli.main import main

@@ -1,4 +1,4 @@
-"""Commands need what workers do not install: a missing extra is named."""
+"""The optional dependencies of commands."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from execution_events.errors import SettingsError
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Around a command's imports: a missing library becomes the command that installs it."""
+    """Name the extra to install when an import in the `with` block finds no library."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""`execution-events`: one command for all there is to run."""
+"""The command line `execution-events`: its parser, errors and exit codes."""
 
 import argparse
 import os
@@ -6,20 +6,30 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from execution_events.cli import dead_letters, dev, migrate, prune, publish, services, spool, topic
-from execution_events.cli import settings as settings_command
+from execution_events.cli.commands import (
+    consumer,
+    dead_letters,
+    dev,
+    migrate,
+    prune,
+    publish,
+    reader,
+    spool,
+    topic,
+)
+from execution_events.cli.commands import settings as settings_command
 from execution_events.errors import ExecutionEventsError, SettingsError
 from execution_events.logs import configure_logging
 from execution_events.settings import PREFIX, load
 
 _EPILOG = f"""\
-Settings are environment variables {PREFIX}…; `execution-events settings` shows them all.
-Exit codes: 0 done or stopped by a signal, 1 failed, 2 wrong usage or settings.
+Settings are environment variables {PREFIX}…; `execution-events settings` lists them.
+Exit codes: 0 success, also after SIGINT or SIGTERM; 1 failure; 2 wrong usage or settings.
 """
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+    """Return the parser of the whole command line."""
     root = argparse.ArgumentParser(
         prog="execution-events",
         description="Exact counts of element lifecycle events, from Kafka to SQL and HTTP.",
@@ -30,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in (
         dev,
-        services,
+        consumer,
+        reader,
         migrate,
         topic,
         publish,
@@ -58,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 1)
     except BrokenPipeError:
-        # Whoever read our output has seen enough; Python must not flush into the closed pipe.
+        # As in `… | head -1`. Python must not flush into the closed pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code

@@ -1,14 +1,14 @@
-"""Progress of long work, on the last line of a terminal and nowhere else."""
+"""The progress of a long command, on standard error and only on a terminal."""
 
 import sys
 import time
 
 _INTERVAL = 0.1
-"""Seconds between two writings of the line."""
+"""Seconds between two updates of the line."""
 
 
 class Progress:
-    """A line that is written again as work goes on."""
+    """One line that is overwritten as work proceeds."""
 
     def __init__(self, total: int | None = None) -> None:
         self._total = total
@@ -17,7 +17,7 @@ class Progress:
         self._written = False
 
     def show(self, done: int, what: str = "done") -> None:
-        """Say how much is done, where it is time to."""
+        """Update the line, at most ten times a second."""
         if self._terminal and time.monotonic() >= self._next:
             of = "" if self._total is None else f" of {self._total}"
             print(f"\r\033[K{done}{of} {what}", end="", file=sys.stderr, flush=True)
@@ -25,6 +25,6 @@ class Progress:
             self._written = True
 
     def end(self) -> None:
-        """Clear the line, for what is printed next."""
+        """Clear the line."""
         if self._written:
             print("\r\033[K", end="", file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
-"""`dev`: everything on this machine.
+"""The stack of `execution-events dev`: everything on this machine.
 
-- `stack`: what is started, in which order, and stopped.
-- `supervisor`: one service as a child process, started again when it ends.
-- `demo`: executions to look at.
+- `stack`: start and stop order of the servers and services.
+- `supervisor`: one service as a child process, restarted when it ends.
+- `demo`: sample executions.
 """

@@ -1,4 +1,4 @@
-"""Executions to look at: a fixed one, and small ones that never end."""
+"""Sample executions: a fixed one, and workers that run small ones."""
 
 import asyncio
 import random
@@ -19,11 +19,11 @@ _NAMESPACE = "c51567523b744d098a8a81ede51894ac"
 _ELEMENT_TYPE = "KubeDAG.init"
 _ACTION = "create"
 _PAUSE = (0.2, 1.0)
-"""Seconds between two events of the workers, at least and at most."""
+"""Range of the seconds between two events of the workers."""
 
 
 async def publish_seed(settings: Settings) -> None:
-    """Publish the seed execution; again and again it is the same records, counted once."""
+    """Publish the seed execution; each time as the same records, which are counted once."""
     namer = EventNamer()
     async with DirectDelivery(settings, source=_SEED_SOURCE, first_sequence=0) as delivery:
         for event in _seed():
@@ -52,18 +52,18 @@ def _seed() -> Iterator[Event]:
 
 
 class _DemoError(Exception):
-    """What goes wrong in the demo, now and then."""
+    """An error of a demo element."""
 
 
 async def run_workers(settings: Settings) -> None:
-    """Run small executions, one after the other, with recurrences and failures, for ever."""
+    """Run small executions one after another, with recurrences and failures, until cancelled."""
     async with Publisher(settings) as publisher:
         while True:
             await _run_execution(publisher, random.Random())  # noqa: S311
 
 
 async def _run_execution(publisher: Publisher, rng: random.Random) -> None:
-    """A few elements: each starts, may retry, and succeeds or fails."""
+    """Run a few elements; each starts, may retry, and succeeds or fails."""
     execution_id = str(uuid.UUID(int=rng.getrandbits(128), version=4))
     object_name = f"demo-{rng.randrange(16**6):06x}"
     for letter in "abcdef"[: rng.randint(2, 6)]:

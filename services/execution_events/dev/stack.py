@@ -1,4 +1,4 @@
-"""What `dev` starts, in which order, and how it stops."""
+"""The servers and services of `dev`: start order, endpoints and stop."""
 
 import asyncio
 import json
@@ -17,6 +17,7 @@ from execution_events.embedded import (
     EmbeddedKafka,
     EmbeddedPostgres,
     ProgressLine,
+    cache_directory,
     running,
 )
 from execution_events.errors import ExecutionEventsError
@@ -39,10 +40,9 @@ _ENDPOINTS = "endpoints.json"
 
 @dataclass(frozen=True, kw_only=True)
 class DevOptions:
-    """The options of `dev`; `reader_port` None prefers the last one, 0 takes any."""
+    """The options of `dev`; `reader_port` None prefers the last run's, 0 picks a free one."""
 
     data_dir: Path
-    cache_dir: Path
     reader_port: int | None
     demo: bool
     infra_only: bool
@@ -51,7 +51,7 @@ class DevOptions:
 
 @dataclass
 class Endpoints:
-    """What `endpoints.json` says; None for what does not run."""
+    """The content of `endpoints.json`; None for a service that does not run."""
 
     kafka: str
     topic: str
@@ -62,7 +62,7 @@ class Endpoints:
 
 
 async def run_stack(settings: Settings, options: DevOptions, stop: asyncio.Event) -> int:
-    """Run everything until `stop` is set, then stop it in the opposite order."""
+    """Run everything until `stop` is set, then stop it in reverse order."""
     say = printer(options.colour)
     running_stack = asyncio.create_task(_run(settings, options, say))
     stopping = asyncio.create_task(stop.wait())
@@ -83,12 +83,12 @@ async def _run(settings: Settings, options: DevOptions, say: Say) -> None:
         directory = await stack.enter_async_context(
             DataDirectory(options.data_dir, on_line=lambda line: say("dev", line))
         )
-        # That of a run that was killed.
+        # A run that was killed leaves its own.
         (directory.path / _ENDPOINTS).unlink(missing_ok=True)
         say("dev", f"starting Kafka and PostgreSQL in {directory.path}")
         kafka = EmbeddedKafka(
             directory,
-            options.cache_dir,
+            cache_directory(settings.cache_dir),
             on_line=lambda line: say("kafka", line),
             progress=ProgressLine(sys.stdout),
         )
@@ -109,8 +109,8 @@ async def _run(settings: Settings, options: DevOptions, say: Say) -> None:
             ops=postgres.dsn(_DATABASE, "execution_events_ops", passwords["ops"]),
         )
         tasks = [
-            asyncio.create_task(_died("Kafka", kafka)),
-            asyncio.create_task(_died("PostgreSQL", postgres)),
+            asyncio.create_task(_watch("Kafka", kafka)),
+            asyncio.create_task(_watch("PostgreSQL", postgres)),
         ]
         stack.push_async_callback(_cancel, tasks)
         if not options.infra_only:
@@ -121,7 +121,7 @@ async def _run(settings: Settings, options: DevOptions, say: Say) -> None:
             )
         if options.demo:
             await demo.publish_seed(settings)
-            await _until_served(demo.SEED_EXECUTION, f"{endpoints.reader}/v1/executions")
+            await _wait_until_served(demo.SEED_EXECUTION, f"{endpoints.reader}/v1/executions")
             tasks.append(asyncio.create_task(demo.run_workers(settings)))
         stack.enter_context(_endpoints_file(directory.path, endpoints))
         _announce(say, endpoints, options)
@@ -139,7 +139,7 @@ async def _services(
     reader_port: int,
     say: Say,
 ) -> AsyncIterator[list[asyncio.Task[None]]]:
-    """Consumer and reader, each under the role that may do no more than it must."""
+    """Run the consumer and the reader, each with the database role made for it."""
     management = {name: directory.port(f"{name}-management") for name in ("consumer", "reader")}
     variables = {
         name: {
@@ -179,7 +179,7 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
 
 
 async def _create_topic(settings: Settings, say: Say) -> None:
-    """Create the topic; one that exists keeps what its user has changed, retention for one."""
+    """Create the topic; an existing one keeps its configuration, such as another retention."""
     differences = await create_topic(
         settings.kafka,
         partitions=TOPIC_PARTITIONS,
@@ -188,7 +188,7 @@ async def _create_topic(settings: Settings, say: Say) -> None:
         retention_ms=TOPIC_RETENTION_DAYS * DAY_MS,
     )
     for name, found, wanted in differences or ():
-        say("dev", f"topic {settings.kafka.topic}: {name} is {found}, not {wanted}; left as it is")
+        say("dev", f"topic {settings.kafka.topic}: {name} is {found}, not {wanted}; left unchanged")
 
 
 async def _create_database(
@@ -206,7 +206,7 @@ async def _create_database(
 
 
 def _passwords(directory: Path) -> dict[str, str]:
-    """The roles' passwords: random, made once, readable by the directory's owner alone."""
+    """Return the roles' passwords: random, created once, readable only by the directory's owner."""
     file = directory / "passwords.json"
     if not file.exists():
         roles = ("owner", "writer", "reader", "ops")
@@ -221,15 +221,16 @@ def _reader_port(directory: DataDirectory, wanted: int | None) -> int:
     return directory.port("reader", preferred=_READER_PORT if wanted is None else None)
 
 
-async def _died(name: str, server: EmbeddedKafka | EmbeddedPostgres) -> None:
+async def _watch(name: str, server: EmbeddedKafka | EmbeddedPostgres) -> None:
+    """Wait until the server ends, and raise an error with its last lines."""
     code = await server.process.wait()
     raise ExecutionEventsError(
-        f"{name} ended with exit code {code}. Its last lines:\n{server.process.last_lines}"
+        f"{name} exited with code {code}. Its last lines:\n{server.process.last_lines}"
     )
 
 
-async def _until_served(execution_id: str, executions_url: str) -> None:
-    """Return once the reader lists events of the execution."""
+async def _wait_until_served(execution_id: str, executions_url: str) -> None:
+    """Wait until the reader lists events of the execution."""
 
     def body() -> bytes:
         url = f"{executions_url}/{execution_id}/events"
@@ -243,7 +244,7 @@ async def _until_served(execution_id: str, executions_url: str) -> None:
 
 
 def _say_postgres(say: Say, line: str) -> None:
-    """What PostgreSQL logs at its level LOG is news to nobody here."""
+    """Print a line of PostgreSQL's log, unless its level is LOG."""
     if " LOG:  " not in line:
         say("postgresql", line)
 
@@ -259,7 +260,7 @@ def _endpoints_file(directory: Path, endpoints: Endpoints) -> Iterator[None]:
 
 
 def _write_private(file: Path, content: object) -> None:
-    """Write JSON that only the owner can read, whole or not at all."""
+    """Write JSON that only the owner can read; replace the file atomically."""
     new = file.with_suffix(".new")
     new.unlink(missing_ok=True)
     new.touch(0o600, exist_ok=False)

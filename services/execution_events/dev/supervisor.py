@@ -1,4 +1,4 @@
-"""One service as a child process that is started again when it ends."""
+"""A service as a child process that is restarted when it ends."""
 
 import asyncio
 import os
@@ -11,25 +11,25 @@ from contextlib import asynccontextmanager
 from execution_events.embedded import ChildProcess
 from execution_events.errors import ExecutionEventsError
 
-_READY_LIMIT = 60
-"""Seconds that a service may take to become ready."""
+_READY_TIMEOUT = 60
+"""Seconds for a service to become ready."""
 _RESTART_DELAY = 1
-"""Seconds between the end of a service and its next start."""
-_USAGE = 2
-"""The exit code of wrong settings, which another start would not mend."""
+"""Seconds between the end of a service and its restart."""
+_WRONG_SETTINGS = 2
+"""Exit code after which a restart is useless."""
 
 Say = Callable[[str, str], None]
-"""Prints a line under the name of who says it."""
+"""Prints a line of the named process."""
 
 
 @asynccontextmanager
 async def supervised(
     name: str, settings: Mapping[str, str], ready_url: str, say: Say
 ) -> AsyncIterator[asyncio.Task[None]]:
-    """Run `execution-events <name>` and enter when `ready_url` answers 200.
+    """Run `execution-events <name>`; enter once `ready_url` answers 200.
 
-    A service that ends is started again, until the context is left, which stops it. The task
-    ends, with an error, only when that is of no use.
+    The service is restarted whenever it ends, and stopped when the context exits. The task fails
+    once a restart is useless: the service did not become ready, or refused its settings.
     """
 
     def process() -> ChildProcess:
@@ -49,12 +49,12 @@ async def supervised(
         while True:
             async with process() as child:
                 if not started.is_set():
-                    await child.until_ready(ready, _READY_LIMIT)
+                    await child.until_ready(ready, _READY_TIMEOUT)
                     started.set()
                 code = await child.wait()
-            if code == _USAGE:
-                raise ExecutionEventsError(f"{name} cannot run with these settings")
-            say(name, f"ended with exit code {code}; starting it again")
+            if code == _WRONG_SETTINGS:
+                raise ExecutionEventsError(f"{name} refused its settings: see its last lines")
+            say(name, f"exited with code {code}; restarting")
             await asyncio.sleep(_RESTART_DELAY)
 
     task = asyncio.create_task(supervise())
@@ -79,7 +79,7 @@ def _answers(url: str) -> bool:
 
 
 def printer(colour: bool) -> Say:
-    """Lines under a prefix of one width, in a colour of their own on a terminal."""
+    """Return a function that prints lines, each after the name of its process."""
 
     def say(name: str, line: str) -> None:
         prefix = f"{name:<10} |"

@@ -1,4 +1,4 @@
-"""Kafka and PostgreSQL for one machine: the real servers, with nothing to install beside Python.
+"""Kafka and PostgreSQL for one machine: the real servers, installed from Python packages.
 
     async with DataDirectory(path) as directory:
         kafka = EmbeddedKafka(directory, cache)
@@ -6,18 +6,18 @@
         async with running(kafka, postgres):
             ...  # kafka.bootstrap_servers, postgres.dsn()
 
-Every server dies with the process that started it, keeps its data and its ports in the directory,
-and listens on 127.0.0.1 alone.
+Every server ends with the process that started it, keeps its data and ports in the directory, and
+listens on 127.0.0.1 only.
 
-- directory   the data directory of one instance: its lock, its ports
-- kafka       Apache Kafka, one node
-- postgres    PostgreSQL
-- server      what both have in common; running several at once
-- process     a child process that cannot outlive its parent
-- guard       the script between the two, which sees to that
-- jars        the jars of Kafka: a committed list, downloaded and verified
-- jarlist     prints such a list for a new version
-- errors      what goes wrong
+- `directory`: the data directory of one instance, with its lock and ports.
+- `kafka`: Apache Kafka, one node or several.
+- `postgres`: PostgreSQL.
+- `server`: the base of both; several servers started together.
+- `process`: a child process that cannot outlive its parent.
+- `guard`: the script that runs between the two and enforces this.
+- `jars`: the jars of Kafka, downloaded and verified by a committed list.
+- `jarlist`: prints the list for a new version.
+- `errors`: the errors of this package.
 """
 
 from execution_events.embedded.directory import DataDirectory
@@ -28,7 +28,7 @@ from execution_events.embedded.jars import (
     ProgressLine,
     cache_directory,
 )
-from execution_events.embedded.kafka import EmbeddedKafka
+from execution_events.embedded.kafka import EmbeddedKafka, KafkaNode
 from execution_events.embedded.postgres import EmbeddedPostgres
 from execution_events.embedded.process import ChildProcess
 from execution_events.embedded.server import Server, running
@@ -41,6 +41,7 @@ __all__ = [
     "EmbeddedPostgres",
     "JarList",
     "JarsUnavailableError",
+    "KafkaNode",
     "MissingExtraError",
     "ProgressLine",
     "Server",

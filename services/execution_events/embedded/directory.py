@@ -1,3 +1,5 @@
+"""The data directory of one instance: its lock and its servers' ports."""
+
 import asyncio
 import fcntl
 import json
@@ -13,21 +15,21 @@ from execution_events.embedded.errors import EmbeddedError
 from execution_events.embedded.process import ignore
 
 HOST = "127.0.0.1"
-# Below the ports that the kernel gives to outgoing connections, which would take a server's port
-# while the server is down.
+# Below the kernel's ephemeral ports: an outgoing connection must not take the port of a server
+# that is down.
 PORTS = range(20_000, 32_000)
 
 
 class DataDirectory:
-    """The directory of one instance, held by this process while the context is open.
+    """The data directory of one instance, locked while the context is open.
 
-    One process at a time holds a directory. The lock is inherited by the servers that are started
-    on it (`lock`), so a directory counts as held until the last server of an earlier run has
-    gone, even when that run was killed. Waiting for it is announced through `on_line` and lasts
-    `patience` seconds at most; then entering raises EmbeddedError.
+    One process at a time holds a directory. Servers inherit the lock (`lock`), so a directory
+    stays locked until the last server of an earlier run has ended, even if that run was killed.
+    Entering waits for the lock for at most `patience` seconds, says so through `on_line`, and then
+    raises EmbeddedError.
 
-    The directory is created for its owner alone. The mode of one that exists never changes, and
-    neither does that of its parents.
+    A new directory is accessible to its owner only. The mode of an existing directory and of its
+    parents never changes.
     """
 
     def __init__(
@@ -58,23 +60,22 @@ class DataDirectory:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # Closing is not unlocking: the lock stays with the servers that still run.
+        # Closing does not unlock: servers that still run keep the lock.
         os.close(self.lock)
         self._lock = None
 
     @property
     def lock(self) -> int:
-        """The descriptor of the lock, for the servers of this directory to inherit."""
+        """The descriptor of the lock; servers inherit it."""
         if self._lock is None:
-            raise RuntimeError(f"{self.path} is not held")
+            raise RuntimeError(f"{self.path} is not locked")
         return self._lock
 
     def port(self, name: str, fixed: int | None = None, preferred: int | None = None) -> int:
-        """A free TCP port of 127.0.0.1 for the server `name`.
+        """Return a free TCP port of 127.0.0.1 for the server `name`, and remember it.
 
-        `fixed` when given, else the port of the last time while that is free, else `preferred`
-        while that is free, else a new one.
-        Raises EmbeddedError when `fixed` is taken.
+        In this order: `fixed` if given; the port of the last run if free; `preferred` if free; a
+        random one. Raise EmbeddedError if `fixed` is taken.
         """
         self.lock  # noqa: B018
         file = self.path / "ports.json"
@@ -83,8 +84,8 @@ class DataDirectory:
         if fixed is not None:
             if not _is_free(fixed):
                 raise EmbeddedError(
-                    f"Port {fixed} for {name} is taken on {HOST}. Choose another port, or stop"
-                    " the program that listens on it."
+                    f"port {fixed} for {name} is taken on {HOST}: choose another port, or stop the"
+                    " program that listens on it"
                 )
             port = fixed
         elif name in ports and _is_free(ports[name]):
@@ -106,8 +107,8 @@ class DataDirectory:
         while not _locked(lock):
             if loop.time() >= deadline:
                 raise EmbeddedError(
-                    f"{self.path} is in use by another run. Stop that run, or choose another"
-                    " data directory."
+                    f"{self.path} is in use by another run: stop that run, or choose another data"
+                    " directory"
                 )
             if not announced:
                 self._on_line(f"waiting for the previous run on {self.path} to stop")
@@ -118,11 +119,11 @@ class DataDirectory:
 def _open_lock(path: Path) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Root's servers run under another account, which must be able to pass through.
+        # Root's PostgreSQL runs under another account, which must be able to search the directory.
         path.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, exist_ok=True)
         return os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise EmbeddedError(f"The data directory cannot be used: {error}") from error
+        raise EmbeddedError(f"cannot use the data directory: {error}") from error
 
 
 def _locked(lock: int) -> bool:
@@ -135,7 +136,7 @@ def _locked(lock: int) -> bool:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as candidate:
-        # As the servers do: a connection of the last run in TIME_WAIT does not count.
+        # As the servers do: connections of the last run in TIME_WAIT do not block the port.
         candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             candidate.bind((HOST, port))
@@ -148,4 +149,4 @@ def _free_port(excluded: set[int]) -> int:
     for port in random.sample(PORTS, len(PORTS)):
         if port not in excluded and _is_free(port):
             return port
-    raise EmbeddedError(f"No port between {PORTS.start} and {PORTS.stop} is free on {HOST}.")
+    raise EmbeddedError(f"no port between {PORTS.start} and {PORTS.stop} is free on {HOST}")

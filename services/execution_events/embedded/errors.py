@@ -1,12 +1,14 @@
+"""The errors of embedded servers."""
+
 from execution_events.errors import ExecutionEventsError
 
 
 class EmbeddedError(ExecutionEventsError):
-    """An embedded server cannot be provided. The message says what failed and what to do."""
+    """An embedded server that cannot run; the message says the cause and the remedy."""
 
 
 class MissingExtraError(EmbeddedError):
-    """The libraries that carry the servers are not installed."""
+    """A missing package of the extra `embedded`."""
 
     def __init__(self, package: str) -> None:
         super().__init__(

@@ -1,18 +1,18 @@
-"""Run one command, and stop it when standard input ends.
+"""Runner of one command, which it stops when standard input ends.
 
     python -I -S guard.py REPORT_FD STOP_SIGNAL GRACE USER GROUP COMMAND [ARGUMENT ...]
 
-The process that starts a guard keeps the other end of its standard input open. However that
-process ends, kill -9 included, the input ends with it, and then the guard sends STOP_SIGNAL to
-the command and, GRACE seconds later, SIGKILL. The guard exits with the command's exit code, or
-with 128 + n after signal n. Whatever is left of the command's process group dies with it.
+The process that starts a guard keeps the other end of its standard input open. When that process
+ends, even by SIGKILL, the input ends, and the guard sends STOP_SIGNAL to the command and SIGKILL
+GRACE seconds later. The guard exits with the command's exit code, or with 128 + n after signal n.
+It kills the rest of the command's process group.
 
 On Linux the kernel also kills the command when the guard itself is killed.
 
 USER and GROUP are numbers, or -1 to change nothing. On REPORT_FD the guard writes "pid <n>", and
-"error <text>" when the command could not be started; its end means that both have had their turn.
+"error <text>" if the command could not be started, and then closes it.
 
-Only the standard library, and little of it: one guard starts for each server.
+It imports little, because one guard starts for each server.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     woken = _wake_on_child_exit()
     pid = _start(arguments[5:], user, group, report)
-    with contextlib.suppress(OSError):  # nobody is left to read it: the input has ended as well
+    with contextlib.suppress(OSError):  # the parent may have ended; so has the input
         os.write(report, b"pid %d\n" % pid)
     os.close(report)
     status = _supervise(pid, woken, stop_signal, grace)
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _wake_on_child_exit() -> int:
-    """The descriptor that becomes readable when the command may have exited."""
+    """Return a descriptor that becomes readable when the command may have exited."""
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -72,7 +72,7 @@ def _start(command: list[str], user: int, group: int, report: int) -> int:
 def _become(
     command: list[str], user: int, group: int, guard: int, libc: ctypes.CDLL | None
 ) -> NoReturn:
-    # An ignored signal stays ignored in the new program; Python ignores the last two itself.
+    # Ignored signals stay ignored after exec; Python ignores the last two itself.
     for number in (*IGNORED, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     os.setpgid(0, 0)
@@ -90,7 +90,7 @@ def _become(
 
 
 def _supervise(pid: int, woken: int, stop_signal: int, grace: float) -> int:
-    """The wait status of the command, once it has exited."""
+    """Return the wait status of the command once it has exited."""
     watched = [0, woken]
     deadline: float | None = None
     while True:

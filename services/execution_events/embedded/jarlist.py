@@ -1,10 +1,10 @@
-"""Print the list of all jars that a Java program needs, for `JarList.load`:
+"""The list of all jars of a Java program, for `JarList.load`:
 
     python -m execution_events.embedded.jarlist NAME COORDINATE [COORDINATE ...]
 
-A coordinate is group:artifact:version in Maven's terms. Each is resolved on its own; where two of
-them need different versions of an artifact, that of the coordinate named first stands. A
-coordinate that begins with "=" is listed without what it depends on.
+A coordinate is Maven's group:artifact:version. Each is resolved on its own; if two need different
+versions of an artifact, the version of the coordinate named first is listed. A coordinate that
+begins with "=" is listed without its dependencies.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from execution_events.embedded.jars import Jar
 
 
 def resolve(coordinate: str) -> list[Jar]:
-    """The runtime class path of a Maven coordinate, with the checksums of what is downloaded."""
+    """Return the runtime class path of a Maven coordinate, with the jars' checksums."""
     import jgo
 
     artifacts = jgo.resolve(coordinate.removeprefix("="))
@@ -32,6 +32,7 @@ def resolve(coordinate: str) -> list[Jar]:
 
 
 def render(name: str, coordinates: list[str]) -> str:
+    """Return the list as TOML; it begins with the command that printed it."""
     chosen: dict[tuple[str, str], Jar] = {}
     for coordinate in coordinates:
         for jar in resolve(coordinate):

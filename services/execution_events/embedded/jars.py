@@ -1,11 +1,14 @@
+"""The jars of Kafka: a committed list, a cache, and verified downloads."""
+
 import asyncio
 import hashlib
+import os
 import shutil
 import tempfile
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,34 +21,34 @@ from execution_events.embedded.errors import EmbeddedError, MissingExtraError
 if TYPE_CHECKING:
     from jgo.maven import MavenContext
 
-AT_ONCE = 6
+CONCURRENT_DOWNLOADS = 6
 ATTEMPTS = 3
 TIMEOUT = 10  # seconds without a byte
 
 Progress = Callable[[int, int, int], None]
-"""Receives the jars that are there, the jars of the list, and the bytes downloaded so far.
+"""Receives the number of jars in the cache, of jars in the list, and of bytes downloaded.
 
-It is called from worker threads, by one at a time.
+It is called from worker threads, one call at a time.
 """
 
 
-def cache_directory(environ: Mapping[str, str]) -> Path:
-    """Where the jars are kept unless the user says otherwise."""
-    if chosen := environ.get("EXECUTION_EVENTS_CACHE_DIR"):
+def cache_directory(chosen: str | None) -> Path:
+    """Return the directory of downloads: `chosen`, else one in the user's cache."""
+    if chosen is not None:
         return Path(chosen)
-    caches = environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(caches, "execution-events")
 
 
 class JarsUnavailableError(EmbeddedError):
-    """A jar cannot be downloaded, or is not the one of the list."""
+    """A jar that cannot be downloaded, or differs from the list."""
 
-    def __init__(self, what: str, directory: Path) -> None:
+    def __init__(self, problem: str, directory: Path) -> None:
         super().__init__(
-            f"{what}\n"
-            "There are two ways around it:\n"
-            "  - start the services one by one, on a running Kafka that\n"
-            "    EXECUTION_EVENTS_KAFKA_BOOTSTRAP_SERVERS names;\n"
+            f"{problem}\n"
+            "Either\n"
+            "  - start the services one by one with a running Kafka, its address in\n"
+            "    EXECUTION_EVENTS_KAFKA_BOOTSTRAP_SERVERS, or\n"
             f"  - copy the directory {directory}\n"
             "    from a machine that has it."
         )
@@ -53,6 +56,8 @@ class JarsUnavailableError(EmbeddedError):
 
 @dataclass(frozen=True, slots=True)
 class Jar:
+    """A jar of a Maven repository, with its checksum."""
+
     group: str
     artifact: str
     version: str
@@ -72,7 +77,7 @@ class Jar:
         return f"{self.artifact}-{self.version}.jar"
 
     def matches(self, file: Path) -> bool:
-        """Whether the file is there and is this jar, byte for byte."""
+        """Return whether the file exists and has this jar's checksum."""
         try:
             with file.open("rb") as stream:
                 return hashlib.file_digest(stream, "sha256").hexdigest() == self.sha256
@@ -82,52 +87,55 @@ class Jar:
 
 @dataclass(frozen=True, slots=True)
 class JarList:
-    """Every jar of a program. `name` names their directory in a cache."""
+    """All jars of a program; `name` is their directory in a cache."""
 
     name: str
     jars: tuple[Jar, ...]
 
     @classmethod
     def load(cls, source: Traversable) -> Self:
-        """The list of a file that `jarlist` printed."""
+        """Read a file that `jarlist` printed."""
         content = tomllib.loads(source.read_text("utf-8"))
         return cls(content["name"], tuple(Jar.parse(*item) for item in content["jars"].items()))
 
     async def provide(self, cache: Path, progress: Progress | None = None) -> list[Path]:
-        """The files of all jars, in the order of the list, each verified by its SHA-256.
+        """Return the files of all jars, in the order of the list, each verified by its SHA-256.
 
-        What `cache` lacks is taken from the local Maven repository or downloaded, and appears in
-        the cache only when it is complete and verified: any number of processes may fill one
-        cache at once, and one that is killed leaves no broken file. No dependency is resolved.
+        Jars missing from `cache` are copied from the local Maven repository or downloaded, and
+        appear in the cache once they are complete and verified: any number of processes may fill
+        one cache at the same time, and a killed one leaves no broken file. No dependency is
+        resolved.
 
-        Raises JarsUnavailableError when a jar cannot be had or is a different one.
+        Raise JarsUnavailableError if a jar cannot be downloaded or its checksum differs.
         """
         stopped = threading.Event()
         try:
             return await asyncio.to_thread(self._provide, cache, progress, stopped)
         finally:
-            stopped.set()  # a thread cannot be cancelled: the downloads look for this
+            stopped.set()  # threads cannot be cancelled: the downloads check this event
 
     def _provide(
         self, cache: Path, progress: Progress | None, stopped: threading.Event
     ) -> list[Path]:
         directory = cache.absolute() / self.name
         files = [directory / jar.filename for jar in self.jars]
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            # All 45 MB each time: it takes a tenth of a second, less than the trust is worth.
+        with ThreadPoolExecutor(CONCURRENT_DOWNLOADS) as pool:
+            # All 45 MB at each start: it takes 0.1 s.
             verified = pool.map(Jar.matches, self.jars, files)
-            missing = [jar for jar, there in zip(self.jars, verified, strict=True) if not there]
+            missing = [jar for jar, valid in zip(self.jars, verified, strict=True) if not valid]
         if missing:
             meter = _Meter(len(self.jars) - len(missing), len(self.jars), progress, stopped)
             try:
                 _fetch_all(missing, directory, meter)
             except OSError as error:
-                raise JarsUnavailableError(f"Kafka cannot be stored: {error}", directory) from error
+                raise JarsUnavailableError(
+                    f"cannot store the jars of Kafka: {error}", directory
+                ) from error
         return files
 
 
 class ProgressLine:
-    """Shows the progress on a stream: one changing line on a terminal, else one in a while."""
+    """Progress on a stream: one updated line on a terminal, else a line every few seconds."""
 
     def __init__(self, stream: TextIO, seconds: float = 3.0) -> None:
         self._stream = stream
@@ -145,11 +153,11 @@ class ProgressLine:
 
 
 class _Stopped(Exception):
-    """Nobody waits for the jars any more."""
+    """The download was cancelled."""
 
 
 class _Meter:
-    """Counts what the downloads of several threads bring."""
+    """Counts of finished jars and received bytes over several threads."""
 
     def __init__(
         self, done: int, total: int, progress: Progress | None, stopped: threading.Event
@@ -163,7 +171,7 @@ class _Meter:
 
     @contextmanager
     def receiving(self, filename: str, size: int) -> Iterator[Callable[[int], None]]:
-        """The hook of jgo: what it yields is called with the length of each piece."""
+        """Yield the function that jgo calls with the length of each piece."""
         yield lambda length: self.add(received=length)
 
     def add(self, *, done: int = 0, received: int = 0) -> None:
@@ -187,12 +195,12 @@ def _fetch_all(jars: Sequence[Jar], directory: Path, meter: _Meter) -> None:
     settings = GlobalSettings.load()
     with (
         tempfile.TemporaryDirectory(prefix=".incoming-", dir=directory) as incoming,
-        ThreadPoolExecutor(AT_ONCE) as pool,
+        ThreadPoolExecutor(CONCURRENT_DOWNLOADS) as pool,
     ):
         maven = MavenContext(
             PythonResolver(progress_callback=meter.receiving),
-            # Not the user's own repository: a download that is cut off would stay there as half
-            # a file, and be taken for the whole one by every later build.
+            # Not the user's own repository: an interrupted download would stay there as half a
+            # file, and later builds would take it for the jar.
             repo_cache=Path(incoming),
             remote_repos=MavenContext().remote_repos | settings.repositories,
             timeout=TIMEOUT,
@@ -208,7 +216,7 @@ def _fetch_all(jars: Sequence[Jar], directory: Path, meter: _Meter) -> None:
                 _download(jar, file, maven, directory, meter)
             if not jar.matches(file):
                 raise JarsUnavailableError(
-                    f"What was downloaded as {jar.coordinate} has a wrong SHA-256 checksum.",
+                    f"{jar.coordinate}: the downloaded file has a wrong SHA-256 checksum",
                     directory,
                 )
             file.replace(directory / jar.filename)
@@ -222,17 +230,17 @@ def _fetch_all(jars: Sequence[Jar], directory: Path, meter: _Meter) -> None:
 
 
 def _download(jar: Jar, file: Path, maven: "MavenContext", directory: Path, meter: _Meter) -> None:
-    """Let jgo put the jar where `file` is in its repository."""
+    """Download the jar with jgo to `file`, its path in the repository."""
     artifact = maven.project(jar.group, jar.artifact).at_version(jar.version).artifact()
     for attempt in range(1, ATTEMPTS + 1):
         meter.add()
         try:
             artifact.resolve()
-        except (OSError, RuntimeError) as error:  # of the network; of jgo, for every refusal
+        except (OSError, RuntimeError) as error:  # the second: jgo's, for any refusal
             file.unlink(missing_ok=True)
             if attempt == ATTEMPTS:
                 raise JarsUnavailableError(
-                    f"{jar.coordinate} cannot be downloaded: {error}", directory
+                    f"cannot download {jar.coordinate}: {error}", directory
                 ) from error
         else:
             return

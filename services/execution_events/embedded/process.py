@@ -1,3 +1,5 @@
+"""A child process that cannot outlive its parent."""
+
 import asyncio
 import contextlib
 import os
@@ -19,21 +21,21 @@ MARGIN = 5.0  # seconds that a guard may take beyond the grace of its command
 
 
 def ignore(line: str) -> None:
-    """The default for `on_line`."""
+    """Ignore a line: the default of `on_line`."""
 
 
 class ChildProcess:
-    """One command that cannot outlive this process.
+    """A command that cannot outlive this process.
 
-    The command runs in a session of its own, so a Ctrl-C at the terminal reaches only this
-    process, which then stops the command in its own time. When this process ends in any way,
-    kill -9 included, the command receives `stop_signal` and, `grace` seconds later, SIGKILL.
+    The command runs in its own session, so that Ctrl-C at the terminal reaches only this process,
+    which then stops the command. When this process ends, even by SIGKILL, the command receives
+    `stop_signal` and, `grace` seconds later, SIGKILL.
 
-    `env` replaces the environment when given. `user` is the name of the account to run under,
-    which only root can choose. The descriptors in `inherit` stay open in the command.
+    `env` replaces the environment if given. `user` is the account to run under, which only root
+    can choose. The descriptors in `inherit` stay open in the command.
 
-    `on_line` receives each line of the command's output, both streams in order, without its end;
-    a line beyond 16 KiB arrives in pieces, and bytes that are not UTF-8 are replaced.
+    `on_line` receives each line of standard output and standard error, in order, without the line
+    break; a line longer than 16 KiB arrives in pieces, and bytes that are not UTF-8 are replaced.
     """
 
     def __init__(
@@ -75,18 +77,18 @@ class ChildProcess:
 
     @property
     def pid(self) -> int:
-        """The process id of the command itself."""
+        """The process id of the command, not of its guard."""
         if self._pid is None:
             raise RuntimeError("the process has not been started")
         return self._pid
 
     @property
     def last_lines(self) -> str:
-        """The end of the output, for an error message."""
+        """The last 40 lines of the output, for an error message."""
         return "\n".join(self._last_lines) or "(no output)"
 
     async def start(self) -> None:
-        """Return once the command runs; raise EmbeddedError when it cannot be executed."""
+        """Return once the command runs; raise EmbeddedError if it cannot be executed."""
         read, write = os.pipe()
         try:
             self._guard = await asyncio.create_subprocess_exec(
@@ -113,20 +115,20 @@ class ChildProcess:
             raise
 
     async def wait(self) -> int:
-        """The exit code, once the command has ended: 128 + n after signal n."""
+        """Wait until the command ends; return its exit code, or 128 + n after signal n."""
         if self._guard is None:
             raise RuntimeError("the process has not been started")
         code = await self._guard.wait()
         if self._output is not None:
-            # What the command itself wrote is in the pipe by now. A process that it left behind
-            # may hold the pipe open for ever.
+            # The command's own output is in the pipe by now. A process that it left behind may
+            # keep the pipe open.
             await asyncio.wait([self._output], timeout=1.0)
         return code if code >= 0 else 128 - code
 
     async def stop(self) -> int | None:
-        """Stop the command as its guard would, and return its exit code.
+        """Stop the command and return its exit code; None if it was never started.
 
-        Ends within `grace` and a few seconds. Stopping what has ended or never began is harmless.
+        Return within `grace` and a few seconds. Do nothing if the command has ended.
         """
         if self._guard is None:
             return None
@@ -145,31 +147,31 @@ class ChildProcess:
                 self._output.cancel()
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal to the command itself; nothing happens once it has ended."""
+        """Send a signal to the command; do nothing if it has ended."""
         if self._guard is None or self._guard.returncode is not None or self._pid is None:
             return
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, number)
 
-    async def until_ready(self, probe: Callable[[], Awaitable[bool]], limit: float) -> None:
-        """Return once `probe` says yes; it is asked again every 50 ms.
+    async def until_ready(self, probe: Callable[[], Awaitable[bool]], timeout: float) -> None:
+        """Wait until `probe`, called every 50 ms, returns true.
 
-        Raises EmbeddedError, with the last lines of the output, when the command ends first or
-        `limit` seconds have passed.
+        Raise EmbeddedError with the last lines of the output if the command ends first or after
+        `timeout` seconds.
         """
         ended = asyncio.create_task(self.wait())
         ready = asyncio.create_task(_until(probe))
         try:
-            await asyncio.wait([ended, ready], timeout=limit, return_when="FIRST_COMPLETED")
+            await asyncio.wait([ended, ready], timeout=timeout, return_when="FIRST_COMPLETED")
             if ready.done():
                 return ready.result()
-            what = (
-                f"ended with exit code {ended.result()}"
+            problem = (
+                f"exited with code {ended.result()}"
                 if ended.done()
-                else f"was not ready within {limit:g} s"
+                else f"was not ready within {timeout:g} s"
             )
             raise EmbeddedError(
-                f"{Path(self._argv[0]).name} {what}. Its last lines:\n{self.last_lines}"
+                f"{Path(self._argv[0]).name} {problem}. Its last lines:\n{self.last_lines}"
             )
         finally:
             ended.cancel()
@@ -208,7 +210,7 @@ async def run(
     user: str | None = None,
     inherit: Sequence[int] = (),
 ) -> None:
-    """Run a command to its end; raise EmbeddedError with its last lines when it fails."""
+    """Run a command to its end; raise EmbeddedError with its last lines if it fails."""
     async with ChildProcess(argv, env=env, cwd=cwd, user=user, inherit=inherit) as process:
         if code := await process.wait():
             raise EmbeddedError(
@@ -222,7 +224,7 @@ async def _until(probe: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def _read_all(descriptor: int) -> bytes:
-    """What the pipe carries up to its end; closes it."""
+    """Read a pipe to its end, and close it."""
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", buffering=0)
@@ -238,5 +240,5 @@ def _started(report: bytes) -> int:
     if "error" in lines:
         raise EmbeddedError(f"cannot start {lines['error']}")
     if "pid" not in lines:
-        raise EmbeddedError("the guard of a process ended before the process began")
+        raise EmbeddedError("the guard of a process exited before it started the process")
     return int(lines["pid"])

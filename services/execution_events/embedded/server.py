@@ -1,6 +1,8 @@
+"""The base of embedded servers, and several of them started together."""
+
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
@@ -9,9 +11,10 @@ from execution_events.embedded.process import ChildProcess
 
 
 class Server(ABC):
-    """A server that runs while the context is open, and never longer than this process."""
+    """A server that runs while its context is open, and never longer than this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
         self._process: ChildProcess | None = None
 
     async def __aenter__(self) -> Self:
@@ -28,35 +31,41 @@ class Server(ABC):
 
     @property
     def process(self) -> ChildProcess:
-        """The server's process: it can be waited for and, by tests, be killed."""
+        """The server's process; tests may kill it."""
         if self._process is None:
             raise RuntimeError("the server has not been started")
         return self._process
 
-    @abstractmethod
     async def start(self) -> None:
-        """Return once the server answers; raise EmbeddedError, with nothing left running."""
+        """Return once the server answers; on failure stop it and raise EmbeddedError."""
+        try:
+            await self.launch()
+            await self.until_ready()
+        except BaseException:
+            await self.stop()
+            raise
+
+    @abstractmethod
+    async def launch(self) -> None:
+        """Start the process, and return before the server answers."""
+
+    async def until_ready(self) -> None:
+        """Wait until the server answers; raise EmbeddedError after its timeout."""
+        await self.process.until_ready(self._answers, self._timeout)
 
     async def stop(self) -> None:
-        """Stop the server in order. Stopping what does not run is harmless."""
+        """Stop the server in order; do nothing if it does not run."""
         if self._process is not None:
             await self._process.stop()
 
-    async def _launch(
-        self, process: ChildProcess, probe: Callable[[], Awaitable[bool]], limit: float
-    ) -> None:
-        self._process = process
-        await process.start()
-        try:
-            await process.until_ready(probe, limit)
-        except BaseException:
-            await process.stop()
-            raise
+    @abstractmethod
+    async def _answers(self) -> bool:
+        """Return whether the server answers a request."""
 
 
 @asynccontextmanager
 async def running(*servers: Server) -> AsyncIterator[None]:
-    """All the servers, started at the same time and stopped at the same time."""
+    """Start all servers concurrently; stop all concurrently when the context exits."""
     try:
         started = await asyncio.gather(
             *(server.start() for server in servers), return_exceptions=True

@@ -1,5 +1,5 @@
-"""Work on a whole installation, above Kafka and the store: what commands call.
+"""Operations on a whole installation, above Kafka and the store; the commands call them.
 
-- `migration`: bring the schema and the roles up to date.
-- `accept`: continue with a log that replaced the stored one.
+- `migration`: update the schema and the roles.
+- `accept`: accept a log that replaced the stored one.
 """

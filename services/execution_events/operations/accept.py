@@ -1,4 +1,4 @@
-"""Continue with a log that replaced the stored one, once an operator accepts it."""
+"""The acceptance of a log that replaced the stored one."""
 
 from collections.abc import AsyncIterator
 from typing import Literal, NamedTuple
@@ -15,8 +15,8 @@ from execution_events.store.write.progress import OffsetMove
 class ReplacedLog(NamedTuple):
     """A partition whose log is not the stored one.
 
-    `difference` is the reason; the log holds offsets from `begin` up to `end`, and continues at
-    `offset` once it is accepted.
+    `difference` says how it differs. The log holds the offsets from `begin` to before `end`; once
+    accepted, the partition continues at `offset`.
     """
 
     partition: int
@@ -36,10 +36,10 @@ class UnreadLog(NamedTuple):
 async def accept_logs(
     settings: Settings, start: Literal["beginning", "end"], *, dry_run: bool
 ) -> AsyncIterator[ReplacedLog | UnreadLog]:
-    """Yield each partition whose log differs, after accepting it unless this is a `dry_run`.
+    """Yield each partition whose log differs; accept the log first unless `dry_run`.
 
-    An accepted log continues at its beginning or its end. Consumers may run meanwhile: one that
-    stores at the same moment makes this raise `FencedError`.
+    An accepted partition continues at the beginning or the end of its log. Consumers may be
+    running; raise `FencedError` when one of them commits to the partition at the same time.
     """
     partitions = await check_topic(settings.kafka)
     async with BatchWriter(settings.database.require_url(), settings.kafka.topic) as writer:

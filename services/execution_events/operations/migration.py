@@ -1,4 +1,4 @@
-"""The schema and the privileges of the roles, brought up to date."""
+"""Migrations of the database, as the settings name it."""
 
 from execution_events.settings import DatabaseSettings
 from execution_events.store.connection import connect
@@ -8,7 +8,7 @@ _APPLICATION = "execution-events migrate"
 
 
 async def migrate_database(database: DatabaseSettings) -> list[Migration]:
-    """Apply the missing migrations and the privileges; return what was applied."""
+    """Apply the missing migrations and set the privileges; return the applied migrations."""
     passwords = {
         "execution_events_writer": database.writer_password,
         "execution_events_reader": database.reader_password,
@@ -22,6 +22,6 @@ async def migrate_database(database: DatabaseSettings) -> list[Migration]:
 
 
 async def missing_migrations(database: DatabaseSettings) -> list[Migration]:
-    """Return the migrations that the database lacks; change nothing."""
+    """Return the missing migrations; change nothing."""
     async with connect(database.require_url(), _APPLICATION) as connection:
         return await pending(connection)

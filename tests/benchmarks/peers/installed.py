@@ -2,11 +2,10 @@
 
 import asyncio
 import hashlib
-import os
 import sys
 from pathlib import Path
 
-from execution_events.embedded import cache_directory
+from tests.support.configuration import CACHE_DIR
 
 LOCK = Path(__file__).with_name("requirements.txt")
 
@@ -19,7 +18,7 @@ def directory(cache: Path, lock: bytes) -> Path:
 
 async def python() -> Path:
     """The interpreter that has the peers; the first call installs them."""
-    place = directory(cache_directory(os.environ), LOCK.read_bytes())
+    place = directory(CACHE_DIR, LOCK.read_bytes())
     interpreter, done = place / "bin" / "python", place / "installed"
     if not done.exists():
         await _run(sys.executable, "-m", "venv", "--clear", str(place))

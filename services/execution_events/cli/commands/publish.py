@@ -1,4 +1,4 @@
-"""`publish`: events from a file or from standard input."""
+"""`publish`: events from a file or standard input."""
 
 import argparse
 import asyncio
@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from execution_events import wire
-from execution_events.cli.numbers import seconds
+from execution_events.cli.arguments import seconds
 from execution_events.cli.progress import Progress
 from execution_events.clock import now_ms
 from execution_events.errors import ExecutionEventsError, RecordRefusedError, RetryableError
@@ -22,7 +22,7 @@ from execution_events.publisher.record import PendingRecord
 from execution_events.settings import Settings
 
 _WINDOW = 10_000
-"""Records that may wait for their acknowledgement at the same time."""
+"""Maximum number of unacknowledged records."""
 _SHOWN_ERRORS = 10
 
 
@@ -31,18 +31,20 @@ def add_commands(commands: Any) -> None:
     publish = commands.add_parser(
         "publish",
         help="publish events from a file or standard input",
-        description="Publish events: a JSON array, or one JSON object a line, each in the form of "
-        "schemas/event.schema.json or as the events API answers it. Nothing is published unless "
-        "all are valid. Each is counted again, as new occurrences.",
+        description="Publish events: a JSON array, or one JSON object per line, each as in "
+        "schemas/event.schema.json or in the reader's responses. Nothing is published unless all "
+        "are valid. Each run publishes new occurrences: a file published twice counts twice.",
     )
     publish.add_argument(
-        "file", nargs="?", default="-", metavar="FILE", help="the file; - (default): standard input"
+        "file", nargs="?", default="-", metavar="FILE", help="file; - (default) is standard input"
     )
+    publish.add_argument("--execution-id", metavar="ID", help="execution id of events without one")
     publish.add_argument(
-        "--execution-id", metavar="ID", help="the execution of events that name none"
-    )
-    publish.add_argument(
-        "--timeout", type=seconds, default=60, help="seconds to wait for Kafka (default: 60)"
+        "--timeout",
+        type=seconds,
+        default=60,
+        metavar="SECONDS",
+        help="timeout for Kafka in seconds (default: %(default)s)",
     )
     publish.add_argument(
         "--json", action="store_true", help="print each acknowledged record as a JSON object"
@@ -61,23 +63,26 @@ def _publish(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def _occurrences(content: bytes, execution_id: str | None) -> Iterator[Occurrence]:
-    """The occurrences of a JSON array or of JSON lines; all errors at once."""
+    """Yield the occurrences of a JSON array or of JSON lines.
+
+    After the last one, raise an error that lists every invalid event.
+    """
     errors = []
     now = now_ms()
-    for place, item in _items(content):
+    for name, item in _items(content):
         try:
             body = msgspec.json.decode(item)
             if isinstance(body, dict) and execution_id is not None:
                 item = msgspec.json.encode({"executionId": execution_id, **body})
             yield wire.decode(None, item, now)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            errors.append(f"{place}: not JSON: {error}")
+            errors.append(f"{name}: not JSON: {error}")
         except RecordRefusedError as error:
-            errors.append(f"{place}: {error.detail}")
+            errors.append(f"{name}: {error.detail}")
     if errors:
         shown = "\n  ".join(errors[:_SHOWN_ERRORS])
         more = f"\n  and {len(errors) - _SHOWN_ERRORS} more" if len(errors) > _SHOWN_ERRORS else ""
-        raise ExecutionEventsError(f"nothing was published, for:\n  {shown}{more}")
+        raise ExecutionEventsError(f"nothing was published; invalid events:\n  {shown}{more}")
 
 
 def _items(content: bytes) -> Iterator[tuple[str, bytes]]:
@@ -110,15 +115,15 @@ async def _send(
                 ]
                 sent += len(window)
                 for occurrence, acknowledgement in window:
-                    place = await acknowledgement
+                    position = await acknowledgement
                     acknowledged += 1
                     if as_json:
-                        print(_line(occurrence, place))
+                        print(_line(occurrence, position))
                     progress.show(acknowledged, "acknowledged")
     except RetryableError as error:
         raise ExecutionEventsError(
             f"{error}; {acknowledged} of {len(occurrences)} events were acknowledged"
-            + (f", and {sent - acknowledged} others may still arrive" if sent else "")
+            + (f"; {sent - acknowledged} more may still arrive" if sent else "")
         ) from error
     finally:
         progress.end()
@@ -127,12 +132,12 @@ async def _send(
     return 0
 
 
-def _line(occurrence: Occurrence, place: Acknowledged) -> str:
+def _line(occurrence: Occurrence, position: Acknowledged) -> str:
     return msgspec.json.encode(
         {
             "executionId": occurrence.execution_id,
             "name": occurrence.name,
-            "partition": place.partition,
-            "offset": place.offset,
+            "partition": position.partition,
+            "offset": position.offset,
         }
     ).decode()

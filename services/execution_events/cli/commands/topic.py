@@ -1,79 +1,88 @@
-"""`topic`: the topic as the guarantees need it, and what to do where it was replaced."""
+"""`topic`: create the topic, or accept a replaced log."""
 
 import argparse
 import asyncio
 from typing import Any, Literal
 
+from execution_events.cli.arguments import positive
 from execution_events.cli.extras import extra
-from execution_events.cli.numbers import positive
 from execution_events.errors import SettingsError
 from execution_events.settings import TOPIC_PARTITIONS, TOPIC_RETENTION_DAYS, Settings
 
 
 def add_commands(commands: Any) -> None:
     """Add the commands to the command line."""
-    topic = commands.add_parser("topic", help="the topic of the events")
+    topic = commands.add_parser("topic", help="create the topic, or accept a replaced log")
     subcommands = topic.add_subparsers(title="commands", metavar="COMMAND", required=True)
     create = subcommands.add_parser(
         "create",
-        help="create it; where it exists, show what differs, or alter it",
-        description="Create the topic so that an acknowledged record outlives any one broker, and "
-        "is removed by the time at which Kafka took it (LogAppendTime). A topic that exists is "
-        "compared: what differs is shown, and the exit code is 1 where something does.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        help="create the topic; compare or alter an existing one",
+        description="Create the topic. An acknowledged record survives the loss of one broker, and "
+        "is retained by the time at which Kafka received it (LogAppendTime). If the topic exists, "
+        "list how it differs and exit 1 if it does.",
     )
     create.add_argument(
         "--partitions",
         type=positive,
         default=TOPIC_PARTITIONS,
-        help="the most consumers that can share the work",
+        metavar="N",
+        help="number of partitions, the maximum number of active consumers (default: %(default)s)",
     )
-    create.add_argument("--replication", type=positive, default=3, help="copies of each record")
+    create.add_argument(
+        "--replication",
+        type=positive,
+        default=3,
+        metavar="N",
+        help="replicas of each partition (default: %(default)s)",
+    )
     create.add_argument(
         "--min-insync-replicas",
         type=positive,
         default=2,
-        help="copies that must be written before a record is acknowledged",
+        metavar="N",
+        help="replicas that must have a record before it is acknowledged (default: %(default)s)",
     )
     create.add_argument(
         "--retention-days",
         type=positive,
         default=TOPIC_RETENTION_DAYS,
-        help="how long records are kept: as long as consumers may be away, and more",
+        metavar="DAYS",
+        help="days that records are kept, longer than any outage of the consumers "
+        "(default: %(default)s)",
     )
     create.add_argument(
         "--alter",
         action="store_true",
-        help="change what differs, except replication and fewer partitions; with more partitions, "
-        "further records of an execution may go to another one than its earlier records, so that "
-        "ties of times follow the order of storing (counts stay exact)",
+        help="change what differs, except for the replication factor and a smaller number of "
+        "partitions; after adding partitions, later records of an execution may go to another "
+        "partition, and of two records with the same lastTimestamp the one stored last wins "
+        "(counts stay exact)",
     )
     create.set_defaults(run=_create)
     accept = subcommands.add_parser(
         "accept",
-        help="go on with a log that was created again, truncated, or has lost records",
-        description="Show where the topic's log is not the one that is stored, and with --yes go "
-        "on with it. Consumers may run: those that have halted go on within 15 seconds. What is "
-        "counted stays counted, and records of a known ce_source and ce_sequence are not counted "
-        "again.",
+        help="continue with a log that was re-created, truncated or has lost records",
+        description="List the partitions whose log was replaced; with --yes, accept the new log. "
+        "Consumers may be running: halted ones continue within 15 seconds. Counts stay as they "
+        "are, and records with a known ce_source and ce_sequence are not counted again.",
     )
     accept.add_argument(
         "--from",
         dest="start",
         choices=("beginning", "end"),
         default="beginning",
-        help="where to go on: at the log's beginning (default), as all records in a log that was "
-        "created again are new; or at its end, where all that it holds has been counted",
+        help="offset to continue at: the beginning of the log (default), where all its records are "
+        "new, as in a re-created topic; or its end, where all were counted before",
     )
-    accept.add_argument("--yes", action="store_true", help="do it")
+    accept.add_argument("--yes", action="store_true", help="apply the change (default: dry run)")
     accept.set_defaults(run=_accept)
 
 
 def _create(arguments: argparse.Namespace, settings: Settings) -> int:
     if arguments.min_insync_replicas > arguments.replication:
         raise SettingsError(
-            f"--min-insync-replicas: {arguments.min_insync_replicas} is above --replication "
-            f"{arguments.replication}: no record could be acknowledged"
+            f"--min-insync-replicas: expected at most --replication, {arguments.replication}, "
+            f"not {arguments.min_insync_replicas}: no record could be acknowledged"
         )
     return asyncio.run(_create_topic(arguments, settings))
 
@@ -92,19 +101,19 @@ async def _create_topic(arguments: argparse.Namespace, settings: Settings) -> in
         print(f"created: {settings.kafka.topic}")
         return 0
     if not differences:
-        print(f"exists as asked: {settings.kafka.topic}")
+        print(f"exists and matches: {settings.kafka.topic}")
         return 0
     print(f"exists and differs: {settings.kafka.topic}")
     if not arguments.alter:
         for name, found, wanted in differences:
-            print(f"    {name}: found {found}, wanted {wanted}")
-        print("nothing was changed; repeat with --alter to change it")
+            print(f"    {name}: is {found}, expected {wanted}")
+        print("nothing was changed; to change it, add --alter")
         return 1
     async for name, found, wanted in alter_topic(settings.kafka, differences):
         print(f"    {name}: changed from {found} to {wanted}", flush=True)
     kept = obstacles(differences)
     for (name, found, wanted), reason in kept.items():
-        print(f"    {name}: found {found}, wanted {wanted}: cannot be changed: {reason}")
+        print(f"    {name}: is {found}, expected {wanted}, cannot be changed: {reason}")
     return 1 if kept else 0
 
 
@@ -125,11 +134,11 @@ async def _accept_logs(
             continue
         replaced += 1
         print(f"partition {log.partition}: {log.difference}")
-        print(f"    the log holds {log.begin} to {log.end}; it would go on at {log.offset}")
+        print(f"    the log has offsets {log.begin} to {log.end}; continues at {log.offset}")
         if not dry_run:
             print("    accepted")
     if replaced and dry_run:
-        print("nothing was changed; repeat with --yes to go on")
+        print("nothing was changed; to accept the log, add --yes")
         return 1
     if not replaced and not unread:
         print("nothing differs")

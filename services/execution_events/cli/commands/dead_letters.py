@@ -1,17 +1,15 @@
-"""`dead-letters`: the records that could not be stored, and what to do with them."""
+"""`dead-letters`: list, show, replay and discard refused records."""
 
 import argparse
 import asyncio
 import sys
 from collections import Counter
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
+from execution_events.cli.arguments import moment, whole_number
 from execution_events.cli.extras import extra
 from execution_events.cli.progress import Progress
-from execution_events.cli.services import run_until_stopped
+from execution_events.cli.signals import run_until_stopped
 from execution_events.errors import ExecutionEventsError, RetryableError
 from execution_events.settings import Settings
 from execution_events.wire import REASONS, REFUSED_BY_DATABASE
@@ -22,98 +20,83 @@ if TYPE_CHECKING:
 _SHOWN_FAILURES = 10
 _CONDITIONS = ("ids", "reason", "topic", "partition", "since", "until")
 
+_id = whole_number(1, 2**63 - 1)
+_partition = whole_number(0, 2**31 - 1)
+
 
 def add_commands(commands: Any) -> None:
     """Add the commands to the command line."""
-    letters = commands.add_parser("dead-letters", help="the records that could not be stored")
+    letters = commands.add_parser(
+        "dead-letters", help="list, show, replay or discard refused records"
+    )
     subcommands = letters.add_subparsers(title="commands", metavar="COMMAND", required=True)
     listing = subcommands.add_parser(
         "list",
-        help="list them, oldest first, each with its reason",
-        description="List the records that could not be stored, oldest first. Bytes that are not "
-        "UTF-8 are shown as \\x..; of a key and of a value the first 256 bytes are shown.",
+        help="list dead letters, oldest first",
+        description="List refused records, oldest first, each with its reason. Bytes that are not "
+        "UTF-8 are shown as \\x..; keys and values are cut after 256 bytes.",
     )
     _add_conditions(listing)
     listing.add_argument(
         "--state",
         choices=("open", "retried", "discarded", "all"),
         default="open",
-        help="what became of them (default: open, which is nothing yet)",
+        help="state of the dead letters (default: open, neither retried nor discarded)",
     )
-    listing.add_argument("--json", action="store_true", help="one JSON object a line")
+    listing.add_argument("--json", action="store_true", help="print one JSON object per line")
     listing.set_defaults(run=_list)
 
     show = subcommands.add_parser(
         "show",
-        help="show all that is kept of one",
-        description="Show all that is kept of one: the record, its headers, its whole value, why "
-        "it was refused and what became of it.",
+        help="show one dead letter in full",
+        description="Show one dead letter in full: the record with its headers and value, the "
+        "reason it was refused, and its state.",
     )
-    show.add_argument("id", type=_id, metavar="ID", help="the number that list shows first")
+    show.add_argument(
+        "id", type=_id, metavar="ID", help="number of the dead letter, the first column of `list`"
+    )
     form = show.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="one JSON object, bytes also in base64")
-    form.add_argument("--raw", action="store_true", help="the bytes of the value and nothing else")
+    form.add_argument(
+        "--json", action="store_true", help="print one JSON object, with bytes also in base64"
+    )
+    form.add_argument("--raw", action="store_true", help="print only the bytes of the value")
     show.set_defaults(run=_show)
 
     retry = subcommands.add_parser(
         "retry",
-        help="count them after all, once their cause is mended",
-        description="Count open dead letters after all, each exactly once and in a transaction of "
-        "its own, as if it came last in its partition. One that is refused again stays open. "
-        "Exits with 1 where some could not be retried.",
+        help="replay open dead letters once their cause is fixed",
+        description="Replay open dead letters, each exactly once and in its own transaction, as if "
+        "it came last in its partition. One that is refused again stays open. Exits 1 if any could "
+        "not be retried.",
     )
     discard = subcommands.add_parser(
         "discard",
-        help="close them without counting them",
-        description="Close open dead letters without counting them. They are kept, and can be "
-        "listed with --state discarded, until prune --dead-letters removes them.",
+        help="discard open dead letters",
+        description="Discard open dead letters: they are never counted. `list --state discarded` "
+        "shows them until `prune --dead-letters` deletes them.",
     )
     for command, verb in ((retry, "retry"), (discard, "discard")):
         _add_conditions(command)
-        command.add_argument("--all", action="store_true", help="all that are open")
+        command.add_argument("--all", action="store_true", help="all open dead letters")
         command.set_defaults(run=_close, verb=verb, usage_error=command.error)
 
 
 def _add_conditions(command: argparse.ArgumentParser) -> None:
-    command.add_argument("ids", nargs="*", type=_id, metavar="ID", help="these and no other")
+    command.add_argument("ids", nargs="*", type=_id, metavar="ID", help="only these dead letters")
     command.add_argument(
         "--reason",
         choices=sorted(REASONS | {REFUSED_BY_DATABASE}),
         metavar="REASON",
-        help="refused for it, at first or when last retried: %(choices)s",
+        help="first or last refused for this reason: %(choices)s",
     )
-    command.add_argument("--topic", metavar="TOPIC", help="of this topic")
-    command.add_argument("--partition", type=_partition, metavar="N", help="of this partition")
+    command.add_argument("--topic", metavar="TOPIC", help="only this topic")
+    command.add_argument("--partition", type=_partition, metavar="N", help="only this partition")
     command.add_argument(
-        "--since", type=_moment, metavar="TIME", help="refused then or later, in RFC 3339"
+        "--since", type=moment, metavar="TIME", help="refused at this RFC 3339 time or later"
     )
-    command.add_argument("--until", type=_moment, metavar="TIME", help="refused before then")
-
-
-def _id(text: str) -> int:
-    return _whole_number(text, 1, 2**63 - 1)
-
-
-def _partition(text: str) -> int:
-    return _whole_number(text, 0, 2**31 - 1)
-
-
-def _whole_number(text: str, least: int, most: int) -> int:
-    if not (text.isascii() and text.isdigit()) or not least <= int(text) <= most:
-        raise argparse.ArgumentTypeError(
-            f"expected a whole number from {least} to {most}, not {text!r}"
-        )
-    return int(text)
-
-
-def _moment(text: str) -> datetime:
-    try:
-        moment = msgspec.convert(text, datetime)
-        if moment.tzinfo is not None:
-            return moment.astimezone(UTC)
-    except (msgspec.ValidationError, OverflowError):
-        pass
-    raise argparse.ArgumentTypeError(f"expected a time like 2026-01-31T23:59:59Z, not {text!r}")
+    command.add_argument(
+        "--until", type=moment, metavar="TIME", help="refused before this RFC 3339 time"
+    )
 
 
 def _conditions(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -131,7 +114,7 @@ async def _print_letters(
     settings: Settings, conditions: dict[str, Any], state: str, *, as_json: bool
 ) -> int:
     with extra("consumer"):
-        from execution_events.cli.letter_view import json_line, line
+        from execution_events.cli.dead_letter_format import json_line, line
         from execution_events.store.write.dead_letters import DeadLetters, Filter, State
     which = Filter(**conditions, state=None if state == "all" else State(state))
     number = 0
@@ -146,7 +129,7 @@ async def _print_letters(
 
 def _show(arguments: argparse.Namespace, settings: Settings) -> int:
     with extra("consumer"):
-        from execution_events.cli.letter_view import TRUNCATED, json_whole, paragraphs
+        from execution_events.cli.dead_letter_format import TRUNCATED, json_whole, paragraphs
     letter, content = asyncio.run(_find(settings, arguments.id))
     if arguments.json:
         print(json_whole(letter, content))
@@ -169,13 +152,13 @@ async def _find(settings: Settings, number: int) -> tuple["ListedDeadLetter", "C
         async for letter in letters.list(Filter([number])):
             if content is not None:
                 return letter, content
-    raise ExecutionEventsError(f"there is no dead letter {number}")
+    raise ExecutionEventsError(f"dead letter {number} does not exist")
 
 
 def _close(arguments: argparse.Namespace, settings: Settings) -> int:
     conditions = _conditions(arguments)
     if arguments.all == bool(conditions):
-        arguments.usage_error("name dead letters by ID, choose them by options, or give --all")
+        arguments.usage_error("give IDs, options that select dead letters, or --all")
     return run_until_stopped(
         lambda stop: _close_letters(settings, conditions, arguments.verb, stop)
     )
@@ -185,7 +168,7 @@ async def _close_letters(
     settings: Settings, conditions: dict[str, Any], verb: str, stop: asyncio.Event
 ) -> int:
     with extra("consumer"):
-        from execution_events.cli.letter_view import TRUNCATED
+        from execution_events.cli.dead_letter_format import TRUNCATED
         from execution_events.store.write.dead_letters import DeadLetters, Filter, Result, State
     ended = "retried" if verb == "retry" else "discarded"
     results: Counter[Result] = Counter()
@@ -197,9 +180,9 @@ async def _close_letters(
             states = {letter.id: letter.state async for letter in letters.list(Filter(ids))}
             for number in ids:
                 if (state := states.get(number)) != State.OPEN:
-                    failures.add(number, f"is {state} already" if state else "is not there")
+                    failures.add(number, f"is already {state}" if state else "does not exist")
         which = Filter(**conditions, state=State.OPEN)
-        # What is refused from now on is left for the next time, so that this one has an end.
+        # Records refused from now on wait for the next run, so that this one ends.
         total, last = await letters.count(which)
         progress = Progress(total)
         try:
@@ -215,14 +198,14 @@ async def _close_letters(
                     failures.add(letter.id, TRUNCATED)
         except RetryableError as error:
             raise ExecutionEventsError(
-                f"{error}; what was {ended} stays so, give the same command again for the others"
+                f"{error}; {ended} dead letters stay {ended}: repeat the command for the rest"
             ) from error
         finally:
             progress.end()
             failures.print()
             print(_summary(ended, results))
     if stop.is_set() and results.total() < total:
-        raise ExecutionEventsError(f"interrupted with {total - results.total()} left")
+        raise ExecutionEventsError(f"interrupted with {total - results.total()} dead letters left")
     return 1 if failures.number else 0
 
 
@@ -230,23 +213,23 @@ def _summary(ended: str, results: "Counter[Any]") -> str:
     others = {
         "refused again": results["refused"],
         "truncated": results["truncated"],
-        "closed by another meanwhile": results["closed"],
+        "closed by another command": results["closed"],
     }
     counts = [f"{ended}: {results['done']}", *(f"{k}: {n}" for k, n in others.items() if n)]
     return ", ".join(counts)
 
 
 class _Failures:
-    """Letters that an operator must look at; the first few are printed."""
+    """The dead letters that could not be closed; the first few are printed."""
 
     def __init__(self) -> None:
         self.number = 0
         self._lines: list[str] = []
 
-    def add(self, letter: int, what: str) -> None:
+    def add(self, letter: int, problem: str) -> None:
         self.number += 1
         if self.number <= _SHOWN_FAILURES:
-            self._lines.append(f"dead letter {letter}: {what}")
+            self._lines.append(f"dead letter {letter}: {problem}")
 
     def print(self) -> None:
         for line in self._lines:

@@ -1,4 +1,4 @@
-"""`spool`: what workers keep until Kafka has it, and what they left behind."""
+"""`spool`: list and send the events in workers' spools."""
 
 import argparse
 import asyncio
@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from execution_events.cli.numbers import seconds
+from execution_events.cli.arguments import seconds
 from execution_events.cli.progress import Progress
 from execution_events.errors import ExecutionEventsError, SettingsError
 from execution_events.publisher.delivery.drain import drain
@@ -24,7 +24,7 @@ _ACCEPT = "execution-events spool drain --accept-duplicates"
 
 def add_commands(commands: Any) -> None:
     """Add the commands to the command line."""
-    spool = commands.add_parser("spool", help="events that workers have not delivered yet")
+    spool = commands.add_parser("spool", help="list or send events in workers' spools")
     subcommands = spool.add_subparsers(title="commands", metavar="COMMAND", required=True)
     listing = subcommands.add_parser(
         "list",
@@ -33,26 +33,27 @@ def add_commands(commands: Any) -> None:
         "they were attempted more than 30 days ago, those that Kafka refused, and the errors that "
         "block partitions. A spool in use belongs to a running process.",
     )
-    listing.add_argument("--json", action="store_true", help="one JSON object a line")
+    listing.add_argument("--json", action="store_true", help="print one JSON object per line")
     listing.set_defaults(run=_list)
     draining = subcommands.add_parser(
         "drain",
-        help="send what processes that have gone left behind",
-        description="Send the events of every spool that no process uses, each counted once. "
-        "Ctrl-C stops it; what was not sent stays in the spools. Exits with 1 where something is "
-        "left in a spool that no process uses.",
+        help="send the events of ended processes",
+        description="Send the events of every spool that no process uses; each is counted once. "
+        "Ctrl-C stops it; unsent events stay in the spools. Exits 1 if events are left in a spool "
+        "that no process uses.",
     )
     draining.add_argument(
         "--accept-duplicates",
         action="store_true",
-        help="also send events that are held or were refused, and give new partitions to those "
-        "whose partition the topic no longer has; events that were counted already count again",
+        help="also send held and refused events, and choose a new partition for events whose "
+        "partition no longer exists; events counted before count again",
     )
     draining.add_argument(
         "--timeout",
         type=seconds,
         default=60,
-        help="seconds to wait for Kafka to take anything (default: 60)",
+        metavar="SECONDS",
+        help="seconds without an acknowledgement from Kafka until it stops (default: %(default)s)",
     )
     draining.set_defaults(run=_drain)
     for command in (listing, draining):
@@ -61,7 +62,7 @@ def add_commands(commands: Any) -> None:
             nargs="?",
             type=Path,
             metavar="DIRECTORY",
-            help=f"the directory of the spools (default: {variable_of('spool_dir')})",
+            help=f"directory of the spools (default: {variable_of('spool_dir')})",
         )
 
 
@@ -69,7 +70,7 @@ def _directory(arguments: argparse.Namespace, settings: Settings) -> Path:
     directory: Path | None = arguments.directory
     if directory is None:
         if settings.publisher.spool_dir is None:
-            raise SettingsError(f"{variable_of('spool_dir')} is not set: set it or give DIRECTORY")
+            raise SettingsError(f"{variable_of('spool_dir')} is not set: set it, or give DIRECTORY")
         directory = Path(settings.publisher.spool_dir)
     if not directory.is_dir():
         raise ExecutionEventsError(f"{directory}: no such directory")
@@ -114,13 +115,13 @@ def _json_line(info: SpoolInfo) -> str:
 
 
 def _line(info: SpoolInfo) -> str:
-    place = f"{info.path}  {_state(info).replace('_', ' ')}"
+    start = f"{info.path}  {_state(info).replace('_', ' ')}"
     if info.summary is None:
-        return f"{place}  {info.problem}"
+        return f"{start}  {info.problem}"
     source, pending, held, refused, size, oldest, errors = info.summary
     since = "" if oldest is None else f"  oldest {_moment(oldest)}"
     counts = f"pending {pending}  held {held}  refused {refused}  bytes {size}"
-    return "\n".join([f"{place}  {counts}{since}  {source}", *_error_lines(errors)])
+    return "\n".join([f"{start}  {counts}{since}  {source}", *_error_lines(errors)])
 
 
 def _blocked(errors: Mapping[int, str]) -> list[tuple[str, list[int]]]:
@@ -136,8 +137,9 @@ def _blocked(errors: Mapping[int, str]) -> list[tuple[str, list[int]]]:
 def _error_lines(errors: Mapping[int, str]) -> list[str]:
     lines = []
     for error, partitions in _blocked(errors):
-        which = f" partition {', '.join(map(str, partitions))}" if partitions else ""
-        lines.append(f"  blocked{which}: {error}")
+        named = "partitions" if len(partitions) > 1 else "partition"
+        where = f" in {named} {', '.join(map(str, partitions))}" if partitions else ""
+        lines.append(f"  blocked{where}: {error}")
     return lines
 
 
@@ -165,7 +167,7 @@ async def _drain_all(
         try:
             spool = adopt(path, settings.publisher.spool_max_bytes)
             if spool is None:
-                print(f"{path}: skipped: in use by a process, which sends it")
+                print(f"{path}: skipped: in use by a running process")
                 continue
             with spool:
                 if accept_duplicates:
@@ -176,7 +178,7 @@ async def _drain_all(
         except SettingsError:
             raise
         except ExecutionEventsError as error:
-            # The others may be sound.
+            # The other spools may be intact.
             print(f"{path}: {str(error).removeprefix(f'{path}: ')}")
             code = 1
             continue
@@ -185,7 +187,7 @@ async def _drain_all(
         aside += spool.held + spool.refused
     if aside:
         command = f"{_ACCEPT} {quote(str(directory))}"
-        print(f"to send held and refused events too, which may count again: {command}")
+        print(f"to send held and refused events as well (they may count again): {command}")
     return code
 
 

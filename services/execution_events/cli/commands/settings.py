@@ -1,4 +1,4 @@
-"""`settings`: every setting, its value, and where it came from."""
+"""`settings`: every setting, its value and source."""
 
 import argparse
 import os
@@ -14,11 +14,11 @@ def add_commands(commands: Any) -> None:
     """Add the command to the command line."""
     settings = commands.add_parser(
         "settings",
-        help="show every setting, its value and where it came from",
-        description="Show every setting, its value and where it came from; secrets are hidden. A "
-        "secret can also come from a file that <VARIABLE>_FILE names.",
+        help="show every setting, its value and source",
+        description="Show every setting, its value and source; secrets are hidden. A secret can "
+        "also come from a file: append _FILE to the variable, and set it to the path.",
     )
-    settings.add_argument("--json", action="store_true", help="one JSON object a line")
+    settings.add_argument("--json", action="store_true", help="print one JSON object per line")
     settings.set_defaults(run=_show)
 
 
@@ -31,5 +31,5 @@ def _show(arguments: argparse.Namespace, _: Settings) -> int:
             source = "" if info.source == info.variable else f"  [{info.source}]"
             print(f"{info.variable}={value}{source}\n    {info.doc}")
     for variable in unknown(os.environ):
-        print(f"execution-events: {variable} is no setting: misspelt?", file=sys.stderr)
+        print(f"execution-events: {variable} is not a setting: misspelt?", file=sys.stderr)
     return 0

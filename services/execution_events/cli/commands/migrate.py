@@ -1,4 +1,4 @@
-"""`migrate`: the database's schema and privileges up to date."""
+"""`migrate`: the schema and the roles' privileges."""
 
 import argparse
 import asyncio
@@ -12,12 +12,14 @@ def add_commands(commands: Any) -> None:
     """Add the command to the command line."""
     migrate = commands.add_parser(
         "migrate",
-        help="bring the database's schema up to date",
-        description="Bring the schema and the privileges of the roles up to date. Run it as the "
-        "owner of the database, who may create roles.",
+        help="update the database's schema and roles",
+        description="Update the schema and the roles' privileges. Run it as the owner of the "
+        "database, a role with CREATEROLE.",
     )
     migrate.add_argument(
-        "--check", action="store_true", help="change nothing; exit 1 when it is not up to date"
+        "--check",
+        action="store_true",
+        help="change nothing; list missing migrations and exit 1 if there are any",
     )
     migrate.set_defaults(run=_migrate)
 

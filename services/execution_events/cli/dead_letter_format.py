@@ -1,4 +1,4 @@
-"""A dead letter as `dead-letters` shows it: to a person, or as JSON."""
+"""The output of `dead-letters`, as text and as JSON."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -8,7 +8,7 @@ import msgspec
 
 from execution_events.store.write.dead_letters import Content, ListedDeadLetter
 
-TRUNCATED = "only its beginning was kept, so it cannot be retried"
+TRUNCATED = "only the start of the record was kept, so it cannot be retried"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECONDS_MAX = 253_402_300_799_999
@@ -53,23 +53,23 @@ class _Whole(_Line, rename="camel"):
 
 
 def line(letter: ListedDeadLetter) -> str:
-    """One line for a person."""
+    """Return the line of `list`."""
     marks = [letter.state] if letter.state != "open" else []
     marks += [f"attempts: {letter.attempts}"] if letter.attempts else []
     marks += ["truncated"] if letter.truncated else []
     return (
-        f"{letter.id:>6}  {letter.refused_at:%Y-%m-%d %H:%M:%S}  {_place(letter)}  "
+        f"{letter.id:>6}  {letter.refused_at:%Y-%m-%d %H:%M:%S}  {_position(letter)}  "
         f"{letter.reason}: {letter.detail}" + (f"  [{', '.join(marks)}]" if marks else "")
     )
 
 
 def json_line(letter: ListedDeadLetter) -> str:
-    """One JSON object: what `list` shows."""
+    """Return the JSON object of `list`."""
     return msgspec.json.encode(_Line(**_fields(letter))).decode()
 
 
 def json_whole(letter: ListedDeadLetter, content: Content) -> str:
-    """One JSON object: what `show` shows."""
+    """Return the JSON object of `show`."""
     digest = content.value_sha256
     whole = _Whole(
         **_fields(letter) | {"key": _text(content.key)},
@@ -85,14 +85,14 @@ def json_whole(letter: ListedDeadLetter, content: Content) -> str:
 
 
 def paragraphs(letter: ListedDeadLetter, content: Content) -> Iterator[str]:
-    """Lines for a person: what `show` shows."""
+    """Yield the lines of `show`."""
     yield f"dead letter {letter.id}: {letter.state}"
     if letter.truncated:
         yield f"truncated  {TRUNCATED}"
-    yield f"record     {_place(letter)}, timestamp {_milliseconds(letter.timestamp)}"
+    yield f"record     {_position(letter)}, timestamp {_milliseconds(letter.timestamp)}"
     yield f"refused    {_second(letter.refused_at)}, {letter.reason}: {letter.detail}"
     if letter.last_attempt_at is not None:
-        yield f"attempts   {letter.attempts}, the last {_second(letter.last_attempt_at)}"
+        yield f"attempts   {letter.attempts}, last {_second(letter.last_attempt_at)}"
     if letter.last_reason is not None:
         yield f"           refused again, {letter.last_reason}: {letter.last_detail}"
     if letter.retried_at is not None:
@@ -118,14 +118,14 @@ def _fields(letter: ListedDeadLetter) -> dict[str, Any]:
     return letter._asdict() | texts
 
 
-def _place(letter: ListedDeadLetter) -> str:
+def _position(letter: ListedDeadLetter) -> str:
     return f"{letter.topic}/{letter.partition}@{letter.offset}"
 
 
 def _size(kept: bytes | None, whole: int | None) -> str:
     if kept is None or whole is None:
         return "none"
-    return f"{whole} bytes" + (f", the first {len(kept)} are" if len(kept) < whole else "")
+    return f"{whole} bytes" + (f", the first {len(kept)} kept" if len(kept) < whole else "")
 
 
 def _milliseconds(timestamp: int) -> str:
@@ -144,7 +144,7 @@ def _text(content: bytes | None) -> str | None:
 
 
 def _visible(content: bytes) -> str:
-    """Text for a terminal: what controls it, or cannot be seen, becomes an escape."""
+    """Return the text for a terminal, with control and invisible characters escaped."""
     return "".join(
         character
         if character.isprintable() or character in "\n\t"

@@ -1,52 +1,42 @@
-"""`prune`: what nothing has changed for long leaves the database."""
+"""`prune`: delete executions unchanged for longer than an age."""
 
 import argparse
 import asyncio
-import re
-from datetime import timedelta
 from typing import Any
 
+from execution_events.cli.arguments import age
 from execution_events.cli.extras import extra
 from execution_events.cli.progress import Progress
-from execution_events.cli.services import run_until_stopped
+from execution_events.cli.signals import run_until_stopped
 from execution_events.errors import ExecutionEventsError
 from execution_events.settings import Settings
-
-_AGE = re.compile(r"([1-9][0-9]{0,4})([dh])")
 
 
 def add_commands(commands: Any) -> None:
     """Add the command to the command line."""
     prune = commands.add_parser(
         "prune",
-        help="remove executions that nothing has changed for long",
-        description="Remove whole executions that nothing has changed for a time, by the "
-        "database's clock and not by the events' own, in small transactions; and the watermarks of "
-        "sources that sent nothing for 60 days. Run it as the owner of the database: the roles of "
-        "the services may not delete. Ctrl-C stops it after the transaction in hand.",
+        help="delete executions unchanged for longer than AGE",
+        description="Delete whole executions unchanged for longer than AGE, by the time of their "
+        "last change in the database, not by event times; and the watermarks of sources that sent "
+        "nothing for 60 days. Rows are deleted in small transactions. Run it as the owner of the "
+        "database: the services' roles cannot delete. Ctrl-C stops it after the current "
+        "transaction.",
     )
     prune.add_argument(
         "--older-than",
-        type=_age,
+        type=age,
         required=True,
         metavar="AGE",
-        help="for how long nothing has changed: days or hours, such as 90d or 12h",
+        help="age in days or hours, such as 90d or 12h",
     )
     prune.add_argument(
         "--dead-letters",
         action="store_true",
-        help="also remove dead letters that were retried or discarded so long ago",
+        help="also delete dead letters retried or discarded longer than AGE ago",
     )
-    prune.add_argument("--dry-run", action="store_true", help="only print what it would remove")
+    prune.add_argument("--dry-run", action="store_true", help="delete nothing; print the numbers")
     prune.set_defaults(run=_prune)
-
-
-def _age(text: str) -> timedelta:
-    match = _AGE.fullmatch(text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"expected days or hours like 90d or 12h, not {text!r}")
-    number = int(match[1])
-    return timedelta(days=number) if match[2] == "d" else timedelta(hours=number)
 
 
 def _prune(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -76,12 +66,12 @@ async def _remove(arguments: argparse.Namespace, settings: Settings, stop: async
                     seen += step.scanned
                     removed += step.deleted
                     events += step.events
-                    progress.show(seen, f"{kind} seen, {removed} removed")
+                    progress.show(seen, f"{kind} checked, {removed} deleted")
                     if stop.is_set():
-                        raise ExecutionEventsError("interrupted; what was removed stays removed")
+                        raise ExecutionEventsError("interrupted; deleted rows stay deleted")
             finally:
                 progress.end()
-                verb = "would remove" if arguments.dry_run else "removed"
+                verb = "would delete" if arguments.dry_run else "deleted"
                 having = f" with {events} events" if kind == "executions" else ""
                 print(f"{verb}: {removed} {kind}{having}, unchanged since {moment:%F %TZ}")
     return 0
