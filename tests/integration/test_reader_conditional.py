@@ -1,6 +1,7 @@
 """Entity tags, formats and encodings of an answer."""
 
 import json
+from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
@@ -9,8 +10,9 @@ from execution_events.projection.body import decode
 from execution_events.store.read.events import EventLists, Page
 from execution_events.store.read.selection import Selection
 from execution_events.store.write.batches import BatchWriter
+from tests.support.backends import Servers
 from tests.support.databases import Database
-from tests.support.readers import EVENTS, Reader, decoded, named
+from tests.support.readers import EVENTS, Reader, decoded, named, reading_only
 from tests.support.records import batch, log, occurrence
 
 
@@ -144,6 +146,19 @@ async def test_a_page_and_its_revisions_are_of_one_snapshot(
 
 # Formats.
 
+TWO, TWENTY = (EVENTS.replace("execution-1", each) for each in ("two", "twenty"))
+
+
+@pytest.fixture(scope="module")
+async def filled(servers: Servers, template_database: str) -> AsyncIterator[Reader]:
+    events = [
+        named("a", execution_id="two", message="line\nbreak\u2028"),
+        named("b", 1, execution_id="two"),
+        *(named(f"a.{number}", execution_id="twenty") for number in range(20)),
+    ]
+    async with reading_only(servers, template_database, *events) as reader:
+        yield reader
+
 
 @pytest.mark.parametrize(
     ("accept", "lines"),
@@ -165,10 +180,9 @@ async def test_a_page_and_its_revisions_are_of_one_snapshot(
         (";,;q=,=;;", False),
     ],
 )
-async def test_formats(reader: Reader, writer: BatchWriter, accept: str, lines: bool) -> None:
-    await writer.store(batch(log([named("a", message="line\nbreak\u2028"), named("b", 1)])))
-    array = await reader.events()
-    response = await reader.get(EVENTS, headers={"Accept": accept})
+async def test_formats(filled: Reader, accept: str, lines: bool) -> None:
+    array = await filled.events(TWO)
+    response = await filled.get(TWO, headers={"Accept": accept})
     assert response.headers["Content-Type"] == (
         "application/x-ndjson" if lines else "application/json"
     )
@@ -210,12 +224,9 @@ async def test_no_lines_where_there_are_no_events(idle: Reader) -> None:
         ("gzip;q=x", None),
     ],
 )
-async def test_encodings(
-    reader: Reader, writer: BatchWriter, accept: str, encoding: str | None
-) -> None:
-    await writer.store(batch(log([named(f"a.{number}") for number in range(20)])))
-    plain = await reader.get(EVENTS, headers={"Accept-Encoding": "identity"})
-    response = await reader.get(EVENTS, headers={"Accept-Encoding": accept})
+async def test_encodings(filled: Reader, accept: str, encoding: str | None) -> None:
+    plain = await filled.get(TWENTY, headers={"Accept-Encoding": "identity"})
+    response = await filled.get(TWENTY, headers={"Accept-Encoding": accept})
     assert response.headers.get("Content-Encoding") == encoding
     assert decoded(response) == plain.content
     if encoding:

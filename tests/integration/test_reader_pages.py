@@ -1,7 +1,7 @@
 """Whole lists and keyset pages: their order, their bytes, their markers."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,9 +18,10 @@ from execution_events.store.read.events import EventLists
 from execution_events.store.read.selection import Position, Selection
 from execution_events.store.write.batches import BatchWriter
 from tests.support import golden
+from tests.support.backends import Servers
 from tests.support.databases import Database
 from tests.support.filling import write
-from tests.support.readers import EVENTS, Reader, at, named, reading
+from tests.support.readers import EVENTS, Reader, at, named, reading, reading_only
 from tests.support.records import batch, log, occurrence
 
 SEED = "/v1/executions/e19d3faf-9f04-9685-e5c0-fbe8d40b96cd/events"
@@ -169,26 +170,31 @@ def names_of(response: httpx.Response) -> list[str]:
     return [event["metadata"]["name"] for event in response.json()]
 
 
-@pytest.mark.parametrize("order", ["asc", "desc"])
-@pytest.mark.parametrize("limit", [1, 2, 3, 8, 9, 10, 1000])
-async def test_pages_are_the_list(
-    reader: Reader, writer: BatchWriter, order: str, limit: int
-) -> None:
-    """Also where place, or place and name, are the same; no page is empty but an only one."""
+@pytest.fixture(scope="module")
+async def nine(servers: Servers, template_database: str) -> AsyncIterator[Reader]:
+    """A reader of nine events, of which some have the same place, or place and name."""
     greatest = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
     extreme = named("z", first_timestamp=greatest, last_timestamp=greatest)
     ties = [
         named(name, 1, namespace=space) for name in ("a", "元", "😀") for space in ("n", "租户")
     ]
-    await writer.store(batch(log([*ties, named("m", 1.000001), named("k", 1.000002), extreme])))
-    whole = await reader.events(params={"order": order})
+    later = named("m", 1.000001), named("k", 1.000002)
+    async with reading_only(servers, template_database, *ties, *later, extreme) as reader:
+        yield reader
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("limit", [1, 2, 3, 8, 9, 10, 1000])
+async def test_pages_are_the_list(nine: Reader, order: str, limit: int) -> None:
+    """No page is empty but an only one."""
+    whole = await nine.events(params={"order": order})
     assert len(whole) == 9
-    page: httpx.Response | None = await reader.get(EVENTS, params={"limit": limit, "order": order})
+    page: httpx.Response | None = await nine.get(EVENTS, params={"limit": limit, "order": order})
     walked = []
     while page is not None:
         assert 1 <= len(page.json()) <= limit
         walked += page.json()
-        page = await follow(reader, page)
+        page = await follow(nine, page)
     assert walked == whole
 
 

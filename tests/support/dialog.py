@@ -9,6 +9,9 @@ from urllib.parse import urlsplit
 
 from tests.support.consumers import until
 
+_PROBE = b"execution-events probe"
+"""The application whose statements come by the clock, not from a request: they are left out."""
+
 
 class Said(NamedTuple):
     """A statement that was executed, or a row, the end or the error that came back."""
@@ -49,12 +52,15 @@ class Dialog:
             other_source, other_sink = await asyncio.open_connection(
                 target.hostname, target.port or 5432
             )
-            connection = _Connection(self._said)
-            self._connections.add(connection)
-            # The first message of a client has no type.
+            # The first message of a client has no type; it names the application.
             first = await source.readexactly(4)
             first += await source.readexactly(_length(first) - 4)
             other_sink.write(first)
+            if _PROBE in first:
+                connection = _Connection([])
+            else:
+                connection = _Connection(self._said)
+                self._connections.add(connection)
             for pump in (
                 _pump(source, other_sink, connection.asked),
                 _pump(other_source, sink, connection.answered),

@@ -14,10 +14,13 @@ from jsonschema import Draft202012Validator
 
 from execution_events.events import Occurrence
 from execution_events.reader.service import run_reader
+from execution_events.store.write.batches import BatchWriter
+from tests.support import databases
+from tests.support.backends import Servers
 from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE
 from tests.support.golden import SCHEMAS
-from tests.support.records import EPOCH, occurrence
+from tests.support.records import EPOCH, batch, log, occurrence
 
 EVENTS = "/v1/executions/execution-1/events"
 
@@ -130,6 +133,20 @@ async def reading(database_url: str, **given: Any) -> AsyncIterator[Reader]:
         stop.set()
         async with asyncio.timeout(DEADLINE):
             await service
+
+
+@asynccontextmanager
+async def reading_only(
+    servers: Servers, template_database: str, *occurrences: Occurrence, **given: Any
+) -> AsyncIterator[Reader]:
+    """Run a reader of a database with these events, for tests that change nothing in it."""
+    async with databases.cloned(servers.administrator_url, template_database) as database:
+        if occurrences:
+            async with BatchWriter(database.writer, "events") as writer:
+                await writer.begin_partition(0, 0, "cluster")
+                await writer.store(batch(log(occurrences)))
+        async with reading(database.reader, **given) as reader:
+            yield reader
 
 
 async def addresses(service: asyncio.Task[None]) -> dict[str, str]:
