@@ -21,7 +21,8 @@ from tests.support.consumers import DEADLINE
 from tests.support.databases import Database
 from tests.support.flow import EXECUTIONS, FILTERS, NAMESPACES, Flow
 from tests.support.readers import Reader, reading
-from tests.support.watching import Key, Parser, Watcher, keyed
+from tests.support.sse import Parser
+from tests.support.watching import Key, Message, Watcher, keyed
 
 RESUMPTIONS = 500
 TOKENS = {"all": list(NAMESPACES), "one": [NAMESPACES[0]]}
@@ -148,14 +149,11 @@ async def watch_for_a_moment(reader: Reader, client: Client, rng: Random) -> Cut
     head, _, body = content.partition(b"\r\n\r\n")
     assert not head or head.startswith(b"HTTP/1.1 200 OK"[: len(head)]), head
     resumed, parser = bool(watcher.id and body), Parser(watcher.id)
-    # A line that has no end is not whole, and a message without an empty line is none.
-    for line in body.split(b"\n")[:-1]:
-        message = parser.line(line.decode())
-        if message is not None:
-            # All that it missed is known, so nothing begins anew.
-            assert not (resumed and message.kind == "reset")
-            watcher.take(message)
-    watcher.id = parser.id
+    for message in parser.feed(body):
+        # All that it missed is known, so nothing begins anew.
+        assert not (resumed and message.event == "reset")
+        watcher.take(Message.of(message))
+    watcher.id = parser.last_id
     return Cut(resumed, within=not body.endswith(b"\n\n"))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from httpx_sse import aconnect_sse
 
 from tests.support.consumers import until
 from tests.support.databases import Database
@@ -52,6 +53,23 @@ async def test_first_what_there_is_and_then_each_change(reader: Reader, written:
             ids.add(watcher.id)
         assert watcher.events == keyed(await reader.events())
         assert len(ids) == 6
+
+
+async def test_a_library_of_others_reads_a_watch(reader: Reader, written: Log) -> None:
+    await written.add(named("a"))
+    async with aconnect_sse(reader.api, "GET", EVENTS) as source:
+        messages = source.aiter_sse()
+        first, second = [await anext(messages) for _ in range(2)]
+        assert (first.event, second.event) == ("reset", "message")
+        assert [second.json()] == await reader.events()
+        await written.add(named("a", 1))
+        third = await anext(messages)
+        assert [third.json()] == await reader.events()
+    async with aconnect_sse(
+        reader.api, "GET", EVENTS, headers={"Last-Event-ID": second.id}
+    ) as source:
+        again = await anext(source.aiter_sse())
+        assert (again.json(), again.id) == (third.json(), third.id)
 
 
 async def test_an_execution_that_begins_is_watched_from_its_beginning(

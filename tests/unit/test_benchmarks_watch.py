@@ -23,9 +23,9 @@ from tests.benchmarks.changes import (
     listed,
     watchers,
 )
-from tests.benchmarks.sse import Chunks, Message, Parser
 from tests.benchmarks.watch import Cpu, Measured
 from tests.benchmarks.watchers import Note, Seen, View
+from tests.support.sse import Chunks, Message, Parser
 
 STREAM = (
     b"\xef\xbb\xbfevent: reset\ndata:\n\n"
