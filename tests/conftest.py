@@ -3,6 +3,7 @@
 import secrets
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -16,6 +17,14 @@ from tests.support.occurrences import Fetch
 from tests.support.topics import make_topic
 
 PARTITIONS = 3
+WORKERS = 2
+"""Processes that run the tests of several files, each with servers of its own."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return the number of worker processes; 0 runs the tests of a single file in this one."""
+    files = {argument.partition("::")[0] for argument in config.args}
+    return 0 if len(files) == 1 and Path(*files).is_file() else WORKERS
 
 
 @pytest.fixture(scope="session")
