@@ -9,11 +9,12 @@ import asyncpg
 import pytest
 
 from execution_events.settings import Settings
-from tests.support import backends, databases
-from tests.support.backends import Servers
+from tests.support import databases
 from tests.support.configuration import configured
 from tests.support.databases import Database
 from tests.support.occurrences import Fetch
+from tests.support.servers import Servers
+from tests.support.servers import servers as start_servers
 from tests.support.topics import make_topic
 
 PARTITIONS = 3
@@ -30,7 +31,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 @pytest.fixture(scope="session")
 async def servers() -> AsyncIterator[Servers]:
     """Kafka and PostgreSQL."""
-    async with backends.servers() as started:
+    async with start_servers() as started:
         yield started
 
 

@@ -7,18 +7,17 @@ import pytest
 
 from execution_events.embedded import EmbeddedKafka
 from execution_events.store.write.batches import BatchWriter
-from tests.support import brokers
-from tests.support.backends import Servers
 from tests.support.databases import Database, administrator
 from tests.support.readers import Reader, named, reading, reading_only
 from tests.support.records import Log
+from tests.support.servers import Servers, kafka
 
 
 @pytest.fixture(scope="session")
 async def own_kafka() -> AsyncIterator[EmbeddedKafka]:
     """Each test leaves it running."""
-    async with brokers.broker() as kafka:
-        yield kafka
+    async with kafka() as broker:
+        yield broker
 
 
 @pytest.fixture

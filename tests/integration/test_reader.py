@@ -15,7 +15,6 @@ from execution_events.reader.service import run_reader
 from execution_events.settings import Settings
 from execution_events.store.write.batches import BatchWriter
 from tests.support import databases
-from tests.support.backends import Servers
 from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, until
 from tests.support.databases import Database
@@ -23,6 +22,7 @@ from tests.support.golden import SCHEMAS
 from tests.support.logs import logging_to
 from tests.support.readers import EVENTS, Reader, reading
 from tests.support.records import batch, log, occurrence
+from tests.support.servers import Servers
 
 
 @asynccontextmanager

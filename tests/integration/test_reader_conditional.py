@@ -10,10 +10,10 @@ from execution_events.projection.body import decode
 from execution_events.store.read.events import EventLists, Page
 from execution_events.store.read.selection import Selection
 from execution_events.store.write.batches import BatchWriter
-from tests.support.backends import Servers
 from tests.support.databases import Database
 from tests.support.readers import EVENTS, Reader, decoded, named, reading_only
 from tests.support.records import batch, log, occurrence
+from tests.support.servers import Servers
 
 
 async def test_a_list_that_did_not_change_is_not_sent_again(

@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator, Mapping
 
 import pytest
 
-from tests.support.backends import Servers
 from tests.support.readers import EVENTS, Reader, at, named, reading_only
+from tests.support.servers import Servers
 
 EVENTS_OF = [
     named(

@@ -18,11 +18,11 @@ from execution_events.store.read.events import EventLists
 from execution_events.store.read.selection import Position, Selection
 from execution_events.store.write.batches import BatchWriter
 from tests.support import golden
-from tests.support.backends import Servers
 from tests.support.databases import Database
 from tests.support.filling import write
 from tests.support.readers import EVENTS, Reader, at, named, reading, reading_only
 from tests.support.records import batch, log, occurrence
+from tests.support.servers import Servers
 
 SEED = "/v1/executions/e19d3faf-9f04-9685-e5c0-fbe8d40b96cd/events"
 

@@ -11,10 +11,10 @@ import pytest
 from execution_events.events import Occurrence
 from execution_events.store.write.batches import BatchWriter
 from tests.support import databases
-from tests.support.backends import Servers
 from tests.support.dialog import Dialog, Said
 from tests.support.readers import EVENTS, OPERATIONS, Reader, named, reading, resolve
 from tests.support.records import Log
+from tests.support.servers import Servers
 from tests.support.tokens import NONE, ONE, TWO, token_file
 from tests.support.wire_http import asked, exchange
 

@@ -16,11 +16,11 @@ from execution_events.events import Occurrence
 from execution_events.reader.service import run_reader
 from execution_events.store.write.batches import BatchWriter
 from tests.support import databases
-from tests.support.backends import Servers
 from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE
 from tests.support.golden import SCHEMAS
 from tests.support.records import EPOCH, batch, log, occurrence
+from tests.support.servers import Servers
 
 EVENTS = "/v1/executions/execution-1/events"
 

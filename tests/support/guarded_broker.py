@@ -1,21 +1,19 @@
-"""Brokers of a test's own: with properties that others must not have, and with an authorizer."""
+"""A broker with an authorizer."""
 
-import os
-import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
 
-from execution_events.embedded import DataDirectory, EmbeddedKafka, cache_directory
+from execution_events.embedded import EmbeddedKafka
 from execution_events.embedded.directory import HOST
 from execution_events.embedded.kafka import Node, server_properties
 from execution_events.kafka.topic import open_admin
 from execution_events.settings import Settings
 from tests.support.configuration import configured
+from tests.support.servers import broker_in, data_directory
 
 _USER, _PASSWORD = "limited", "a-password"
 _ANY_HOST, _LITERAL, _ALLOW = "*", 3, 3
@@ -31,19 +29,9 @@ _OPERATIONS = {
 }
 
 
-@asynccontextmanager
-async def broker(properties: Mapping[str, str] | None = None) -> AsyncIterator[EmbeddedKafka]:
-    """A broker that is ready; `properties` go above the product's server.properties."""
-    async with _directory() as directory:
-        kafka = EmbeddedKafka(directory, cache_directory(os.environ), settings=properties)
-        async with kafka:
-            yield kafka
-
-
 @dataclass(frozen=True)
 class GuardedBroker:
-    """A broker with an authorizer: by one listener everything is allowed, by the other what was
-    granted to its one user."""
+    """A broker with two listeners: one allows everything, the other what its user was granted."""
 
     kafka: EmbeddedKafka
     guarded_port: int
@@ -98,17 +86,16 @@ async def guarded_broker(
     properties: Mapping[str, str] | None = None,
 ) -> AsyncIterator[GuardedBroker]:
     """A guarded broker that is ready; `properties` go above its own."""
-    async with _directory() as directory:
+    async with data_directory() as directory:
         # A second listener is added to those that the broker has by itself, on the same ports.
         port, guarded_port = directory.port("kafka"), directory.port("kafka-guarded")
         node = Node(1, port, directory.port("kafka-controller"))
         own = server_properties(node, [node])
         listeners = f"{own['listeners']},GUARDED://{HOST}:{guarded_port}"
-        kafka = EmbeddedKafka(
+        kafka = broker_in(
             directory,
-            cache_directory(os.environ),
             port=port,
-            settings={
+            properties={
                 "listeners": listeners,
                 "advertised.listeners": listeners,
                 "listener.security.protocol.map": (
@@ -122,17 +109,10 @@ async def guarded_broker(
                 "authorizer.class.name": (
                     "org.apache.kafka.metadata.authorizer.StandardAuthorizer"
                 ),
-                # Whoever comes by the listeners without authentication.
+                # Clients of the listeners without authentication.
                 "super.users": "User:ANONYMOUS",
             }
             | dict(properties or {}),
         )
         async with kafka:
             yield GuardedBroker(kafka, guarded_port)
-
-
-@asynccontextmanager
-async def _directory() -> AsyncIterator[DataDirectory]:
-    with tempfile.TemporaryDirectory(prefix="execution-events-tests-") as parent:
-        async with DataDirectory(Path(parent) / "data") as directory:
-            yield directory
