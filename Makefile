@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --custom-compile-command "make lock" $(ARGS)
 
-.PHONY: help install run test faults faults-full faults-tools mutants bench bench-growth bench-peers check format lock build clean
+.PHONY: help install run test test-more faults faults-full faults-tools mutants bench bench-growth bench-peers check format lock build clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -27,6 +27,10 @@ run: install ## Kafka, PostgreSQL and all services on this machine, data in .dat
 
 test: install ## All tests; ARGS="tests/unit -k fold"
 	@exec $(BIN)/pytest $(ARGS)
+
+test-more: install ## What is too long for every merge: the tests marked "more", the long faults
+	$(BIN)/pytest -m more $(ARGS)
+	$(BIN)/python -m tests.faults run --long
 
 faults: install ## Each fault of the matrix once, less the long ones, against the real servers; ARGS="--row scale --seed 5"
 	@exec $(BIN)/python -m tests.faults run --short $(ARGS)

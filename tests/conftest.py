@@ -24,8 +24,23 @@ WORKERS = 2
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Return the number of worker processes; 0 runs the tests of a single file in this one."""
-    files = {argument.partition("::")[0] for argument in config.args}
-    return 0 if len(files) == 1 and Path(*files).is_file() else WORKERS
+    return 0 if len(named := _named(config)) == 1 and named[0].is_file() else WORKERS
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests marked "more" unless `-m` or the name of their file chooses them."""
+    if config.option.markexpr:
+        return
+    files = {path.resolve() for path in _named(config)}
+    left_out = [i for i in items if i.get_closest_marker("more") and i.path not in files]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _named(config: pytest.Config) -> list[Path]:
+    """The distinct files and directories of the command line."""
+    return [Path(path) for path in {argument.partition("::")[0] for argument in config.args}]
 
 
 @pytest.fixture(scope="session")

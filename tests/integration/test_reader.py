@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -14,6 +12,7 @@ from execution_events.errors import HaltError, SettingsError
 from execution_events.reader.service import run_reader
 from execution_events.settings import Settings
 from execution_events.store.write.batches import BatchWriter
+from tests.faults.proxy import Proxy
 from tests.support import databases
 from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, until
@@ -23,38 +22,6 @@ from tests.support.logs import logging_to
 from tests.support.readers import EVENTS, Reader, reading
 from tests.support.records import batch, log, occurrence
 from tests.support.servers import Servers
-
-
-@asynccontextmanager
-async def forwarding(port: int, database_url: str) -> AsyncIterator[None]:
-    """Pass what comes to `port` on to the database; at the end everything is cut."""
-    target = urlsplit(database_url)
-    pumps: set[asyncio.Task[None]] = set()
-
-    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        try:
-            while content := await source.read(65536):
-                sink.write(content)
-        finally:
-            sink.close()
-
-    async def accept(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        other_source, other_sink = await asyncio.open_connection(
-            target.hostname, target.port or 5432
-        )
-        pumps.add(asyncio.create_task(pump(source, other_sink)))
-        pumps.add(asyncio.create_task(pump(other_source, sink)))
-
-    server = await asyncio.start_server(accept, "127.0.0.1", port)
-    try:
-        yield
-    finally:
-        server.close()
-        for task in pumps:
-            task.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
-        await server.wait_closed()
-
 
 # What is refused.
 
@@ -356,7 +323,7 @@ async def test_the_reader_waits_for_its_database(
 
         assert await away()
         for _ in range(2):
-            async with forwarding(unused_port, database.reader):
+            async with Proxy(url.port or 5432, unused_port):
                 ready = await reader.management.get("/readyz")
                 assert (ready.status_code, ready.json()) == (200, {"ready": True, "reasons": []})
                 assert len(await reader.events()) == 1
