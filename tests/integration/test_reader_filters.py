@@ -30,7 +30,7 @@ EVENTS_OF = [
 
 
 CASES = ["É", "σΣς", "ǅ", "ﬀ", "İ", "ß", "Ꭰ", "𐐀", "K"]
-"""Texts whose case is changed; each has an execution of its own."""
+"""Texts to fold; each has an execution of its own."""
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,9 @@ async def filled(servers: Servers, template_database: str) -> AsyncIterator[Read
     ],
     ids=str,
 )
-async def test_what_is_found(filled: Reader, parameters: Mapping[str, object], found: str) -> None:
+async def test_filters_select_events(
+    filled: Reader, parameters: Mapping[str, object], found: str
+) -> None:
     assert await filled.names(**parameters) == found.split()
     pages, marker = [], None
     while True:
@@ -118,7 +120,7 @@ async def test_what_is_found(filled: Reader, parameters: Mapping[str, object], f
 
 
 @pytest.mark.parametrize("text", CASES)
-async def test_case_is_folded_as_unicode_says(filled: Reader, text: str) -> None:
+async def test_q_folds_case_as_unicode_does(filled: Reader, text: str) -> None:
     path = EVENTS.replace("execution-1", f"case-{CASES.index(text)}")
     for form in {text, text.casefold(), text.upper(), text.lower()}:
         matches = form.casefold() in f"x{text}y".casefold()
@@ -140,7 +142,7 @@ async def test_case_is_folded_as_unicode_says(filled: Reader, text: str) -> None
         ),
     ],
 )
-async def test_one_language(
+async def test_lang_shows_one_half_of_each_text(
     filled: Reader, lang: str, reasons: list[str], messages: list[str]
 ) -> None:
     response = await filled.api.get(EVENTS, params={"lang": lang})
@@ -148,5 +150,5 @@ async def test_one_language(
     assert [event["message"] for event in response.json()] == messages
 
 
-async def test_a_language_changes_nothing_of_what_is_found(filled: Reader) -> None:
+async def test_filters_ignore_lang(filled: Reader) -> None:
     assert await filled.names(lang="en", q="启动", excludeType="it's") == ["start"]

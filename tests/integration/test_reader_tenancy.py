@@ -1,5 +1,7 @@
-"""An execution of another tenant is as if it were not there: to the last byte of the answer, and
-in what PostgreSQL is asked and says."""
+"""An execution of another tenant is indistinguishable from an absent one.
+
+Compared are the bytes of the responses and the statements and rows exchanged with PostgreSQL.
+"""
 
 import itertools
 from collections.abc import AsyncIterator
@@ -84,7 +86,7 @@ async def running(
 
 @pytest.fixture
 async def tenants(running: Running) -> Tenants:
-    """Executions of the test's own: a reader may reuse what it knows of one."""
+    """New executions for each test: a reader may reuse what it knows of one."""
     number = next(_number)
     reader, dialog, log, elsewhere, log_elsewhere = running
     await log.add(*events_of_two(f"execution-1{number}"))
@@ -101,7 +103,7 @@ def path_of(execution_id: str) -> str:
 
 
 class Seen(NamedTuple):
-    """What a caller and the database see of one request, but what is another one for each."""
+    """The effects of one request on its caller and the database, without what always varies."""
 
     head: list[bytes]
     body: bytes
@@ -179,7 +181,9 @@ def test_every_parameter_is_among_the_queries() -> None:
 
 
 @pytest.mark.parametrize("query", QUERIES)
-async def test_foreign_and_absent_are_alike(tenants: Tenants, query: str) -> None:
+async def test_a_foreign_execution_is_indistinguishable_from_an_absent_one(
+    tenants: Tenants, query: str
+) -> None:
     for method, headers, caller in itertools.product(("GET", "HEAD"), HEADERS, (ONE, NONE)):
         lines = [*of(caller), *headers]
         absent = await ask(tenants, f"{tenants.absent}?{query}", *lines, method=method)
@@ -190,8 +194,8 @@ async def test_foreign_and_absent_are_alike(tenants: Tenants, query: str) -> Non
 
 
 @pytest.mark.parametrize("query", ["", "limit=9"])
-async def test_answers_that_are_given_again_are_alike(tenants: Tenants, query: str) -> None:
-    """Whatever others have asked before, and were answered."""
+async def test_repeated_requests_are_indistinguishable(tenants: Tenants, query: str) -> None:
+    """Requests of the owner before do not matter."""
     for _ in range(4):
         await ask(tenants, f"{tenants.foreign}?{query}", *of(TWO))
     for number in range(4):
@@ -202,8 +206,8 @@ async def test_answers_that_are_given_again_are_alike(tenants: Tenants, query: s
 
 
 @pytest.mark.parametrize("query", ["", "limit=1", "type=Normal&order=desc"])
-async def test_the_owner_is_answered_otherwise(tenants: Tenants, query: str) -> None:
-    """The execution is there, and what is compared above can tell."""
+async def test_the_owner_gets_another_response(tenants: Tenants, query: str) -> None:
+    """The execution exists, and the comparison above would notice."""
     absent = await ask(tenants, f"{tenants.absent}?{query}", *of(ONE))
     own = await ask(tenants, f"{tenants.foreign}?{query}", *of(TWO))
     assert status(own) == 200
@@ -220,7 +224,7 @@ async def test_the_owner_is_answered_otherwise(tenants: Tenants, query: str) -> 
 async def test_a_marker_of_another_tenant_leads_nowhere(
     tenants: Tenants, query: str, limit: str
 ) -> None:
-    """The absent execution has its marker from a database where it is there."""
+    """The absent execution has its marker from a database where it exists."""
     page = await tenants.reader.get(f"{tenants.foreign}?{query}", headers=TWO)
     of_foreign = page.headers["X-Next-Marker"]
     of_absent = (await tenants.elsewhere.get(f"{tenants.absent}?{query}")).headers["X-Next-Marker"]
@@ -249,7 +253,9 @@ async def test_a_marker_of_another_tenant_leads_nowhere(
 
 
 @pytest.mark.parametrize("query", ["", "limit=9", "type=Normal"])
-async def test_an_entity_tag_of_another_tenant_tells_nothing(tenants: Tenants, query: str) -> None:
+async def test_an_entity_tag_of_another_tenant_reveals_nothing(
+    tenants: Tenants, query: str
+) -> None:
     tags = [
         (await tenants.reader.get(f"{path}?{query}", headers=caller)).headers["ETag"]
         # Another absent one: what was asked before may be answered without the same statements.
@@ -263,8 +269,8 @@ async def test_an_entity_tag_of_another_tenant_tells_nothing(tenants: Tenants, q
         assert status(foreign) == (200 if tag == tags[0] else 304)
 
 
-async def test_what_is_changed_by_others_is_not_seen(tenants: Tenants) -> None:
-    """Not in an execution of both tenants either: neither an event nor the tag."""
+async def test_changes_of_other_tenants_are_invisible(tenants: Tenants) -> None:
+    """Also in an execution of both tenants: neither events nor the entity tag change."""
     path = tenants.foreign.replace("-1", "-2")
     execution_id = path.split("/")[3]
     mine, theirs = (
@@ -294,7 +300,7 @@ async def test_what_is_changed_by_others_is_not_seen(tenants: Tenants) -> None:
         ("HEAD", "/openapi.json?{}", [], 200),
     ],
 )
-async def test_what_is_no_list_is_alike_and_asks_nothing(
+async def test_other_requests_are_indistinguishable_and_run_no_query(
     tenants: Tenants, method: str, target: str, lines: list[str], expected: int
 ) -> None:
     absent = await ask(tenants, target.format(tenants.absent), *lines, method=method)
