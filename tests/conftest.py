@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _named(config: pytest.Config) -> list[Path]:
-    """The distinct files and directories of the command line."""
+    """Return the distinct files and directories of the command line."""
     return [Path(path) for path in {argument.partition("::")[0] for argument in config.args}]
 
 
@@ -52,21 +52,21 @@ async def servers() -> AsyncIterator[Servers]:
 
 @pytest.fixture(scope="session")
 async def template_database(servers: Servers) -> AsyncIterator[str]:
-    """The migrated database that each test's is cloned from."""
+    """The migrated database that others are cloned from."""
     async with databases.template(servers.administrator_url) as name:
         yield name
 
 
 @pytest.fixture
 async def database(servers: Servers, template_database: str) -> AsyncIterator[Database]:
-    """A migrated, empty database of the test's own."""
+    """A migrated, empty database for each test."""
     async with databases.cloned(servers.administrator_url, template_database) as database:
         yield database
 
 
 @pytest.fixture
 async def settings(servers: Servers, database: Database) -> Settings:
-    """The consumer's settings, with a topic and a group of the test's own."""
+    """Consumer settings with a new topic and group for each test."""
     name = f"test-{secrets.token_hex(4)}"
     settings = configured(
         kafka_bootstrap_servers=servers.bootstrap_servers,
@@ -82,7 +82,7 @@ async def settings(servers: Servers, database: Database) -> Settings:
 
 @pytest.fixture
 async def fetch(database: Database) -> AsyncIterator[Fetch]:
-    """Queries as the owner of the test's database."""
+    """A function that queries the test's database as its owner."""
     connection = await asyncpg.connect(
         database.owner, server_settings={"search_path": "execution_events"}
     )
@@ -92,7 +92,7 @@ async def fetch(database: Database) -> AsyncIterator[Fetch]:
 
 @pytest.fixture
 def unused_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on."""
+    """A free port of 127.0.0.1."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port

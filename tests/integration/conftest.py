@@ -1,4 +1,4 @@
-"""A broker that tests may stop and silence; a reader, and who writes what it reads."""
+"""Fixtures: a broker that tests may stop, readers, and writers to their databases."""
 
 from collections.abc import AsyncIterator
 
@@ -15,7 +15,7 @@ from tests.support.servers import Servers, kafka
 
 @pytest.fixture(scope="session")
 async def own_kafka() -> AsyncIterator[EmbeddedKafka]:
-    """Each test leaves it running."""
+    """A broker that tests may stop and freeze; each leaves it running."""
     async with kafka() as broker:
         yield broker
 

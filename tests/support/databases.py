@@ -18,7 +18,7 @@ SERVICE_ROLES = ("execution_events_writer", "execution_events_reader", "executio
 
 
 class Database(NamedTuple):
-    """One database's address for each role."""
+    """The address of one database for each role."""
 
     administrator: str
     owner: str
@@ -28,7 +28,7 @@ class Database(NamedTuple):
 
 
 def urls(administrator_url: str, database: str) -> Database:
-    """The addresses of `database` on the administrator's server."""
+    """Return the addresses of `database` on the administrator's server."""
     return Database(
         _url(administrator_url, database),
         *(
@@ -93,7 +93,7 @@ async def empty(administrator_url: str) -> AsyncIterator[Database]:
 
 
 async def migrate_as_owner(database: Database) -> list[str]:
-    """Migrate, with a password for each role; return the names of what was applied."""
+    """Migrate and set the roles' passwords; return the names of the applied migrations."""
     async with connect(database.owner, "tests", unlimited=True) as connection:
         applied = await migrate(connection, dict.fromkeys(SERVICE_ROLES, PASSWORD))
     return [migration.name for migration in applied]

@@ -37,11 +37,11 @@ class GuardedBroker:
     guarded_port: int
 
     def unlimited(self, settings: Settings) -> Settings:
-        """The settings for the listener without limits."""
+        """Return the settings for the listener that allows everything."""
         return configured(settings, kafka_bootstrap_servers=self.kafka.bootstrap_servers)
 
     def limited(self, settings: Settings) -> Settings:
-        """The settings for the user, who may do nothing until it is granted."""
+        """Return the settings of the user, which has no rights until `grant`."""
         return configured(
             settings,
             kafka_bootstrap_servers=f"{HOST}:{self.guarded_port}",
@@ -58,7 +58,7 @@ class GuardedBroker:
             assert code == 0, message
 
     async def revoke(self, name: str, *operations: str, resource: str = "topic") -> None:
-        """Take back what was granted."""
+        """Revoke what was granted."""
         for operation in operations:
             response = await self._change(DeleteAclsRequest, name, operation, resource)
             [(code, message, matching)] = response.filter_responses
@@ -85,9 +85,9 @@ class GuardedBroker:
 async def guarded_broker(
     properties: Mapping[str, str] | None = None,
 ) -> AsyncIterator[GuardedBroker]:
-    """A guarded broker that is ready; `properties` go above its own."""
+    """A guarded broker that is ready; `properties` override its own."""
     async with data_directory() as directory:
-        # A second listener is added to those that the broker has by itself, on the same ports.
+        # A second listener beside the product's own, whose ports stay the same.
         port, guarded_port = directory.port("kafka"), directory.port("kafka-guarded")
         node = Node(1, port, directory.port("kafka-controller"))
         own = server_properties(node, [node])

@@ -30,7 +30,7 @@ class Message(NamedTuple):
 
 
 class Watcher:
-    """What a client knows: the events that it was told of, and the id to go on from."""
+    """The state of a client: the events it knows, and the id to resume from."""
 
     def __init__(self) -> None:
         self.events: dict[Key, dict[str, Any]] = {}
@@ -39,7 +39,7 @@ class Watcher:
         self.comments = self.ids = 0
 
     def take(self, message: Message) -> None:
-        """Do what a message says."""
+        """Apply a message."""
         self.seen.append(message)
         match message.kind:
             case "reset":
@@ -59,7 +59,7 @@ class Watcher:
         params: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator["Watching"]:
-        """Watch from where it stands until the block ends."""
+        """Watch from its last id while the context is open."""
         asked = {"Accept": "text/event-stream", **(headers or {})}
         if self.id:
             asked["Last-Event-ID"] = self.id
@@ -97,7 +97,7 @@ class Watching:
         return message
 
     async def next(self, number: int = 1) -> list[Message]:
-        """The next messages."""
+        """Return the next messages."""
         messages: list[Message] = []
         async with asyncio.timeout(DEADLINE):
             while len(messages) < number:
@@ -113,14 +113,14 @@ class Watching:
                 await self.next()
 
     async def end(self) -> None:
-        """Return once the answer has ended."""
+        """Return once the stream has ended."""
         async with asyncio.timeout(DEADLINE):
             while await self.take():
                 pass
 
 
 def keyed(events: Iterable[dict[str, Any]]) -> dict[Key, dict[str, Any]]:
-    """A list as a watcher knows it."""
+    """Return the events of a list by key."""
     return {_key(event): event for event in events}
 
 
