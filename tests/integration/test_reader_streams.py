@@ -36,6 +36,7 @@ from tests.support.filling import fill
 from tests.support.processes import environment
 from tests.support.readers import EVENTS, Reader, named
 from tests.support.records import batch, log
+from tests.support.sse import Chunks
 
 
 class Answer(NamedTuple):
@@ -49,14 +50,9 @@ class Answer(NamedTuple):
 def answer(content: bytes) -> Answer:
     """Parse a chunked response that may be incomplete."""
     head, _, rest = content.partition(b"\r\n\r\n")
-    body = bytearray()
-    while match := re.match(rb"([0-9a-f]+)\r\n", rest):
-        size = int(match[1], 16)
-        if size == 0:
-            return Answer(head, bytes(body), whole=True)
-        body += rest[match.end() : match.end() + size]
-        rest = rest[match.end() + size + 2 :]
-    return Answer(head, bytes(body), whole=False)
+    chunks = Chunks()
+    body = chunks.feed(rest)
+    return Answer(head, body, chunks.ended)
 
 
 @asynccontextmanager

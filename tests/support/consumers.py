@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from execution_events.consumer.service import run_consumer
 from execution_events.settings import Settings
 
-DEADLINE = 60
+DEADLINE = 120
 """Timeout in seconds of anything a test waits for."""
 
 
