@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --custom-compile-command "make lock" $(ARGS)
 
-.PHONY: help install run test faults faults-full faults-tools mutants bench bench-growth bench-peers check prose references format lock build release clean
+.PHONY: help install run test test-more faults faults-full faults-tools mutants bench bench-growth bench-peers check prose references format lock build release clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -27,6 +27,10 @@ run: install ## Run Kafka, PostgreSQL and all services on this machine, data in 
 
 test: install ## Run all tests; ARGS="tests/unit -k fold"
 	@exec $(BIN)/pytest $(ARGS)
+
+test-more: install ## Run the tests marked "more" and the long faults, which take too long for every merge
+	$(BIN)/pytest -m more $(ARGS)
+	$(BIN)/python -m tests.faults run --long
 
 faults: install ## Run each short row of the fault matrix once, on the real servers; ARGS="--row scale --seed 5"
 	@exec $(BIN)/python -m tests.faults run --short $(ARGS)

@@ -3,45 +3,70 @@
 import secrets
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import asyncpg
 import pytest
 
 from execution_events.settings import Settings
-from tests.support import backends, databases
-from tests.support.backends import Servers
+from tests.support import databases
 from tests.support.configuration import configured
 from tests.support.databases import Database
 from tests.support.occurrences import Fetch
+from tests.support.servers import Servers
+from tests.support.servers import servers as start_servers
 from tests.support.topics import make_topic
 
 PARTITIONS = 3
+WORKERS = 2
+"""Processes that run the tests of several files, each with servers of its own."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return the number of worker processes; 0 runs the tests of a single file in this one."""
+    return 0 if len(named := _named(config)) == 1 and named[0].is_file() else WORKERS
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests marked "more" unless `-m` or the name of their file chooses them."""
+    if config.option.markexpr:
+        return
+    files = {path.resolve() for path in _named(config)}
+    left_out = [i for i in items if i.get_closest_marker("more") and i.path not in files]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _named(config: pytest.Config) -> list[Path]:
+    """Return the distinct files and directories of the command line."""
+    return [Path(path) for path in {argument.partition("::")[0] for argument in config.args}]
 
 
 @pytest.fixture(scope="session")
 async def servers() -> AsyncIterator[Servers]:
     """Kafka and PostgreSQL."""
-    async with backends.servers() as started:
+    async with start_servers() as started:
         yield started
 
 
 @pytest.fixture(scope="session")
 async def template_database(servers: Servers) -> AsyncIterator[str]:
-    """The migrated database that each test's is cloned from."""
+    """The migrated database that others are cloned from."""
     async with databases.template(servers.administrator_url) as name:
         yield name
 
 
 @pytest.fixture
 async def database(servers: Servers, template_database: str) -> AsyncIterator[Database]:
-    """A migrated, empty database of the test's own."""
+    """A migrated, empty database for each test."""
     async with databases.cloned(servers.administrator_url, template_database) as database:
         yield database
 
 
 @pytest.fixture
 async def settings(servers: Servers, database: Database) -> Settings:
-    """The consumer's settings, with a topic and a group of the test's own."""
+    """Consumer settings with a new topic and group for each test."""
     name = f"test-{secrets.token_hex(4)}"
     settings = configured(
         kafka_bootstrap_servers=servers.bootstrap_servers,
@@ -57,7 +82,7 @@ async def settings(servers: Servers, database: Database) -> Settings:
 
 @pytest.fixture
 async def fetch(database: Database) -> AsyncIterator[Fetch]:
-    """Queries as the owner of the test's database."""
+    """A function that queries the test's database as its owner."""
     connection = await asyncpg.connect(
         database.owner, server_settings={"search_path": "execution_events"}
     )
@@ -67,7 +92,7 @@ async def fetch(database: Database) -> AsyncIterator[Fetch]:
 
 @pytest.fixture
 def unused_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on."""
+    """A free port of 127.0.0.1."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port

@@ -2,16 +2,16 @@
 
 import secrets
 import signal
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from execution_events.embedded import DataDirectory, EmbeddedKafka
+from execution_events.embedded import EmbeddedKafka
 from execution_events.settings import Settings
-from tests.support.configuration import CACHE_DIR, configured
+from tests.support.configuration import configured
 from tests.support.consumers import end_offsets
+from tests.support.servers import broker_in, data_directory
 from tests.support.topics import make_topic
 
 PARTITIONS = 6
@@ -46,13 +46,13 @@ class Broker:
 @asynccontextmanager
 async def broker() -> AsyncIterator[Broker]:
     """One broker with default flushing, and an empty topic of `PARTITIONS` partitions."""
-    with tempfile.TemporaryDirectory(prefix="execution-events-benchmarks-") as place:
-        async with DataDirectory(Path(place) / "data") as directory:
-            kafka = EmbeddedKafka(directory, CACHE_DIR, settings={_REBALANCE_DELAY: "3000"})
-            async with kafka:
-                settings = configured(kafka_bootstrap_servers=kafka.bootstrap_servers)
-                await _create_topic(settings)
-                yield Broker(kafka, settings, Path(place))
+    async with (
+        data_directory() as directory,
+        broker_in(directory, {_REBALANCE_DELAY: "3000"}) as kafka,
+    ):
+        settings = configured(kafka_bootstrap_servers=kafka.bootstrap_servers)
+        await _create_topic(settings)
+        yield Broker(kafka, settings, directory.path.parent)
 
 
 async def _create_topic(settings: Settings) -> None:

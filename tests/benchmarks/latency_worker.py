@@ -17,6 +17,7 @@ import uvloop
 from execution_events import settings as settings_module
 from execution_events.publisher import Event, Publisher, lifecycle
 from tests.benchmarks.course import Course, name_of
+from tests.benchmarks.schedule import Schedule
 from tests.benchmarks.workload import event
 
 _TASKS = 400
@@ -43,23 +44,19 @@ async def run(course: Course) -> Published:
     events = _events(course)
     returned = [0.0] * len(events)
     tasks = min(_TASKS, course.rate)
-    late = 0.0
 
     async def publish(first: int) -> None:
-        nonlocal late
         for number in range(first, len(events), tasks):
-            due = begun + number / course.rate
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
-            late = max(late, time.monotonic() - due)
+            await schedule.wait(number)
             await publisher.publish(events[number])
             returned[number] = time.monotonic()
 
     async with Publisher(settings_module.load(os.environ)) as publisher:
-        begun = time.monotonic()
+        schedule = Schedule(course.rate)
         async with asyncio.TaskGroup() as group:
             for first in range(tasks):
                 group.create_task(publish(first))
-    return Published(returned, begun, late)
+    return Published(returned, schedule.begun, schedule.late)
 
 
 def _events(course: Course) -> list[Event]:

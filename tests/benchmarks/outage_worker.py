@@ -19,6 +19,7 @@ from execution_events.errors import RetryableError
 from execution_events.publisher import Publisher, lifecycle
 from tests.benchmarks.figures import percentile
 from tests.benchmarks.lines import answer, lines
+from tests.benchmarks.schedule import Schedule
 from tests.benchmarks.workload import EVENTS_OF_AN_EXECUTION, OBJECT_NAME, event
 
 ELEMENTS = 200
@@ -33,14 +34,11 @@ class Load:
     def __init__(self, publisher: Publisher, rate: int) -> None:
         self._publisher = publisher
         self._elements = min(ELEMENTS, rate)
-        self._pause = self._elements / rate
         self._stopping = asyncio.Event()
-        self._begun = time.monotonic()
+        self._schedule = Schedule(rate)
         self.published: list[int] = [0] * self._elements
         self.failures: list[str] = []
         self.seconds: list[float] = []
-        self.late = 0.0
-        """The most seconds that a call began after its time."""
 
     async def run(self) -> None:
         """Publish until `stop`."""
@@ -48,21 +46,23 @@ class Load:
             for element in range(self._elements):
                 group.create_task(self._publish(element))
 
+    @property
+    def late(self) -> float:
+        """The longest delay in seconds of a call since the last mark."""
+        return self._schedule.late
+
     def stop(self) -> None:
         """Have every task end after its next event."""
         self._stopping.set()
 
     def mark(self) -> None:
         """Forget the seconds and the lateness noted so far."""
-        self.seconds, self.late = [], 0.0
+        self.seconds, self._schedule.late = [], 0.0
 
     async def _publish(self, element: int) -> None:
-        due = self._begun + self._pause * element / self._elements
         while not self._stopping.is_set():
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
-            started = time.monotonic()
-            self.late = max(self.late, started - due)
             number = self.published[element]
+            started = await self._schedule.wait(element + number * self._elements)
             execution = f"execution-{element}-{number // EVENTS_OF_AN_EXECUTION}"
             try:
                 await self._publisher.publish(
@@ -78,7 +78,6 @@ class Load:
                 self.failures.append(str(error))
             self.seconds.append(time.monotonic() - started)
             self.published[element] += 1
-            due += self._pause
 
 
 def name_of(element: int, number: int) -> str:

@@ -3,14 +3,13 @@
 import json
 import secrets
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from execution_events.embedded import DataDirectory, EmbeddedPostgres
+from execution_events.embedded import EmbeddedPostgres
 from tests.benchmarks import usage
 from tests.benchmarks.worker import ROOT
 from tests.support import databases
@@ -18,6 +17,7 @@ from tests.support.configuration import configured
 from tests.support.consumers import until
 from tests.support.databases import Database
 from tests.support.processes import COMMAND, Service, environment
+from tests.support.servers import data_directory
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,11 @@ class Postgres:
 @asynccontextmanager
 async def postgres(**settings: str) -> AsyncIterator[Postgres]:
     """A server with nothing in it; `settings` are PostgreSQL's, beside the product's defaults."""
-    with tempfile.TemporaryDirectory(prefix="execution-events-benchmarks-") as place:
-        # An unprivileged account must reach PostgreSQL's data when root runs the benchmark.
-        Path(place).chmod(0o711)
-        async with DataDirectory(Path(place) / "data") as directory:
-            server = EmbeddedPostgres(directory, settings=settings)
-            async with server:
-                yield Postgres(server, Path(place))
+    async with (
+        data_directory() as directory,
+        EmbeddedPostgres(directory, settings=settings) as server,
+    ):
+        yield Postgres(server, directory.path.parent)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.benchmarks import growth_report, read
 from tests.benchmarks.publish import VARIANTS
 from tests.benchmarks.worker import ROOT
@@ -28,7 +26,6 @@ def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     return report
 
 
-@pytest.mark.timeout(300)
 def test_publish(tmp_path: Path) -> None:
     report = run(tmp_path, "publish", "--events", "200", "--runs", "1")
     assert set(report["figures"]) == {variant.way for variant in VARIANTS}
@@ -36,7 +33,6 @@ def test_publish(tmp_path: Path) -> None:
     assert len(report["verdicts"]) == 3
 
 
-@pytest.mark.timeout(300)
 def test_outage(tmp_path: Path) -> None:
     report = run(tmp_path, "outage", "--seconds", "2", "--rate", "50")
     figures = report["figures"]
@@ -49,7 +45,6 @@ def test_import(tmp_path: Path) -> None:
     assert [len(found) for found in report["figures"]["seconds"].values()] == [1, 1]
 
 
-@pytest.mark.timeout(300)
 def test_read(tmp_path: Path) -> None:
     report = run(
         *(tmp_path, "read", "--seconds", "0.1", "--runs", "1"),
@@ -62,7 +57,6 @@ def test_read(tmp_path: Path) -> None:
     assert report["figures"]["contention"]["sample"]["wrong"] == 0
 
 
-@pytest.mark.timeout(300)
 def test_ingest(tmp_path: Path) -> None:
     report = run(
         *(tmp_path, "ingest", "--events", "5000", "--runs", "1"), "--reference-tree", str(ROOT)
@@ -72,7 +66,6 @@ def test_ingest(tmp_path: Path) -> None:
     assert len(report["verdicts"]) == 4
 
 
-@pytest.mark.timeout(300)
 def test_watch(tmp_path: Path) -> None:
     report = run(
         *(tmp_path, "watch", "--watchers", "20", "--executions", "4"),
@@ -83,7 +76,6 @@ def test_watch(tmp_path: Path) -> None:
     assert report["figures"]["measured"]["rate"] > 1
 
 
-@pytest.mark.timeout(300)
 def test_latency(tmp_path: Path) -> None:
     report = run(tmp_path, "latency", "--rates", "10,1000", "--samples", "20")
     assert [row[:3] for row in report["rows"]] == [
@@ -96,7 +88,6 @@ def test_latency(tmp_path: Path) -> None:
     assert report["figures"]["10"]["requests"] > 20
 
 
-@pytest.mark.timeout(300)
 def test_handover(tmp_path: Path) -> None:
     report = run(tmp_path, "handover", "--runs", "1", "--rate", "200")
     killed, stopped = report["figures"]["samples"]
@@ -108,7 +99,6 @@ def test_handover(tmp_path: Path) -> None:
     assert len(report["verdicts"]) == 2
 
 
-@pytest.mark.timeout(300)
 def test_memory(tmp_path: Path) -> None:
     report = run(
         *(tmp_path, "memory", "--events", "2000", "--seconds", "0.1"),
@@ -124,7 +114,6 @@ def test_memory(tmp_path: Path) -> None:
     assert len(report["verdicts"]) == 3
 
 
-@pytest.mark.timeout(300)
 def test_growth(tmp_path: Path) -> None:
     report = run(
         *(tmp_path, "growth", "--events", "2000", "--sizes", "0.001,0.003", "--loop", "500"),

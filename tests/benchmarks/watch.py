@@ -17,6 +17,7 @@ from tests.benchmarks.changes import Change, Commit, Judgement, Watcher, judge
 from tests.benchmarks.client import Client, client
 from tests.benchmarks.figures import Verdict, percentile, short
 from tests.benchmarks.report import Report
+from tests.benchmarks.schedule import Schedule
 from tests.benchmarks.servers import Postgres, Serving
 from tests.benchmarks.watchers import Plan, Seen, Watch
 from tests.support import records
@@ -149,19 +150,16 @@ async def _ready(process: Client, reader: Serving, watching: Sequence[Watcher]) 
 async def _commit(
     writer: BatchWriter, changed: Sequence[Change], offset: int, rate: int, progress: Progress
 ) -> tuple[list[Commit], float]:
-    """Commit each change at its time, and give the most seconds that one began too late."""
+    """Commit each change at its time; return the commits and the longest delay in seconds."""
     commits: list[Commit] = []
-    latest, start = 0.0, time.monotonic()
+    schedule = Schedule(rate)
     for number, change in enumerate(changed):
         progress.show(number, "changes")
         batch = records.batch(records.log([change.record], begin=offset + number))
-        due = start + number / rate
-        await asyncio.sleep(max(0.0, due - time.monotonic()))
-        begun = time.monotonic()
+        begun = await schedule.wait(number)
         await writer.store(batch)
         commits.append(Commit(begun, time.monotonic()))
-        latest = max(latest, begun - due)
-    return commits, latest
+    return commits, schedule.late
 
 
 async def _settled(process: Client, watching: Sequence[Watcher], changed: Sequence[Change]) -> None:

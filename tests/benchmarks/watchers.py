@@ -17,7 +17,7 @@ import uvloop
 
 from tests.benchmarks.lines import answer, lines
 from tests.benchmarks.load import Ask, Head
-from tests.benchmarks.sse import Chunks, Message, Parser
+from tests.support.sse import Chunks, Message, Parser
 
 AT_ONCE = 32
 """Connections that are opened at the same time."""

@@ -12,11 +12,11 @@ import pytest
 
 from execution_events.embedded import EmbeddedKafka
 from execution_events.settings import Settings
-from tests.support.brokers import broker
 from tests.support.configuration import configured
 from tests.support.consumers import until, until_stored
 from tests.support.occurrences import Fetch
 from tests.support.processes import Service, environment, run_cli, service
+from tests.support.servers import kafka as start_kafka
 from tests.support.spooling_worker import Journal
 from tests.support.topics import make_topic
 
@@ -26,8 +26,8 @@ WORKERS = 2
 
 @pytest.fixture
 async def kafka() -> AsyncIterator[EmbeddedKafka]:
-    """A broker that the test may kill."""
-    async with broker() as kafka:
+    """A broker of the test's own, which may be killed."""
+    async with start_kafka() as kafka:
         yield kafka
 
 

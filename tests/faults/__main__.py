@@ -1,7 +1,7 @@
 """The fault harness.
 
     python -m tests.faults list
-    python -m tests.faults run [--row ROW ...] [--episodes N | --short | --full] [--seed S]
+    python -m tests.faults run [--row ROW ...] [--episodes N | --short | --long | --full] [--seed S]
     python -m tests.faults mutants [--only NAME ...]
     python -m tests.faults report
 
@@ -14,10 +14,11 @@ import asyncio
 import logging
 import random
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tests.faults import mutants, results
+from tests.faults.episode import Row
 from tests.faults.results import Result
 from tests.faults.rows import ROWS, row
 from tests.faults.runner import Planned, run_all, snapshot
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     size.add_argument(
         "--short", action="store_true", help="one of each row but the long ones (default)"
     )
+    size.add_argument("--long", action="store_true", help="one of each long row")
     size.add_argument(
         "--full",
         action="store_true",
@@ -104,10 +106,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace, kept: Iterable[Result]) -> list[Planned]:
-    is_short = not arguments.row and not arguments.full and arguments.episodes is None
-    chosen = [row(name) for name in arguments.row or ()] or [
-        each for each in ROWS if not (is_short and each.is_long)
-    ]
+    chosen: Sequence[Row] = ROWS
+    if arguments.row:
+        chosen = [row(name) for name in arguments.row]
+    elif not arguments.full and arguments.episodes is None:
+        chosen = [each for each in ROWS if each.is_long == arguments.long]
     if arguments.full:
         # Seeds count from 1, so that a run that was interrupted knows what is left.
         passed = {key for key, last in results.latest(kept).items() if last.passed}

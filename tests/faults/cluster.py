@@ -3,10 +3,8 @@
 import asyncio
 import random
 import signal
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from pathlib import Path
 
 from execution_events.embedded import DataDirectory, EmbeddedPostgres
 from tests.faults.brokers import Brokers, brokers
@@ -14,6 +12,7 @@ from tests.faults.database import template
 from tests.faults.disk import Disk, small_disk
 from tests.faults.proxy import Proxy
 from tests.faults.source import Source
+from tests.support.servers import data_directory
 
 
 class Cluster:
@@ -67,18 +66,11 @@ class Cluster:
 @asynccontextmanager
 async def cluster(source: Source) -> AsyncIterator[Cluster]:
     """PostgreSQL with a template database made by `source`; Kafka is started when it is needed."""
-    with tempfile.TemporaryDirectory(prefix="execution-events-faults-") as parent:
-        # An unprivileged account must reach PostgreSQL's data when root runs the tests.
-        await asyncio.to_thread(Path(parent).chmod, 0o711)
-        async with DataDirectory(Path(parent) / "data") as directory:
-            postgres = EmbeddedPostgres(directory)
-            async with (
-                postgres,
-                Proxy(postgres.port) as proxy,
-                template(postgres, source) as name,
-            ):
-                running = Cluster(directory, postgres, proxy, name)
-                try:
-                    yield running
-                finally:
-                    await running.close()
+    async with data_directory() as directory:
+        postgres = EmbeddedPostgres(directory)
+        async with postgres, Proxy(postgres.port) as proxy:
+            running = Cluster(directory, postgres, proxy, await template(postgres, source))
+            try:
+                yield running
+            finally:
+                await running.close()

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import secrets
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,15 +13,14 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 
 from execution_events.embedded import EmbeddedPostgres
-from execution_events.store.schema.provision import provision_database
 from tests.faults.model import Fields, Identity
 from tests.faults.proxy import HOST
 from tests.faults.record import Headers, Place
 from tests.faults.source import Source
+from tests.support import databases
+from tests.support.databases import OWNER, PASSWORD
 
-OWNER = "execution_events_owner"
 WRITER = "execution_events_writer"
-PASSWORD = secrets.token_urlsafe(12)
 _LOST = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
@@ -192,17 +190,14 @@ class EpisodeDatabase:
             return await _stored(connection)
 
 
-@asynccontextmanager
-async def template(postgres: EmbeddedPostgres, source: Source) -> AsyncIterator[str]:
-    """The name of a database that the product's own `migrate` has made, with the audit in it."""
-    name = f"faults_template_{secrets.token_hex(4)}"
-    await provision_database(postgres.dsn(), name, OWNER, PASSWORD)
-    owner = f"postgresql://{OWNER}:{PASSWORD}@{HOST}:{postgres.port}/{name}"
+async def template(postgres: EmbeddedPostgres, source: Source) -> str:
+    """Create a database with the `migrate` of `source` and with the audit; return its name."""
+    name = await databases.provision(postgres.dsn(), "template")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "execution_events.cli", "migrate"),
         env=source.environment()
         | {
-            "EXECUTION_EVENTS_DATABASE_URL": owner,
+            "EXECUTION_EVENTS_DATABASE_URL": databases.urls(postgres.dsn(), name).owner,
             "EXECUTION_EVENTS_WRITER_PASSWORD": PASSWORD,
         },
         stdout=asyncio.subprocess.PIPE,
@@ -213,7 +208,7 @@ async def template(postgres: EmbeddedPostgres, source: Source) -> AsyncIterator[
         raise RuntimeError(f"migrate failed:\n{output.decode()}")
     async with EpisodeDatabase(postgres.dsn(), name).connect() as connection:
         await connection.execute((resources.files(__package__) / "audit.sql").read_text())
-    yield name
+    return name
 
 
 @asynccontextmanager
@@ -221,15 +216,13 @@ async def cloned(
     postgres: EmbeddedPostgres, template_name: str, tablespace: str | None = None
 ) -> AsyncIterator[EpisodeDatabase]:
     """A copy of the template, dropped at the end."""
-    name = f"faults_{secrets.token_hex(4)}"
-    place = f" TABLESPACE {tablespace}" if tablespace else ""
-    await execute(
-        postgres.dsn(), f"CREATE DATABASE {name} TEMPLATE {template_name} OWNER {OWNER}{place}"
+    name = await databases.clone(
+        postgres.dsn(), template_name, "episode", tablespace or "pg_default"
     )
     try:
         yield EpisodeDatabase(postgres.dsn(), name)
     finally:
-        await execute(postgres.dsn(), f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        await databases.drop(postgres.dsn(), name)
 
 
 async def execute(url: str, statement: str) -> None:

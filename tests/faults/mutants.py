@@ -348,7 +348,7 @@ async def failing(tests: Sequence[str], source: Source) -> tuple[str, str] | Non
     RuntimeError where they cannot be run.
     """
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests),
+        *(sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider", *tests),
         cwd=_ROOT,
         # Wide enough for what the summary says of a failure.
         env=source.environment() | {"COLUMNS": "400"},

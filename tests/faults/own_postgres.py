@@ -13,6 +13,7 @@ from execution_events.embedded.process import run
 from tests.faults.database import EpisodeDatabase, execute, template
 from tests.faults.proxy import Proxy
 from tests.faults.source import Source
+from tests.support.servers import data_directory
 
 
 class OwnPostgres:
@@ -87,18 +88,12 @@ class Standby:
 @asynccontextmanager
 async def own_postgres(source: Source) -> AsyncIterator[OwnPostgres]:
     """A new server with a migrated database, whose data go at the end."""
-    with tempfile.TemporaryDirectory(prefix="execution-events-postgres-") as parent:
-        # An unprivileged account must reach PostgreSQL's data when root runs the tests.
-        Path(parent).chmod(0o711)
-        async with DataDirectory(Path(parent) / "data") as directory:
-            postgres = EmbeddedPostgres(directory)
-            try:
-                async with (
-                    postgres,
-                    Proxy(postgres.port) as proxy,
-                    template(postgres, source) as name,
-                ):
-                    yield OwnPostgres(postgres, proxy, EpisodeDatabase(postgres.dsn(), name))
-            finally:
-                with suppress(RuntimeError):
-                    shutil.rmtree(postgres.home, ignore_errors=True)
+    async with data_directory() as directory:
+        postgres = EmbeddedPostgres(directory)
+        try:
+            async with postgres, Proxy(postgres.port) as proxy:
+                name = await template(postgres, source)
+                yield OwnPostgres(postgres, proxy, EpisodeDatabase(postgres.dsn(), name))
+        finally:
+            with suppress(RuntimeError):
+                shutil.rmtree(postgres.home, ignore_errors=True)

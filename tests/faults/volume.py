@@ -8,7 +8,6 @@ import asyncio
 import json
 import random
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,16 +16,15 @@ import asyncpg
 from confluent_kafka import Producer
 
 from execution_events.embedded import (
-    DataDirectory,
-    EmbeddedKafka,
     EmbeddedPostgres,
     running,
 )
 from execution_events.settings import Settings
 from tests.support import databases
-from tests.support.configuration import CACHE_DIR, configured
+from tests.support.configuration import configured
 from tests.support.consumers import end_offsets, stored_offsets
 from tests.support.processes import environment, run_cli, service
+from tests.support.servers import broker_in, data_directory
 from tests.support.topics import make_topic
 
 PARTITIONS = 6
@@ -49,24 +47,21 @@ def main() -> int:
 
 
 async def _run(records: int, share: float, seed: int) -> int:
-    with tempfile.TemporaryDirectory(prefix="execution-events-volume-") as place:
-        # An unprivileged account must reach PostgreSQL's data when root runs this.
-        Path(place).chmod(0o711)
-        async with DataDirectory(Path(place) / "data") as directory:
-            kafka = EmbeddedKafka(directory, CACHE_DIR)
-            postgres = EmbeddedPostgres(directory)
-            async with (
-                running(kafka, postgres),
-                databases.template(postgres.dsn()) as template,
-                databases.cloned(postgres.dsn(), template) as database,
-            ):
-                settings = configured(
-                    kafka_bootstrap_servers=kafka.bootstrap_servers,
-                    database_url=database.writer,
-                    management_port=0,
-                )
-                await make_topic(settings, PARTITIONS)
-                return await _measure(settings, database.owner, records, share, seed, Path(place))
+    async with data_directory() as directory:
+        kafka, postgres = broker_in(directory), EmbeddedPostgres(directory)
+        async with (
+            running(kafka, postgres),
+            databases.template(postgres.dsn()) as template,
+            databases.cloned(postgres.dsn(), template) as database,
+        ):
+            settings = configured(
+                kafka_bootstrap_servers=kafka.bootstrap_servers,
+                database_url=database.writer,
+                management_port=0,
+            )
+            await make_topic(settings, PARTITIONS)
+            place = directory.path.parent
+            return await _measure(settings, database.owner, records, share, seed, place)
 
 
 async def _measure(

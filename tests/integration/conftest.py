@@ -1,4 +1,4 @@
-"""A broker that tests may stop and silence; a reader, and who writes what it reads."""
+"""Fixtures: a broker that tests may stop, readers, and writers to their databases."""
 
 from collections.abc import AsyncIterator
 
@@ -7,18 +7,17 @@ import pytest
 
 from execution_events.embedded import EmbeddedKafka
 from execution_events.store.write.batches import BatchWriter
-from tests.support import brokers, databases
-from tests.support.backends import Servers
 from tests.support.databases import Database, administrator
-from tests.support.readers import Reader, named, reading
-from tests.support.records import Log, batch, log
+from tests.support.readers import Reader, named, reading, reading_only
+from tests.support.records import Log
+from tests.support.servers import Servers, kafka
 
 
 @pytest.fixture(scope="session")
 async def own_kafka() -> AsyncIterator[EmbeddedKafka]:
-    """Each test leaves it running."""
-    async with brokers.broker() as kafka:
-        yield kafka
+    """A broker that tests may stop and freeze; each leaves it running."""
+    async with kafka() as broker:
+        yield broker
 
 
 @pytest.fixture
@@ -48,19 +47,13 @@ async def reader(database: Database) -> AsyncIterator[Reader]:
 @pytest.fixture(scope="module")
 async def idle(servers: Servers, template_database: str) -> AsyncIterator[Reader]:
     """A reader of an empty database that no test changes."""
-    async with (
-        databases.cloned(servers.administrator_url, template_database) as database,
-        reading(database.reader) as reader,
-    ):
+    async with reading_only(servers, template_database) as reader:
         yield reader
 
 
 @pytest.fixture(scope="module")
 async def still(servers: Servers, template_database: str) -> AsyncIterator[Reader]:
-    """A reader of one execution of three events that no test changes, and of little patience."""
-    async with databases.cloned(servers.administrator_url, template_database) as database:
-        async with BatchWriter(database.writer, "events") as writer:
-            await writer.begin_partition(0, 0, "cluster")
-            await writer.store(batch(log([named(name, message="a message") for name in "abc"])))
-        async with reading(database.reader, reader_head_timeout=1) as reader:
-            yield reader
+    """A reader of one execution of three events that no test changes; its timeout is short."""
+    events = [named(name, message="a message") for name in "abc"]
+    async with reading_only(servers, template_database, *events, reader_head_timeout=1) as reader:
+        yield reader

@@ -36,9 +36,9 @@ from execution_events.projection.fingerprint import fingerprint
 from execution_events.store.write.batches import Batch, BatchWriter
 from execution_events.store.write.progress import StoredPosition
 from tests.support import databases
-from tests.support.backends import Servers
 from tests.support.databases import Database
 from tests.support.records import LogRecord, log, occurrence
+from tests.support.servers import Servers
 
 TOPIC = "machine"
 PARTITIONS = 3

@@ -75,7 +75,9 @@ async def librdkafka(settings: Settings, records: Sequence[KafkaRecord], tmp_pat
     assert producer.flush(60) == 0
 
 
-each_producer = pytest.mark.parametrize("produce", [console, librdkafka])
+each_producer = pytest.mark.parametrize(
+    "produce", [pytest.param(console, marks=pytest.mark.more), librdkafka]
+)
 
 
 @each_producer

@@ -22,11 +22,11 @@ from execution_events.store.schema.migrate import Migration, migrations, pending
 from execution_events.store.write.batches import BatchWriter
 from execution_events.store.write.events import prepare
 from tests.support import databases
-from tests.support.backends import Servers
 from tests.support.configuration import configured
 from tests.support.databases import Database, migrate_as_owner
 from tests.support.processes import environment, run_cli
 from tests.support.records import occurrence
+from tests.support.servers import Servers
 
 ALL = [migration.name for migration in migrations()]
 

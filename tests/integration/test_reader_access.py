@@ -1,4 +1,4 @@
-"""A whole reader tells its callers apart: 401, 429, and to each the namespaces of the token."""
+"""Authentication and limits of a running reader: 401, 429, and the namespaces of a token."""
 
 import asyncio
 import hashlib
@@ -66,7 +66,7 @@ async def test_a_caller_without_a_valid_token_is_refused(
             assert response.json()["error_code"] == "EE.0401"
 
 
-async def test_a_caller_sees_the_namespaces_of_the_token(
+async def test_a_caller_reads_the_namespaces_of_its_token(
     guarded: Reader, writer: BatchWriter
 ) -> None:
     await writer.store(
@@ -78,7 +78,7 @@ async def test_a_caller_sees_the_namespaces_of_the_token(
     assert await names(guarded, NONE) == []
 
 
-async def test_tokens_are_reloaded_and_a_broken_file_is_told(
+async def test_tokens_are_reloaded_and_a_broken_file_is_reported(
     guarded: Reader, tokens: Path, writer: BatchWriter
 ) -> None:
     await writer.store(batch(log([named("a", namespace="one")])))
@@ -114,7 +114,7 @@ async def metric(reader: Reader, name: str, **labels: str) -> float | None:
     return None
 
 
-async def test_requests_of_one_token_are_bounded(
+async def test_concurrent_requests_of_one_token_are_limited(
     guarded: Reader, owner: asyncpg.Connection
 ) -> None:
     transaction = owner.transaction()
@@ -157,7 +157,7 @@ async def test_no_token_is_logged_or_measured(
         assert hashlib.sha256(token.encode()).hexdigest()[:12] not in shown
 
 
-async def test_jwts_of_an_issuer(database: Database, writer: BatchWriter) -> None:
+async def test_a_jwt_of_the_issuer_is_accepted(database: Database, writer: BatchWriter) -> None:
     await writer.store(batch(log([named("a", namespace="one"), named("b", namespace="two")])))
     key, other = ec_key("key"), ec_key("key")
     server = KeyServer()
@@ -181,7 +181,7 @@ async def test_jwts_of_an_issuer(database: Database, writer: BatchWriter) -> Non
             assert response.status_code == 401
 
 
-async def test_a_reader_with_an_issuer_that_is_away_answers_and_is_not_ready(
+async def test_the_reader_is_not_ready_while_its_issuer_is_unavailable(
     database: Database, unused_port: int
 ) -> None:
     url = f"http://127.0.0.1:{unused_port}/keys"
@@ -198,16 +198,14 @@ async def test_a_reader_with_an_issuer_that_is_away_answers_and_is_not_ready(
         assert (await reader.get(EVENTS)).status_code == 401
 
 
-async def test_with_tokens_the_reader_serves_other_machines(
-    database: Database, tokens: Path
-) -> None:
+async def test_with_tokens_other_addresses_are_served(database: Database, tokens: Path) -> None:
     async with reading(database.reader, tokens_file=str(tokens), reader_host="0.0.0.0") as reader:
         port = reader.api.base_url.port
         response = await reader.get(f"http://127.0.0.1:{port}{EVENTS}")
         assert response.status_code == 401
 
 
-async def test_a_token_file_that_is_missing_is_named(database: Database, tmp_path: Path) -> None:
+async def test_a_missing_token_file_is_named(database: Database, tmp_path: Path) -> None:
     settings = configured(
         database_url=database.reader, tokens_file=str(tmp_path / "absent"), reader_port=0
     )

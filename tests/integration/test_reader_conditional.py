@@ -1,6 +1,7 @@
-"""Entity tags, formats and encodings of an answer."""
+"""Entity tags, formats and encodings of responses."""
 
 import json
+from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
@@ -10,13 +11,12 @@ from execution_events.store.read.events import EventReader, Page
 from execution_events.store.read.selection import Selection
 from execution_events.store.write.batches import BatchWriter
 from tests.support.databases import Database
-from tests.support.readers import EVENTS, Reader, decoded, named
+from tests.support.readers import EVENTS, Reader, decoded, named, reading_only
 from tests.support.records import batch, log, occurrence
+from tests.support.servers import Servers
 
 
-async def test_a_list_that_did_not_change_is_not_sent_again(
-    reader: Reader, writer: BatchWriter
-) -> None:
+async def test_an_unchanged_list_is_304(reader: Reader, writer: BatchWriter) -> None:
     await writer.store(batch(log([named("a", count=2)])))
     for method in ("GET", "HEAD"):
         tag = (await reader.request(method, EVENTS)).headers["ETag"]
@@ -35,7 +35,7 @@ async def test_a_list_that_did_not_change_is_not_sent_again(
 async def test_the_tag_of_an_empty_list_changes_with_the_execution(
     reader: Reader, writer: BatchWriter
 ) -> None:
-    """Also where the filter finds nothing before and after."""
+    """The filter matches nothing before and after."""
     tags = []
     for begin in range(3):
         response = await reader.get(EVENTS, params={"type": "nothing"})
@@ -45,7 +45,7 @@ async def test_the_tag_of_an_empty_list_changes_with_the_execution(
     assert len(set(tags)) == 3
 
 
-async def test_304_reads_no_events(
+async def test_a_304_reads_no_events(
     reader: Reader, writer: BatchWriter, owner: asyncpg.Connection
 ) -> None:
     await writer.store(batch(log([occurrence()])))
@@ -72,7 +72,7 @@ async def test_304_reads_no_events(
     ],
     ids=lambda condition: str(condition)[:20],
 )
-async def test_conditions(idle: Reader, condition: str, status: int) -> None:
+async def test_if_none_match_compares_weakly(idle: Reader, condition: str, status: int) -> None:
     tag = (await idle.get(EVENTS)).headers["ETag"]
     for form in (tag, tag.removeprefix("W/")):
         headers = {"If-None-Match": condition.replace("{}", form)}
@@ -100,7 +100,9 @@ async def test_tags_differ_by_query_and_format(idle: Reader) -> None:
     assert encoded.headers["ETag"] == tags[0]
 
 
-async def test_absent_and_foreign_are_alike(database: Database, writer: BatchWriter) -> None:
+async def test_an_execution_of_another_tenant_looks_absent(
+    database: Database, writer: BatchWriter
+) -> None:
     foreign = named("b", execution_id="foreign", namespace="other")
     await writer.store(batch(log([named("a"), foreign])))
     tenant = frozenset({"tenant"})
@@ -128,7 +130,7 @@ async def test_absent_and_foreign_are_alike(database: Database, writer: BatchWri
 async def test_a_page_and_its_revisions_are_of_one_snapshot(
     database: Database, writer: BatchWriter
 ) -> None:
-    """The count is the number of the transaction that the revision is of."""
+    """The count is the number of the transaction that made the revision."""
     seen: dict[str, int] = {}
     async with EventReader.open(database.reader) as lists:
         for number in range(20):
@@ -143,6 +145,19 @@ async def test_a_page_and_its_revisions_are_of_one_snapshot(
 
 
 # Formats.
+
+TWO, TWENTY = (EVENTS.replace("execution-1", each) for each in ("two", "twenty"))
+
+
+@pytest.fixture(scope="module")
+async def filled(servers: Servers, template_database: str) -> AsyncIterator[Reader]:
+    events = [
+        named("a", execution_id="two", message="line\nbreak\u2028"),
+        named("b", 1, execution_id="two"),
+        *(named(f"a.{number}", execution_id="twenty") for number in range(20)),
+    ]
+    async with reading_only(servers, template_database, *events) as reader:
+        yield reader
 
 
 @pytest.mark.parametrize(
@@ -165,10 +180,9 @@ async def test_a_page_and_its_revisions_are_of_one_snapshot(
         (";,;q=,=;;", False),
     ],
 )
-async def test_formats(reader: Reader, writer: BatchWriter, accept: str, lines: bool) -> None:
-    await writer.store(batch(log([named("a", message="line\nbreak\u2028"), named("b", 1)])))
-    array = await reader.events()
-    response = await reader.get(EVENTS, headers={"Accept": accept})
+async def test_accept_chooses_the_format(filled: Reader, accept: str, lines: bool) -> None:
+    array = await filled.events(TWO)
+    response = await filled.get(TWO, headers={"Accept": accept})
     assert response.headers["Content-Type"] == (
         "application/x-ndjson" if lines else "application/json"
     )
@@ -180,7 +194,7 @@ async def test_formats(reader: Reader, writer: BatchWriter, accept: str, lines: 
     assert shown == array
 
 
-async def test_no_lines_where_there_are_no_events(idle: Reader) -> None:
+async def test_an_empty_list_has_no_lines(idle: Reader) -> None:
     response = await idle.get(EVENTS, headers={"Accept": "application/x-ndjson"})
     assert (response.status_code, response.content) == (200, b"")
 
@@ -210,19 +224,18 @@ async def test_no_lines_where_there_are_no_events(idle: Reader) -> None:
         ("gzip;q=x", None),
     ],
 )
-async def test_encodings(
-    reader: Reader, writer: BatchWriter, accept: str, encoding: str | None
+async def test_accept_encoding_chooses_the_encoding(
+    filled: Reader, accept: str, encoding: str | None
 ) -> None:
-    await writer.store(batch(log([named(f"a.{number}") for number in range(20)])))
-    plain = await reader.get(EVENTS, headers={"Accept-Encoding": "identity"})
-    response = await reader.get(EVENTS, headers={"Accept-Encoding": accept})
+    plain = await filled.get(TWENTY, headers={"Accept-Encoding": "identity"})
+    response = await filled.get(TWENTY, headers={"Accept-Encoding": accept})
     assert response.headers.get("Content-Encoding") == encoding
     assert decoded(response) == plain.content
     if encoding:
         assert int(response.headers["Content-Length"]) < len(plain.content) / 4
 
 
-async def test_short_answers_are_not_encoded(idle: Reader) -> None:
+async def test_short_bodies_are_not_encoded(idle: Reader) -> None:
     response = await idle.get(EVENTS, headers={"Accept-Encoding": "gzip, zstd"})
     assert "Content-Encoding" not in response.headers
     assert response.headers["Vary"] == "Accept, Accept-Encoding, Authorization, X-Auth-Token"

@@ -1,6 +1,6 @@
-"""What hostile and broken clients send to a whole reader, and its stated answer to each.
+"""Requests of hostile and broken clients, and the response to each.
 
-After each of them the same reader answers a good client, and its log is empty.
+Afterwards the same reader serves a good client, and its log is empty.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ def logged() -> Iterator[io.StringIO]:
 
 
 async def good(still: Reader) -> bytes:
-    """The body for a good client, which is as it must be."""
+    """Check the response to a good client and return its body."""
     [answer] = answers(await exchange(still.api.base_url, asked(EVENTS)))
     assert answer.status == 200
     assert [event["metadata"]["name"] for event in json.loads(answer.body)] == ["a", "b", "c"]
@@ -38,7 +38,7 @@ def path(execution_id: str) -> str:
 
 
 def with_body(*lines: str, body: bytes = b"", method: str = "GET") -> bytes:
-    """A request with a body, behind which another one hides; nothing asks to end in between."""
+    """A request with a body that hides another request, on a connection that stays open."""
     return asked(ABSENT, *lines, method=method, close=False) + body + SMUGGLED
 
 
@@ -193,7 +193,7 @@ HOSTILE: list[tuple[str, bytes, int, str]] = [
 ]  # fmt: skip
 
 
-def test_no_request_is_there_twice() -> None:
+def test_hostile_requests_are_distinct() -> None:
     assert len({name for name, *_ in HOSTILE}) == len({sent for _, sent, *_ in HOSTILE})
     assert len({sent for _, sent, *_ in HOSTILE}) == len(HOSTILE) >= 60
 
@@ -201,10 +201,10 @@ def test_no_request_is_there_twice() -> None:
 @pytest.mark.parametrize(
     ("sent", "status", "holds"), [row[1:] for row in HOSTILE], ids=[row[0] for row in HOSTILE]
 )
-async def test_each_request_has_its_answer(
+async def test_each_hostile_request_has_its_response(
     still: Reader, logged: io.StringIO, sent: bytes, status: int, holds: str
 ) -> None:
-    """One answer, whatever hides behind the request."""
+    """A smuggled request gets no response."""
     [answer] = answers(await exchange(still.api.base_url, sent))
     assert answer.status == status, answer
     expected = await good(still)
@@ -253,7 +253,7 @@ async def test_pipelined_requests_are_answered_in_order(still: Reader) -> None:
         assert holds in answer.body
 
 
-async def test_nothing_is_answered_behind_what_is_malformed(still: Reader) -> None:
+async def test_a_malformed_request_ends_the_connection(still: Reader) -> None:
     requests = [asked(EVENTS, close=False), b"\0\r\n\r\n", asked(EVENTS)]
     first, second = answers(await exchange(still.api.base_url, b"".join(requests)))
     assert (first.status, first.body) == (200, await good(still))
@@ -265,14 +265,14 @@ async def test_nothing_is_answered_behind_what_is_malformed(still: Reader) -> No
 
 
 async def test_silent_connections_are_closed(still: Reader) -> None:
-    """Nothing is answered to what was not asked."""
+    """A connection without a request gets no response."""
     silent = [asyncio.create_task(exchange(still.api.base_url)) for _ in range(100)]
     await good(still)
     assert set(await asyncio.gather(*silent)) == {b""}
     await good(still)
 
 
-async def test_a_half_sent_head_behind_a_request_is_not_waited_for(still: Reader) -> None:
+async def test_an_incomplete_pipelined_head_times_out(still: Reader) -> None:
     requests = asked(EVENTS, close=False) + b"GET /v1"
     first, second = answers(await exchange(still.api.base_url, requests))
     assert (first.status, first.body) == (200, await good(still))

@@ -1,5 +1,4 @@
-"""What a caller sends stays a value: it becomes no SQL, no position that was not given, and no
-line of the log."""
+"""Injection: input of callers becomes no SQL, no forged position and no line of the log."""
 
 import base64
 import io
@@ -39,14 +38,14 @@ SQL = [
 
 
 def unvarying(response: httpx.Response) -> tuple[int, dict[str, str], bytes]:
-    """An answer without what differs from query to query and from time to time."""
+    """A response without the headers that vary."""
     varying = {"etag", "date", "x-request-id"}
     fields = {name: value for name, value in response.headers.items() if name not in varying}
     return response.status_code, fields, response.content
 
 
 @pytest.mark.parametrize("name", QUERY)
-async def test_sql_in_a_parameter_is_a_value_like_any_other(still: Reader, name: str) -> None:
+async def test_sql_in_a_parameter_is_only_a_value(still: Reader, name: str) -> None:
     before = await still.events()
     harmless = unvarying(await still.get(EVENTS, params={name: "nothing"}))
     for value in SQL:
@@ -54,14 +53,14 @@ async def test_sql_in_a_parameter_is_a_value_like_any_other(still: Reader, name:
     assert await still.events() == before
 
 
-async def test_sql_in_a_name_of_a_parameter_is_refused(still: Reader) -> None:
+async def test_sql_in_a_parameter_name_is_refused(still: Reader) -> None:
     for name in SQL:
         response = await still.get(EVENTS, params={name: "a"})
         assert response.status_code == 400
         assert response.json()["error_msg"].startswith("unknown parameter ")
 
 
-async def test_sql_in_the_path_is_a_value_like_any_other(still: Reader) -> None:
+async def test_sql_in_the_path_is_only_a_value(still: Reader) -> None:
     harmless = unvarying(await still.get("/v1/executions/~/events"))
     assert harmless[0] == 400
     for value in SQL:
@@ -211,7 +210,7 @@ async def test_a_caller_cannot_write_into_the_log(
 
 
 def check_log(stream: io.StringIO, log_format: str, failures: int) -> None:
-    """One failure for each request that failed, with its id, and nothing that a caller sent."""
+    """Check that each failed request has one entry with its id and none of its input."""
     content = stream.getvalue()
     assert "forged" not in content.lower()
     # The probe says that PostgreSQL is away, and knows of no caller.

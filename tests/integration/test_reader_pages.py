@@ -1,7 +1,7 @@
-"""Whole lists and keyset pages: their order, their bytes, their markers."""
+"""Lists and keyset pages: order, bytes and markers."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,8 +20,9 @@ from execution_events.store.write.batches import BatchWriter
 from tests.support import golden
 from tests.support.databases import Database
 from tests.support.filling import write
-from tests.support.readers import EVENTS, Reader, at, named, reading
+from tests.support.readers import EVENTS, Reader, at, named, reading, reading_only
 from tests.support.records import batch, log, occurrence
+from tests.support.servers import Servers
 
 SEED = "/v1/executions/e19d3faf-9f04-9685-e5c0-fbe8d40b96cd/events"
 
@@ -72,7 +73,7 @@ async def test_the_seed_execution_byte_for_byte(reader: Reader, writer: BatchWri
     )
 
 
-async def test_order_is_of_creation_then_name_then_namespace_by_byte(
+async def test_events_are_ordered_by_creation_name_and_namespace_in_bytes(
     reader: Reader, writer: BatchWriter
 ) -> None:
     ordered = [
@@ -94,7 +95,7 @@ async def test_order_is_of_creation_then_name_then_namespace_by_byte(
     ]
 
 
-async def test_recurrences_leave_the_order_as_it_was(reader: Reader, writer: BatchWriter) -> None:
+async def test_recurrences_keep_their_position(reader: Reader, writer: BatchWriter) -> None:
     await writer.store(batch(log([named("a", 1), named("b", 2), named("b", -50)])))
     back = named("b", -100, last_timestamp=at(100))
     await writer.store(batch(log([back, named("a", 200)], begin=3)))
@@ -132,7 +133,7 @@ async def test_times_are_cut_to_the_second_and_bounds_are_shown(
     assert event["count"] == COUNT_MAX
 
 
-async def test_text_is_as_it_was_published(reader: Reader, writer: BatchWriter) -> None:
+async def test_texts_are_returned_as_published(reader: Reader, writer: BatchWriter) -> None:
     message = 'quote " backslash \\ <tag> & \t\n\x01\x7f \u2028 é 元 😀 \ufeff'
     await writer.store(batch(log([occurrence(message=message)])))
     response = await reader.get(EVENTS)
@@ -140,12 +141,14 @@ async def test_text_is_as_it_was_published(reader: Reader, writer: BatchWriter) 
     assert "é 元 😀" in response.content.decode()
 
 
-async def test_an_execution_has_its_own_events_alone(reader: Reader, writer: BatchWriter) -> None:
+async def test_a_list_has_only_the_events_of_its_execution(
+    reader: Reader, writer: BatchWriter
+) -> None:
     await writer.store(batch(log([named("a", execution_id="execution-10")])))
     assert (await reader.get(EVENTS)).content == b"[]"
 
 
-async def test_a_long_list_is_whole(reader: Reader, writer: BatchWriter) -> None:
+async def test_a_long_list_is_complete(reader: Reader, writer: BatchWriter) -> None:
     names = [f"object.{number:05}" for number in range(5000)]
     await writer.store(batch(log([named(name) for name in names])))
     assert [event["metadata"]["name"] for event in await reader.events()] == names
@@ -155,7 +158,7 @@ async def test_a_long_list_is_whole(reader: Reader, writer: BatchWriter) -> None
 
 
 async def follow(reader: Reader, response: httpx.Response) -> httpx.Response | None:
-    """The next page as its link says, if there is one."""
+    """Follow the link to the next page, if there is one."""
     link = response.links.get("next")
     assert (link is None) == ("X-Next-Marker" not in response.headers)
     if link is None:
@@ -169,26 +172,31 @@ def names_of(response: httpx.Response) -> list[str]:
     return [event["metadata"]["name"] for event in response.json()]
 
 
-@pytest.mark.parametrize("order", ["asc", "desc"])
-@pytest.mark.parametrize("limit", [1, 2, 3, 8, 9, 10, 1000])
-async def test_pages_are_the_list(
-    reader: Reader, writer: BatchWriter, order: str, limit: int
-) -> None:
-    """Also where place, or place and name, are the same; no page is empty but an only one."""
+@pytest.fixture(scope="module")
+async def nine(servers: Servers, template_database: str) -> AsyncIterator[Reader]:
+    """A reader of nine events; some tie in place, or in place and name."""
     greatest = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
     extreme = named("z", first_timestamp=greatest, last_timestamp=greatest)
     ties = [
         named(name, 1, namespace=space) for name in ("a", "元", "😀") for space in ("n", "租户")
     ]
-    await writer.store(batch(log([*ties, named("m", 1.000001), named("k", 1.000002), extreme])))
-    whole = await reader.events(params={"order": order})
+    later = named("m", 1.000001), named("k", 1.000002)
+    async with reading_only(servers, template_database, *ties, *later, extreme) as reader:
+        yield reader
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("limit", [1, 2, 3, 8, 9, 10, 1000])
+async def test_pages_add_up_to_the_list(nine: Reader, order: str, limit: int) -> None:
+    """No page of a list with events is empty."""
+    whole = await nine.events(params={"order": order})
     assert len(whole) == 9
-    page: httpx.Response | None = await reader.get(EVENTS, params={"limit": limit, "order": order})
+    page: httpx.Response | None = await nine.get(EVENTS, params={"limit": limit, "order": order})
     walked = []
     while page is not None:
         assert 1 <= len(page.json()) <= limit
         walked += page.json()
-        page = await follow(reader, page)
+        page = await follow(nine, page)
     assert walked == whole
 
 
@@ -224,7 +232,7 @@ _arrivals = st.lists(st.tuples(st.integers(0, 11), st.integers(-5, 5)), max_size
 
 
 class _Logs:
-    """The offset that comes next; the examples of a property share a database."""
+    """State shared by the examples, which share a database."""
 
     offset = 0
     example = 0
@@ -241,7 +249,7 @@ class _Logs:
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-async def test_pages_while_events_arrive(
+async def test_pages_stay_exact_while_events_arrive(
     reader: Reader,
     writer: BatchWriter,
     before: set[int],
@@ -249,9 +257,9 @@ async def test_pages_while_events_arrive(
     limit: int,
     order: str,
 ) -> None:
-    """What was there before the first page is on exactly one; nothing is on two.
+    """Events from before the first page are on exactly one page; none is on two.
 
-    Events recur, earlier and later than they began, and others come anywhere in the order.
+    Meanwhile events recur, earlier and later than they began, and new ones arrive anywhere.
     """
     _Logs.example += 1
     execution_id = f"execution-{_Logs.example}"
@@ -284,7 +292,7 @@ async def test_pages_while_events_arrive(
 async def test_a_page_reads_no_more_than_its_events(
     database: Database, owner: asyncpg.Connection
 ) -> None:
-    """Anywhere in a long list, with and without statistics; counted in blocks of the database."""
+    """Counted in blocks, anywhere in a long list, with and without statistics."""
     await write(
         owner,
         (
@@ -324,7 +332,7 @@ async def explained(
     namespaces: frozenset[str] | None,
     execution_id: str = "execution-1",
 ) -> dict[str, Any]:
-    """How the database answers a page of 100, on a connection of the reader's."""
+    """Return the plan of a page of 100, made on a connection of the reader."""
     statement = listing._ListQuery(execution_id, namespaces)
     statement.select(selection)
     text, arguments = statement.page(100)

@@ -1,7 +1,4 @@
-"""Watchers that are cut at any moment go on as if they had not been; those that are not miss none.
-
-Cut means: between two bytes of the answer, whatever they belong to.
-"""
+"""Watchers cut between any two bytes resume without a loss; unbroken ones miss nothing."""
 
 import asyncio
 import hashlib
@@ -21,7 +18,8 @@ from tests.support.consumers import DEADLINE
 from tests.support.databases import Database
 from tests.support.flow import EXECUTIONS, FILTERS, NAMESPACES, Flow
 from tests.support.readers import Reader, reading
-from tests.support.watching import Key, Parser, Watcher, keyed
+from tests.support.sse import Parser
+from tests.support.watching import Key, Message, Watcher, keyed
 
 RESUMPTIONS = 500
 TOKENS = {"all": list(NAMESPACES), "one": [NAMESPACES[0]]}
@@ -56,7 +54,7 @@ async def guarded(database: Database, tmp_path: Path) -> AsyncIterator[Reader]:
 
 
 class Client:
-    """A watcher of some events of one execution, and what it has to see."""
+    """A watcher of some events of one execution, and the changes it must see."""
 
     def __init__(self, execution_id: str, token: str, number: int) -> None:
         self.watcher = Watcher()
@@ -68,7 +66,7 @@ class Client:
 
     @property
     def last(self) -> set[Key]:
-        """Those with which its watch is at its end."""
+        """The events that end its watch."""
         return {(namespace, "last") for namespace in self._namespaces}
 
     @property
@@ -82,7 +80,7 @@ class Client:
         return keyed(response.json())
 
     def counts(self) -> dict[Key, list[int]]:
-        """The counts that it saw of each event, one after the other."""
+        """Return the sequence of counts that it saw of each event."""
         counts: dict[Key, list[int]] = {}
         for message in self.watcher.seen:
             if message.kind == "message":
@@ -92,7 +90,7 @@ class Client:
         return counts
 
     def check(self, flow: Flow) -> int:
-        """Every change was seen, or a later one of the same event; how many were checked."""
+        """Check that it saw every change or a later one of the same event; return their number."""
         seen = {key: max(counts) for key, counts in self.counts().items()}
         left: set[Key] = set()
         checked = 0
@@ -117,14 +115,16 @@ def clients() -> list[Client]:
 
 
 class Cut(NamedTuple):
-    """How a watch ended: whether it was one that went on, and whether within a message."""
+    """The end of a connection."""
 
     resumed: bool
+    """The watch had resumed and received something."""
     within: bool
+    """The cut was inside a message."""
 
 
 async def watch_for_a_moment(reader: Reader, client: Client, rng: Random) -> Cut:
-    """Connect, take so many bytes or as many as come in so much time, and cut the connection."""
+    """Connect, read for a random number of bytes or a random time, and cut the connection."""
     most_bytes = rng.choice([rng.randrange(700), rng.randrange(5000), rng.randrange(100_000)])
     watcher, url = client.watcher, reader.api.base_url
     lines = [
@@ -148,18 +148,15 @@ async def watch_for_a_moment(reader: Reader, client: Client, rng: Random) -> Cut
     head, _, body = content.partition(b"\r\n\r\n")
     assert not head or head.startswith(b"HTTP/1.1 200 OK"[: len(head)]), head
     resumed, parser = bool(watcher.id and body), Parser(watcher.id)
-    # A line that has no end is not whole, and a message without an empty line is none.
-    for line in body.split(b"\n")[:-1]:
-        message = parser.line(line.decode())
-        if message is not None:
-            # All that it missed is known, so nothing begins anew.
-            assert not (resumed and message.kind == "reset")
-            watcher.take(message)
-    watcher.id = parser.id
+    for message in parser.feed(body):
+        # All that it missed is known, so nothing begins anew.
+        assert not (resumed and message.event == "reset")
+        watcher.take(Message.of(message))
+    watcher.id = parser.last_id
     return Cut(resumed, within=not body.endswith(b"\n\n"))
 
 
-async def test_watchers_that_are_cut_at_any_moment_end_with_what_is_listed(
+async def test_watchers_cut_at_any_byte_converge_on_the_list(
     guarded: Reader, flow: Flow, rng: Random
 ) -> None:
     cuts: list[Cut] = []
@@ -199,10 +196,8 @@ async def test_watchers_that_are_cut_at_any_moment_end_with_what_is_listed(
     assert checked > RESUMPTIONS
 
 
-async def test_a_watch_that_is_not_cut_shows_no_state_twice(
-    guarded: Reader, flow: Flow, rng: Random
-) -> None:
-    """Between its list and the changes least of all: watches begin while events flow."""
+async def test_an_unbroken_watch_repeats_no_state(guarded: Reader, flow: Flow, rng: Random) -> None:
+    """Watches start while events arrive, so that the list and the changes meet at any point."""
     watching = [client for _ in range(8) for client in clients()]
     begun = 0
 

@@ -1,8 +1,7 @@
-"""The OpenAPI document against a running reader, by schemathesis: what it makes of the document
-alone, valid and not, has an answer of the document, and is accepted or refused as that says.
+"""Schemathesis tests a running reader against its OpenAPI document.
 
-It asks for `*/*` unless told otherwise, so it never watches; each answer and each run has a bound
-of time all the same.
+It generates valid and invalid requests and checks each response. It sends `Accept: */*` by default
+and so opens no watch; each response and each run has a timeout all the same.
 """
 
 import asyncio
@@ -34,7 +33,7 @@ ANSWER_SECONDS = 5
 
 
 class Sent(NamedTuple):
-    """A request of schemathesis, and the status of its answer."""
+    """A request of schemathesis, and the status of the response."""
 
     method: str
     target: str
@@ -43,7 +42,7 @@ class Sent(NamedTuple):
 
 @pytest.fixture
 async def stored(writer: BatchWriter) -> None:
-    """More events than are fetched whole, each of them found by the document's examples."""
+    """Enough events for a stream, all matched by the document's examples."""
     events = [
         named(
             f"object.{number:03}",
@@ -66,7 +65,7 @@ async def open_reader(database: Database, stored: None) -> AsyncIterator[Reader]
 
 
 def without(*parameters: str) -> dict[str, Any]:
-    """The document without some parameters of lists."""
+    """Return the document without some parameters of lists."""
     document: dict[str, Any] = copy.deepcopy(OPENAPI)
     lists = document["paths"][PATH]
     lists["parameters"] = [p for p in lists["parameters"] if resolve(p)["name"] not in parameters]
@@ -76,7 +75,7 @@ def without(*parameters: str) -> dict[str, Any]:
 async def fuzz(
     reader: Reader, document: dict[str, Any], directory: Path, *options: str
 ) -> Sequence[Sent]:
-    """Run schemathesis to its end, demand that it found nothing, and return what it sent."""
+    """Run schemathesis, check that it found no error, and return the requests it sent."""
     (directory / "openapi.json").write_text(json.dumps(document))
     command = [sys.executable, "-m", "schemathesis.cli", "run", "openapi.json", "--no-color"]
     command += ["--url", str(reader.api.base_url), "--request-timeout", str(ANSWER_SECONDS)]
@@ -109,7 +108,7 @@ async def fuzz(
 
 
 def statuses(sent: Sequence[Sent]) -> dict[str, set[int]]:
-    """Of each parameter, how requests that have it were answered."""
+    """Return the statuses of the requests with each parameter."""
     found: dict[str, set[int]] = defaultdict(set)
     for request in sent:
         for name, _ in parse_qsl(urlsplit(request.target).query, keep_blank_values=True):
@@ -118,7 +117,7 @@ def statuses(sent: Sequence[Sent]) -> dict[str, set[int]]:
 
 
 async def test_every_operation_and_parameter(open_reader: Reader, tmp_path: Path) -> None:
-    """But markers, which nobody can make from the document alone: they would spoil the rest."""
+    """Markers are left out: those generated from the document are always refused."""
     phases = ("--phases", "examples,coverage,fuzzing", "--max-examples", "100")
     sent = await fuzz(open_reader, without("marker"), tmp_path, *phases)
     found = statuses(sent)
@@ -128,7 +127,7 @@ async def test_every_operation_and_parameter(open_reader: Reader, tmp_path: Path
 
 
 async def test_pages(open_reader: Reader, tmp_path: Path) -> None:
-    """With markers as the reader gives them, and what schemathesis makes of them."""
+    """With markers of the reader, and mutations of them."""
     path = PATH.replace("{execution_id}", EXECUTION)
     markers, query = [], ""
     for _ in range(2):
@@ -151,7 +150,7 @@ async def test_lines(open_reader: Reader, tmp_path: Path) -> None:
 
 
 async def test_tokens(database: Database, stored: None, tmp_path: Path) -> None:
-    """With a token what is asked is answered; without, and with wrong ones, it is refused."""
+    """Requests with a token are served; those without one, or with a wrong one, are refused."""
     tokens = tmp_path / "tokens.json"
     tokens.write_text(token_file())
     document = without("marker")

@@ -1,4 +1,4 @@
-"""A client that stops reading is dropped; it costs others nothing, and the process little."""
+"""Watchers that stop reading are dropped; they delay no other and use little memory."""
 
 import asyncio
 import re
@@ -28,7 +28,7 @@ LARGE = "x" * 16_000
 
 @asynccontextmanager
 async def stuck(address: httpx.URL, path: str = EVENTS) -> AsyncIterator[socket.socket]:
-    """A client that watches and reads no more than the head of the answer."""
+    """A watcher that reads only the head of the response."""
     loop = asyncio.get_running_loop()
     with socket.socket() as client:
         client.setblocking(False)
@@ -41,7 +41,7 @@ async def stuck(address: httpx.URL, path: str = EVENTS) -> AsyncIterator[socket.
         yield client
 
 
-async def test_one_that_is_stuck_in_its_list_is_dropped(
+async def test_a_watcher_stuck_in_its_list_is_dropped(
     database: Database, owner: asyncpg.Connection
 ) -> None:
     await fill(owner, 20_000)
@@ -59,10 +59,10 @@ async def test_one_that_is_stuck_in_its_list_is_dropped(
         assert api.watchers == 0
 
 
-async def test_a_list_that_takes_too_long_is_cut(
+async def test_a_list_that_exceeds_its_timeout_is_cut(
     database: Database, owner: asyncpg.Connection
 ) -> None:
-    """However well it is read: it holds a snapshot."""
+    """A list holds a snapshot, however fast it is read."""
     await fill(owner, 60_000)
     async with serving(database.reader, WatchTimeouts(list=0)) as api:
         watcher = Watcher()
@@ -73,7 +73,7 @@ async def test_a_list_that_takes_too_long_is_cut(
         assert api.refused("slow_watcher") == 1
 
 
-async def test_one_that_is_stuck_in_changes_is_dropped_and_holds_up_nobody(
+async def test_a_watcher_stuck_in_changes_is_dropped_and_delays_no_other(
     database: Database, written: Log
 ) -> None:
     watcher = Watcher()
@@ -97,10 +97,10 @@ async def test_one_that_is_stuck_in_changes_is_dropped_and_holds_up_nobody(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
-async def test_many_that_are_stuck_take_little_memory(
+async def test_many_stuck_watchers_use_little_memory(
     database: Database, written: Log, unused_port: int
 ) -> None:
-    """In a process of its own, whose peak is the system's count."""
+    """Runs in a process of its own, for its peak memory."""
     settings = configured(database_url=database.reader, reader_port=unused_port, management_port=0)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "execution_events.cli", "reader"), env=environment(settings)

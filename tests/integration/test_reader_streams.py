@@ -1,4 +1,4 @@
-"""Long lists: streamed from one snapshot in bounded memory and time, or cut so that it shows."""
+"""Long lists are streamed from one snapshot in bounded memory and time, or visibly cut."""
 
 import asyncio
 import json
@@ -38,10 +38,11 @@ from tests.support.filling import fill
 from tests.support.processes import environment
 from tests.support.readers import EVENTS, Reader, named
 from tests.support.records import batch, log
+from tests.support.sse import Chunks
 
 
 class Answer(NamedTuple):
-    """An answer's bytes, and whether its last chunk was among them."""
+    """A response; `whole` is false where its last chunk is missing."""
 
     head: bytes
     body: bytes
@@ -49,21 +50,16 @@ class Answer(NamedTuple):
 
 
 def answer(content: bytes) -> Answer:
-    """The answer of `Transfer-Encoding: chunked` that `content` is or begins."""
+    """Parse a chunked response that may be incomplete."""
     head, _, rest = content.partition(b"\r\n\r\n")
-    body = bytearray()
-    while match := re.match(rb"([0-9a-f]+)\r\n", rest):
-        size = int(match[1], 16)
-        if size == 0:
-            return Answer(head, bytes(body), whole=True)
-        body += rest[match.end() : match.end() + size]
-        rest = rest[match.end() + size + 2 :]
-    return Answer(head, bytes(body), whole=False)
+    chunks = Chunks()
+    body = chunks.feed(rest)
+    return Answer(head, body, chunks.ended)
 
 
 @asynccontextmanager
 async def asked(address: str, path: str = EVENTS, *headers: str) -> AsyncIterator[Any]:
-    """A connection on which a list was asked for, that takes no more than it reads."""
+    """A connection with a request for a list and a small receive buffer."""
     host, _, port = address.removeprefix("http://").rpartition(":")
     source, sink = await asyncio.open_connection(host, int(port), limit=1024)
     lines = [f"GET {path} HTTP/1.1", "Host: h", "Connection: close", *headers, "", ""]
@@ -76,7 +72,7 @@ async def asked(address: str, path: str = EVENTS, *headers: str) -> AsyncIterato
 
 @asynccontextmanager
 async def limited(database: Database, timeouts: StreamTimeouts) -> AsyncIterator[str]:
-    """The address of an API whose streams have these timeouts, and one connection."""
+    """The address of an API with these timeouts and a single connection for streams."""
     async with EventReader.open(database.reader, streams=1) as lists:
         metrics = ReaderMetrics(CollectorRegistry())
         everybody = Access(None, metrics)
@@ -90,13 +86,13 @@ async def limited(database: Database, timeouts: StreamTimeouts) -> AsyncIterator
 
 @pytest.fixture
 async def admin(database: Database) -> AsyncIterator[asyncpg.Connection]:
-    """Sees what others do, and ends it."""
+    """A connection that can inspect and end those of others."""
     async with administrator(database.administrator) as connection:
         yield connection
 
 
 async def transactions(admin: asyncpg.Connection) -> int:
-    """How many of the reader's are open."""
+    """Return the number of the reader's open transactions."""
     count: int = await admin.fetchval(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
         " AND usename = 'execution_events_reader' AND state <> 'idle'"
@@ -109,7 +105,7 @@ def numbers(body: bytes) -> list[int]:
 
 
 @pytest.mark.parametrize("events", [255, 256, 257, 384, 1000])
-async def test_lists_of_any_length_are_whole(
+async def test_lists_of_any_length_are_complete(
     reader: Reader, owner: asyncpg.Connection, events: int
 ) -> None:
     await fill(owner, events)
@@ -122,7 +118,9 @@ async def test_lists_of_any_length_are_whole(
     assert [json.loads(line) for line in lines.content.splitlines()] == response.json()
 
 
-async def test_head_and_conditions_of_a_stream(reader: Reader, owner: asyncpg.Connection) -> None:
+async def test_a_stream_supports_head_and_conditions(
+    reader: Reader, owner: asyncpg.Connection
+) -> None:
     await fill(owner, 1000)
     get, head = await reader.get(EVENTS), await reader.request("HEAD", EVENTS)
     varying = {"x-request-id", "date"}
@@ -191,7 +189,7 @@ async def test_a_stream_is_one_snapshot_with_its_tag(
 async def test_a_streams_events_are_of_the_snapshot_of_its_revisions(
     database: Database, writer: BatchWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the execution changes between the two statements."""
+    """The execution changes between the two statements."""
     await writer.store(batch(log([named("a")])))
     changes = [batch(log([named("a")], begin=1))]
     fetchval = asyncpg.Connection.fetchval
@@ -216,7 +214,7 @@ async def test_a_streams_events_are_of_the_snapshot_of_its_revisions(
 async def test_a_caller_that_stops_reading_is_cut_off(
     database: Database, owner: asyncpg.Connection, admin: asyncpg.Connection
 ) -> None:
-    """Its snapshot and its connection are free again, and what it got is not valid."""
+    """The snapshot and the connection are released, and the body is not valid JSON."""
     await fill(owner, 60000)
     async with limited(database, StreamTimeouts(chunk=0.5)) as address:
         async with asked(address) as stuck:
@@ -237,7 +235,7 @@ async def test_a_caller_that_stops_reading_is_cut_off(
             assert answer(await source.read()).whole
 
 
-async def test_a_caller_that_goes_away_ends_its_stream(
+async def test_a_disconnect_ends_the_stream(
     database: Database,
     owner: asyncpg.Connection,
     admin: asyncpg.Connection,
@@ -260,9 +258,7 @@ async def test_a_caller_that_goes_away_ends_its_stream(
             assert (await source.read()).endswith(b"[]")
 
 
-async def test_a_stream_ends_when_its_time_is_up(
-    database: Database, owner: asyncpg.Connection
-) -> None:
+async def test_a_stream_ends_at_its_timeout(database: Database, owner: asyncpg.Connection) -> None:
     await fill(owner, 60000)
     async with limited(database, StreamTimeouts(total=1)) as address:
         async with asked(address) as slow:
@@ -293,9 +289,7 @@ async def test_a_stream_is_cut_when_the_database_fails(
             assert answer(await source.read()).whole
 
 
-async def test_slow_streams_keep_nobody_from_a_page(
-    database: Database, owner: asyncpg.Connection
-) -> None:
+async def test_slow_streams_delay_no_page(database: Database, owner: asyncpg.Connection) -> None:
     await fill(owner, 60000)
     async with limited(database, StreamTimeouts()) as address, asked(address) as stuck:
         await stuck.readuntil(b"\r\n\r\n")
@@ -305,10 +299,10 @@ async def test_slow_streams_keep_nobody_from_a_page(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
-async def test_a_long_stream_adds_little_memory(
+async def test_a_long_stream_uses_little_memory(
     database: Database, owner: asyncpg.Connection, unused_port: int
 ) -> None:
-    """In a process of its own, whose peak is the system's count."""
+    """Runs in a process of its own, for its peak memory."""
     await fill(owner, 100_000)
     settings = configured(database_url=database.reader, reader_port=unused_port, management_port=0)
     process = await asyncio.create_subprocess_exec(

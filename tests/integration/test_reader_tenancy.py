@@ -1,44 +1,57 @@
-"""An execution of another tenant is as if it were not there: to the last byte of the answer, and
-in what PostgreSQL is asked and says."""
+"""An execution of another tenant is indistinguishable from an absent one.
+
+Compared are the bytes of the responses and the statements and rows exchanged with PostgreSQL.
+"""
 
 import itertools
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 import pytest
 
+from execution_events.events import Occurrence
 from execution_events.store.write.batches import BatchWriter
 from tests.support import databases
-from tests.support.backends import Servers
-from tests.support.databases import Database
 from tests.support.dialog import Dialog, Said
 from tests.support.readers import EVENTS, OPERATIONS, Reader, named, reading, resolve
-from tests.support.records import batch, log
+from tests.support.records import Log
+from tests.support.servers import Servers
 from tests.support.tokens import NONE, ONE, TWO, token_file
 from tests.support.wire_http import asked, exchange
 
-ABSENT = EVENTS.replace("execution-1", "execution-9")
 EVENTS_OF_TWO = 300
-"""More than are fetched at once: the whole list is streamed."""
+"""More than one fetch: the whole list is streamed."""
+_number = itertools.count(100)
+
+
+class Running(NamedTuple):
+    """Two readers and their databases; the statements of the first are recorded."""
+
+    reader: Reader
+    dialog: Dialog
+    log: Log
+    elsewhere: Reader
+    log_elsewhere: Log
 
 
 class Tenants(NamedTuple):
-    """A reader with tokens, an execution of the tenant two, and what its database hears.
+    """A reader with tokens, and two executions that no request has named yet.
 
-    `elsewhere` reads another database, where the absent execution has the same events.
+    `foreign` is the path of an execution of the tenant "two", `absent` that of one which does not
+    exist. The reader `elsewhere` uses another database, where the absent one has the same events.
     """
 
     reader: Reader
     dialog: Dialog
-    writer: BatchWriter
+    log: Log
     elsewhere: Reader
+    foreign: str
+    absent: str
 
 
-async def fill(writer: BatchWriter, execution_id: str) -> None:
-    await writer.begin_partition(0, 0, "cluster")
-    events = [
+def events_of_two(execution_id: str) -> list[Occurrence]:
+    return [
         named(
             f"object.{number:03}",
             number,
@@ -48,47 +61,49 @@ async def fill(writer: BatchWriter, execution_id: str) -> None:
         )
         for number in range(EVENTS_OF_TWO)
     ]
-    await writer.store(batch(log(events)))
 
 
 @pytest.fixture(scope="module")
-async def filled(
-    servers: Servers, template_database: str
-) -> AsyncIterator[tuple[Database, BatchWriter, Database]]:
+async def running(
+    servers: Servers, template_database: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Running]:
+    tokens = tmp_path_factory.mktemp("tenancy") / "tokens.json"
+    tokens.write_text(token_file())
+    dialog = Dialog()
     async with (
         databases.cloned(servers.administrator_url, template_database) as database,
         databases.cloned(servers.administrator_url, template_database) as other,
         BatchWriter(database.writer, "events") as writer,
         BatchWriter(other.writer, "events") as other_writer,
-    ):
-        await fill(writer, "execution-1")
-        await fill(other_writer, "execution-9")
-        yield database, writer, other
-
-
-@pytest.fixture
-async def tenants(
-    filled: tuple[Database, BatchWriter, Database], tmp_path: Path
-) -> AsyncIterator[Tenants]:
-    """Readers that were asked nothing yet: what a caller asked before may be known to a reader."""
-    tokens = tmp_path / "tokens.json"
-    tokens.write_text(token_file())
-    database, writer, other = filled
-    dialog = Dialog()
-    async with (
         dialog.recording(database.reader) as recorded,
         reading(recorded, tokens_file=str(tokens)) as reader,
         reading(other.reader) as elsewhere,
     ):
-        # The driver asks about types, once for each connection.
-        warming = ABSENT.replace("9", "7")
-        for headers in (ONE, {**ONE, "If-None-Match": "*"}):
-            await reader.get(warming, headers=headers)
-        yield Tenants(reader, dialog, writer, elsewhere)
+        for each in (writer, other_writer):
+            await each.begin_partition(0, 0, "cluster")
+        yield Running(reader, dialog, Log(writer), elsewhere, Log(other_writer))
+
+
+@pytest.fixture
+async def tenants(running: Running) -> Tenants:
+    """New executions for each test: a reader may reuse what it knows of one."""
+    number = next(_number)
+    reader, dialog, log, elsewhere, log_elsewhere = running
+    await log.add(*events_of_two(f"execution-1{number}"))
+    await log_elsewhere.add(*events_of_two(f"execution-9{number}"))
+    # The driver looks types up once for each connection.
+    for headers in (ONE, {**ONE, "If-None-Match": "*"}):
+        await reader.get(path_of(f"execution-7{number}"), headers=headers)
+    foreign, absent = path_of(f"execution-1{number}"), path_of(f"execution-9{number}")
+    return Tenants(reader, dialog, log, elsewhere, foreign, absent)
+
+
+def path_of(execution_id: str) -> str:
+    return EVENTS.replace("execution-1", execution_id)
 
 
 class Seen(NamedTuple):
-    """What a caller and the database see of one request, but what is another one for each."""
+    """The effects of one request on its caller and the database, without what always varies."""
 
     head: list[bytes]
     body: bytes
@@ -166,33 +181,35 @@ def test_every_parameter_is_among_the_queries() -> None:
 
 
 @pytest.mark.parametrize("query", QUERIES)
-async def test_foreign_and_absent_are_alike(tenants: Tenants, query: str) -> None:
+async def test_a_foreign_execution_is_indistinguishable_from_an_absent_one(
+    tenants: Tenants, query: str
+) -> None:
     for method, headers, caller in itertools.product(("GET", "HEAD"), HEADERS, (ONE, NONE)):
         lines = [*of(caller), *headers]
-        absent = await ask(tenants, f"{ABSENT}?{query}", *lines, method=method)
-        foreign = await ask(tenants, f"{EVENTS}?{query}", *lines, method=method)
+        absent = await ask(tenants, f"{tenants.absent}?{query}", *lines, method=method)
+        foreign = await ask(tenants, f"{tenants.foreign}?{query}", *lines, method=method)
         assert foreign == absent
         assert status(foreign) in (200, 304, 400)
         assert bool(executed(foreign)) == (status(foreign) != 400)
 
 
 @pytest.mark.parametrize("query", ["", "limit=9"])
-async def test_answers_that_are_given_again_are_alike(tenants: Tenants, query: str) -> None:
-    """Whatever others have asked before, and were answered."""
+async def test_repeated_requests_are_indistinguishable(tenants: Tenants, query: str) -> None:
+    """Requests of the owner before do not matter."""
     for _ in range(4):
-        await ask(tenants, f"{EVENTS}?{query}", *of(TWO))
+        await ask(tenants, f"{tenants.foreign}?{query}", *of(TWO))
     for number in range(4):
-        absent = await ask(tenants, f"{ABSENT}?{query}", *of(ONE))
-        foreign = await ask(tenants, f"{EVENTS}?{query}", *of(ONE))
+        absent = await ask(tenants, f"{tenants.absent}?{query}", *of(ONE))
+        foreign = await ask(tenants, f"{tenants.foreign}?{query}", *of(ONE))
         assert foreign == absent
         assert (foreign.body, len(executed(foreign))) == (b"[]", 1), number
 
 
 @pytest.mark.parametrize("query", ["", "limit=1", "type=Normal&order=desc"])
-async def test_the_owner_is_answered_otherwise(tenants: Tenants, query: str) -> None:
-    """The execution is there, and what is compared above can tell."""
-    absent = await ask(tenants, f"{ABSENT}?{query}", *of(ONE))
-    own = await ask(tenants, f"{EVENTS}?{query}", *of(TWO))
+async def test_the_owner_gets_another_response(tenants: Tenants, query: str) -> None:
+    """The execution exists, and the comparison above would notice."""
+    absent = await ask(tenants, f"{tenants.absent}?{query}", *of(ONE))
+    own = await ask(tenants, f"{tenants.foreign}?{query}", *of(TWO))
     assert status(own) == 200
     assert own.body.count(b'"metadata"') == (1 if query == "limit=1" else EVENTS_OF_TWO)
     assert own.head != absent.head
@@ -207,52 +224,64 @@ async def test_the_owner_is_answered_otherwise(tenants: Tenants, query: str) -> 
 async def test_a_marker_of_another_tenant_leads_nowhere(
     tenants: Tenants, query: str, limit: str
 ) -> None:
-    """The absent execution has its marker from a database where it is there."""
-    page = await tenants.reader.get(f"{EVENTS}?{query}", headers=TWO)
+    """The absent execution has its marker from a database where it exists."""
+    page = await tenants.reader.get(f"{tenants.foreign}?{query}", headers=TWO)
     of_foreign = page.headers["X-Next-Marker"]
-    of_absent = (await tenants.elsewhere.get(f"{ABSENT}?{query}")).headers["X-Next-Marker"]
+    of_absent = (await tenants.elsewhere.get(f"{tenants.absent}?{query}")).headers["X-Next-Marker"]
     rest = query.removeprefix("limit=9") + limit
     for method, headers in itertools.product(("GET", "HEAD"), HEADERS):
         lines = [*of(ONE), *headers]
-        absent = await ask(tenants, f"{ABSENT}?marker={of_absent}{rest}", *lines, method=method)
-        foreign = await ask(tenants, f"{EVENTS}?marker={of_foreign}{rest}", *lines, method=method)
+        absent = await ask(
+            tenants, f"{tenants.absent}?marker={of_absent}{rest}", *lines, method=method
+        )
+        foreign = await ask(
+            tenants, f"{tenants.foreign}?marker={of_foreign}{rest}", *lines, method=method
+        )
         assert foreign == absent
         assert status(foreign) in (200, 304)
         # One that belongs to neither is refused for both.
-        absent = await ask(tenants, f"{ABSENT}?marker={of_foreign}{rest}", *lines, method=method)
-        foreign = await ask(tenants, f"{EVENTS}?marker={of_absent}{rest}", *lines, method=method)
+        absent = await ask(
+            tenants, f"{tenants.absent}?marker={of_foreign}{rest}", *lines, method=method
+        )
+        foreign = await ask(
+            tenants, f"{tenants.foreign}?marker={of_absent}{rest}", *lines, method=method
+        )
         assert foreign == absent
         assert (status(foreign), executed(foreign)) == (400, [])
-    own = await ask(tenants, f"{EVENTS}?marker={of_foreign}{rest}", *of(TWO))
+    own = await ask(tenants, f"{tenants.foreign}?marker={of_foreign}{rest}", *of(TWO))
     assert own.body.count(b'"metadata"') == (1 if limit else EVENTS_OF_TWO - 9)
 
 
 @pytest.mark.parametrize("query", ["", "limit=9", "type=Normal"])
-async def test_an_entity_tag_of_another_tenant_tells_nothing(tenants: Tenants, query: str) -> None:
+async def test_an_entity_tag_of_another_tenant_reveals_nothing(
+    tenants: Tenants, query: str
+) -> None:
     tags = [
         (await tenants.reader.get(f"{path}?{query}", headers=caller)).headers["ETag"]
         # Another absent one: what was asked before may be answered without the same statements.
-        for path, caller in ((EVENTS, TWO), (ABSENT.replace("9", "8"), ONE))
+        for path, caller in ((tenants.foreign, TWO), (tenants.absent.replace("-9", "-8"), ONE))
     ]
     for method, tag in itertools.product(("GET", "HEAD"), tags):
         lines = [*of(ONE), f"If-None-Match: {tag}"]
-        absent = await ask(tenants, f"{ABSENT}?{query}", *lines, method=method)
-        foreign = await ask(tenants, f"{EVENTS}?{query}", *lines, method=method)
+        absent = await ask(tenants, f"{tenants.absent}?{query}", *lines, method=method)
+        foreign = await ask(tenants, f"{tenants.foreign}?{query}", *lines, method=method)
         assert foreign == absent
         assert status(foreign) == (200 if tag == tags[0] else 304)
 
 
-async def test_what_is_changed_by_others_is_not_seen(tenants: Tenants) -> None:
-    """Not in an execution of both tenants either: neither an event nor the tag."""
-    path = EVENTS.replace("execution-1", "execution-2")
-    shared = [named(name, execution_id="execution-2", namespace=name) for name in ("one", "two")]
-    begin = EVENTS_OF_TWO
-    await tenants.writer.store(batch(log(shared[:1], begin=begin)))
+async def test_changes_of_other_tenants_are_invisible(tenants: Tenants) -> None:
+    """Also in an execution of both tenants: neither events nor the entity tag change."""
+    path = tenants.foreign.replace("-1", "-2")
+    execution_id = path.split("/")[3]
+    mine, theirs = (
+        named(name, execution_id=execution_id, namespace=name) for name in ("one", "two")
+    )
+    await tenants.log.add(mine)
     # Until it is answered from what was answered before.
     *_, before = [await ask(tenants, path, *of(ONE)) for _ in range(3)]
     assert before.body.count(b'"metadata"') == 1
-    for number in (1, 2):
-        await tenants.writer.store(batch(log(shared[1:], begin=begin + number)))
+    for _ in range(2):
+        await tenants.log.add(theirs)
         assert await ask(tenants, path, *of(ONE)) == before
 
 
@@ -271,10 +300,10 @@ async def test_what_is_changed_by_others_is_not_seen(tenants: Tenants) -> None:
         ("HEAD", "/openapi.json?{}", [], 200),
     ],
 )
-async def test_what_is_no_list_is_alike_and_asks_nothing(
+async def test_other_requests_are_indistinguishable_and_run_no_query(
     tenants: Tenants, method: str, target: str, lines: list[str], expected: int
 ) -> None:
-    absent = await ask(tenants, target.format(ABSENT), *lines, method=method)
-    foreign = await ask(tenants, target.format(EVENTS), *lines, method=method)
+    absent = await ask(tenants, target.format(tenants.absent), *lines, method=method)
+    foreign = await ask(tenants, target.format(tenants.foreign), *lines, method=method)
     assert foreign == absent
     assert (status(foreign), foreign.said) == (expected, [])

@@ -1,4 +1,4 @@
-"""A watch: what there is, then each change, nothing missed and nothing twice."""
+"""Watches: the list, then each change exactly once."""
 
 import asyncio
 import hashlib
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from httpx_sse import aconnect_sse
 
 from tests.support.consumers import until
 from tests.support.databases import Database
@@ -21,7 +22,7 @@ SSE = {"Accept": "text/event-stream"}
 
 
 def told(messages: list[Message]) -> list[tuple[str, str]]:
-    """The types and the names of messages."""
+    """Return the types and event names of messages."""
     return [(m.kind, m.data["metadata"]["name"] if m.data else "") for m in messages]
 
 
@@ -31,7 +32,7 @@ async def prune(owner: asyncpg.Connection) -> None:
             await owner.execute(f"DELETE FROM execution_events.{table}")
 
 
-async def test_first_what_there_is_and_then_each_change(reader: Reader, written: Log) -> None:
+async def test_a_watch_sends_the_list_and_then_each_change(reader: Reader, written: Log) -> None:
     await written.add(named("b", 2), named("a", 1))
     watcher = Watcher()
     async with watcher.watching(reader.api, EVENTS) as watch:
@@ -54,9 +55,24 @@ async def test_first_what_there_is_and_then_each_change(reader: Reader, written:
         assert len(ids) == 6
 
 
-async def test_an_execution_that_begins_is_watched_from_its_beginning(
-    reader: Reader, written: Log
-) -> None:
+async def test_a_client_library_reads_a_watch(reader: Reader, written: Log) -> None:
+    await written.add(named("a"))
+    async with aconnect_sse(reader.api, "GET", EVENTS) as source:
+        messages = source.aiter_sse()
+        first, second = [await anext(messages) for _ in range(2)]
+        assert (first.event, second.event) == ("reset", "message")
+        assert [second.json()] == await reader.events()
+        await written.add(named("a", 1))
+        third = await anext(messages)
+        assert [third.json()] == await reader.events()
+    async with aconnect_sse(
+        reader.api, "GET", EVENTS, headers={"Last-Event-ID": second.id}
+    ) as source:
+        again = await anext(source.aiter_sse())
+        assert (again.json(), again.id) == (third.json(), third.id)
+
+
+async def test_a_watch_may_start_before_its_execution(reader: Reader, written: Log) -> None:
     watcher = Watcher()
     async with watcher.watching(reader.api, NEW) as watch:
         assert told(await watch.next()) == [("reset", "")]
@@ -82,7 +98,7 @@ async def test_a_long_list_is_watched(
         assert told(await watch.next()) == [("message", "new")]
 
 
-async def test_a_watch_goes_on_from_its_last_id(reader: Reader, written: Log) -> None:
+async def test_a_watch_resumes_from_its_last_id(reader: Reader, written: Log) -> None:
     await written.add(named("a"), named("b"))
     watcher = Watcher()
     async with watcher.watching(reader.api, EVENTS) as watch:
@@ -97,8 +113,8 @@ async def test_a_watch_goes_on_from_its_last_id(reader: Reader, written: Log) ->
         assert told(await watch.next()) == [("message", "d")]
 
 
-async def test_changes_come_in_the_order_of_their_revisions(reader: Reader, written: Log) -> None:
-    """And those of one revision in the order of the list."""
+async def test_changes_arrive_in_the_order_of_their_revisions(reader: Reader, written: Log) -> None:
+    """Changes of one revision arrive in the order of the list."""
     await written.add(named("d", 9))
     watcher = Watcher()
     async with watcher.watching(reader.api, EVENTS) as watch:
@@ -110,9 +126,7 @@ async def test_changes_come_in_the_order_of_their_revisions(reader: Reader, writ
     assert [name for _, name in told(messages)] == ["c", "z", "b", "a", "d"]
 
 
-async def test_a_watch_that_was_cut_within_a_revision_gets_it_again(
-    reader: Reader, written: Log
-) -> None:
+async def test_a_watch_cut_within_a_revision_gets_it_again(reader: Reader, written: Log) -> None:
     watcher = Watcher()
     async with watcher.watching(reader.api, EVENTS) as watch:
         await watch.next()
@@ -123,7 +137,7 @@ async def test_a_watch_that_was_cut_within_a_revision_gets_it_again(
 
 
 @pytest.mark.parametrize("end", ["forgotten", "pruned", "begun anew", "damaged", "other query"])
-async def test_who_missed_something_begins_anew(
+async def test_a_watcher_that_missed_changes_is_reset(
     reader: Reader, owner: asyncpg.Connection, written: Log, end: str
 ) -> None:
     await written.add(named("a"))
@@ -150,7 +164,7 @@ async def test_who_missed_something_begins_anew(
         await watch.until(keyed(await reader.events()))
 
 
-async def test_an_execution_is_pruned_and_begins_anew_while_it_is_watched(
+async def test_a_pruned_execution_resets_its_watchers(
     reader: Reader, owner: asyncpg.Connection, written: Log
 ) -> None:
     await written.add(named("a"), named("b"))
@@ -164,7 +178,7 @@ async def test_an_execution_is_pruned_and_begins_anew_while_it_is_watched(
     assert watcher.events == keyed(await reader.events())
 
 
-async def test_who_saw_what_was_pruned_begins_anew_where_others_saw_it_begin(
+async def test_only_watchers_from_before_a_prune_are_reset(
     reader: Reader, owner: asyncpg.Connection, written: Log
 ) -> None:
     await written.add(named("a"))
@@ -180,7 +194,7 @@ async def test_who_saw_what_was_pruned_begins_anew_where_others_saw_it_begin(
             assert told(await watch.next(2)) == [("reset", ""), ("message", "b")]
 
 
-async def test_a_watch_shows_what_its_filter_selects(reader: Reader, written: Log) -> None:
+async def test_a_watch_sends_what_its_filter_selects(reader: Reader, written: Log) -> None:
     await written.add(named("a", elem_id="x"), named("b", elem_id="y"))
     watcher = Watcher()
     params = {"elemId": "x", "q": "Start", "lang": "en"}
@@ -198,7 +212,7 @@ async def test_a_watch_shows_what_its_filter_selects(reader: Reader, written: Lo
         assert watcher.events == keyed(await reader.events(params=params))
 
 
-async def test_a_watch_shows_what_its_caller_may_read(
+async def test_a_watch_sends_what_its_caller_may_read(
     database: Database, written: Log, tmp_path: Path
 ) -> None:
     tokens = {"one": ["tenant"], "both": ["tenant", "other"], "none": ["nothing"]}
@@ -243,7 +257,7 @@ async def test_a_stop_ends_watches_in_order(database: Database, written: Log) ->
 
 
 @pytest.mark.parametrize("params", [{"limit": 1}, {"type": ""}, {"unknown": 1}])
-async def test_what_makes_no_watch_is_refused(idle: Reader, params: dict[str, object]) -> None:
+async def test_an_invalid_watch_is_refused(idle: Reader, params: dict[str, object]) -> None:
     response = await idle.get(EVENTS, params=params, headers=SSE)
     assert response.status_code == 400
 
@@ -254,7 +268,7 @@ async def three(database: Database) -> AsyncIterator[Reader]:
         yield reader
 
 
-async def test_watches_are_bounded(three: Reader) -> None:
+async def test_concurrent_watches_are_limited(three: Reader) -> None:
     async with (
         Watcher().watching(three.api, EVENTS) as one,
         Watcher().watching(three.api, EVENTS) as two,

@@ -1,5 +1,4 @@
-"""A watch lives long: comments, clients that leave or stop reading, tokens that end, the database
-away."""
+"""The life of a watch: comments, disconnects, slow clients, database outages."""
 
 import asyncio
 import logging
@@ -29,7 +28,7 @@ SSE = {"Accept": "text/event-stream"}
 
 @pytest.fixture
 async def admin(database: Database) -> AsyncIterator[asyncpg.Connection]:
-    """Sees what others do, and ends it."""
+    """A connection that can inspect and end those of others."""
     async with administrator(database.administrator) as connection:
         yield connection
 
@@ -39,7 +38,7 @@ async def listed(api: Api) -> Any:
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Lines of the log that somebody may be woken by."""
+    """Logged warnings and errors."""
     return [
         record.getMessage()
         for record in caplog.records
@@ -50,7 +49,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 # Comments.
 
 
-async def test_a_comment_comes_by_the_clock_and_brings_what_the_filter_hides(
+async def test_periodic_comments_carry_the_id_of_filtered_changes(
     database: Database, written: Log
 ) -> None:
     await written.add(named("a", elem_id="x"))
@@ -91,7 +90,9 @@ async def test_a_comment_comes_by_the_clock_and_brings_what_the_filter_hides(
             assert message.data["metadata"]["name"] == "a"
 
 
-async def test_how_long_it_lasts_is_no_time_to_answer(database: Database, written: Log) -> None:
+async def test_the_duration_of_a_watch_is_not_its_response_time(
+    database: Database, written: Log
+) -> None:
     async with serving(database.reader, WatchTimeouts(keepalive=0.1)) as api:
         watcher = Watcher()
         async with watcher.watching(api.client, EVENTS) as watch:
@@ -126,7 +127,7 @@ async def test_a_client_that_leaves_ends_its_list(
     admin: asyncpg.Connection,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Else what nobody reads is read to its end."""
+    """Otherwise the rest of the list would be read for no one."""
     await fill(owner, 100_000)
     async with serving(database.reader) as api:
         batches = 0
@@ -157,10 +158,10 @@ async def test_a_client_that_leaves_ends_its_list(
         assert 0 < batches < 100_000 / 128 / 2
 
 
-async def test_a_watch_that_begins_at_a_stop_is_an_empty_one(
+async def test_a_watch_opened_during_a_stop_is_empty(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """So that its client comes again, to another reader."""
+    """Its client connects again, to another reader."""
     async with serving(database.reader) as api:
         api.feeds.close()
         response = await api.client.get(EVENTS, headers=SSE)
@@ -170,7 +171,7 @@ async def test_a_watch_that_begins_at_a_stop_is_an_empty_one(
     assert not warnings(caplog)
 
 
-async def test_what_nobody_watches_any_more_is_not_looked_for(
+async def test_an_execution_without_watchers_is_not_polled(
     database: Database, written: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await written.add(named("a"))
@@ -219,7 +220,7 @@ async def test_what_nobody_watches_any_more_is_not_looked_for(
 # Changes.
 
 
-async def test_who_keeps_up_misses_nothing_that_is_forgotten(
+async def test_a_watcher_that_keeps_up_misses_no_deleted_change(
     database: Database, written: Log, writer: BatchWriter
 ) -> None:
     await written.add(named("a"))
@@ -240,14 +241,14 @@ async def test_who_keeps_up_misses_nothing_that_is_forgotten(
 
 
 @pytest.mark.parametrize(("changes", "begins"), [(3, "message"), (4, "reset")])
-async def test_who_missed_much_begins_anew(
+async def test_a_watcher_that_missed_too_much_is_reset(
     database: Database,
     written: Log,
     monkeypatch: pytest.MonkeyPatch,
     changes: int,
     begins: str,
 ) -> None:
-    """A list is sent while it is read; what was missed is held as a whole."""
+    """A list is streamed; missed changes are held in memory."""
     monkeypatch.setattr("execution_events.store.read.changes.CHANGES_LIMIT", 3)
     await written.add(named("a"))
     watcher = Watcher()
@@ -266,7 +267,7 @@ async def test_who_missed_much_begins_anew(
 
 @asynccontextmanager
 async def proxied(database_url: str) -> AsyncIterator[tuple[Proxy, str]]:
-    """A database over a network that can be made to fail."""
+    """A database behind a proxy that can fail."""
     url = urlsplit(database_url)
     assert url.port is not None
     async with Proxy(url.port) as proxy:
@@ -274,7 +275,7 @@ async def proxied(database_url: str) -> AsyncIterator[tuple[Proxy, str]]:
         yield proxy, url._replace(netloc=netloc).geturl()
 
 
-async def test_watches_stay_while_the_database_is_away(
+async def test_watches_survive_a_database_outage(
     database: Database,
     written: Log,
     caplog: pytest.LogCaptureFixture,
@@ -319,7 +320,7 @@ async def test_watches_stay_while_the_database_is_away(
     assert len(lines) <= 2, lines
 
 
-async def test_a_watch_that_cannot_begin_is_refused(database: Database, written: Log) -> None:
+async def test_a_watch_that_cannot_start_is_refused(database: Database, written: Log) -> None:
     await written.add(named("a"))
     async with proxied(database.reader) as (proxy, url), serving(url) as api:
         async with proxy.refusing(), asyncio.timeout(DEADLINE / 2):
@@ -334,13 +335,13 @@ async def test_a_watch_that_cannot_begin_is_refused(database: Database, written:
             assert [message.kind for message in await watch.next(2)] == ["reset", "message"]
 
 
-async def test_watches_go_on_after_an_error_that_nobody_expected(
+async def test_watches_survive_an_unexpected_error(
     database: Database,
     written: Log,
     admin: asyncpg.Connection,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Here one that is no reason to try again: the watches would stay, and show nothing."""
+    """An error that is not retried would leave watches open and silent."""
     await written.add(named("a"))
     watcher = Watcher()
     async with serving(database.reader) as api, watcher.watching(api.client, EVENTS) as watch:
@@ -361,10 +362,10 @@ async def test_watches_go_on_after_an_error_that_nobody_expected(
         assert message.data["metadata"]["name"] == "b"
 
 
-async def test_a_database_that_was_restored_shows_what_is_in_it(
+async def test_a_restored_database_resets_watchers(
     database: Database, written: Log, owner: asyncpg.Connection
 ) -> None:
-    """An older state, whose revisions are lower: those who are ahead of it begin anew."""
+    """Its revisions are lower than those that watchers have seen."""
     await written.add(named("a"))
     await owner.execute("SET search_path = execution_events")
     here, away, late = Watcher(), Watcher(), Watcher()

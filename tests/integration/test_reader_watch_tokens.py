@@ -1,4 +1,4 @@
-"""A watch lasts as long as its caller may read the same: each comment is a look at the token."""
+"""A watch ends when its caller's access changes; every comment checks the token."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ OFTEN = WatchTimeouts(keepalive=0.1)
 
 
 def write(path: Path, tenants: Mapping[str, list[str]]) -> None:
-    """At once, or a look in between finds half of it."""
+    """Replace the file atomically: the reader must not see half of it."""
     hashes = {hashlib.sha256(token.encode()).hexdigest(): n for token, n in tenants.items()}
     new = path.with_suffix(".new")
     new.write_text(json.dumps(hashes))
@@ -36,7 +36,7 @@ def write(path: Path, tenants: Mapping[str, list[str]]) -> None:
 
 
 @pytest.mark.parametrize("after", [[], ["other"], ["tenant", "other"]])
-async def test_it_ends_when_its_token_is_removed_or_reads_others(
+async def test_a_watch_ends_when_its_token_is_removed_or_changed(
     database: Database, written: Log, tmp_path: Path, after: list[str]
 ) -> None:
     await written.add(named("a"), named("b", namespace="other"))
@@ -67,7 +67,7 @@ async def test_it_ends_when_its_token_is_removed_or_reads_others(
                 await watch.until(keyed(response.json()))
 
 
-async def test_it_ends_when_its_jwt_expires(database: Database, written: Log) -> None:
+async def test_a_watch_ends_when_its_jwt_expires(database: Database, written: Log) -> None:
     await written.add(named("a"))
     key, server = ec_key("key"), KeyServer()
     server.keys = [key.jwk]
@@ -92,7 +92,7 @@ async def test_it_ends_when_its_jwt_expires(database: Database, written: Log) ->
 
 
 class _Away:
-    """An issuer whose keys have just changed."""
+    """An issuer that can become unavailable."""
 
     def __init__(self) -> None:
         self.is_away = False
@@ -108,8 +108,8 @@ class _Away:
         return []
 
 
-async def test_it_stays_while_nobody_can_tell(database: Database, written: Log) -> None:
-    """What was allowed stays so."""
+async def test_a_watch_survives_an_unavailable_issuer(database: Database, written: Log) -> None:
+    """Access that was granted stays in force."""
     await written.add(named("a"))
     issuer = _Away()
     headers = {"X-Auth-Token": "token"}

@@ -24,12 +24,12 @@ from execution_events.reader.service import run_reader
 from execution_events.settings import Settings
 from tests.faults.proxy import Proxy
 from tests.support import databases
-from tests.support.backends import Servers
-from tests.support.brokers import GuardedBroker, guarded_broker
 from tests.support.configuration import configured
 from tests.support.consumers import consuming
 from tests.support.databases import Database, administrator
+from tests.support.guarded_broker import GuardedBroker, guarded_broker
 from tests.support.occurrences import publish, ready
+from tests.support.servers import Servers
 from tests.support.topics import make_topic
 
 NOT_READY = 15

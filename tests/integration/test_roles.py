@@ -9,8 +9,8 @@ import pytest
 
 from execution_events.store.read.events import EventReader, Page
 from execution_events.store.read.selection import Selection
-from tests.support.backends import Servers
 from tests.support.databases import PASSWORD, Database, administrator
+from tests.support.servers import Servers
 
 PRIVATE = {
     "event",

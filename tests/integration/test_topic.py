@@ -10,9 +10,9 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from execution_events.errors import RetryableError
 from execution_events.kafka.topic import check_topic, open_admin
 from execution_events.settings import Settings
-from tests.support.brokers import GuardedBroker, guarded_broker
 from tests.support.configuration import configured
 from tests.support.consumers import consuming, stored_offsets, until, until_stored
+from tests.support.guarded_broker import GuardedBroker, guarded_broker
 from tests.support.occurrences import Fetch, counts, publish, ready
 from tests.support.processes import COMMAND, environment, run_cli
 from tests.support.topics import CREATE_TIME, make_topic

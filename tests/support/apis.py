@@ -1,4 +1,4 @@
-"""A reader's API in this process, with bounds of a test's own."""
+"""The reader's API in this process, with limits chosen by a test."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -31,7 +31,7 @@ class Api(NamedTuple):
 
     @property
     def watchers(self) -> int:
-        """How many watches are open."""
+        """The number of open watches."""
         return sum(len(feed.watchers) for feed in self.feeds._feeds.values())
 
     def refused(self, reason: str) -> float:
@@ -45,7 +45,7 @@ async def serving(
     timeouts: WatchTimeouts = WatchTimeouts(),  # noqa: B008 - a value
     credentials: Any = lambda _: contextlib.nullcontext(),
 ) -> AsyncIterator[Api]:
-    """An API whose watches have these timeouts; `credentials` opens what knows tokens."""
+    """Serve an API whose watches have these timeouts; `credentials` opens the source of tokens."""
     registry = CollectorRegistry()
     metrics = ReaderMetrics(registry)
     settings = configured(reader_max_streams=200, reader_max_streams_per_token=200)

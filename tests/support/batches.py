@@ -1,4 +1,4 @@
-"""Batches of a producer that no client library of ours would make."""
+"""Record batches that no client library makes."""
 
 import asyncio
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Consumers in this process, and what it means that they are done."""
+"""Consumers in this process, and waiting for them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,13 +10,13 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from execution_events.consumer.service import run_consumer
 from execution_events.settings import Settings
 
-DEADLINE = 60
-"""Seconds that anything awaited may take."""
+DEADLINE = 120
+"""Timeout in seconds of anything a test waits for."""
 
 
 @asynccontextmanager
 async def consuming(settings: Settings) -> AsyncIterator[None]:
-    """Run a consumer; at the end it is stopped in order, and its errors are raised."""
+    """Run a consumer; at the end, stop it and raise its error, if any."""
     stop = asyncio.Event()
     consumer = asyncio.create_task(run_consumer(settings, stop))
     try:
@@ -38,7 +38,7 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
 
 
 async def until_stored(settings: Settings) -> None:
-    """Return once every record that is in the topic now is stored."""
+    """Return once all records now in the topic are stored."""
     ends = await end_offsets(settings)
 
     async def stored() -> bool:
@@ -48,13 +48,13 @@ async def until_stored(settings: Settings) -> None:
 
 
 async def end_offsets(settings: Settings) -> dict[int, int]:
-    """The last stable offset of each partition."""
+    """Return the last stable offset of each partition."""
     client = AIOKafkaConsumer(
         bootstrap_servers=settings.kafka.bootstrap_servers, isolation_level="read_committed"
     )
     await client.start()
     try:
-        # Known only after it was asked for.
+        # The client loads the metadata of a topic on demand.
         await client._client._wait_on_metadata(settings.kafka.topic)
         partitions = client.partitions_for_topic(settings.kafka.topic)
         ends = await client.end_offsets(
@@ -66,7 +66,7 @@ async def end_offsets(settings: Settings) -> dict[int, int]:
 
 
 async def stored_offsets(settings: Settings) -> dict[int, int]:
-    """The stored next offset of each partition."""
+    """Return the stored next offset of each partition."""
     connection = await asyncpg.connect(settings.database.require_url())
     try:
         return await next_offsets(connection, settings.kafka.topic)
@@ -75,7 +75,7 @@ async def stored_offsets(settings: Settings) -> dict[int, int]:
 
 
 async def next_offsets(connection: asyncpg.Connection, topic: str) -> dict[int, int]:
-    """The stored next offset of each partition of a topic."""
+    """Return the stored next offset of each partition of a topic."""
     rows = await connection.fetch(
         "SELECT partition, next_offset FROM execution_events.partition_progress WHERE topic = $1",
         topic,

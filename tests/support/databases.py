@@ -1,4 +1,4 @@
-"""A database for each test, cloned from a migrated template."""
+"""Databases: empty, migrated, and cloned from a migrated template."""
 
 import secrets
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ SERVICE_ROLES = ("execution_events_writer", "execution_events_reader", "executio
 
 
 class Database(NamedTuple):
-    """One database's address for each role."""
+    """The address of one database for each role."""
 
     administrator: str
     owner: str
@@ -28,7 +28,7 @@ class Database(NamedTuple):
 
 
 def urls(administrator_url: str, database: str) -> Database:
-    """The addresses of `database` on the administrator's server."""
+    """Return the addresses of `database` on the administrator's server."""
     return Database(
         _url(administrator_url, database),
         *(
@@ -38,11 +38,30 @@ def urls(administrator_url: str, database: str) -> Database:
     )
 
 
+async def provision(administrator_url: str, kind: str) -> str:
+    """Create a database that has its owner and no schema; return its name."""
+    name = _name(kind)
+    await provision_database(administrator_url, name, OWNER, PASSWORD)
+    return name
+
+
+async def clone(
+    administrator_url: str, template_name: str, kind: str = "test", tablespace: str = "pg_default"
+) -> str:
+    """Copy a database that has no connections; return the name of the copy."""
+    name = _name(kind)
+    async with administrator(administrator_url) as connection:
+        await connection.execute(
+            f'CREATE DATABASE "{name}" TEMPLATE "{template_name}" OWNER "{OWNER}"'
+            f" TABLESPACE {tablespace}"
+        )
+    return name
+
+
 @asynccontextmanager
 async def template(administrator_url: str) -> AsyncIterator[str]:
-    """The name of a migrated database that nobody is connected to."""
-    name = _name("template")
-    await provision_database(administrator_url, name, OWNER, PASSWORD)
+    """The name of a migrated database without connections."""
+    name = await provision(administrator_url, "template")
     await migrate_as_owner(urls(administrator_url, name))
     try:
         yield name
@@ -52,12 +71,8 @@ async def template(administrator_url: str) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def cloned(administrator_url: str, template_name: str) -> AsyncIterator[Database]:
-    """A copy of the template."""
-    name = _name("test")
-    async with administrator(administrator_url) as connection:
-        await connection.execute(
-            f'CREATE DATABASE "{name}" TEMPLATE "{template_name}" OWNER "{OWNER}"'
-        )
+    """A copy of the template, dropped at the end."""
+    name = await clone(administrator_url, template_name)
     database = urls(administrator_url, name)
     # A copy has the schema of its template, not the privileges on the database itself.
     await migrate_as_owner(database)
@@ -69,9 +84,8 @@ async def cloned(administrator_url: str, template_name: str) -> AsyncIterator[Da
 
 @asynccontextmanager
 async def empty(administrator_url: str) -> AsyncIterator[Database]:
-    """A database with its owner and nothing in it."""
-    name = _name("empty")
-    await provision_database(administrator_url, name, OWNER, PASSWORD)
+    """A database with its owner and no schema, dropped at the end."""
+    name = await provision(administrator_url, "empty")
     try:
         yield urls(administrator_url, name)
     finally:
@@ -79,7 +93,7 @@ async def empty(administrator_url: str) -> AsyncIterator[Database]:
 
 
 async def migrate_as_owner(database: Database) -> list[str]:
-    """Migrate, with a password for each role; return the names of what was applied."""
+    """Migrate and set the roles' passwords; return the names of the applied migrations."""
     async with connect(database.owner, "tests", unlimited=True) as connection:
         applied = await migrate(connection, dict.fromkeys(SERVICE_ROLES, PASSWORD))
     return [migration.name for migration in applied]
@@ -96,7 +110,7 @@ async def administrator(url: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def drop(administrator_url: str, name: str) -> None:
-    """Drop a database, whoever is connected to it."""
+    """Drop a database; its connections are closed."""
     async with administrator(administrator_url) as connection:
         await connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 

@@ -1,4 +1,4 @@
-"""What is said between a service and PostgreSQL, read on its way (the protocol's version 3)."""
+"""A proxy that records the messages between a service and PostgreSQL (protocol version 3)."""
 
 import asyncio
 import struct
@@ -9,16 +9,19 @@ from urllib.parse import urlsplit
 
 from tests.support.consumers import until
 
+_PROBE = b"execution-events probe"
+"""Its statements are periodic and belong to no request, so they are not recorded."""
+
 
 class Said(NamedTuple):
-    """A statement that was executed, or a row, the end or the error that came back."""
+    """An executed statement, or a row, an end or an error from the server."""
 
     kind: str
     content: str | bytes
 
 
 class Dialog:
-    """What goes over all connections of one service to its database.
+    """The messages of all connections of one service to its database.
 
     Statements are told by their text, without arguments, each time that one is executed: whether
     it had been prepared before makes no difference.
@@ -29,7 +32,7 @@ class Dialog:
         self._connections: set[_Connection] = set()
 
     async def take(self) -> list[Said]:
-        """What was said since the last time, once no statement and no transaction is open."""
+        """Wait until no statement or transaction is open; return and forget the messages."""
 
         async def idle() -> bool:
             return all(connection.idle for connection in self._connections)
@@ -41,7 +44,7 @@ class Dialog:
 
     @asynccontextmanager
     async def recording(self, database_url: str) -> AsyncIterator[str]:
-        """Record what goes over the address that this gives, which leads to the database."""
+        """Yield the address of a proxy to the database, and record what passes it."""
         target = urlsplit(database_url)
         pumps: set[asyncio.Task[None]] = set()
 
@@ -49,12 +52,15 @@ class Dialog:
             other_source, other_sink = await asyncio.open_connection(
                 target.hostname, target.port or 5432
             )
-            connection = _Connection(self._said)
-            self._connections.add(connection)
-            # The first message of a client has no type.
+            # The first message of a client has no type; it names the application.
             first = await source.readexactly(4)
             first += await source.readexactly(_length(first) - 4)
             other_sink.write(first)
+            if _PROBE in first:
+                connection = _Connection([])
+            else:
+                connection = _Connection(self._said)
+                self._connections.add(connection)
             for pump in (
                 _pump(source, other_sink, connection.asked),
                 _pump(other_source, sink, connection.answered),
@@ -67,7 +73,7 @@ class Dialog:
         port = server.sockets[0].getsockname()[1]
         credentials = target.netloc.rpartition("@")[0]
         try:
-            # What is encrypted cannot be read.
+            # The proxy cannot read TLS.
             yield target._replace(
                 netloc=f"{credentials}@127.0.0.1:{port}", query="sslmode=disable"
             ).geturl()
@@ -80,13 +86,13 @@ class Dialog:
 
 
 class _Connection:
-    """One connection: its prepared statements, its portals, and whether it waits for nothing."""
+    """The state of one connection: prepared statements, portals, outstanding responses."""
 
     def __init__(self, said: list[Said]) -> None:
         self._said = said
         self._statements: dict[bytes, str] = {}
         self._portals: dict[bytes, str] = {}
-        # Of the start of a session there is one, too.
+        # The start of a session has a ReadyForQuery, too.
         self._due = 1
         self._in_transaction = False
 
@@ -132,7 +138,7 @@ async def _pump(
     sink: asyncio.StreamWriter,
     heard: Callable[[bytes, bytes], None],
 ) -> None:
-    """Pass messages on, each once it was heard."""
+    """Forward messages, each after it was recorded."""
     try:
         while True:
             head = await source.readexactly(5)

@@ -13,7 +13,7 @@ _MESSAGE = "元素(job)开始. ## Element(job) starts. " * 6
 
 
 async def fill(owner: asyncpg.Connection, events: int) -> None:
-    """`execution-1`: in order of creation, each event's count is its place in the list, from 1."""
+    """Store `execution-1` with so many events; the count of each is its position, from 1."""
     await write(
         owner,
         (
@@ -24,7 +24,7 @@ async def fill(owner: asyncpg.Connection, events: int) -> None:
 
 
 async def write(owner: asyncpg.Connection, occurrences: Iterable[Occurrence]) -> None:
-    """Store them as one transaction."""
+    """Store occurrences in one transaction."""
     await owner.execute("SET search_path = execution_events")
     await prepare(owner)
     async with owner.transaction():

@@ -1,4 +1,4 @@
-"""Events that flow into executions while they are watched, and what each revision made of them."""
+"""Random writes to executions under watch, and the state of each event after each revision."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -22,9 +22,9 @@ SELECTED: dict[str, Any] = {
     "type": "Warning",
     "elem_id": "x",
 }
-"""What all of `FILTERS` have."""
+"""Fields that all of `FILTERS` match."""
 BOUND = 1000
-"""Seconds, between those of the events."""
+"""A second in the middle of the events' times."""
 
 FILTERS: list[tuple[dict[str, Any], Callable[[Occurrence], bool]]] = [
     ({}, lambda _: True),
@@ -39,7 +39,7 @@ FILTERS: list[tuple[dict[str, Any], Callable[[Occurrence], bool]]] = [
         ),
     ),
 ]
-"""Parameters, and which events a list with them has: they enter these, and leave all but one."""
+"""Parameters and the events that they select; events enter and leave all but the first."""
 
 
 class State(NamedTuple):
@@ -52,11 +52,11 @@ class State(NamedTuple):
 
 
 class Flow:
-    """Several writers at the same executions, each with events of its own."""
+    """Several writers to the same executions, each with its own events."""
 
     def __init__(self, writers: list[BatchWriter], rng: Random) -> None:
         self.states: list[State] = []
-        """What was committed, an event's in their order."""
+        """The committed states; those of one event are in order."""
         self.batches = 0
         self._stored = asyncio.Condition()
         self._writers = writers
@@ -77,30 +77,30 @@ class Flow:
             yield cls(opened, rng)
 
     async def write(self, number: int, goes_on: Callable[[], bool]) -> None:
-        """One writer's batches, one after the other."""
+        """Write batches as one writer while `goes_on` holds."""
         while goes_on():
-            # New ones come, ever more slowly.
+            # New names come at a falling rate.
             self._names += self._rng.random() < 10 / self._names
             await self._store(number, [self._any(number) for _ in range(self._rng.randint(1, 6))])
 
     async def until(self, batches: int) -> None:
-        """Return once so many are stored."""
+        """Return once so many batches are stored."""
         async with self._stored:
             await self._stored.wait_for(lambda: self.batches >= batches)
 
     async def begin(self) -> None:
-        """So many in one execution that its list is streamed."""
+        """Store one execution long enough that its list is streamed."""
         await self._store(0, [_selected(EXECUTIONS[1], NAMESPACES[0], f"{n}") for n in range(300)])
 
     async def end(self) -> None:
-        """One last event in each execution and namespace, which every filter has."""
+        """Store a last event, matched by every filter, in each execution and namespace."""
         for execution_id in EXECUTIONS:
             for namespace in NAMESPACES:
                 await self._store(0, [_selected(execution_id, namespace, "last")])
 
     def _any(self, number: int) -> Occurrence:
         rng = self._rng
-        # Now and then one that is older than what is stored, whose texts do not show.
+        # Some are older than the stored one, whose texts then stay.
         moment = at(rng.uniform(0, 2 * BOUND))
         return occurrence(
             execution_id=rng.choice(EXECUTIONS),

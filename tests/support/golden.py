@@ -27,7 +27,7 @@ class KafkaRecord(NamedTuple):
 
 
 class Golden(NamedTuple):
-    """A record, and what every version of the consumer makes of it.
+    """A record, and its result in every version of the consumer.
 
     `beyond_schema` names the rule that refuses the value where the JSON Schema cannot.
     """
@@ -41,7 +41,7 @@ class Golden(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where murmur2 puts a key: `partitions` by their number in the topic."""
+    """The partition of a key by murmur2, by the number of partitions."""
 
     key: bytes
     hash: int
@@ -49,19 +49,19 @@ class Place(NamedTuple):
 
 
 def load(file: str) -> list[Golden]:
-    """All records of one file."""
+    """Load the records of one file."""
     document = json.loads((SCHEMAS / "golden" / file).read_text(encoding="utf-8"))
     cases = document["accepted"] + document.get("refused", [])
     return [_golden(document.get("base", {}), case) for case in cases]
 
 
 def records() -> list[Golden]:
-    """All golden records."""
+    """Load all golden records."""
     return load("seed.json") + load("records.json") + load("published.json")
 
 
 def places() -> list[Place]:
-    """Keys and their partitions."""
+    """Load the keys and their partitions."""
     document = json.loads((SCHEMAS / "golden" / "partitions.json").read_text(encoding="utf-8"))
     return [
         Place(

@@ -1,4 +1,4 @@
-"""An issuer of JWTs on this machine: its keys by HTTP, and tokens signed with them."""
+"""A local issuer of JWTs: its keys over HTTP, and tokens signed with them."""
 
 import asyncio
 import base64
@@ -34,19 +34,19 @@ class SigningKey(NamedTuple):
 
     @property
     def pem(self) -> bytes:
-        """The public half, as those who confuse it with a shared secret have it."""
+        """The public half in PEM, for attacks that use it as a shared secret."""
         public: bytes = self.private.public_key().public_bytes(
             Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
         )
         return public
 
     def sign(self, headers: dict[str, Any] | None = None, **claims: Any) -> str:
-        """A valid token but for `claims`; one that is None is left out."""
+        """Return a valid token with other `claims`; None leaves a claim out."""
         now = int(time.time())
         standard = {"iss": ISSUER, "aud": AUDIENCE, "exp": now + 300, "iat": now}
         payload = {k: v for k, v in (standard | claims).items() if v is not None}
         named = {"kid": self.name} | (headers or {})
-        # As jwt.encode, which refuses to sign some claims that a token can have.
+        # Like jwt.encode, which refuses some claims that tests need.
         content = json.dumps(payload).encode()
         return jwt.PyJWS().encode(
             content, self.private, self.algorithm, headers={"typ": "JWT"} | named
@@ -66,7 +66,7 @@ def ed_key(name: str) -> SigningKey:
 
 
 def forge(header: dict[str, Any], payload: dict[str, Any], secret: bytes | None) -> str:
-    """A token that no library would make: without a signature, or with an HMAC."""
+    """Return a token without a signature, or with an HMAC."""
     parts = [_encoded(json.dumps(part).encode()) for part in (header, payload)]
     signed = b".".join(parts)
     signature = b"" if secret is None else hmac.digest(secret, signed, hashlib.sha256)
@@ -78,7 +78,7 @@ def _encoded(content: bytes) -> bytes:
 
 
 class KeyServer:
-    """Serves a JWKS; what it answers can be changed at any time."""
+    """A server of a JWKS; its responses can change at any time."""
 
     def __init__(self) -> None:
         self.keys: list[dict[str, Any]] = []
@@ -93,7 +93,7 @@ class KeyServer:
 
     @asynccontextmanager
     async def serve(self, port: int = 0) -> AsyncIterator[None]:
-        """Serve; at the end connections are refused."""
+        """Serve while the context is open."""
         self._closing.clear()
         server = await asyncio.start_server(self._handle, "127.0.0.1", port)
         port = server.sockets[0].getsockname()[1]

@@ -1,4 +1,4 @@
-"""The log of this process as whoever collects it sees it."""
+"""The formatted log of this process."""
 
 import io
 import logging
@@ -10,7 +10,7 @@ from execution_events.logs import configure_logging
 
 @contextmanager
 def logging_to(log_format: str) -> Iterator[io.StringIO]:
-    """All that is logged, in the format "json" or "text"."""
+    """Capture all log entries in the format "json" or "text"."""
     package = logging.getLogger("execution_events")
     before = logging.root.handlers, logging.root.level, package.level
     stream = io.StringIO()

@@ -1,4 +1,4 @@
-"""Occurrences published and counted: execution-<number> has one event, each record counts one."""
+"""Published and counted occurrences; `execution-<number>` has one event of one per record."""
 
 import asyncio
 from collections import Counter
@@ -13,12 +13,12 @@ from execution_events.settings import Settings
 from tests.support.records import occurrence
 
 Fetch = Callable[[str], Awaitable[list[asyncpg.Record]]]
-"""Runs a query as the owner of the database."""
+"""A function that runs a query as the owner of the database."""
 
 
 @asynccontextmanager
 async def producer(settings: Settings, **options: object) -> AsyncIterator[AIOKafkaProducer]:
-    """A producer that demands acknowledgements."""
+    """A producer with `acks=all`."""
     client = AIOKafkaProducer(
         bootstrap_servers=settings.kafka.bootstrap_servers, acks="all", **options
     )
@@ -30,7 +30,7 @@ async def producer(settings: Settings, **options: object) -> AsyncIterator[AIOKa
 
 
 async def publish(settings: Settings, executions: Iterable[int]) -> None:
-    """One record a number; returns when all are acknowledged."""
+    """Publish one record for each number; return when all are acknowledged."""
     async with producer(settings) as client:
         sent = []
         for number in executions:
@@ -40,13 +40,13 @@ async def publish(settings: Settings, executions: Iterable[int]) -> None:
 
 
 async def counts(fetch: Fetch) -> Counter[int]:
-    """The stored count of each number."""
+    """Return the stored count of each number."""
     rows = await fetch("SELECT execution_id, count FROM event")
     return Counter({int(row["execution_id"].rpartition("-")[2]): row["count"] for row in rows})
 
 
 async def ready(port: int) -> tuple[int, str]:
-    """Status and body of /readyz; 0 and nothing where nobody listens yet."""
+    """Return status and body of /readyz; 0 and "" while the port is closed."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except ConnectionRefusedError:

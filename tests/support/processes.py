@@ -1,4 +1,4 @@
-"""The command `execution-events` as processes of its own."""
+"""Processes of the command `execution-events`."""
 
 import asyncio
 import json
@@ -18,14 +18,14 @@ COMMAND = (sys.executable, "-m", "execution_events.cli")
 
 
 def environment(settings: Settings | None = None, **more: str) -> dict[str, str]:
-    """This process's environment, with `settings` as variables where they are no defaults."""
+    """Return this process's environment with the variables of `settings` and `more`."""
     return dict(os.environ) | ({} if settings is None else variables(settings)) | more
 
 
 async def run_cli(
     *arguments: str, env: Mapping[str, str] | None = None, stdin: bytes = b"", code: int = 0
 ) -> str:
-    """Run a command to its end, demand its exit code, and return its standard output."""
+    """Run a command, check its exit code, and return its standard output."""
     process = await asyncio.create_subprocess_exec(
         *COMMAND,
         *arguments,
@@ -41,7 +41,7 @@ async def run_cli(
 
 
 class Service:
-    """A command that runs until it is stopped; its output is in a file."""
+    """A command that runs until it is stopped; its output goes to a file."""
 
     def __init__(
         self, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None
@@ -69,14 +69,14 @@ class Service:
         return self._log.read_text()
 
     async def start(self) -> None:
-        """Start it, again after it has ended."""
+        """Start it; also restarts one that has ended."""
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._env
             )
 
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Signal it, and return its exit code once it has ended."""
+        """Signal it, wait for its end, and return its exit code."""
         self.process.send_signal(number)
         async with asyncio.timeout(DEADLINE):
             return await self.process.wait()
@@ -91,7 +91,7 @@ class Dev(Service):
         self.data_dir = data_dir
 
     async def start(self) -> None:
-        # A run that was killed leaves one, which the next removes as soon as it can.
+        # A killed run leaves one behind.
         (self.data_dir / "endpoints.json").unlink(missing_ok=True)
         await super().start()
 
@@ -126,7 +126,7 @@ async def service(
 
 
 def processes_of(directory: Path) -> list[str]:
-    """The command lines of all processes that hold a file of `directory` open or work in it."""
+    """Return the command lines of the processes that work or hold a file open in `directory`."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -134,5 +134,5 @@ def processes_of(directory: Path) -> list[str]:
             if any(place.readlink().is_relative_to(directory) for place in places):
                 found.append((process / "cmdline").read_text().replace("\0", " "))
         except OSError:
-            continue  # It has just ended, or is none of ours.
+            continue  # The process has ended or belongs to another user.
     return found

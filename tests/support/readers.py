@@ -1,4 +1,4 @@
-"""A running reader, whose every answer is held to the OpenAPI document, and what it is asked."""
+"""Running readers; every response is validated against the OpenAPI document."""
 
 import asyncio
 import json
@@ -14,10 +14,13 @@ from jsonschema import Draft202012Validator
 
 from execution_events.events import Occurrence
 from execution_events.reader.service import run_reader
+from execution_events.store.write.batches import BatchWriter
+from tests.support import databases
 from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE
 from tests.support.golden import SCHEMAS
-from tests.support.records import EPOCH, occurrence
+from tests.support.records import EPOCH, batch, log, occurrence
+from tests.support.servers import Servers
 
 EVENTS = "/v1/executions/execution-1/events"
 
@@ -26,15 +29,15 @@ OPERATIONS = OPENAPI["paths"]["/v1/executions/{execution_id}/events"]
 
 
 class Reader(NamedTuple):
-    """A running reader, and clients of its two ports."""
+    """A running reader with clients of its two ports."""
 
     api: httpx.AsyncClient
     management: httpx.AsyncClient
     stop: asyncio.Event
-    """Ends it in order."""
+    """Stops the reader when set."""
 
     async def get(self, path: str, **options: Any) -> httpx.Response:
-        """The answer, once it is found to be one of the OpenAPI document."""
+        """Return a response that conforms to the OpenAPI document."""
         return await self.request("GET", path, **options)
 
     async def request(self, method: str, path: str, **options: Any) -> httpx.Response:
@@ -51,12 +54,12 @@ class Reader(NamedTuple):
         return events
 
     async def names(self, **params: object) -> list[str]:
-        """The names of what is listed, in order."""
+        """Return the names of the listed events, in order."""
         return [event["metadata"]["name"] for event in await self.events(params=params)]
 
 
 def check_contract(response: httpx.Response) -> None:
-    """Hold an answer to the OpenAPI document: its status, headers, type and body."""
+    """Validate status, headers, type and body against the OpenAPI document."""
     method = response.request.method.lower()
     documented = resolve(OPERATIONS.get(method, OPERATIONS["get"])["responses"])
     assert str(response.status_code) in documented, response.text
@@ -79,7 +82,7 @@ def check_contract(response: httpx.Response) -> None:
 
 
 def decoded(response: httpx.Response) -> bytes:
-    """The body, whatever its encoding; httpx decodes gzip and no zstd."""
+    """Return the decoded body; httpx decodes gzip but not zstd."""
     if response.headers.get("Content-Encoding") == "zstd":
         return bytes(cramjam.zstd.decompress(response.content))
     return response.content
@@ -102,7 +105,7 @@ def validate(instance: object, schema: dict[str, Any]) -> None:
 
 
 class _Started(logging.Handler):
-    """Waits for the line of the log in which a reader gives its addresses."""
+    """A log handler that waits for the addresses of a starting reader."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -115,7 +118,7 @@ class _Started(logging.Handler):
 
 @asynccontextmanager
 async def reading(database_url: str, **given: Any) -> AsyncIterator[Reader]:
-    """Run a reader with these settings; at the end it is stopped in order, its errors raised."""
+    """Run a reader with these settings; at the end, stop it and raise its error, if any."""
     settings = configured(database_url=database_url, reader_port=0, management_port=0, **given)
     stop = asyncio.Event()
     service = asyncio.create_task(run_reader(settings, stop))
@@ -132,8 +135,22 @@ async def reading(database_url: str, **given: Any) -> AsyncIterator[Reader]:
             await service
 
 
+@asynccontextmanager
+async def reading_only(
+    servers: Servers, template_database: str, *occurrences: Occurrence, **given: Any
+) -> AsyncIterator[Reader]:
+    """Run a reader of a database with these events, for tests that change nothing in it."""
+    async with databases.cloned(servers.administrator_url, template_database) as database:
+        if occurrences:
+            async with BatchWriter(database.writer, "events") as writer:
+                await writer.begin_partition(0, 0, "cluster")
+                await writer.store(batch(log(occurrences)))
+        async with reading(database.reader, **given) as reader:
+            yield reader
+
+
 async def addresses(service: asyncio.Task[None]) -> dict[str, str]:
-    """Where a reader that is starting serves; its error, if it does not."""
+    """Return the addresses of a starting reader, or raise its error."""
     logger = logging.getLogger("execution_events.reader.service")
     level, started = logger.level, _Started()
     logger.addHandler(started)

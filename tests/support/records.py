@@ -1,4 +1,4 @@
-"""Records and batches, made for a test."""
+"""Records and batches of tests."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ from execution_events.store.write.progress import OffsetMove
 from execution_events.wire import Headers
 
 DATABASE = Refusal(wire.REFUSED_BY_DATABASE, "CheckViolationError no_bombs (23514)")
-"""As a CHECK of an operator's refuses."""
+"""The refusal of a CHECK constraint that an operator has added."""
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -62,7 +62,7 @@ def log(
 
 
 def batch(records: Sequence[LogRecord], *, begin: int | None = None) -> Batch:
-    """A batch of one partition's records."""
+    """Return a batch of one partition's records."""
     first = records[0].offset if begin is None else begin
     return Batch(
         [read(record) for record in records],
@@ -71,7 +71,7 @@ def batch(records: Sequence[LogRecord], *, begin: int | None = None) -> Batch:
 
 
 class Log:
-    """One partition that goes on and on."""
+    """One partition to append to."""
 
     def __init__(self, writer: BatchWriter, partition: int = 0) -> None:
         self._writer = writer
@@ -86,7 +86,7 @@ class Log:
 
 
 def refused(records: Sequence[LogRecord], *, begin: int | None = None) -> Batch:
-    """A batch of records each of which the database has refused."""
+    """Return a batch of records that the database has refused."""
     whole = batch(records, begin=begin)
     letters = [DeadLetter(record, DATABASE) for record in records]
     return whole._replace(
@@ -98,7 +98,7 @@ def refused(records: Sequence[LogRecord], *, begin: int | None = None) -> Batch:
 
 
 class OddName(str):
-    """A header's name that producers in other languages can write: it is no UTF-8."""
+    """A header name that is not UTF-8, as producers in other languages can write."""
 
     def encode(self, *_: object) -> bytes:
         return b"\xff\xfe"

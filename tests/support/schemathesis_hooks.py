@@ -1,4 +1,4 @@
-"""What schemathesis loads (`SCHEMATHESIS_HOOKS`) into its own process."""
+"""Hooks that schemathesis loads into its own process (`SCHEMATHESIS_HOOKS`)."""
 
 from typing import Any
 
@@ -10,6 +10,6 @@ import schemathesis
 def after_call(
     context: schemathesis.HookContext, case: schemathesis.Case[Any], response: schemathesis.Response
 ) -> None:
-    """Decode zstd, which its client does not know; an answer that is none ends the run."""
+    """Decode zstd, which its client does not support; an invalid body ends the run."""
     if response.headers.get("content-encoding") == ["zstd"] and case.method != "HEAD":
         response.content = bytes(cramjam.zstd.decompress(response.content))

@@ -1,4 +1,4 @@
-"""The fixed execution of the demo, as the events API must answer it."""
+"""The seed execution as the API must list it."""
 
 SEED_EXECUTION = "e19d3faf-9f04-9685-e5c0-fbe8d40b96cd"
 

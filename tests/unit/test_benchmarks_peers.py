@@ -52,7 +52,7 @@ def test_counts_are_compared_where_they_are_kept() -> None:
     assert comparison.difference(expected, found, folds=False) == (1, 0)
 
 
-def test_the_peers_report() -> None:
+def test_only_our_own_wrong_counts_break_a_report() -> None:
     def sample(rate: float, missing: int = 0, surplus: int = 0) -> Sample:
         return Sample(rate, 1.5, 0.1, 0.2, 99.5, missing, surplus)
 
@@ -62,11 +62,6 @@ def test_the_peers_report() -> None:
         "replaces": Found("replaces", "10", False, [sample(250)], [sample(200, 2, 0)]),
     }
     report = comparison.report(found, Counter({("e", "a"): 7, ("e", "b"): 3}), 1, True)
-    assert [len(each) for each in report.rows] == [len(report.columns)] * 3
-    assert report.rows[0][-4:] == ("exact", "1", "0", "0")
-    assert report.rows[1][5] == "0.50"
-    assert report.rows[1][-4:] == ("exact", "1", "7", "0")
-    assert report.rows[2][-4:] == ("not kept: last write wins", "1", "not kept", "2 rows")
     assert report.broken == []
     found[comparison.OURS].killed[0] = sample(900, 1)
     assert comparison.report(found, Counter({("e", "a"): 7}), 1, True).broken == [

@@ -13,6 +13,7 @@ TARGETS = [
     "install",
     "run",
     "test",
+    "test-more",
     "faults",
     "faults-full",
     "faults-tools",

@@ -1,4 +1,6 @@
-"""Real Kafka and PostgreSQL for the tests: embedded, in containers, or already running.
+"""Kafka and PostgreSQL of tests, benchmarks and the fault matrix.
+
+`servers` are those of the tests: embedded, in containers, or already running.
 
 `EXECUTION_EVENTS_TEST_BACKEND` chooses `embedded` (the default) or `testcontainers`;
 `EXECUTION_EVENTS_TEST_KAFKA` (host:port) and `EXECUTION_EVENTS_TEST_DATABASE_URL` (of an
@@ -8,7 +10,7 @@ administrator) together name running servers instead. The tests are the same on 
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +31,7 @@ _FAST_POSTGRES = {"fsync": "off", "synchronous_commit": "off", "full_page_writes
 
 
 class Servers(NamedTuple):
-    """Where the servers are; `administrator_url` is a superuser's."""
+    """The addresses of both; `administrator_url` is a superuser's."""
 
     bootstrap_servers: str
     administrator_url: str
@@ -37,7 +39,7 @@ class Servers(NamedTuple):
 
 @asynccontextmanager
 async def servers() -> AsyncIterator[Servers]:
-    """The servers of the chosen backend, started and stopped where that is ours to do."""
+    """The servers of the chosen backend; those that are not running already are started."""
     kafka = os.environ.get("EXECUTION_EVENTS_TEST_KAFKA")
     database_url = os.environ.get("EXECUTION_EVENTS_TEST_DATABASE_URL")
     if kafka and database_url:
@@ -49,15 +51,36 @@ async def servers() -> AsyncIterator[Servers]:
 
 
 @asynccontextmanager
-async def _embedded() -> AsyncIterator[Servers]:
+async def data_directory() -> AsyncIterator[DataDirectory]:
+    """A directory for embedded servers, removed at the end; its parent is for other files."""
     with tempfile.TemporaryDirectory(prefix="execution-events-tests-") as parent:
         # An unprivileged account must reach PostgreSQL's data when root runs the tests.
-        Path(parent).chmod(0o711)
+        await asyncio.to_thread(Path(parent).chmod, 0o711)
         async with DataDirectory(Path(parent) / "data") as directory:
-            kafka = EmbeddedKafka(directory, CACHE_DIR)
-            postgres = EmbeddedPostgres(directory, settings=_FAST_POSTGRES)
-            async with running(kafka, postgres):
-                yield Servers(kafka.bootstrap_servers, postgres.dsn())
+            yield directory
+
+
+@asynccontextmanager
+async def kafka(properties: Mapping[str, str] | None = None) -> AsyncIterator[EmbeddedKafka]:
+    """A broker that is ready; `properties` override the product's server.properties."""
+    async with data_directory() as directory, broker_in(directory, properties) as broker:
+        yield broker
+
+
+def broker_in(
+    directory: DataDirectory, properties: Mapping[str, str] | None = None, port: int | None = None
+) -> EmbeddedKafka:
+    """A broker that keeps its data in `directory`, not started."""
+    return EmbeddedKafka(directory, CACHE_DIR, port=port, settings=properties)
+
+
+@asynccontextmanager
+async def _embedded() -> AsyncIterator[Servers]:
+    async with data_directory() as directory:
+        broker = broker_in(directory)
+        database = EmbeddedPostgres(directory, settings=_FAST_POSTGRES)
+        async with running(broker, database):
+            yield Servers(broker.bootstrap_servers, database.dsn())
 
 
 @asynccontextmanager

@@ -1,20 +1,19 @@
-"""Brokers of a test's own: with properties that others must not have, and with an authorizer."""
+"""A broker with an authorizer."""
 
-import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
 
-from execution_events.embedded import DataDirectory, EmbeddedKafka
+from execution_events.embedded import EmbeddedKafka
 from execution_events.embedded.directory import HOST
 from execution_events.embedded.kafka import Node, server_properties
 from execution_events.kafka.topic import open_admin
 from execution_events.settings import Settings
-from tests.support.configuration import CACHE_DIR, configured
+from tests.support.configuration import configured
+from tests.support.servers import broker_in, data_directory
 
 _USER, _PASSWORD = "limited", "a-password"
 _ANY_HOST, _LITERAL, _ALLOW = "*", 3, 3
@@ -30,29 +29,19 @@ _OPERATIONS = {
 }
 
 
-@asynccontextmanager
-async def broker(properties: Mapping[str, str] | None = None) -> AsyncIterator[EmbeddedKafka]:
-    """A broker that is ready; `properties` go above the product's server.properties."""
-    async with _directory() as directory:
-        kafka = EmbeddedKafka(directory, CACHE_DIR, settings=properties)
-        async with kafka:
-            yield kafka
-
-
 @dataclass(frozen=True)
 class GuardedBroker:
-    """A broker with an authorizer: by one listener everything is allowed, by the other what was
-    granted to its one user."""
+    """A broker with two listeners: one allows everything, the other what its user was granted."""
 
     kafka: EmbeddedKafka
     guarded_port: int
 
     def unlimited(self, settings: Settings) -> Settings:
-        """The settings for the listener without limits."""
+        """Return the settings for the listener that allows everything."""
         return configured(settings, kafka_bootstrap_servers=self.kafka.bootstrap_servers)
 
     def limited(self, settings: Settings) -> Settings:
-        """The settings for the user, who may do nothing until it is granted."""
+        """Return the settings of the user, which has no rights until `grant`."""
         return configured(
             settings,
             kafka_bootstrap_servers=f"{HOST}:{self.guarded_port}",
@@ -69,7 +58,7 @@ class GuardedBroker:
             assert code == 0, message
 
     async def revoke(self, name: str, *operations: str, resource: str = "topic") -> None:
-        """Take back what was granted."""
+        """Revoke what was granted."""
         for operation in operations:
             response = await self._change(DeleteAclsRequest, name, operation, resource)
             [(code, message, matching)] = response.filter_responses
@@ -96,18 +85,17 @@ class GuardedBroker:
 async def guarded_broker(
     properties: Mapping[str, str] | None = None,
 ) -> AsyncIterator[GuardedBroker]:
-    """A guarded broker that is ready; `properties` go above its own."""
-    async with _directory() as directory:
-        # A second listener is added to those that the broker has by itself, on the same ports.
+    """A guarded broker that is ready; `properties` override its own."""
+    async with data_directory() as directory:
+        # A second listener beside the product's own, whose ports stay the same.
         port, guarded_port = directory.port("kafka"), directory.port("kafka-guarded")
         node = Node(1, port, directory.port("kafka-controller"))
         own = server_properties(node, [node])
         listeners = f"{own['listeners']},GUARDED://{HOST}:{guarded_port}"
-        kafka = EmbeddedKafka(
+        kafka = broker_in(
             directory,
-            CACHE_DIR,
             port=port,
-            settings={
+            properties={
                 "listeners": listeners,
                 "advertised.listeners": listeners,
                 "listener.security.protocol.map": (
@@ -121,17 +109,10 @@ async def guarded_broker(
                 "authorizer.class.name": (
                     "org.apache.kafka.metadata.authorizer.StandardAuthorizer"
                 ),
-                # Whoever comes by the listeners without authentication.
+                # Clients of the listeners without authentication.
                 "super.users": "User:ANONYMOUS",
             }
             | dict(properties or {}),
         )
         async with kafka:
             yield GuardedBroker(kafka, guarded_port)
-
-
-@asynccontextmanager
-async def _directory() -> AsyncIterator[DataDirectory]:
-    with tempfile.TemporaryDirectory(prefix="execution-events-tests-") as parent:
-        async with DataDirectory(Path(parent) / "data") as directory:
-            yield directory
