@@ -14,6 +14,14 @@ from execution_events.logs import Logger, configure_logging
 log = Logger("execution_events.tests")
 library = logging.getLogger("library.of.others")
 
+
+class Unknown:
+    """An object of a class that no encoder knows."""
+
+    def __repr__(self) -> str:
+        return "<unknown>"
+
+
 HOSTILE = [
     "a\n12:00:00 ERROR   forged",
     'a\r\n{"event":"forged"}',
@@ -36,7 +44,7 @@ ODD: list[Any] = [
     datetime(2026, 1, 1, tzinfo=UTC),
     timedelta(seconds=1),
     ValueError("a\nb"),
-    object(),
+    Unknown(),
 ]
 
 
