@@ -139,7 +139,7 @@ def test_it_reads_the_product_the_tests_and_the_documents() -> None:
         "README.md",
         "infra/README.md",
         "schemas/README.md",
-        "services/execution_events/settings.py",
+        "services/execution_events/settings/groups.py",
         "tests/benchmarks/RESULTS.md",
         "tests/unit/test_prose.py",
     }

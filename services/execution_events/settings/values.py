@@ -1,0 +1,73 @@
+"""Parsers of the values of settings; each raises a ValueError that says what was expected."""
+
+import re
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+# Stricter than urlsplit, whose errors show the password, and which ends it at any / ? or #.
+_HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*)(?::[0-9]+)?"
+_DATABASE_URL = re.compile(
+    r"postgres(?:ql)?://(?:[^@/?#\[\]\s\x7f-\U0010ffff]*@)?"
+    rf"{_HOST}(?:,{_HOST})*(?:/[^@?#\s]*)?(?:\?[^@#\s]*)?"
+)
+
+_URL = re.compile(r"[a-z]+://[A-Za-z0-9._:\[\]-]+(?:/[!$-;=?-Z_a-z~]*)?(?:\?[!$-;=?-Z_a-z~]*)?")
+"""Without user, password and fragment."""
+
+
+def text(value: str) -> str:
+    """Return printable text of at least one character."""
+    if not value or not value.isprintable():
+        raise ValueError("expected printable text")
+    return value
+
+
+def number(low: int, high: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers from `low` to `high`."""
+
+    def parse(value: str) -> int:
+        digits = value.isascii() and value.isdigit() and len(value) < 100
+        if not digits or not low <= int(value) <= high:
+            raise ValueError(f"expected a whole number from {low} to {high}")
+        return int(value)
+
+    return parse
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """Return a parser that accepts only the choices."""
+
+    def parse(value: str) -> str:
+        if value not in choices:
+            raise ValueError(f"expected one of {', '.join(choices)}")
+        return value
+
+    return parse
+
+
+def database_url(value: str) -> str:
+    """Return the URL of a PostgreSQL database, in which no character is ambiguous."""
+    if not _DATABASE_URL.fullmatch(value):
+        raise ValueError(
+            "expected postgresql://user:password@host:port/database, "
+            "with / ? # @ [ ] and non-ASCII characters of user and password percent-encoded"
+        )
+    return value
+
+
+def jwks_url(value: str) -> str:
+    """Return an HTTPS URL, or an HTTP URL of this machine."""
+    try:
+        url = urlsplit(value)
+        port = url.port
+    except ValueError:
+        url, port = urlsplit(""), None
+    safe = url.scheme == "https" or (
+        url.scheme == "http" and url.hostname in ("127.0.0.1", "::1", "localhost")
+    )
+    if not (safe and url.hostname and _URL.fullmatch(value)) or port == 0:
+        raise ValueError(
+            "expected https://host/path, or http:// to 127.0.0.1, ::1 or localhost: keys fetched "
+            "over plain HTTP could be replaced on the network"
+        )
+    return value
