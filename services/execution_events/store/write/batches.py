@@ -47,9 +47,8 @@ _COMMAND_TIMEOUT = 25
 class Batch(NamedTuple):
     """The records of one transaction, and the offset moves of their partitions.
 
-    Records are sorted by partition and offset; the last kept record of each partition is its
-    fingerprint. A partition may move without records, over control records and aborted
-    transactions.
+    Records are sorted by partition and offset. A partition may move without records, over control
+    records and aborted transactions.
     """
 
     records: Sequence[ReadRecord]
@@ -60,7 +59,7 @@ class Batch(NamedTuple):
         return {(r.partition, r.origin.source) for r in self.records if r.origin is not None}
 
     def fingerprints(self) -> dict[int, Fingerprint]:
-        """Return the fingerprint of each partition's last kept record."""
+        """Return the fingerprint of each partition's last kept record, which identifies its log."""
         last = {r.partition: r.record for r in self.records if r.record is not None}
         return {partition: fingerprint(record) for partition, record in last.items()}
 
