@@ -181,14 +181,14 @@ class DirectDelivery:
         A timer or a deadline for each record would cost more than sending the record.
         """
         loop = asyncio.get_running_loop()
-        # Times, and the last sequence before each.
-        checks: deque[tuple[float, int]] = deque()
+        # Each with the last sequence that it applies to.
+        deadlines: deque[tuple[float, int]] = deque()
         late = 0
         while True:
             now = loop.time()
-            checks.append((now, self._sequence))
-            while checks[0][0] <= now - self._timeout:
-                _, late = checks.popleft()
+            deadlines.append((now + self._timeout, self._sequence))
+            while deadlines[0][0] <= now:
+                _, late = deadlines.popleft()
             for partition, records in self._sender.pending_by_partition:
                 for record in records:
                     if record.sequence > late:
