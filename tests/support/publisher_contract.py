@@ -265,7 +265,7 @@ class PublisherContract:
 
     async def test_given_fields_are_published_unchanged(self, case: Case) -> None:
         moment = datetime(2018, 8, 20, 6, 41, 44, 978344, tzinfo=UTC)
-        given = {
+        fields = {
             "name": "mine.1",
             "object_namespace": "other",
             "type": "Warning",
@@ -274,9 +274,9 @@ class PublisherContract:
             "count": 2**31 - 1,
         }
         async with case.publisher as publisher:
-            await publisher.publish(changed(**given))
+            await publisher.publish(changed(**fields))
         [event] = await case.published()
-        assert {field: getattr(event, field) for field in given} == given
+        assert {field: getattr(event, field) for field in fields} == fields
 
     async def test_recurrences_share_a_name_and_other_events_do_not(self, case: Case) -> None:
         async with case.publisher as publisher:

@@ -209,8 +209,8 @@ async def test_an_end_that_cannot_be_published_does_not_hide_the_exception(
         async with element.action("create"):
             raise error
     assert raised.value is error
-    [told] = error.__notes__
-    assert "was not published: RetryableError: Kafka is away" in told
+    [note] = error.__notes__
+    assert "was not published: RetryableError: Kafka is away" in note
     [record] = caplog.records
     assert (record.levelno, record.getMessage()) == (logging.ERROR, "event_not_published")
 

@@ -88,10 +88,10 @@ def _remembered(namer: EventNamer) -> int:
 def test_a_name_given_by_the_caller_is_used_once_and_not_remembered() -> None:
     namer = EventNamer()
     assert name_of(namer, name="mine.1") == "mine.1"
-    given = name_of(namer)
-    assert given != "mine.1"
+    generated = name_of(namer)
+    assert generated != "mine.1"
     assert name_of(namer, name="mine.1") == "mine.1"
-    assert name_of(namer) == given
+    assert name_of(namer) == generated
 
 
 def test_a_refused_event_is_not_remembered() -> None:
@@ -111,10 +111,10 @@ def test_a_refused_event_is_not_remembered() -> None:
 def test_a_long_object_name_is_cut_between_characters(object_name: str) -> None:
     occurrence = EventNamer().occurrence(changed(object_name=object_name))
     assert wire.decode(*wire.encode(occurrence), -1) == occurrence
-    kept = object_of(occurrence.name)
-    assert object_name.startswith(kept)
+    prefix = object_of(occurrence.name)
+    assert object_name.startswith(prefix)
     assert len(occurrence.name.encode()) <= 253
-    assert kept == object_name or len(occurrence.name.encode()) > 253 - 4
+    assert prefix == object_name or len(occurrence.name.encode()) > 253 - 4
     assert occurrence.object_name == object_name
 
 
@@ -129,8 +129,8 @@ def test_nanoseconds_increase_even_if_the_clock_does_not(
     clock = itertools.count(time.time_ns(), step)
     monkeypatch.setattr(time, "time_ns", lambda: next(clock))
     # Also over two publishers of one process.
-    given = moments(EventNamer(), range(100)) + moments(EventNamer(), range(100))
-    assert given == sorted(set(given))
+    suffixes = moments(EventNamer(), range(100)) + moments(EventNamer(), range(100))
+    assert suffixes == sorted(set(suffixes))
 
 
 def test_threads_agree_on_the_name_of_one_event_alone() -> None:
@@ -142,9 +142,9 @@ def test_threads_agree_on_the_name_of_one_event_alone() -> None:
         return [name_of(namer, elem_id=str(number)) for number in range(events)]
 
     with ThreadPoolExecutor(threads) as pool:
-        given = [future.result() for future in [pool.submit(report) for _ in range(threads)]]
-    assert all(names_given == given[0] for names_given in given)
-    assert len(set(given[0])) == events
+        by_thread = [future.result() for future in [pool.submit(report) for _ in range(threads)]]
+    assert all(names == by_thread[0] for names in by_thread)
+    assert len(set(by_thread[0])) == events
 
 
 def test_a_forked_child_has_its_own_random_number() -> None:

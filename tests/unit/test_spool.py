@@ -255,13 +255,13 @@ def run_writer(path: Path, statement: str = "", at: int = 0, lines: int = 0) -> 
     command = [sys.executable, "-c", _WRITER, str(path), statement, str(at)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
-        said: list[str] = []
+        printed: list[str] = []
         for line in writer.stdout:
-            said.append(line)
-            if len(said) == lines:
+            printed.append(line)
+            if len(printed) == lines:
                 writer.kill()
         assert writer.wait() == -9
-    stored, fetched = said[-1].split() if said else ("0", "0")
+    stored, fetched = printed[-1].split() if printed else ("0", "0")
     return int(stored), int(fetched)
 
 

@@ -105,7 +105,7 @@ class Process:
         assert line, "the process has ended"
         return line.rstrip("\n")
 
-    def ask(self, line: str = "") -> str:
+    def request(self, line: str = "") -> str:
         self.write(line)
         return self.read()
 
@@ -165,7 +165,7 @@ def test_a_closed_spool_is_reused(directory: Path) -> None:
 
 
 def test_a_spool_has_one_owner(directory: Path, owner: Process) -> None:
-    theirs = Path(owner.ask())
+    theirs = Path(owner.request())
     with open_spool(directory, MAX_BYTES) as ours, open_spool(directory, MAX_BYTES) as another:
         assert len({theirs, ours.path, another.path}) == 3
         for path in (theirs, ours.path, another.path):
@@ -173,9 +173,9 @@ def test_a_spool_has_one_owner(directory: Path, owner: Process) -> None:
 
 
 def test_the_spool_of_a_killed_process_is_adopted(directory: Path, owner: Process) -> None:
-    theirs = Path(owner.ask())
-    assert owner.ask("first") == "1"
-    assert owner.ask("second") == "2"
+    theirs = Path(owner.request())
+    assert owner.request("first") == "1"
+    assert owner.request("second") == "2"
     owner.kill()
     with open_spool(directory, MAX_BYTES) as spool:
         assert spool.path == theirs
@@ -200,7 +200,7 @@ def test_processes_that_open_concurrently_get_different_spools(directory: Path) 
             owned = [process.read() for process in processes]
             assert len(set(owned)) == 6
             for process in processes:
-                process.ask("record")
+                process.request("record")
     infos = list_spools(directory)
     assert len(infos) <= 18
     assert sum(info.summary.pending for info in infos if info.summary) == 18
@@ -210,7 +210,7 @@ def test_processes_that_open_concurrently_get_different_spools(directory: Path) 
 def test_listing_disturbs_no_owner(directory: Path) -> None:
     with ExitStack() as all_at_once:
         processes = [all_at_once.enter_context(Process(_OWNER, directory)) for _ in range(4)]
-        owned = {process.ask() for process in processes}
+        owned = {process.request() for process in processes}
         for number in range(1, 51):
             for process in processes:
                 process.write("record")
@@ -254,7 +254,7 @@ sys.stdin.read()
 
 def test_a_fork_neither_uses_nor_keeps_the_spool_of_its_parent(directory: Path) -> None:
     with Process(_FORKING, directory) as parent:
-        assert [parent.ask(), parent.read(), parent.read()] == ["True"] * 3
+        assert [parent.request(), parent.read(), parent.read()] == ["True"] * 3
         # The fork has its own spool, and did not release that of its parent.
         assert parent.read() == "[True, True]"
         path, child = parent.read().split()
@@ -296,7 +296,7 @@ print(sum(open_transactions), spool.pending > 64, flush=True)
 
 def test_a_fork_has_no_open_transaction(directory: Path) -> None:
     with Process(_FORKING_AT_WORK, directory) as process:
-        assert process.ask() == "0 True"
+        assert process.request() == "0 True"
 
 
 # Damage.
@@ -323,8 +323,8 @@ def test_a_damaged_spool_is_set_aside_and_another_is_used(
 
 
 def test_a_damaged_spool_keeps_its_wal(directory: Path, owner: Process) -> None:
-    path = Path(owner.ask())
-    owner.ask("record")
+    path = Path(owner.request())
+    owner.request("record")
     owner.kill()
     wal = Path(f"{path}-wal").read_bytes()
     assert wal
@@ -413,8 +413,8 @@ def test_a_list_has_the_summary_of_each_spool(directory: Path, owner: Process) -
         assert ours.path == behind
         values(ours)
         ours.refuse(1, "too large")
-        theirs = Path(owner.ask())
-        owner.ask("record")
+        theirs = Path(owner.request())
+        owner.request("record")
         damaged = left_behind(directory)
         damage(damaged)
         infos = {info.path: info for info in list_spools(directory)}

@@ -2,11 +2,10 @@
 
 import asyncio
 import uuid
+from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
-
-import msgspec
 
 from execution_events.errors import EventError, RetryableError
 from execution_events.publisher.delivery.sender import EVERY_PARTITION, Acknowledged, Sender
@@ -18,21 +17,7 @@ _PENDING_BYTES = 32 * 1024 * 1024
 """Limit of the bytes that wait for Kafka; `deliver` waits above it."""
 _RECORD_BYTES = 512
 """Approximate memory of a pending record without its key and value."""
-_TIMEOUT_CHECK_INTERVAL = 0.5
-
-
-class _Waiter(msgspec.Struct, frozen=True, gc=False):
-    """The caller of a pending record; `deadline` is in seconds of the event loop's clock."""
-
-    acknowledged: asyncio.Future[Acknowledged]
-    deadline: float
-    partition: int
-
-    def fail(self, error: Exception) -> None:
-        if not self.acknowledged.done():
-            self.acknowledged.set_exception(error)
-            # Otherwise asyncio complains when the caller has gone.
-            self.acknowledged.exception()
+_TIMEOUT_CHECK_INTERVAL = 0.25
 
 
 class DirectDelivery:
@@ -55,8 +40,8 @@ class DirectDelivery:
             refused=self._on_refused,
             expired=self._on_expired,
         )
-        # By sequence, and so in the order of their deadlines: all have the same timeout.
-        self._waiters: dict[int, _Waiter] = {}
+        # By sequence, the future of the caller.
+        self._waiters: dict[int, asyncio.Future[Acknowledged]] = {}
         self._bytes = 0
         self._progress = asyncio.Event()
         self._timeouts: RestartingTask | None = None
@@ -109,16 +94,16 @@ class DirectDelivery:
         # Nothing is awaited here, so that sequences have the order of the queue.
         if self._closed:
             raise RetryableError("the publisher was closed before the event was sent")
-        loop = asyncio.get_running_loop()
-        acknowledged: asyncio.Future[Acknowledged] = loop.create_future()
+        waiter: asyncio.Future[Acknowledged] = asyncio.get_running_loop().create_future()
         sequence = self._sequence = self._sequence + 1
+        key = record.key
         record.sequence = sequence
-        record.partition = partition = self._sender.partition_of(record.key)
+        record.partition = self._sender.partition_of(key)
         record.attempted_at = record.created_at
-        self._bytes += _size(record)
-        self._waiters[sequence] = _Waiter(acknowledged, loop.time() + self._timeout, partition)
+        self._bytes += len(key) + len(record.value) + _RECORD_BYTES
+        self._waiters[sequence] = waiter
         self._sender.submit(record)
-        return acknowledged
+        return waiter
 
     async def flush(self) -> None:
         """Return when every record delivered before has been acknowledged or refused.
@@ -153,8 +138,9 @@ class DirectDelivery:
             await self._timeouts.stop()
         await self._sender.close()
         for waiter in self._waiters.values():
-            waiter.fail(
-                RetryableError("the publisher was closed before Kafka acknowledged the event")
+            _fail(
+                waiter,
+                RetryableError("the publisher was closed before Kafka acknowledged the event"),
             )
         self._waiters.clear()
         self._note_progress()
@@ -163,23 +149,26 @@ class DirectDelivery:
     def _on_acknowledged(self, records: Sequence[PendingRecord], partition: int, base: int) -> None:
         offset, step = (base, 1) if base >= 0 else (-1, 0)
         take_waiter = self._waiters.pop
+        size = 0
         for record in records:
-            self._bytes -= _size(record)
+            size += len(record.key) + len(record.value) + _RECORD_BYTES
             waiter = take_waiter(record.sequence, None)
-            if waiter is not None and not waiter.acknowledged.done():
-                waiter.acknowledged.set_result(Acknowledged(partition, offset))
+            if waiter is not None and not waiter.done():
+                waiter.set_result(Acknowledged(partition, offset))
             offset += step
+        self._bytes -= size
         self._note_progress()
 
     def _on_refused(self, record: PendingRecord, detail: str) -> None:
-        if (waiter := self._waiters.pop(record.sequence, None)) is not None:
-            waiter.fail(EventError(detail))
-        self._bytes -= _size(record)
-        self._note_progress()
+        self._settle_failed(record, EventError(detail))
 
     def _on_expired(self, record: PendingRecord) -> None:
-        # The caller's own timeout ends its waiting, if it has not done so long ago.
-        self._bytes -= _size(record)
+        self._settle_failed(record, RetryableError("the event has become too old to be sent"))
+
+    def _settle_failed(self, record: PendingRecord, error: Exception) -> None:
+        self._bytes -= len(record.key) + len(record.value) + _RECORD_BYTES
+        if (waiter := self._waiters.pop(record.sequence, None)) is not None:
+            _fail(waiter, error)
         self._note_progress()
 
     def _note_progress(self) -> None:
@@ -187,19 +176,26 @@ class DirectDelivery:
         progress.set()
 
     async def _check_timeouts(self) -> None:
-        """Fail late callers; one timer a record would cost more than sending the record."""
+        """Fail callers after the timeout, up to half a second late.
+
+        A timer or a deadline for each record would cost more than sending the record.
+        """
         loop = asyncio.get_running_loop()
+        # Each with the last sequence that it applies to.
+        deadlines: deque[tuple[float, int]] = deque()
+        late = 0
         while True:
-            await asyncio.sleep(_TIMEOUT_CHECK_INTERVAL)
             now = loop.time()
-            late = []
-            for sequence, waiter in self._waiters.items():
-                if waiter.deadline > now:
-                    break
-                late.append(sequence)
-            for sequence in late:
-                waiter = self._waiters.pop(sequence)
-                waiter.fail(self._timeout_error(waiter.partition))
+            deadlines.append((now + self._timeout, self._sequence))
+            while deadlines[0][0] <= now:
+                _, late = deadlines.popleft()
+            for partition, records in self._sender.pending_by_partition:
+                for record in records:
+                    if record.sequence > late:
+                        break
+                    if (waiter := self._waiters.pop(record.sequence, None)) is not None:
+                        _fail(waiter, self._timeout_error(partition))
+            await asyncio.sleep(_TIMEOUT_CHECK_INTERVAL)
 
     def _timeout_error(self, partition: int) -> RetryableError:
         error = self._sender.error(partition)
@@ -209,5 +205,7 @@ class DirectDelivery:
         )
 
 
-def _size(record: PendingRecord) -> int:
-    return len(record.key) + len(record.value) + _RECORD_BYTES
+def _fail(waiter: asyncio.Future[Acknowledged], error: Exception) -> None:
+    if not waiter.done():
+        waiter.set_exception(error)
+        waiter.exception()  # Otherwise asyncio complains when the caller has gone.

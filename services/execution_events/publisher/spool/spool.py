@@ -143,16 +143,14 @@ class Spool:
             last += 1
             attempted_at: int | None = None
             if partition is not None:
-                record.sequence, record.partition, record.attempted_at = last, partition, now
                 attempted_at = now
+                record.sequence = last
+                record.partition = partition
+                record.attempted_at = now
                 fetched.append(record)
             checksum = crc32(value, crc32(key))
-            rows.append(
-                (
-                    *(last, partition, attempted_at, checksum, key, value),
-                    *(record.traceparent, record.created_at),
-                )
-            )
+            fields = (key, value, record.traceparent, record.created_at)
+            rows.append((last, partition, attempted_at, checksum, *fields))
         if self._acknowledged or assignments or rows:
             with self._file.transaction() as connection:
                 connection.executemany(queries.DELETE, zip(self._acknowledged))
