@@ -369,7 +369,7 @@ def test_a_dripping_body_does_not_hold_its_connection(run: Run) -> None:
 @pytest.mark.parametrize("size", [50_000, 20_000_000])
 def test_a_client_that_does_not_read_is_disconnected(run: Run, size: int, streamed: bool) -> None:
     async def test() -> None:
-        gone = asyncio.Event()
+        disconnected = asyncio.Event()
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             headers = [(b"content-length", b"%d" % size)]
@@ -380,14 +380,14 @@ def test_a_client_that_does_not_read_is_disconnected(run: Run, size: int, stream
             await send({"type": "http.response.body", "body": b""})
             while (await receive())["type"] != "http.disconnect":
                 pass
-            gone.set()
+            disconnected.set()
 
         async with running(
             ConnectionLimits(write_timeout=1, idle_timeout=1, head_timeout=1), app
         ) as server:
             with silent_socket(server) as client:
                 client.sendall(GET)
-                await gone.wait()
+                await disconnected.wait()
                 while client_is_served(client):
                     await asyncio.sleep(0.05)
             if size > 10_000_000:

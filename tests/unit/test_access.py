@@ -346,10 +346,10 @@ async def test_loaded_tokens_stay_in_force_while_the_file_is_invalid(
 
 async def test_an_unchanged_file_that_reappears_ends_the_problem(path: Path) -> None:
     tokens = TokenFile(path, metrics())
-    path.rename(path.with_suffix(".away"))
+    path.rename(path.with_suffix(".moved"))
     await tokens.refresh()
     assert tokens.problems()
-    path.with_suffix(".away").rename(path)
+    path.with_suffix(".moved").rename(path)
     await tokens.refresh()
     assert tokens.problems() == []
 
@@ -368,7 +368,7 @@ async def test_an_unchanged_file_is_not_parsed_again(
     [("n", True), ("租户", True), ("n" * 253, True), ("", False), ("元" * 85, False),
      ("a\0", False), ("\ud800", False)],
 )  # fmt: skip
-def test_only_an_event_s_possible_namespaces_are_namespaces(text: str, possible: bool) -> None:
+def test_a_namespace_must_be_possible_in_an_event(text: str, possible: bool) -> None:
     assert is_namespace(text) is possible
 
 

@@ -49,8 +49,10 @@ class ResponseCache:
         self._recent_keys: LRUCache[int, None] = LRUCache(_RECENT_KEYS)
 
     def get(self, key: QueryKey) -> CachedResponse | None:
-        entry = self._entries.get(key)
-        return None if entry is None else entry.cached
+        try:
+            return self._entries[key].cached
+        except KeyError:
+            return None
 
     def put(self, key: QueryKey, cached: CachedResponse) -> None:
         """Replace the response for `key`; cache a new one if it is small and was requested before.

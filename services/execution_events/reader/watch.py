@@ -183,13 +183,13 @@ class Watch(Response):
         """Yield everything since the watch's revisions: the changes, or the list again."""
         if self._revisions is not None:
             is_verified = self._is_verified or self._revisions == feed.known
-            steps = feed.after(self._revisions) if is_verified else None
-            if steps is None:
-                steps = await self._shared.events.deltas([(self._scope, self._revisions)])
+            deltas = feed.after(self._revisions) if is_verified else None
+            if deltas is None:
+                deltas = await self._shared.events.deltas([(self._scope, self._revisions)])
             self._is_verified = True
-            if all(step.is_complete for step in steps):
-                for step in steps:
-                    for chunk in self._changes(step):
+            if all(delta.is_complete for delta in deltas):
+                for delta in deltas:
+                    for chunk in self._changes(delta):
                         yield chunk
                 return
         loop = asyncio.get_running_loop()
@@ -200,16 +200,16 @@ class Watch(Response):
                 if loop.time() > deadline:
                     raise TimeoutError
 
-    def _changes(self, step: RevisionDelta) -> Iterator[bytes]:
+    def _changes(self, delta: RevisionDelta) -> Iterator[bytes]:
         assert self._revisions is not None  # noqa: S101
         before = self._revisions
         messages = (
             message
-            for change in step.changes
+            for change in delta.changes
             if change.revision > before.get(change.namespace, 0)
             and (message := self._change_message(change))
         )
-        return self._chunked(messages, _latest(before, step.after))
+        return self._chunked(messages, _latest(before, delta.after))
 
     async def _list(self) -> AsyncGenerator[bytes, None]:
         self._revisions = None

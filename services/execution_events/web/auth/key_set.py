@@ -45,12 +45,11 @@ class _KeySet(msgspec.Struct):
 async def fetch_keys(url: str, tls: ssl.SSLContext | None) -> Mapping[str | None, Key]:
     """Return the signing keys at `url` by key id; raises `KeySetError`.
 
-    The fetch takes at most `FETCH_TIMEOUT` and `KEY_SET_MAX_BYTES`, follows no redirect and uses
-    no proxy. PyJWT builds the keys, but its `PyJWKClient` cannot replace this module: it limits
-    each read of a socket and not the fetch, so that a slow server holds its thread indefinitely,
-    reads responses of any size, and follows proxy variables of the environment. It also discards
-    keys when they expire while the issuer is down, retries a failing issuer for every unknown
-    key id, and ignores keys without an id.
+    The fetch takes at most `FETCH_TIMEOUT` seconds and `KEY_SET_MAX_BYTES` bytes, and follows no
+    redirect and no proxy variable. PyJWT decodes each key, but its `PyJWKClient` cannot fetch them
+    with these limits: its timeout is one of each read, so that a slow server holds a thread
+    indefinitely, and it reads responses of any size. While the issuer is down it also discards
+    expired keys and repeats the fetch for every unknown key id, and it ignores keys without an id.
     """
     return parse_keys(await _get(url, tls))
 

@@ -82,7 +82,7 @@ class TokenFile:
                 await polling
 
     async def caller(self, token: bytes) -> Caller | None:
-        """Return the caller with this token; unknown tokens take the same work.
+        """Return the caller with this token, after the same work for known and unknown tokens.
 
         The timing of the lookup by hash reveals nothing useful: a client cannot choose the hash of
         a guess, and hash tables are seeded anew in each process.
