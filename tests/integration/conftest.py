@@ -39,6 +39,13 @@ async def owner(database: Database) -> AsyncIterator[asyncpg.Connection]:
 
 
 @pytest.fixture
+async def admin(database: Database) -> AsyncIterator[asyncpg.Connection]:
+    """A connection that can inspect and end those of others."""
+    async with administrator(database.administrator) as connection:
+        yield connection
+
+
+@pytest.fixture
 async def reader(database: Database) -> AsyncIterator[Reader]:
     async with reading(database.reader) as reader:
         yield reader

@@ -1,8 +1,6 @@
 """Watchers cut between any two bytes resume without a loss; unbroken ones miss nothing."""
 
 import asyncio
-import hashlib
-import json
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -19,6 +17,7 @@ from tests.support.databases import Database
 from tests.support.flow import EXECUTIONS, FILTERS, NAMESPACES, Flow
 from tests.support.readers import Reader, reading
 from tests.support.sse import Parser
+from tests.support.tokens import token_file
 from tests.support.watching import Key, Message, Watcher, keyed
 
 RESUMPTIONS = 500
@@ -42,8 +41,7 @@ async def flow(database: Database, rng: Random) -> AsyncIterator[Flow]:
 @pytest.fixture
 async def guarded(database: Database, tmp_path: Path) -> AsyncIterator[Reader]:
     path = tmp_path / "tokens.json"
-    hashes = {hashlib.sha256(t.encode()).hexdigest(): n for t, n in TOKENS.items()}
-    path.write_text(json.dumps(hashes))
+    path.write_text(token_file(TOKENS))
     async with reading(
         database.reader,
         tokens_file=str(path),

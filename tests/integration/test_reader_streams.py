@@ -33,10 +33,10 @@ from execution_events.web.limits import ConcurrencyLimits
 from execution_events.web.server import serve
 from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, until
-from tests.support.databases import Database, administrator
+from tests.support.databases import Database
 from tests.support.filling import fill
 from tests.support.processes import environment
-from tests.support.readers import EVENTS, Reader, named
+from tests.support.readers import EVENTS, Reader, named, transactions
 from tests.support.records import batch, log
 from tests.support.sse import Chunks
 
@@ -82,22 +82,6 @@ async def limited(database: Database, timeouts: StreamTimeouts) -> AsyncIterator
         app = create_app(endpoint, metrics)
         async with serve(app, "127.0.0.1", 0) as address:
             yield address
-
-
-@pytest.fixture
-async def admin(database: Database) -> AsyncIterator[asyncpg.Connection]:
-    """A connection that can inspect and end those of others."""
-    async with administrator(database.administrator) as connection:
-        yield connection
-
-
-async def transactions(admin: asyncpg.Connection) -> int:
-    """Return the number of the reader's open transactions."""
-    count: int = await admin.fetchval(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-        " AND usename = 'execution_events_reader' AND state <> 'idle'"
-    )
-    return count
 
 
 def numbers(body: bytes) -> list[int]:

@@ -1,8 +1,6 @@
 """Watches: the list, then each change exactly once."""
 
 import asyncio
-import hashlib
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from tests.support.databases import Database
 from tests.support.filling import fill
 from tests.support.readers import EVENTS, Reader, named, reading
 from tests.support.records import Log
+from tests.support.tokens import token_file
 from tests.support.watching import Message, Watcher, keyed
 
 NEW = "/v1/executions/execution-9/events"
@@ -217,9 +216,7 @@ async def test_a_watch_sends_what_its_caller_may_read(
 ) -> None:
     tokens = {"one": ["tenant"], "both": ["tenant", "other"], "none": ["nothing"]}
     path = tmp_path / "tokens.json"
-    path.write_text(
-        json.dumps({hashlib.sha256(t.encode()).hexdigest(): n for t, n in tokens.items()})
-    )
+    path.write_text(token_file(tokens))
     async with reading(database.reader, tokens_file=str(path)) as reader:
         as_one, as_both, as_none = ({"X-Auth-Token": token} for token in tokens)
         async with (

@@ -17,20 +17,13 @@ from execution_events.store.write.batches import BatchWriter
 from tests.faults.proxy import Proxy
 from tests.support.apis import Api, serving
 from tests.support.consumers import DEADLINE, until
-from tests.support.databases import Database, administrator
+from tests.support.databases import Database
 from tests.support.filling import fill
-from tests.support.readers import EVENTS, named
+from tests.support.readers import EVENTS, named, transactions
 from tests.support.records import Log
 from tests.support.watching import Watcher, Watching, keyed
 
 SSE = {"Accept": "text/event-stream"}
-
-
-@pytest.fixture
-async def admin(database: Database) -> AsyncIterator[asyncpg.Connection]:
-    """A connection that can inspect and end those of others."""
-    async with administrator(database.administrator) as connection:
-        yield connection
 
 
 async def listed(api: Api) -> Any:
@@ -149,10 +142,7 @@ async def test_a_client_that_leaves_ends_its_list(
             await watch.next(2)
 
         async def ended() -> bool:
-            return not await admin.fetchval(
-                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-                " AND usename = 'execution_events_reader' AND state <> 'idle'"
-            )
+            return not await transactions(admin)
 
         await until(ended, "its snapshot is free")
         assert 0 < batches < 100_000 / 128 / 2

@@ -1,7 +1,5 @@
 """A watch ends when its caller's access changes; every comment checks the token."""
 
-import hashlib
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -22,6 +20,7 @@ from tests.support.databases import Database
 from tests.support.issuers import AUDIENCE, ISSUER, KeyServer, ec_key
 from tests.support.readers import EVENTS, named
 from tests.support.records import Log
+from tests.support.tokens import token_file
 from tests.support.watching import Watcher, keyed
 
 OFTEN = WatchTimeouts(keepalive=0.1)
@@ -29,9 +28,8 @@ OFTEN = WatchTimeouts(keepalive=0.1)
 
 def write(path: Path, tenants: Mapping[str, list[str]]) -> None:
     """Replace the file atomically: the reader must not see half of it."""
-    hashes = {hashlib.sha256(token.encode()).hexdigest(): n for token, n in tenants.items()}
     new = path.with_suffix(".new")
-    new.write_text(json.dumps(hashes))
+    new.write_text(token_file(tenants))
     os.replace(new, path)  # noqa: PTH105 - as a deployment does
 
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
+import asyncpg
 import cramjam
 import httpx
 from jsonschema import Draft202012Validator
@@ -164,6 +165,15 @@ async def addresses(service: asyncio.Task[None]) -> dict[str, str]:
     finally:
         logger.removeHandler(started)
         logger.setLevel(level)
+
+
+async def transactions(administrator: asyncpg.Connection) -> int:
+    """Return the number of open transactions of readers in the administrator's database."""
+    count: int = await administrator.fetchval(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND usename = 'execution_events_reader' AND state <> 'idle'"
+    )
+    return count
 
 
 def at(seconds: float) -> datetime:
