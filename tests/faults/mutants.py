@@ -119,7 +119,7 @@ MUTANTS = (
                 "            self._client.seek(partition, 0)\n",
             ),
         ),
-        # Only seeded partitions have positions, so no count can be wrong: unseeded ones are fetched.
+        # Only seeded partitions have positions, so no count depends on it.
         (),
         tests=(
             "tests/unit/test_assignment.py"
