@@ -183,7 +183,7 @@ class DirectDelivery:
         loop = asyncio.get_running_loop()
         # Each with the last sequence that it applies to.
         deadlines: deque[tuple[float, int]] = deque()
-        late = 0
+        late = -1  # The least sequence is 0.
         while True:
             now = loop.time()
             deadlines.append((now + self._timeout, self._sequence))
