@@ -119,7 +119,7 @@ async def test_a_caller_waits_no_longer_than_the_timeout(
         async with pool.acquire():
             with pytest.raises(TimeoutError):
                 await session_used(pool)
-        # Its place in the queue is free.
+        # The caller has left the queue.
         await session_used(pool)
 
 

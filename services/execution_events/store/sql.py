@@ -1,6 +1,7 @@
 """SQL statements from files: `queries/*.sql` hold blocks that begin with `-- name: <name>`."""
 
 import re
+from functools import lru_cache
 from importlib.resources import files
 
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
@@ -14,11 +15,12 @@ def load_queries(file: str) -> dict[str, str]:
     return dict(zip(parts[::2], (part.strip() for part in parts[1::2]), strict=True))
 
 
-def number_arguments(statement: str) -> tuple[str, list[str]]:
+@lru_cache(maxsize=256)
+def number_arguments(statement: str) -> tuple[str, tuple[str, ...]]:
     """Replace `$name` by `$1`, `$2`, …; return the statement and the names in that order."""
     numbers: dict[str, int] = {}
 
     def numbered(match: re.Match[str]) -> str:
         return f"${numbers.setdefault(match[1], len(numbers) + 1)}"
 
-    return _ARGUMENT.sub(numbered, statement), list(numbers)
+    return _ARGUMENT.sub(numbered, statement), tuple(numbers)
