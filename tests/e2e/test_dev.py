@@ -176,7 +176,7 @@ async def test_a_stop_during_the_start_leaves_no_process(parent: Path) -> None:
 
 def starts(dev: Dev) -> int:
     """Return how often the consumer has started."""
-    return len(re.findall("consumer.started", dev.output))
+    return len(re.findall("consumer_started", dev.output))
 
 
 def psql(
