@@ -70,14 +70,14 @@ async def test_old_changes_are_forgotten_in_batches(
     changes: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("execution_events.store.write.events._FORGET_BATCH", 2)
+    monkeypatch.setattr("execution_events.store.write.events._PURGE_BATCH", 2)
     await write(owner, [named("a", execution_id=f"execution-{number}") for number in range(3)])
     retention = timedelta(minutes=1)
-    assert not await writer.forget_changes(retention)
+    assert not await writer.purge_changes(retention)
     await owner.execute("UPDATE execution_events.execution_change SET revision = revision - 61e6")
     await writer.store(batch(log([named("b")])))
-    assert await writer.forget_changes(retention)
-    assert not await writer.forget_changes(retention)
+    assert await writer.purge_changes(retention)
+    assert not await writer.purge_changes(retention)
     [(execution_id, _, _, previous, names, _)] = await changes()
     assert (execution_id, names) == ("execution-1", ["b"])
     assert previous is not None
@@ -87,8 +87,8 @@ async def test_a_consumer_forgets_old_changes(
     settings: Settings, owner: asyncpg.Connection, changes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In batches, between the batches that it stores and when it has none."""
-    monkeypatch.setattr("execution_events.store.write.events._FORGET_BATCH", 2)
-    monkeypatch.setattr("execution_events.consumer.loop._FORGET_INTERVAL", 0.1)
+    monkeypatch.setattr("execution_events.store.write.events._PURGE_BATCH", 2)
+    monkeypatch.setattr("execution_events.consumer.loop._PURGE_INTERVAL", 0.1)
     await write(owner, [named("a", execution_id=f"execution-{number}") for number in range(9)])
     await owner.execute("UPDATE execution_events.execution_change SET revision = revision - 6e8")
     await write(owner, [named("b")])
@@ -104,13 +104,13 @@ async def test_the_oldest_are_forgotten_first(
     writer: BatchWriter, changes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise a watcher could not detect a missing change."""
-    monkeypatch.setattr("execution_events.store.write.events._FORGET_BATCH", 1)
+    monkeypatch.setattr("execution_events.store.write.events._PURGE_BATCH", 1)
     for number, name in enumerate("abc"):
         await writer.store(batch(log([named(name)], begin=number)))
     left = await changes()
     while left:
         assert await changes() == left
-        await writer.forget_changes(timedelta())
+        await writer.purge_changes(timedelta())
         left = left[1:]
     assert await changes() == []
 

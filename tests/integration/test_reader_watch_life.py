@@ -221,11 +221,11 @@ async def test_a_watcher_that_keeps_up_misses_no_deleted_change(
                 await watch.next(2 if not number else 1)
                 for other in range(3):
                     # All that there is.
-                    await writer.forget_changes(timedelta())
+                    await writer.purge_changes(timedelta())
                     await written.add(named("a", 1), named(f"{number}.{other}"))
                     await watch.next(2)
                 # One that comes while nobody watches is kept.
-                await writer.forget_changes(timedelta())
+                await writer.purge_changes(timedelta())
             await written.add(named("b", number))
         assert [message.kind for message in watcher.seen].count("reset") == 1
 

@@ -221,7 +221,7 @@ class ConsumeLoop:
         """Delete some old changes between two batches, so that no batch waits long."""
         more = False
         try:
-            more = await self._writer.forget_changes(_CHANGES_RETENTION)
+            more = await self._writer.purge_changes(_CHANGES_RETENTION)
         except RetryableError as error:
             self._record_failure("changes_not_purged", error, 0)
         if not more:

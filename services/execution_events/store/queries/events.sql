@@ -70,7 +70,7 @@ SET events = execution.events + added.events
 FROM unnest($1::text[], $2::text[], $3::bigint[]) AS added (execution_id, namespace, events)
 WHERE execution.execution_id = added.execution_id AND execution.namespace = added.namespace
 
--- name: forget_changes
+-- name: purge_changes
 -- In order of age, so that concurrent sessions take their locks in one order.
 WITH forgotten AS (
     DELETE FROM execution_change

@@ -21,7 +21,7 @@ from execution_events.store.schema.migrate import require_current
 from execution_events.store.sql import load_queries
 from execution_events.store.write import progress
 from execution_events.store.write.dead_letters import insert_dead_letters
-from execution_events.store.write.events import forget_changes, prepare, write_events
+from execution_events.store.write.events import purge_changes, prepare, write_events
 from execution_events.store.write.progress import OffsetMove, StoredPosition
 
 _SQL = load_queries("progress")
@@ -186,13 +186,13 @@ class BatchWriter:
                 await progress.move_watermarks(connection, self._topic, projection.watermarks)
         return projection
 
-    async def forget_changes(self, retention: timedelta) -> bool:
+    async def purge_changes(self, retention: timedelta) -> bool:
         """Delete a batch of changes older than `retention`; return whether more are left.
 
         A watcher whose next change is deleted begins again with the whole list.
         """
         async with self._session() as connection:
-            return await forget_changes(connection, retention)
+            return await purge_changes(connection, retention)
 
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[asyncpg.Connection]:

@@ -16,7 +16,7 @@ _SQL = load_queries("events")
 
 _POSTGRESQL_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_FORGET_BATCH = 10_000
+_PURGE_BATCH = 10_000
 """Changes deleted by one statement, in some 50 ms."""
 
 
@@ -125,10 +125,10 @@ async def write_events(connection: asyncpg.Connection, events: Sequence[FoldedEv
     await _record_changes(connection, updates.values())
 
 
-async def forget_changes(connection: asyncpg.Connection, retention: timedelta) -> bool:
+async def purge_changes(connection: asyncpg.Connection, retention: timedelta) -> bool:
     """Delete a batch of changes older than `retention`; return whether more are left."""
-    forgotten = await connection.fetchval(_SQL["forget_changes"], retention, _FORGET_BATCH)
-    return bool(forgotten == _FORGET_BATCH)
+    forgotten = await connection.fetchval(_SQL["purge_changes"], retention, _PURGE_BATCH)
+    return bool(forgotten == _PURGE_BATCH)
 
 
 def _by_execution(events: Iterable[FoldedEvent]) -> dict[tuple[str, str], _ExecutionUpdate]:
