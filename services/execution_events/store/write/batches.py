@@ -21,7 +21,7 @@ from execution_events.store.schema.migrate import require_current
 from execution_events.store.sql import load_queries
 from execution_events.store.write import progress
 from execution_events.store.write.dead_letters import insert_dead_letters
-from execution_events.store.write.events import purge_changes, prepare, write_events
+from execution_events.store.write.events import prepare, purge_changes, write_events
 from execution_events.store.write.progress import OffsetMove, StoredPosition
 
 _SQL = load_queries("progress")
