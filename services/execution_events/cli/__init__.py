@@ -2,5 +2,6 @@
 
 - `main`: the command line, errors and exit codes.
 - `commands`: one module for each command.
-- `arguments`, `extras`, `signals`, `progress`, `dead_letter_format`: shared by commands.
+- `arguments`, `extras`, `progress`, `signals`: shared by commands.
+- `dead_letter_format`: the output of `dead-letters`.
 """

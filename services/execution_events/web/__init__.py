@@ -1,4 +1,4 @@
-"""HTTP for the reader and the console.
+"""HTTP: the server of an application, and the management port of every service.
 
 - `server`: runs an application in a process that keeps its own signal handlers.
 - `connections`: client connections, with timeouts and a limit on their number.
