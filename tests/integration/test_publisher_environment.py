@@ -382,7 +382,7 @@ async def test_a_missing_topic_is_not_created(
     address = creating_kafka.bootstrap_servers
     own = configured(settings, kafka_bootstrap_servers=address)
     with pytest.raises(
-        RetryableError, match=f"topic {own.kafka.topic} does not exist: create it with"
+        RetryableError, match=f"topic {own.kafka.topic} does not exist: run"
     ):
         await Publisher(own).__aenter__()
     own = configured(spooled, kafka_bootstrap_servers=address)
@@ -391,7 +391,7 @@ async def test_a_missing_topic_is_not_created(
         async with asyncio.timeout(DEADLINE):
             while not listed(own).errors:
                 await asyncio.sleep(0.05)
-        assert "does not exist: create it with `execution-events" in listed(own).errors[-1]
+        assert "does not exist: run `execution-events" in listed(own).errors[-1]
         assert own.kafka.topic not in await client.list_topics()
         await make_topic(own, 3)
         await publisher.flush(DEADLINE)
