@@ -5,8 +5,8 @@
     python -m tests.faults mutants [--only NAME ...]
     python -m tests.faults report
 
-An episode is replayed by its row and seed: `run --row ROW --seed S --episodes 1`. `run` and
-`mutants` exit with 1 on any violation, and on any mutant that no row catches.
+To replay an episode, pass its row and seed: `run --row ROW --seed S --episodes 1`. `run` exits with
+1 on a violation, `mutants` if a mutant is not caught.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""One episode: load, consumers, one fault, its healing, and the oracle's verdict."""
+"""One episode: load, consumers, one fault, recovery, and the oracle's verdict."""
 
 import asyncio
 import random
@@ -133,7 +133,7 @@ class Episode:
     audited: bool = True
     """False once the log was replaced: its offsets then mean other records."""
     seen: dict[LogPosition, LogRecord] = field(default_factory=dict)
-    """Records read before the log lost them, and in the end all others."""
+    """Records read from the log so far, also those that it has lost since."""
     acknowledged: list[Acknowledged] = field(default_factory=list)
     """Records acknowledged to the fault's own workers."""
     published: Journal = field(default_factory=lambda: Journal({}, {}))

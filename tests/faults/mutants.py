@@ -52,7 +52,7 @@ class Mutant:
 MUTANTS = (
     Mutant(
         "no-compare-and-set",
-        "The stored offset is set without a compare",
+        "The stored offset is set without a comparison",
         (
             Edit(
                 "store/queries/progress.sql",

@@ -18,6 +18,12 @@ from tests.faults.rows import ROWS
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
 REPORT = HERE / "REPORT.md"
+_RENAMED_OUTCOMES = {
+    "killed in it": "killed during the fault",
+    "mended": "killed after the repair",
+    "the zombie had no batch in hand": "the zombie had no batch",
+}
+"""Present names of outcomes in old entries."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +185,7 @@ def _outcomes(ran: list[Result]) -> list[str]:
     by_row: dict[str, Counter[object]] = defaultdict(Counter)
     for result in ran:
         if (outcome := result.evidence.get("outcome")) is not None:
-            by_row[result.row][outcome] += 1
+            by_row[result.row][_RENAMED_OUTCOMES.get(str(outcome), outcome)] += 1
     return [
         f"- {row}: " + ", ".join(f"{outcome}: {times}" for outcome, times in counted.most_common())
         for row, counted in by_row.items()

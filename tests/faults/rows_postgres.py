@@ -239,7 +239,7 @@ ROWS = (
         _slow,
         proxied=Server.POSTGRES,
     ),
-    Row("pg-deadlock", "Deadlock", 3, _deadlock),
+    Row("pg-deadlock", "Deadlock in PostgreSQL", 3, _deadlock),
     Row("pg-lock-holder", "Table lock held past the lock timeout", 2, _lock_holder),
     Row("pg-read-only", "PostgreSQL read-only", 3, _read_only),
     Row(

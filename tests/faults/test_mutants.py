@@ -70,6 +70,15 @@ def test_the_report_has_current_descriptions_of_mutants(tmp_path: Path) -> None:
     assert "| A mutant of old | scale | 4 | lost |" in lines
 
 
+def test_old_and_present_names_of_an_outcome_are_counted_together(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    for seed, outcome in enumerate(("mended", "killed after the repair", "killed in it")):
+        evidence: dict[str, object] = {"outcome": outcome}
+        append(Result("spool-slow", seed, "abc", "2026-01-01", evidence=evidence), file)
+    line = "- spool-slow: killed after the repair: 2, killed during the fault: 1"
+    assert line in report(file).splitlines()
+
+
 def test_old_results_without_evidence_are_readable(tmp_path: Path) -> None:
     file = tmp_path / "results.jsonl"
     old = Result("poison", 4, "abc", "2026-01-01", recovery=1.5, records=10)

@@ -132,7 +132,7 @@ class Topic:
         }
 
     async def records(self, isolation: str = _COMMITTED) -> list[LogRecord]:
-        """Return every record left in the log, ordered by partition and offset."""
+        """Return the records that a consumer with `isolation` can read, by partition and offset."""
         async with self._client(isolation) as (client, partitions):
             begins = await client.beginning_offsets(partitions)
             ends = await client.end_offsets(partitions)
