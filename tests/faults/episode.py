@@ -408,7 +408,7 @@ async def _run(episode: Episode) -> tuple[float, Verdict]:
         episode.on_phase("stopping")
         for code in await asyncio.gather(*(c.stop() for c in episode.consumers)):
             if code != 0:
-                episode.violations.append(f"SIGTERM ended a consumer with exit code {code}")
+                episode.violations.append(f"a consumer's exit code after SIGTERM is {code}")
         # Only now, so that no late batch can follow the snapshot.
         stored = await episode.database.snapshot()
     episode.on_phase("judging")

@@ -327,7 +327,7 @@ class Proxy:
                     self._commits_to_lose -= 1
                     connection.losing = True
             elif connection.losing:
-                # The server has replied: the transaction is committed, and its client not told.
+                # The server has replied: the transaction is committed, unknown to its client.
                 self.lost_commits += 1
                 raise ConnectionResetError
             if connection.session is not None:
