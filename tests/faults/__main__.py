@@ -5,8 +5,8 @@
     python -m tests.faults mutants [--only NAME ...]
     python -m tests.faults report
 
-An episode is replayed by its row and seed: `run --row ROW --seed S --episodes 1`. `run` and
-`mutants` exit with 1 on any violation, and on any mutant that no row catches.
+To replay an episode, pass its row and seed: `run --row ROW --seed S --episodes 1`. `run` exits with
+1 on a violation, `mutants` if a mutant is not caught.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from tests.faults.rows import ROWS, row
 from tests.faults.runner import Planned, run_all, snapshot
 
 _LANES = 3
-"""Episodes of a short run that run side by side."""
+"""Concurrent episodes in a short run."""
 
 
 def main() -> int:
-    """Parse, run, and give the exit code."""
-    # The clients of the harness meet the faults as well, and say so at length.
+    """Run the command and return its exit code."""
+    # The harness's own clients hit the faults too and would flood the log.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     arguments = _parser().parse_args()
@@ -42,32 +42,49 @@ def _parser() -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    listing = commands.add_parser("list", help="every row, and its episodes in a full run")
+    listing = commands.add_parser("list", help="list the rows and their episodes in a full run")
     listing.set_defaults(run=_list)
 
     running = commands.add_parser("run", help="run episodes")
     names = [each.name for each in ROWS]
-    running.add_argument("--row", action="append", choices=names, metavar="ROW")
-    size = running.add_mutually_exclusive_group()
-    size.add_argument("--episodes", type=int, metavar="N", help="of each row")
-    size.add_argument(
-        "--short", action="store_true", help="one of each row but the long ones (default)"
+    running.add_argument(
+        "--row",
+        action="append",
+        choices=names,
+        metavar="ROW",
+        help="row to run (default: all rows of the chosen size); can be repeated",
     )
-    size.add_argument("--long", action="store_true", help="one of each long row")
+    size = running.add_mutually_exclusive_group()
+    size.add_argument("--episodes", type=int, metavar="N", help="episodes of each row")
+    size.add_argument(
+        "--short", action="store_true", help="one episode of each short row (default)"
+    )
+    size.add_argument("--long", action="store_true", help="one episode of each long row")
     size.add_argument(
         "--full",
         action="store_true",
-        help="the whole table, less what has passed already where results are kept",
+        help="every episode of every row, except those recorded as passed",
     )
-    running.add_argument("--seed", type=int, metavar="S", help="of the first episode of each row")
     running.add_argument(
-        "--report", type=Path, metavar="FILE", help=f"where to keep results ({results.RESULTS})"
+        "--seed", type=int, metavar="S", help="seed of the first episode of each row"
+    )
+    running.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help=f"file for the results (default with --full: {results.RESULTS})",
     )
     running.set_defaults(run=_run)
 
-    mutating = commands.add_parser("mutants", help="break the product, and see it caught")
+    mutating = commands.add_parser(
+        "mutants", help="check that each mutant of the product is caught"
+    )
     mutating.add_argument(
-        "--only", action="append", choices=[mutant.name for mutant in mutants.MUTANTS]
+        "--only",
+        action="append",
+        choices=[mutant.name for mutant in mutants.MUTANTS],
+        metavar="NAME",
+        help="mutant to check (default: all); can be repeated",
     )
     mutating.set_defaults(run=_mutants)
 
@@ -87,33 +104,33 @@ def _run(arguments: argparse.Namespace) -> int:
     path = arguments.report or (results.RESULTS if arguments.full else None)
     plan = _plan(arguments, results.episodes(path) if path is not None else [])
 
-    def keep(result: Result) -> None:
+    def record(result: Result) -> None:
         if path is not None:
             results.append(result, path)
 
     with snapshot() as source:
-        # Times of recovery are kept for the report, and mean more where nothing else runs.
+        # Recovery times for the report must not depend on other episodes.
         lanes = 1 if arguments.full or arguments.episodes else _LANES
-        done = asyncio.run(run_all(source, plan, keep, lanes=lanes))
+        done = asyncio.run(run_all(source, plan, record, lanes=lanes))
     ran = [result for result in done if result.missing is None]
     failed = [result for result in ran if not result.passed]
     print(f"{len(ran)} episodes, {len(failed)} failed")
     for result in failed:
         print(f"  --row {result.row} --seed {result.seed} --episodes 1")
     if arguments.full and arguments.report is None:
-        results.REPORT.write_text(results.report())
+        _write_report()
     return 1 if failed else 0
 
 
-def _plan(arguments: argparse.Namespace, kept: Iterable[Result]) -> list[Planned]:
+def _plan(arguments: argparse.Namespace, recorded: Iterable[Result]) -> list[Planned]:
     chosen: Sequence[Row] = ROWS
     if arguments.row:
         chosen = [row(name) for name in arguments.row]
     elif not arguments.full and arguments.episodes is None:
         chosen = [each for each in ROWS if each.is_long == arguments.long]
     if arguments.full:
-        # Seeds count from 1, so that a run that was interrupted knows what is left.
-        passed = {key for key, last in results.latest(kept).items() if last.passed}
+        # Fixed seeds make an interrupted run resumable.
+        passed = {key for key, last in results.latest(recorded).items() if last.passed}
         first = arguments.seed or 1
         return [
             Planned(each, seed)
@@ -134,13 +151,18 @@ def _mutants(arguments: argparse.Namespace) -> int:
             caught = asyncio.run(mutants.hunt(mutant))
             results.append(caught)
             escaped += caught.row is None
-    results.REPORT.write_text(results.report())
+    _write_report()
     return 1 if escaped else 0
 
 
 def _report(_: argparse.Namespace) -> int:
-    results.REPORT.write_text(results.report())
+    _write_report()
     return 0
+
+
+def _write_report() -> None:
+    descriptions = {mutant.name: mutant.description for mutant in mutants.MUTANTS}
+    results.REPORT.write_text(results.report(descriptions=descriptions))
 
 
 if __name__ == "__main__":

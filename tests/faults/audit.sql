@@ -1,6 +1,6 @@
--- Installed by the harness into an episode's database: what each transaction did, seen from
--- outside the product. Numbers are given under the row's lock, so those of one partition are in
--- the order of the commits; what is rolled back leaves nothing.
+-- Installed by the harness into an episode's database: an audit of each transaction, independent
+-- of the product. Numbers are assigned under the row's lock, so those of one partition are in
+-- commit order; a rollback leaves no trace.
 CREATE SCHEMA faults;
 
 CREATE TABLE faults.move (

@@ -1,4 +1,4 @@
-"""What workers write: a pure function of a seed."""
+"""The messages of workers, a pure function of a seed."""
 
 import json
 import random
@@ -9,21 +9,22 @@ from typing import Any
 from tests.faults.record import Headers
 
 COUNT_MAX = 2**31 - 1
-"""The contract's bound of one record; random counts keep a loss from cancelling a duplicate."""
+"""Maximum of one record. Counts are random so that a loss cannot cancel a duplicate."""
 _EXECUTIONS = 24
 _NAMES = 5
 _WITH_SOURCE = 0.2
+"""Fraction of the records with a source."""
 _SENT_TWICE = 0.3
-"""The part of the records with a source that are sent a second time, later."""
+"""Fraction of the records with a source that are sent again later."""
 _BEGIN = 1_767_225_600  # 2026-01-01T00:00:00Z
 _SPAN = 600
-"""Seconds over which timestamps are scattered: few enough for ties."""
+"""Range of timestamps in seconds, short enough for ties."""
 _REASONS = ("启动##ActionStart", "执行成功##SuccessfulFinish", "执行失败##ActionFailed", "plain")
 
 
 @dataclass
 class Message:
-    """One record to send. `partition` is the one of its first attempt, None before that."""
+    """A record to send. `partition` is that of the first attempt, None before it."""
 
     key: bytes | None
     value: bytes | None
@@ -34,7 +35,7 @@ class Message:
 
 
 class Author:
-    """The messages of one worker, in order; copies of earlier ones among them."""
+    """A generator of one worker's messages, in order, with copies of earlier ones."""
 
     def __init__(self, seed: int, worker: int, poison: float = 0.0) -> None:
         self._random = random.Random(f"{seed}/{worker}")
@@ -44,7 +45,7 @@ class Author:
         self._to_repeat: list[Message] = []
 
     def next(self, *, with_source: float = _WITH_SOURCE) -> Message:
-        """The next message: a new one, or one again that was given before."""
+        """Return the next message: a new one, or a copy of an earlier one."""
         rng = self._random
         if self._to_repeat and rng.random() < 0.1:
             return self._to_repeat.pop(rng.randrange(len(self._to_repeat)))
@@ -93,24 +94,27 @@ class Author:
             if rng.random() < 0.05:
                 del body[optional]
         if rng.random() < 0.05:
-            # The record's own timestamp stands for both.
+            # Both then default to the record's own timestamp.
             body.pop("firstTimestamp", None)
             del body["lastTimestamp"]
         return body
 
 
 def _time(second: int, rng: random.Random, *, at_least: bool = False) -> str:
-    """`second` in one of the forms of the contract; a fraction only where it keeps the order."""
+    """Return `second` in one of the contract's formats.
+
+    Only with `at_least` may it have a fraction, so that first never exceeds last.
+    """
     day, of_day = divmod(second - _BEGIN, 86_400)
     hour, rest = divmod(of_day, 3600)
     minute, of_minute = divmod(rest, 60)
-    # A time before the span is the evening before.
+    # A time before the range is on the evening before.
     text = f"2025-12-{32 + day:02}" if day < 0 else f"2026-01-{1 + day:02}"
     text += f"T{hour:02}:{minute:02}:{of_minute:02}"
     if at_least and rng.random() < 0.3:
         text += f".{rng.randrange(10**9):09}"
     if hour < 12 and rng.random() < 0.2:
-        # The same instant on a clock eight hours ahead.
+        # The same instant in another time zone.
         return text.replace(f"T{hour:02}", f"T{hour + 8:02}") + "+08:00"
     return text + "Z"
 

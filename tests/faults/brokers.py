@@ -13,19 +13,19 @@ from tests.faults.proxy import HOST, Proxy
 from tests.support.configuration import CACHE_DIR
 
 _READY_TIMEOUT = 90
-"""Seconds for a node to answer, on a busy machine."""
+"""Seconds until a node responds, on a busy machine."""
 
 
 class _ProxiedKafka(EmbeddedKafka):
     """A cluster whose nodes have a second listener, advertised at the port of a proxy."""
 
     def __init__(self, directory: DataDirectory, ports: Sequence[tuple[int, int]]) -> None:
-        """`ports` are each node's own of the second listener, and the proxy's."""
+        """`ports` has, for each node, the port of its second listener and that of its proxy."""
         super().__init__(
             directory,
             CACHE_DIR,
             brokers=len(ports),
-            # A name of its own: each cluster is new.
+            # A unique name, so that each cluster starts empty.
             name=f"kafka-{len(ports)}-{uuid.uuid4()}",
             heap_mib=384,
             timeout=_READY_TIMEOUT,
@@ -41,13 +41,13 @@ class _ProxiedKafka(EmbeddedKafka):
             "listeners": f"{listeners}{port}",
             "advertised.listeners": f"{listeners}{proxy_port}",
             "listener.security.protocol.map": f"{protocols},PROXIED:PLAINTEXT",
-            # A killed member need not hold its group up for long.
+            # A killed member must not delay its group for long.
             "group.min.session.timeout.ms": "1000",
         }
 
 
 class Broker:
-    """One node, broker and controller, with a second listener that leads through a proxy."""
+    """One node, broker and controller, with a second listener behind a proxy."""
 
     def __init__(self, server: KafkaNode, proxy: Proxy) -> None:
         self.node = server.node
@@ -55,19 +55,19 @@ class Broker:
         self._server = server
 
     def segment(self, topic: str, partition: int) -> Path:
-        """Return the file of a partition's first records, which are all of an episode's."""
+        """Return a partition's first segment, which holds all records of an episode."""
         return self._server.home / DATA / f"{topic}-{partition}" / f"{0:020}.log"
 
     async def start(self) -> None:
-        """Start the process, and return at once."""
+        """Start the process and return immediately."""
         await self._server.launch()
 
     async def until_ready(self) -> None:
-        """Wait until the node answers and its cluster has a group coordinator."""
+        """Wait until the node responds and its cluster has a group coordinator."""
         await self._server.until_ready()
 
     def quorum(self) -> tuple[int, int]:
-        """Return the epoch of the controllers' quorum and its leader, as this node knows them."""
+        """Return this node's view of the controller quorum: epoch and leader."""
         metadata = self._server.home / DATA / "__cluster_metadata-0" / "quorum-state"
         state = json.loads(metadata.read_text())
         return state["leaderEpoch"], state["leaderId"]
@@ -77,12 +77,12 @@ class Broker:
         self._server.process.kill(number)
 
     async def kill(self) -> None:
-        """SIGKILL the process, and return once it has ended."""
+        """SIGKILL the process and wait until it has ended."""
         self.signal(signal.SIGKILL)
         await self._server.process.wait()
 
     async def stop(self) -> None:
-        """Stop the process in order."""
+        """Shut the process down cleanly."""
         self.signal(signal.SIGCONT)
         await self._server.stop()
 
@@ -95,16 +95,16 @@ class Brokers:
 
     @property
     def bootstrap_servers(self) -> str:
-        """The addresses that no fault of a network reaches."""
+        """The nodes' own addresses, unaffected by network faults."""
         return ",".join(f"{HOST}:{broker.node.port}" for broker in self.nodes)
 
     @property
     def proxied_servers(self) -> str:
-        """The addresses whose every connection leads through a proxy."""
+        """The addresses of the nodes' proxies."""
         return ",".join(f"{HOST}:{broker.proxy.port}" for broker in self.nodes)
 
     def controller(self) -> tuple[int, int]:
-        """Return the newest epoch of the controllers' quorum and its leader; -1 for none."""
+        """Return the newest epoch of the controller quorum and its leader, -1 for none."""
         return max(broker.quorum() for broker in self.nodes)
 
     def by_id(self, node_id: int) -> Broker:
@@ -126,6 +126,6 @@ async def brokers(directory: DataDirectory, count: int) -> AsyncIterator[Brokers
         await stack.enter_async_context(kafka)
         members = [Broker(*pair) for pair in zip(kafka.nodes, proxies, strict=True)]
         for member in members:
-            # Before Kafka is stopped: a stopped process must go on to end in order.
+            # Before Kafka is stopped: a process under SIGSTOP cannot shut down.
             stack.callback(member.signal, signal.SIGCONT)
         yield Brokers(members)

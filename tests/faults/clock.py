@@ -1,27 +1,28 @@
-"""The clock of one process, wrong or moved while it runs: Debian's faketime, preloaded."""
+"""A false clock for one process, adjustable while it runs, by Debian's preloaded libfaketime."""
 
 from datetime import timedelta
 from pathlib import Path
 
 _LIBRARY = "faketime/libfaketimeMT.so.1"
-_PLACES = ("usr/lib/*/", "usr/lib/", "usr/local/lib/")
+_DIRECTORIES = ("usr/lib/*/", "usr/lib/", "usr/local/lib/")
 
 
 def _library() -> Path | None:
-    return next((found for place in _PLACES for found in Path("/").glob(place + _LIBRARY)), None)
+    found = (path for each in _DIRECTORIES for path in Path("/").glob(each + _LIBRARY))
+    return next(found, None)
 
 
 def missing() -> str | None:
-    """Why this machine cannot move a process's clock, None if it can."""
+    """Return the reason why this machine cannot shift a process's clock, None if it can."""
     if _library() is not None:
         return None
     return "libfaketime is missing: apt-get install faketime"
 
 
 class ProcessClock:
-    """The clock of the processes that are started by `command`, `shift` from the true one.
+    """The clock of processes started with `command`, `shift` from the real time.
 
-    Time-outs go by another clock, which stays as it is.
+    The monotonic clock, and so every timeout, is unaffected.
     """
 
     def __init__(self, file: Path, shift: timedelta) -> None:
@@ -30,7 +31,7 @@ class ProcessClock:
 
     @property
     def command(self) -> list[str]:
-        """The words before a command that runs by this clock."""
+        """The prefix of a command that runs on this clock."""
         return [
             "env",
             f"LD_PRELOAD={_library()}",
@@ -41,7 +42,7 @@ class ProcessClock:
         ]
 
     def move(self, shift: timedelta) -> None:
-        """Set the clock, at once and of processes that run."""
+        """Set the clock; running processes see the change immediately."""
         unfinished = self._file.with_suffix(".new")
         unfinished.write_text(f"{round(shift.total_seconds()):+d}\n")
         unfinished.rename(self._file)

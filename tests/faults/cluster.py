@@ -1,4 +1,4 @@
-"""The servers of a run: PostgreSQL that syncs to the disk, and Kafka with one node or three."""
+"""The servers of a run: PostgreSQL with fsync, and Kafka with one or three nodes."""
 
 import asyncio
 import random
@@ -16,7 +16,7 @@ from tests.support.servers import data_directory
 
 
 class Cluster:
-    """What the episodes of a run share. One Kafka cluster runs at a time."""
+    """The servers that the episodes of a run share. One Kafka cluster runs at a time."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Cluster:
         self._changing = asyncio.Lock()
 
     async def brokers(self, count: int) -> Brokers:
-        """Kafka with `count` nodes; another cluster that runs is stopped for good."""
+        """Return the running Kafka cluster of `count` nodes; replace one of another size."""
         async with self._changing:
             if self._brokers is None or len(self._brokers.nodes) != count:
                 await self.close()
@@ -49,23 +49,23 @@ class Cluster:
         await self._stack.aclose()
 
     async def stop_postgres(self, rng: random.Random) -> None:
-        """End PostgreSQL without a checkpoint: it must recover from its log."""
-        # Immediate shutdown, or what the kernel does to it when memory is short.
+        """End PostgreSQL without a checkpoint, so that it must recover from its WAL."""
+        # An immediate shutdown, or a kill as by the kernel when memory is short.
         self.postgres.process.kill(rng.choice((signal.SIGQUIT, signal.SIGKILL)))
         await self.postgres.process.wait()
 
     async def start_postgres(self) -> None:
-        """Start it again, on the same port and data."""
+        """Start PostgreSQL again, on the same port and data."""
         await self.postgres.start()
 
     def small_disk(self) -> AbstractAsyncContextManager[Disk]:
-        """A tablespace that can be filled."""
+        """Provide a tablespace that can be filled."""
         return small_disk(self.postgres, self.path)
 
 
 @asynccontextmanager
 async def cluster(source: Source) -> AsyncIterator[Cluster]:
-    """PostgreSQL with a template database made by `source`; Kafka is started when it is needed."""
+    """Run PostgreSQL with a template database made by `source`; Kafka starts on first use."""
     async with data_directory() as directory:
         postgres = EmbeddedPostgres(directory)
         async with postgres, Proxy(postgres.port) as proxy:

@@ -27,9 +27,9 @@ _SEEDED = re.compile(r'^execution_events_lag_records{.*partition="(\d+)".*}', re
 
 
 class Consumer:
-    """One supervised consumer; a life is the time of one process, and `log` has all output.
+    """A supervised consumer. A life is the run of one process; `log` has the output of all.
 
-    A fail point applies to one life only: otherwise the next would end at it again.
+    A fail point applies to one life only, or every later life would end at it again.
     """
 
     def __init__(self, name: str, environment: Mapping[str, str], log: Path) -> None:
@@ -51,7 +51,7 @@ class Consumer:
         self._stopping = False
 
     async def start(self, fail_point: str | None = None) -> None:
-        """Start the supervisor; the first life has `fail_point` (POINT:N:ACTION)."""
+        """Start the supervisor; `fail_point` (POINT:N:ACTION) applies to the first life."""
         self._stopping = False
         begun = asyncio.Event()
         self._supervisor = asyncio.create_task(self._supervise(fail_point, begun))
@@ -103,11 +103,11 @@ class Consumer:
 
     @property
     def pid(self) -> int | None:
-        """The process id of this life, None between lives."""
+        """The process id of the current life, None between lives."""
         return None if self._process is None else self._process.pid
 
     def set(self, variable: str, value: str) -> None:
-        """Set an environment variable for the next lives."""
+        """Set an environment variable for later lives."""
         self._environment[variable] = value
 
     def signal(self, number: signal.Signals) -> None:
@@ -115,7 +115,7 @@ class Consumer:
         assert self._process is not None
         self._process.kill(number)
 
-    def unasked(self) -> list[int]:
+    def unexpected_exits(self) -> list[int]:
         """Return the exit codes of lives that ended neither by SIGKILL nor by `stop`."""
         codes = [code for code in self.exits if code != KILLED]
         # Each stop accounts for one exit code 0.
@@ -149,7 +149,7 @@ class Consumer:
         return await asyncio.to_thread(_get, f"http://{HOST}:{self._port}{path}")
 
     async def fenced(self) -> int:
-        """Return the number of fenced batches of this life."""
+        """Return the number of fenced batches in the current life."""
         found = _FENCED.search(await self.scrape("/metrics"))
         return int(float(found[1])) if found else 0
 
@@ -197,7 +197,7 @@ def _get(url: str) -> str:
 
 
 def _free_port() -> int:
-    # Below the kernel's range of ports for outgoing connections.
+    # Below the kernel's range of ephemeral ports.
     while True:
         port = random.randrange(12_000, 20_000)
         with socket.socket() as candidate:

@@ -1,4 +1,4 @@
-"""PostgreSQL of the episodes: a migrated template, a copy for each episode, and what is read."""
+"""The databases of the episodes: a migrated template, a copy for each episode, and snapshots."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ import asyncpg
 from execution_events.embedded import EmbeddedPostgres
 from tests.faults.model import Fields, Identity
 from tests.faults.proxy import HOST
-from tests.faults.record import Headers, Place
+from tests.faults.record import Headers, LogPosition
 from tests.faults.source import Source
 from tests.support import databases
 from tests.support.databases import OWNER, PASSWORD
@@ -40,7 +40,7 @@ SELECT EXISTS (
         AND mode IN ('RowShareLock', 'RowExclusiveLock')
 )
 """
-# A partition's first step is no batch's.
+# A partition's first move seeds it and belongs to no batch.
 _BATCHES_OF_THE_DEAD = """
 SELECT count(DISTINCT transaction) FROM faults.move
 WHERE before IS NOT NULL AND backend NOT IN (SELECT pid FROM pg_stat_activity)
@@ -52,7 +52,7 @@ SET changed_at = changed_at - make_interval(secs => $2)
 WHERE source LIKE $1
 RETURNING source
 """
-_FORGIVE_PRUNE = """
+_OMIT_PRUNE = """
 DELETE FROM faults.touched
 WHERE relation = 'producer_progress' AND transaction NOT IN (SELECT transaction FROM faults.move)
 """
@@ -62,7 +62,7 @@ class EventRow(NamedTuple):
     """One row of `event`; times in microseconds since the Unix epoch."""
 
     fields: Fields
-    place: int
+    list_position: int
     first: int
     last: int
     occurrences: int
@@ -87,8 +87,8 @@ class LetterRow(NamedTuple):
     reason: str
 
 
-class Step(NamedTuple):
-    """One change of a partition's stored offset; None before the first and after a deletion."""
+class OffsetMove(NamedTuple):
+    """One change of a partition's stored offset; None before an insert and after a delete."""
 
     transaction: str
     partition: int
@@ -97,55 +97,55 @@ class Step(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """All that the product wrote, and what the audit saw of it, in one snapshot."""
+    """A snapshot of everything the product wrote, with the audit of its transactions."""
 
     events: dict[Identity, EventRow]
     executions: dict[tuple[str, str], ExecutionRow]
-    letters: list[tuple[Place, LetterRow]]
+    letters: list[tuple[LogPosition, LetterRow]]
     progress: dict[int, int]
     watermarks: dict[tuple[int, str], int]
-    steps: list[Step]
+    moves: list[OffsetMove]
     growth: dict[str, int]
-    """What each transaction added to all counts."""
+    """Occurrences that each transaction added, over all events."""
     touched: set[str]
-    """The transactions that wrote dead letters or watermarks."""
+    """Transactions that wrote dead letters or watermarks."""
 
 
 class EpisodeDatabase:
-    """One episode's database, read as its administrator, on a way that no fault reaches."""
+    """One episode's database, read as administrator over a connection without faults."""
 
     def __init__(self, administrator_url: str, name: str) -> None:
         self.name = name
         self.administrator_url = _with_path(administrator_url, name)
 
     def writer_url(self, port: int) -> str:
-        """The consumers' address, through `port`."""
+        """Return the consumers' URL, with `port`."""
         return f"postgresql://{WRITER}:{PASSWORD}@{HOST}:{port}/{self.name}"
 
     def move_to(self, administrator_url: str) -> None:
-        """Read the database of this name on another server from now on."""
+        """Read the database of the same name on another server from now on."""
         self.administrator_url = _with_path(administrator_url, self.name)
 
     def owner_url(self, port: int) -> str:
-        """The owner's address, for what the consumers have no right to."""
+        """Return the owner's URL, for commands that the consumers' role may not run."""
         return f"postgresql://{OWNER}:{PASSWORD}@{HOST}:{port}/{self.name}"
 
     async def age_sources(self, pattern: str, seconds: float) -> int:
-        """Have the watermarks of sources LIKE `pattern` last moved so much earlier; how many."""
+        """Make the watermarks of sources LIKE `pattern` older by `seconds`; return their number."""
         async with self.connect() as connection, connection.transaction():
-            # The audit is of what the product does.
+            # Without triggers: the audit must see only the product's writes.
             await connection.execute("SET LOCAL session_replication_role = replica")
             aged = await connection.fetch(_AGE_SOURCES, pattern, seconds)
         return len(aged)
 
-    async def forgive_prune(self) -> None:
-        """Take what a prune of sources did out of the audit, while no consumer stores anything."""
+    async def omit_prune_from_audit(self) -> None:
+        """Remove a prune of sources from the audit; no consumer may store anything meanwhile."""
         async with self.connect() as connection:
-            await connection.execute(_FORGIVE_PRUNE)
+            await connection.execute(_OMIT_PRUNE)
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[asyncpg.Connection]:
-        """A connection of the administrator."""
+        """Open a connection as administrator."""
         connection = await asyncpg.connect(self.administrator_url, timeout=5, command_timeout=60)
         try:
             yield connection
@@ -153,7 +153,7 @@ class EpisodeDatabase:
             connection.terminate()
 
     async def progress(self) -> dict[int, int] | None:
-        """The stored offset of each partition; None while PostgreSQL is away."""
+        """Return the stored offset of each partition, None while PostgreSQL is unavailable."""
         try:
             async with self.connect() as connection:
                 return await _progress(connection)
@@ -161,28 +161,28 @@ class EpisodeDatabase:
             return None
 
     async def writers_wait(self, begun_within: float = 3600) -> bool:
-        """Whether a consumer waits for a lock, and began to in the last `begun_within` seconds."""
+        """Return True if a consumer began to wait for a lock in the last `begun_within` seconds."""
         async with self.connect() as connection:
             waits: bool = await connection.fetchval(_WAITS, WRITER, begun_within)
             return waits
 
     async def holds_offsets(self, port: int) -> bool:
-        """Whether the session of the client at `port` has locked stored offsets, and waits for it.
+        """Return True if the session of the client at `port` is idle and locks stored offsets.
 
-        It waits a moment after its last answer was sent.
+        A session becomes idle shortly after it has sent its last response.
         """
         async with self.connect() as connection:
             holds: bool = await connection.fetchval(_HOLDS_OFFSETS, port)
             return holds
 
     async def batches_of_the_dead(self) -> int:
-        """How many batches were stored by sessions of consumers that have ended."""
+        """Return the number of batches stored by sessions that have ended."""
         async with self.connect() as connection:
             batches: int = await connection.fetchval(_BATCHES_OF_THE_DEAD)
             return batches
 
     async def snapshot(self) -> Stored:
-        """Everything, as of one moment."""
+        """Return everything stored, in one snapshot."""
         async with (
             self.connect() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
@@ -191,7 +191,7 @@ class EpisodeDatabase:
 
 
 async def template(postgres: EmbeddedPostgres, source: Source) -> str:
-    """Create a database with the `migrate` of `source` and with the audit; return its name."""
+    """Create a database with the `migrate` of `source` and the audit; return its name."""
     name = await databases.provision(postgres.dsn(), "template")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "execution_events.cli", "migrate"),
@@ -215,7 +215,7 @@ async def template(postgres: EmbeddedPostgres, source: Source) -> str:
 async def cloned(
     postgres: EmbeddedPostgres, template_name: str, tablespace: str | None = None
 ) -> AsyncIterator[EpisodeDatabase]:
-    """A copy of the template, dropped at the end."""
+    """Clone the template; drop the copy at the end."""
     name = await databases.clone(
         postgres.dsn(), template_name, "episode", tablespace or "pg_default"
     )
@@ -226,7 +226,7 @@ async def cloned(
 
 
 async def execute(url: str, statement: str) -> None:
-    """Run one statement on a connection of its own."""
+    """Run one statement on a new connection."""
     connection = await asyncpg.connect(url, timeout=10)
     try:
         await connection.execute(statement)
@@ -261,7 +261,7 @@ async def _stored(connection: asyncpg.Connection) -> Stored:
     sources = await connection.fetch(
         "SELECT partition, source, sequence FROM execution_events.producer_progress"
     )
-    steps = await connection.fetch(
+    moves = await connection.fetch(
         "SELECT transaction, partition, before, after FROM faults.move ORDER BY number"
     )
     growth = await connection.fetch(
@@ -288,14 +288,17 @@ async def _stored(connection: asyncpg.Connection) -> Stored:
         letters=[((row["partition"], row["record_offset"]), _letter(row)) for row in letters],
         progress=await _progress(connection),
         watermarks={(row["partition"], row["source"]): row["sequence"] for row in sources},
-        steps=[Step(*row) for row in steps],
+        moves=[OffsetMove(*row) for row in moves],
         growth={row["transaction"]: row["amount"] for row in growth},
         touched={row["transaction"] for row in touched},
     )
 
 
 def _fields(row: Any) -> tuple[str, ...]:
-    """Those of the body, which is what the API lists; of another length where columns disagree."""
+    """Return the fields of the body, which the API lists.
+
+    Where the columns disagree with the body, the result equals no expected fields.
+    """
     body = json.loads(row["body"])
     object_name, reason, kind, elem_type, elem_id, action = row["texts"]
     involved = body["involvedObject"]

@@ -1,4 +1,4 @@
-"""A tablespace on a disk of its own, small enough to be filled."""
+"""A tablespace on a separate disk, small enough to fill."""
 
 import asyncio
 import os
@@ -17,41 +17,41 @@ _PIECE = b"\0" * (1024 * 1024)
 
 
 class Disk(NamedTuple):
-    """The tablespace's name, and where it lies."""
+    """A tablespace and the path of its disk."""
 
     tablespace: str
     path: Path
 
 
 def missing() -> str | None:
-    """Why this machine cannot have one, None if it can."""
+    """Return the reason why this machine cannot mount a small disk, None if it can."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
-        return "a small disk is mounted by root, on Linux"
+        return "mounting a small disk requires root on Linux"
     return None
 
 
 @asynccontextmanager
 async def small_disk(postgres: EmbeddedPostgres, parent: Path) -> AsyncIterator[Disk]:
-    """Mount one below `parent`, which the server's account can pass through."""
-    place = parent / "small-disk"
-    place.mkdir(exist_ok=True)
-    await _run("mount", "-t", "tmpfs", "-o", f"size={_SIZE}", "tmpfs", str(place))
+    """Mount a small disk below `parent`, which the server's account must be able to traverse."""
+    path = parent / "small-disk"
+    path.mkdir(exist_ok=True)
+    await _run("mount", "-t", "tmpfs", "-o", f"size={_SIZE}", "tmpfs", str(path))
     try:
-        data = place / "data"
+        data = path / "data"
         data.mkdir(mode=0o700)
         shutil.chown(data, postgres.home.owner())
         await execute(postgres.dsn(), f"CREATE TABLESPACE small_disk LOCATION '{data}'")
         try:
-            yield Disk("small_disk", place)
+            yield Disk("small_disk", path)
         finally:
-            empty(place)
+            empty(path)
             await execute(postgres.dsn(), "DROP TABLESPACE small_disk")
     finally:
-        await _run("umount", "--lazy", str(place))
+        await _run("umount", "--lazy", str(path))
 
 
 def fill(path: Path) -> None:
-    """Leave no room on the disk."""
+    """Fill the disk completely."""
     with (path / _BALLAST).open("wb", buffering=0) as ballast:
         for size in (len(_PIECE), 4096, 1):
             try:
@@ -62,7 +62,7 @@ def fill(path: Path) -> None:
 
 
 def empty(path: Path) -> None:
-    """Make room again."""
+    """Free the space again."""
     (path / _BALLAST).unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""One episode: load, consumers, one fault, its healing, and the oracle's verdict."""
+"""One episode: load, consumers, one fault, recovery, and the oracle's verdict."""
 
 import asyncio
 import random
@@ -21,7 +21,7 @@ from tests.faults.database import EpisodeDatabase, cloned
 from tests.faults.load import Load, Publisher, Worker
 from tests.faults.oracle import Acknowledged, Verdict, judge
 from tests.faults.own_postgres import OwnPostgres, own_postgres
-from tests.faults.record import LogRecord, Place
+from tests.faults.record import LogPosition, LogRecord
 from tests.faults.source import Source
 from tests.faults.topic import Topic
 from tests.faults.transactions import TransactionalWorker
@@ -30,7 +30,7 @@ from tests.support.spooling_worker import Journal
 
 PARTITIONS = 6
 RECOVERY_LIMIT = 60
-"""Seconds from healing until everything is stored."""
+"""Seconds from the end of the fault until everything is stored."""
 SESSION_TIMEOUT = 6  # seconds
 MAX_POLL_INTERVAL = 15  # seconds
 START_LIMIT = 60
@@ -39,8 +39,8 @@ WORKERS = 2
 RATE = 150.0
 """Records per second of one worker."""
 DATABASE_URL = "EXECUTION_EVENTS_DATABASE_URL"
-KEPT_LOGS = Path(tempfile.gettempdir(), "execution-events-faults")
-"""Where the consumers' output of failed episodes is kept."""
+FAILED_LOGS = Path(tempfile.gettempdir(), "execution-events-faults")
+"""Directory for the consumers' logs of failed episodes."""
 
 
 class NoFaultError(Exception):
@@ -48,7 +48,7 @@ class NoFaultError(Exception):
 
 
 class Server(Enum):
-    """A server that a proxy stands before."""
+    """A server behind a proxy."""
 
     KAFKA = "kafka"
     POSTGRES = "postgres"
@@ -58,12 +58,14 @@ class Server(Enum):
 class Row:
     """One row of the fault matrix.
 
-    `fault` makes the fault and returns when it is healed. The consumers reach the server `proxied`
-    through its proxy; with `worker_proxied` the fault's own worker does, in their place. `alone`:
-    the fault meets every episode on the same servers. `settings` are variables of its processes.
-    `worker_for_each_partition`: what becomes of one partition holds up no record of another.
-    `own_postgres`: no other episode uses the episode's server, which has a proxy of its own.
-    `missing` says why the product at hand cannot be put to it, None if it can.
+    - `fault` injects the fault and returns when it is over.
+    - `proxied`: the consumers connect to this server through its proxy; with `worker_proxied`, the
+      fault's own worker does instead.
+    - `alone`: the fault affects every episode on the same servers.
+    - `settings`: environment variables of the episode's processes.
+    - `worker_for_each_partition`: a stalled partition delays no record of another.
+    - `own_postgres`: the episode has a PostgreSQL server of its own, with a proxy.
+    - `missing` returns the reason why the row cannot run on this machine or source, else None.
     """
 
     name: str
@@ -80,18 +82,18 @@ class Row:
     poison: float = 0.0
     first_fail_point: Callable[[random.Random], str] | None = None
     replication: int | None = None
-    """Of the topic; None for as many as brokers."""
+    """The topic's replication factor, None for the number of brokers."""
     worker_for_each_partition: bool = False
     own_postgres: bool = False
     settings: Mapping[str, str] = field(default_factory=dict, hash=False)
     is_long: bool = False
-    """Left out of a short run: it takes a minute, and others run beside it in no lane."""
+    """Excluded from short runs: an episode takes a minute or more."""
     missing: Callable[[Source], str | None] = lambda source: None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one episode. `recovery` is in seconds, None when it never came."""
+    """The outcome of one episode. `recovery` is in seconds, None without recovery."""
 
     row: str
     seed: int
@@ -101,12 +103,12 @@ class Outcome:
     evidence: dict[str, object]
     seconds: float
     vacuous: bool
-    """The fault did not happen: a violation, and no word about the product."""
+    """The fault did not happen: a violation that says nothing about the product."""
 
 
 @dataclass
 class Episode:
-    """What a row's fault works on."""
+    """The running episode that a row's fault acts on."""
 
     row: Row
     seed: int
@@ -116,7 +118,7 @@ class Episode:
     topic: Topic
     database: EpisodeDatabase
     directory: Path
-    say: Callable[[str], None]
+    on_phase: Callable[[str], None]
     rng: random.Random
     stack: AsyncExitStack
     """Closed after the consumers have ended."""
@@ -124,18 +126,18 @@ class Episode:
     consumers: list[Consumer] = field(default_factory=list)
     evidence: dict[str, object] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
-    proves_nothing: str | None = None
-    """Why the fault did not happen, where the oracle must be heard all the same."""
+    inconclusive: str | None = None
+    """The reason why the fault did not happen; a violation found by the oracle comes first."""
     lost: dict[int, range] = field(default_factory=dict)
     """Offsets of each partition that the log lost before they were stored."""
     audited: bool = True
-    """Whether offsets mean the same records from beginning to end."""
-    seen: dict[Place, LogRecord] = field(default_factory=dict)
-    """Records that were read before the log lost them."""
+    """False once the log was replaced: its offsets then mean other records."""
+    seen: dict[LogPosition, LogRecord] = field(default_factory=dict)
+    """Records read from the log so far, also those that it has lost since."""
     acknowledged: list[Acknowledged] = field(default_factory=list)
-    """Of workers that the fault itself has run."""
+    """Records acknowledged to the fault's own workers."""
     published: Journal = field(default_factory=lambda: Journal({}, {}))
-    """Of a worker with a spool."""
+    """The journal of a worker with a spool."""
     disk: Path | None = None
     healed_at: float = 0.0
     load: Load = field(init=False)
@@ -143,15 +145,15 @@ class Episode:
 
     @property
     def group(self) -> str:
-        """The consumers' group, which is called like the topic."""
+        """The consumers' group; it has the topic's name."""
         return self.topic.name
 
     def healed(self) -> None:
-        """Recovery is measured from here; a fault that never says so is healed at its end."""
+        """Begin to measure recovery; by default this happens when the fault returns."""
         self.healed_at = time.monotonic()
 
     def new_consumer(self, database_port: int | None = None) -> Consumer:
-        """A further consumer, not started yet, which may have a way to PostgreSQL of its own."""
+        """Add a consumer without starting it; `database_port` replaces its PostgreSQL port."""
         name = f"consumer-{len(self.consumers) + 1}"
         environment = self.environment()
         if database_port is not None:
@@ -163,18 +165,18 @@ class Episode:
     async def until(
         self, condition: Callable[[], Awaitable[bool]], limit: float, what: str
     ) -> None:
-        """Return once `condition` holds; `NoFaultError` after `limit` seconds."""
+        """Return once `condition` holds; raise `NoFaultError` after `limit` seconds."""
         try:
             async with asyncio.timeout(limit):
                 while not await condition():
                     await asyncio.sleep(0.05)
         except TimeoutError:
-            raise NoFaultError(f"not within {limit:g} s: {what}") from None
+            raise NoFaultError(f"timed out after {limit:g} s: {what}") from None
 
     async def seconds_until(
         self, condition: Callable[[], Awaitable[bool]], limit: float
     ) -> float | None:
-        """The seconds until `condition` holds; None when it does not within `limit`."""
+        """Return the seconds until `condition` holds, None if they exceed `limit`."""
         started = time.monotonic()
         try:
             await self.until(condition, limit, "in time")
@@ -183,11 +185,11 @@ class Episode:
         return round(time.monotonic() - started, 1)
 
     async def stored(self) -> int:
-        """How many offsets are stored, over all partitions; 0 while PostgreSQL is away."""
+        """Return the sum of all stored offsets, 0 while PostgreSQL is unavailable."""
         return sum((await self.database.progress() or {}).values())
 
     async def until_moving(self, more: int = 200, limit: float = START_LIMIT) -> None:
-        """Return once `more` records have been stored from now on."""
+        """Return once `more` further records are stored."""
         before = await self.stored()
 
         async def moved() -> bool:
@@ -196,7 +198,7 @@ class Episode:
         await self.until(moved, limit, f"{more} more records are stored")
 
     async def until_joined(self) -> None:
-        """Return once every consumer is a member of the group and has partitions."""
+        """Return once the group is stable and has every consumer as a member."""
 
         async def joined() -> bool:
             return len(await self.topic.members(self.group)) == len(self.consumers)
@@ -204,10 +206,10 @@ class Episode:
         await self.until(joined, START_LIMIT, f"{len(self.consumers)} consumers in the group")
 
     async def until_caught_up(self, limit: float) -> dict[int, int]:
-        """Return the log's ends once they are the stored offsets.
+        """Return the log's ends once they equal the stored offsets.
 
-        The last records of a partition may be aborted, and its very last is a control record
-        wherever workers use transactions: the stored offset must pass both.
+        With transactions, a partition ends with a control record, perhaps after aborted records:
+        the stored offset must pass both.
         """
         deadline = time.monotonic() + limit
         while True:
@@ -216,25 +218,25 @@ class Episode:
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"stored {progress}, the log ends at {ends}")
                 await asyncio.sleep(0.1)
-            # While a transaction is open, records beyond the last stable offset are to come.
+            # While a transaction is open, records follow beyond the last stable offset.
             if await self.topic.ends() == await self.topic.high_watermarks() == ends:
                 return ends
             if time.monotonic() > deadline:
-                raise TimeoutError(f"a transaction stays open after {ends}")
+                raise TimeoutError(f"a transaction is still open after {ends}")
 
     async def note_log(self) -> None:
-        """Remember the records that the log has now."""
-        self.seen |= {record.place: record for record in await self.topic.records()}
+        """Remember the records that the log holds now."""
+        self.seen |= {record.position: record for record in await self.topic.records()}
 
-    def has_lost(self, place: Place) -> bool:
-        """Whether the log lost the record there before it was stored."""
-        partition, offset = place
+    def has_lost(self, position: LogPosition) -> bool:
+        """Return True if the log lost the record at `position` before it was stored."""
+        partition, offset = position
         return offset in self.lost.get(partition, ())
 
     async def command(self, *arguments: str, **variables: str) -> tuple[int, str]:
-        """The exit code and output of `execution-events` with the consumers' settings.
+        """Run `execution-events` with the consumers' settings; return its exit code and output.
 
-        `variables` are set in place of theirs.
+        `variables` override the consumers' environment.
         """
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "execution_events.cli", *arguments),
@@ -247,11 +249,11 @@ class Episode:
 
     @staticmethod
     def has_time_limits(source: Source) -> bool:
-        """Whether the consumer's session and poll limits can be set."""
+        """Return True if the consumer's session timeout and max poll interval are settings."""
         return source.mentions("max_poll_interval:")
 
     def environment(self) -> dict[str, str]:
-        """The variables of a process of the product."""
+        """Return the environment of a process of the product."""
         kafka, port = self.brokers.bootstrap_servers, self.cluster.postgres.port
         proxied = None if self.row.worker_proxied else self.row.proxied
         if proxied is Server.KAFKA:
@@ -265,7 +267,7 @@ class Episode:
             "EXECUTION_EVENTS_TOPIC": self.topic.name,
             "EXECUTION_EVENTS_GROUP": self.group,
             DATABASE_URL: self.database.writer_url(port),
-            # Many small transactions: each is an opportunity.
+            # Many small transactions give a fault many points to hit.
             "EXECUTION_EVENTS_BATCH_MAX_RECORDS": "100",
             "EXECUTION_EVENTS_STOP_TIMEOUT": "10",
         }
@@ -276,14 +278,14 @@ class Episode:
 
 
 async def run_episode(
-    cluster: Cluster, source: Source, row: Row, seed: int, say: Callable[[str], None]
+    cluster: Cluster, source: Source, row: Row, seed: int, on_phase: Callable[[str], None]
 ) -> Outcome:
-    """Run one episode of `row` and judge it; whatever happens is in the outcome."""
+    """Run one episode of `row` and judge it; errors become violations of the outcome."""
     started = time.monotonic()
     recovery: float | None = None
     verdict: Verdict | None = None
     vacuous = False
-    async with _prepared(cluster, source, row, seed, say) as episode:
+    async with _prepared(cluster, source, row, seed, on_phase) as episode:
         try:
             recovery, verdict = await _run(episode)
         except NoFaultError as error:
@@ -292,21 +294,21 @@ async def run_episode(
         except TimeoutError as error:
             episode.violations.append(f"no recovery within {RECOVERY_LIMIT} s: {error}")
         except Exception as error:
-            episode.violations.append(f"the episode broke: {type(error).__name__}: {error}")
+            episode.violations.append(f"the episode failed: {type(error).__name__}: {error}")
         finally:
             await asyncio.gather(*(consumer.close() for consumer in episode.consumers))
         if verdict is not None:
             episode.violations += verdict.differences
         for consumer in episode.consumers:
-            if wrong := consumer.unasked():
-                episode.violations.append(f"{consumer.name} ended by itself with {wrong}")
-        if episode.proves_nothing is not None and not episode.violations:
+            if codes := consumer.unexpected_exits():
+                episode.violations.append(f"{consumer.name} exited unexpectedly with {codes}")
+        if episode.inconclusive is not None and not episode.violations:
             vacuous = True
-            episode.violations.append(f"the fault did not happen: {episode.proves_nothing}")
+            episode.violations.append(f"the fault did not happen: {episode.inconclusive}")
         if episode.violations:
-            kept = KEPT_LOGS / f"{row.name}-{seed}"
-            shutil.rmtree(kept, ignore_errors=True)
-            shutil.copytree(episode.directory, kept)
+            logs = FAILED_LOGS / f"{row.name}-{seed}"
+            shutil.rmtree(logs, ignore_errors=True)
+            shutil.copytree(episode.directory, logs)
         return Outcome(
             row.name,
             seed,
@@ -321,9 +323,9 @@ async def run_episode(
 
 @asynccontextmanager
 async def _prepared(
-    cluster: Cluster, source: Source, row: Row, seed: int, say: Callable[[str], None]
+    cluster: Cluster, source: Source, row: Row, seed: int, on_phase: Callable[[str], None]
 ) -> AsyncIterator[Episode]:
-    say("prepares")
+    on_phase("preparing")
     brokers = await cluster.brokers(row.brokers)
     async with AsyncExitStack() as stack:
         disk = await stack.enter_async_context(cluster.small_disk()) if row.small_disk else None
@@ -349,7 +351,7 @@ async def _prepared(
             topic,
             database,
             directory,
-            say,
+            on_phase,
             random.Random(f"{row.name}/{seed}"),
             stack,
             own,
@@ -361,7 +363,7 @@ async def _prepared(
 
 async def _run(episode: Episode) -> tuple[float, Verdict]:
     row = episode.row
-    # One for each partition writes a message into its own and leaves out the rest.
+    # A worker for each partition sends only the messages of its partition.
     chosen = range(PARTITIONS) if row.worker_for_each_partition else [None] * WORKERS
     workers: list[Publisher] = [
         Worker(
@@ -383,7 +385,7 @@ async def _run(episode: Episode) -> tuple[float, Verdict]:
         workers.append(transactional)
     async with Watch(episode.database) as watch, Load(workers) as load:
         episode.load, episode.watch = load, watch
-        episode.say("starts")
+        episode.on_phase("starting")
         point = row.first_fail_point(episode.rng) if row.first_fail_point is not None else None
         for number in range(row.consumers):
             await episode.new_consumer().start(point if number == 0 else None)
@@ -392,48 +394,52 @@ async def _run(episode: Episode) -> tuple[float, Verdict]:
             await episode.until_moving()
         else:
             episode.evidence["fail point"] = point
-        episode.say("fault")
+        episode.on_phase("fault")
         await row.fault(episode)
         if not episode.healed_at:
             episode.healed()
-        episode.say("heals")
-        # Some records come after the healing, so that nothing rests on the fault's last batch.
+        episode.on_phase("recovering")
+        # Some records follow the fault, so that recovery does not depend on its last batch.
         await asyncio.sleep(0.3)
         await load.stop()
         left = RECOVERY_LIMIT - (time.monotonic() - episode.healed_at)
         ends = await episode.until_caught_up(max(left, 1))
         recovery = time.monotonic() - episode.healed_at
-        episode.say("stops")
+        episode.on_phase("stopping")
         for code in await asyncio.gather(*(c.stop() for c in episode.consumers)):
             if code != 0:
-                episode.violations.append(f"SIGTERM ended a consumer with exit code {code}")
-        # A late batch would have changed something after the oracle's snapshot.
+                episode.violations.append(f"a consumer's exit code after SIGTERM is {code}")
+        # Only now, so that no late batch can follow the snapshot.
         stored = await episode.database.snapshot()
-    episode.say("judges")
+    episode.on_phase("judging")
     await episode.note_log()
     records = [
-        record for place, record in sorted(episode.seen.items()) if not episode.has_lost(place)
+        record
+        for position, record in sorted(episode.seen.items())
+        if not episode.has_lost(position)
     ]
     promises = load.acknowledged + episode.acknowledged
-    # Where the log lost the first copy, a later sequence may have overtaken the second.
-    gone = {
-        promise._replace(place=(0, 0)) for promise in promises if episode.has_lost(promise.place)
+    # If the log lost the first copy, a later sequence may have overtaken the second.
+    lost = {
+        promise._replace(position=(0, 0))
+        for promise in promises
+        if episode.has_lost(promise.position)
     }
     acknowledged = [
         promise
         for promise in promises
-        if not episode.has_lost(promise.place)
-        and (promise.source is None or promise._replace(place=(0, 0)) not in gone)
+        if not episode.has_lost(promise.position)
+        and (promise.source is None or promise._replace(position=(0, 0)) not in lost)
     ]
     if row.transactions:
         episode.evidence["transactions"] = str(transactional)
         episode.evidence["aborted records"] = aborted = len(await episode.topic.aborted())
         if not aborted or not transactional.committed:
-            episode.proves_nothing = "no transaction was committed, or no record aborted"
-    if not watch.looks:
-        episode.violations.append("nobody looked at the counts")
-    episode.violations += [f"seen by a reader: {fall}" for fall in watch.falls[:20]]
-    episode.evidence["looks"] = watch.looks
+            episode.inconclusive = "no transaction was committed, or no record aborted"
+    if not watch.polls:
+        episode.violations.append("the counts were never polled")
+    episode.violations += [f"seen by a reader: {each}" for each in watch.decreases[:20]]
+    episode.evidence["polls"] = watch.polls
     return recovery, judge(
         records,
         stored,

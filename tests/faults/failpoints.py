@@ -17,8 +17,8 @@ from unittest.mock import patch
 import asyncpg
 
 POINTS = ("fetched", "begun", "offsets_set", "upserted", "commit_sent", "committed", "assigned")
-"""After a fetch; after BEGIN; after the offsets are moved; before COMMIT, once it is sent, and once
-it is answered; after partitions are assigned."""
+"""After a fetch; after BEGIN; after the offsets are moved; before COMMIT, after it is sent, and
+after its reply; after partitions are assigned."""
 
 _ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 

@@ -1,4 +1,4 @@
-"""The disk of one process, slow or hung: its fsync is a preloaded one, compiled when needed."""
+"""A slow or hung disk for one process, by a preloaded fsync that is compiled on demand."""
 
 import asyncio
 import shutil
@@ -14,14 +14,14 @@ def _compiler() -> str | None:
 
 
 def missing() -> str | None:
-    """Why this machine cannot slow a process's fsync, None if it can."""
+    """Return the reason why this machine cannot delay a process's fsync, None if it can."""
     if sys.platform != "linux":
-        return "fsync is preloaded on Linux"
+        return "fsync can be preloaded on Linux only"
     return None if _compiler() is not None else "a C compiler is missing: apt-get install gcc"
 
 
 class ProcessDisk:
-    """What fsync and fdatasync do in the processes that are started by `command`."""
+    """The fsync and fdatasync of processes started with `command`."""
 
     def __init__(self, directory: Path) -> None:
         self._library = directory / "slow_fsync.so"
@@ -39,19 +39,19 @@ class ProcessDisk:
 
     @property
     def command(self) -> list[str]:
-        """The words before a command that has this disk."""
+        """The prefix of a command that runs on this disk."""
         return ["env", f"LD_PRELOAD={self._library}", f"FAULTS_FSYNC={self._file}"]
 
     def slow(self, seconds: float) -> None:
-        """Have each call from now on take so long."""
+        """Delay each later call by `seconds`."""
         self._set(str(round(seconds * 1000)))
 
     def hang(self) -> None:
-        """Let no call return from now on."""
+        """Block every later call."""
         self._set(_HUNG)
 
-    def mend(self) -> None:
-        """Let all calls return that hang, and be as quick as ever."""
+    def repair(self) -> None:
+        """Release the blocked calls and end every delay."""
         self._file.unlink(missing_ok=True)
 
     def _set(self, text: str) -> None:

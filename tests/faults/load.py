@@ -1,4 +1,4 @@
-"""Workers that publish for the length of an episode, and remember what was acknowledged."""
+"""Workers that publish during an episode and record every acknowledgement."""
 
 import asyncio
 from collections import deque
@@ -14,37 +14,37 @@ from tests.faults.author import Author, Message
 from tests.faults.oracle import Acknowledged
 
 _BURST = 8
-"""Messages that a worker sends between two looks at their fate."""
+"""Messages that a worker sends before it checks for acknowledgements."""
 _SETTLE_LIMIT = 60
-"""Seconds after the end in which what is in flight may still be acknowledged."""
-_STOP_LIMIT = 5  # seconds; an idempotent producer waits for ever while Kafka is away
+"""Seconds after the end in which records in flight may still be acknowledged."""
+_STOP_LIMIT = 5  # seconds; an idempotent producer waits indefinitely while Kafka is unavailable
 _CHOOSE = DefaultPartitioner()
 
 
 async def choose(producer: AIOKafkaProducer, topic: str, message: Message) -> int:
-    """The partition of a message's first attempt."""
+    """Return the partition for a message's first attempt."""
     partitions = sorted(await producer.partitions_for(topic))
     chosen: int = _CHOOSE(message.key, partitions, partitions)
     return chosen
 
 
 class Publisher(Protocol):
-    """What publishes for the length of an episode."""
+    """A publisher of records during an episode."""
 
     acknowledged: list[Acknowledged]
     sent: int
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Send until `stop` is set, then wait for what is in flight."""
+        """Send until `stop` is set, then wait for the records in flight."""
 
 
 class Worker:
-    """Sends an author's messages with an idempotent producer.
+    """A worker that sends an author's messages with an idempotent producer.
 
     A message with a source is sent until it is acknowledged, always to the partition of its first
-    attempt and before any later one of its source. A message without source is sent once: nobody
-    could tell a second attempt from a second occurrence. With `partition`, what belongs into others
-    is left out. While it is `idle`, it sends nothing new.
+    attempt and before any later message of its source. A message without a source is sent once: a
+    second attempt would count as a second occurrence. With `partition`, messages for other
+    partitions are skipped. While `paused`, the worker sends nothing new.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Worker:
         self.sent = 0
         self.replaced = 0
         self.partition = partition
-        self.idle = False
+        self.paused = False
         self._author = author
         self._bootstrap_servers = bootstrap_servers
         self._topic = topic
@@ -68,11 +68,11 @@ class Worker:
         self._in_flight: deque[tuple[Message, asyncio.Future[Any]]] = deque()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Send until `stop` is set, then wait for what is in flight."""
+        """Send until `stop` is set, then wait for the records in flight."""
         loop = asyncio.get_running_loop()
         try:
             while not stop.is_set():
-                for _ in range(0 if self.idle else _BURST):
+                for _ in range(0 if self.paused else _BURST):
                     await self._send(self._author.next())
                 await self._reap()
                 await asyncio.sleep(self._interval)
@@ -85,7 +85,7 @@ class Worker:
 
     @property
     def in_flight(self) -> int:
-        """How many records are neither acknowledged nor given up."""
+        """The number of records neither acknowledged nor given up."""
         return len(self._in_flight)
 
     async def _send(self, message: Message) -> None:
@@ -105,7 +105,7 @@ class Worker:
                     headers=list(message.headers),
                 )
             except KafkaError:
-                # Nothing of it was handed over.
+                # The producer did not accept the message.
                 await asyncio.sleep(0.2)
                 if self._broken():
                     await self._replace()
@@ -130,7 +130,7 @@ class Worker:
         )
 
     async def _replace(self) -> None:
-        """After an error that may have cost the order: begin again with a new producer."""
+        """Send again with a new producer, after an error that may have broken the order."""
         self.replaced += 1
         in_flight = list(self._in_flight)
         self._in_flight.clear()
@@ -174,7 +174,7 @@ class Worker:
 
 
 async def stop_producer(producer: AIOKafkaProducer) -> None:
-    """Stop it in order if that does not take long."""
+    """Stop the producer cleanly, or close its client after a timeout."""
     try:
         async with asyncio.timeout(_STOP_LIMIT):
             await producer.stop()
@@ -183,7 +183,7 @@ async def stop_producer(producer: AIOKafkaProducer) -> None:
 
 
 class Load:
-    """Several workers. `stop` ends them; leaving the context ends them at once."""
+    """A group of workers. `stop` ends them cleanly; leaving the context cancels them."""
 
     def __init__(self, workers: Sequence[Publisher]) -> None:
         self._workers = workers
@@ -206,32 +206,32 @@ class Load:
 
     @property
     def acknowledged(self) -> list[Acknowledged]:
-        """Every record that the log has promised to keep."""
+        """Every acknowledged record."""
         return [promise for worker in self._workers for promise in worker.acknowledged]
 
     @property
     def sent(self) -> int:
-        """How many records were handed to a producer."""
+        """The number of records handed to producers."""
         return sum(worker.sent for worker in self._workers)
 
-    async def rest(self, partitions: Container[int]) -> None:
-        """Let the workers of `partitions` send nothing new; return when nothing is in flight."""
-        resting = [
+    async def pause(self, partitions: Container[int]) -> None:
+        """Pause the workers of `partitions`; return when they have nothing in flight."""
+        paused = [
             worker
             for worker in self._workers
             if isinstance(worker, Worker) and worker.partition in partitions
         ]
-        for worker in resting:
-            worker.idle = True
-        while any(worker.in_flight for worker in resting):
+        for worker in paused:
+            worker.paused = True
+        while any(worker.in_flight for worker in paused):
             await asyncio.sleep(0.05)
 
     def forget(self) -> None:
-        """Expect nothing of what was acknowledged: it was in a log that is no more."""
+        """Discard the acknowledgements, whose log no longer exists."""
         for worker in self._workers:
             worker.acknowledged.clear()
 
     async def stop(self) -> None:
-        """Send nothing new, and return when what is in flight has met its fate."""
+        """Send nothing new; return when nothing is in flight."""
         self._stop.set()
         await asyncio.gather(*self._tasks)

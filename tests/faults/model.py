@@ -1,4 +1,4 @@
-"""What the log means, told a second time: json and dicts, and nothing of the product's code.
+"""A second implementation of the fold, on json and dicts, sharing no code with the product.
 
 Times are integers, microseconds since the Unix epoch.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
-from tests.faults.record import Headers, LogRecord, Place
+from tests.faults.record import Headers, LogPosition, LogRecord
 
 Identity = tuple[str, str, str]
 """(execution id, namespace, name)"""
@@ -30,40 +30,40 @@ class _Refused(Exception):
 
 @dataclass
 class Part:
-    """One event as the records of one partition give it."""
+    """The fold of one event's records in one partition."""
 
     count: int
     first: int
     last: int
     fields: Fields
-    place: int
+    list_position: int
 
 
 @dataclass
 class Event:
-    """One event; more than one of `fields` and `places` only where it has several partitions."""
+    """One event. An event in several partitions may allow several fields and list positions."""
 
     count: int
     first: int
     last: int
     fields: set[Fields]
-    places: set[int]
+    list_positions: set[int]
 
 
 @dataclass
 class Model:
-    """All that the read model must hold after the records that were applied."""
+    """The state that PostgreSQL must hold after the records applied so far."""
 
     parts: dict[Identity, dict[int, Part]] = field(default_factory=dict)
-    letters: dict[Place, tuple[LogRecord, str]] = field(default_factory=dict)
+    letters: dict[LogPosition, tuple[LogRecord, str]] = field(default_factory=dict)
     watermarks: dict[tuple[int, str], int] = field(default_factory=dict)
-    counted: dict[Place, int] = field(default_factory=dict)
-    """What each record added to its event; a record that is not here added nothing."""
-    origins: dict[tuple[str, int, int], Place] = field(default_factory=dict)
-    """(source, partition, sequence) of each record that was applied, and where it is."""
+    counted: dict[LogPosition, int] = field(default_factory=dict)
+    """Occurrences that each record added; refused and duplicate records have no entry."""
+    origins: dict[tuple[str, int, int], LogPosition] = field(default_factory=dict)
+    """Position of each applied record by (source, partition, sequence)."""
 
     def apply(self, record: LogRecord) -> None:
-        """Apply one record; those of one partition in the order of the log."""
+        """Apply one record; records of one partition must come in log order."""
         origin = None
         try:
             origin = _origin(record.headers)
@@ -76,11 +76,11 @@ class Model:
             if sequence <= self.watermarks.get(key, -1):
                 return
             self.watermarks[key] = sequence
-            self.origins[source, record.partition, sequence] = record.place
+            self.origins[source, record.partition, sequence] = record.position
         if not content:
-            self.letters[record.place] = record, reason
+            self.letters[record.position] = record, reason
             return
-        self.counted[record.place] = content["count"]
+        self.counted[record.position] = content["count"]
         parts = self.parts.setdefault(content["identity"], {})
         part = parts.get(record.partition)
         if part is None:
@@ -98,7 +98,7 @@ class Model:
             part.last, part.fields = content["last"], content["fields"]
 
     def events(self) -> dict[Identity, Event]:
-        """The rows, over all partitions."""
+        """Return the events, merged over all partitions."""
         found = {}
         for identity, by_partition in self.parts.items():
             parts = list(by_partition.values())
@@ -108,13 +108,13 @@ class Model:
                 min(part.first for part in parts),
                 last,
                 {part.fields for part in parts if part.last == last},
-                {part.place for part in parts},
+                {part.list_position for part in parts},
             )
         return found
 
 
 def fold(records: Iterable[LogRecord]) -> Model:
-    """The model of `records`, each partition's in order."""
+    """Return the model of `records`; those of one partition must come in log order."""
     model = Model()
     for record in records:
         model.apply(record)

@@ -1,4 +1,4 @@
-"""A check that cannot fail proves nothing: the product is broken on purpose, in a copy."""
+"""Mutation tests of the fault matrix: each mutant breaks a copy of the product on purpose."""
 
 import asyncio
 import random
@@ -14,33 +14,33 @@ from tests.faults.runner import Planned, run_all, snapshot
 from tests.faults.source import Source
 
 _ROUNDS = 3
-"""How often the rows of a mutant are tried, each time with another seed."""
+"""Runs of a mutant's rows, each with a new seed."""
 _ROOT = Path(__file__).parents[2]
 _PASSED, _FAILED = 0, 1
-"""Exit codes of pytest; any other says nothing of the product."""
+"""Exit codes of pytest; any other says nothing about the product."""
 _FAILURE = re.compile(r"^(?:FAILED|ERROR) (\S+)(?: - (.*))?$", re.M)
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One change of one file; `old` stands in it exactly once."""
+    """A change of one file, in which `old` must occur exactly once."""
 
     file: str
     old: str
     new: str
 
     def apply(self, source: Source) -> None:
-        """Change the copy; ValueError when the product is not what the edit was written for."""
+        """Change the copy; raise ValueError unless `old` occurs exactly once."""
         path = source.path / "execution_events" / self.file
         text = path.read_text()
         if (found := text.count(self.old)) != 1:
-            raise ValueError(f"{self.file} holds this {found} times, not once:\n{self.old}")
+            raise ValueError(f"{self.file} has this {found} times, expected once:\n{self.old}")
         path.write_text(text.replace(self.old, self.new))
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One mistake, and the rows that must notice it; where no row can, the tests that must."""
+    """A defect, and the rows that must catch it; where no row can, the tests that must."""
 
     name: str
     description: str
@@ -52,7 +52,7 @@ class Mutant:
 MUTANTS = (
     Mutant(
         "no-compare-and-set",
-        "The stored offset is set without comparing it",
+        "The stored offset is set without a comparison",
         (
             Edit(
                 "store/queries/progress.sql",
@@ -65,7 +65,7 @@ MUTANTS = (
     ),
     Mutant(
         "offsets-outside",
-        "The offsets are moved before the transaction of the rows",
+        "The offsets are committed before the rows",
         (
             Edit(
                 "store/write/batches.py",
@@ -86,7 +86,7 @@ MUTANTS = (
     ),
     Mutant(
         "reset-to-latest",
-        "An offset out of range continues at the log's end",
+        "A consumer continues at the log's end after an offset out of range",
         (
             Edit(
                 "kafka/consumer.py",
@@ -110,7 +110,7 @@ MUTANTS = (
     ),
     Mutant(
         "no-pause",
-        "Partitions are not paused when they are assigned",
+        "Newly assigned partitions are not paused",
         (
             Edit(
                 "consumer/assignment.py",
@@ -128,7 +128,7 @@ MUTANTS = (
     ),
     Mutant(
         "fail-open",
-        "Positions of an earlier generation stay valid, and partitions are not paused",
+        "Positions survive a rebalance, and newly assigned partitions are not paused",
         (
             Edit(
                 "consumer/assignment.py",
@@ -146,7 +146,7 @@ MUTANTS = (
     ),
     Mutant(
         "refused-watermark",
-        "A refused record leaves its source's watermark where it was",
+        "A refused record does not move its source's watermark",
         (
             Edit(
                 "projection/batch.py",
@@ -171,7 +171,7 @@ MUTANTS = (
     ),
     Mutant(
         "no-fingerprint",
-        "The last stored record is not compared with the log's",
+        "The last stored record is not compared with the log",
         (
             Edit(
                 "consumer/log_check.py",
@@ -186,13 +186,13 @@ MUTANTS = (
     ),
     Mutant(
         "unsynced-spool",
-        "A spool's transactions are not synced to the disk",
+        "A spool's transactions are not synced to disk",
         (Edit("publisher/spool/queries.py", '"synchronous = FULL"', '"synchronous = OFF"'),),
         ("spool-hung", "spool-slow"),
     ),
     Mutant(
         "spool-in-loop",
-        "A spool is written in the event loop",
+        "A spool is written on the event loop's thread",
         (
             Edit(
                 "publisher/delivery/spooled.py",
@@ -205,7 +205,7 @@ MUTANTS = (
     ),
     Mutant(
         "no-hold",
-        "What was attempted long ago is sent again by a worker that lives on",
+        "A running worker sends records again that it first attempted long ago",
         (
             Edit(
                 "publisher/delivery/sender.py",
@@ -217,7 +217,7 @@ MUTANTS = (
     ),
     Mutant(
         "overlapping-halves",
-        "The first half of a batch moves its partition to the end of the whole",
+        "The first half of a batch moves its partition to the end of the whole batch",
         (
             Edit(
                 "store/write/batches.py",
@@ -229,7 +229,7 @@ MUTANTS = (
     ),
     Mutant(
         "no-generation",
-        "A batch of an earlier generation is stored, and its offsets are taken for this one's",
+        "A batch of an earlier generation is stored, and its offsets count for the current one",
         (
             Edit(
                 "consumer/loop.py",
@@ -261,13 +261,13 @@ MUTANTS = (
     ),
     Mutant(
         "believed-offsets",
-        "Stored offsets are not read again after they were read once",
+        "Stored offsets are read only once",
         (Edit("consumer/seeder.py", "        await self._verify_positions()\n", ""),),
         ("pg-failover", "pg-restore"),
     ),
     Mutant(
         "waiting-for-locks",
-        "A batch waits for the sessions that hold its partitions",
+        "A batch waits for sessions that lock its partitions",
         (
             Edit(
                 "store/queries/progress.sql",
@@ -323,9 +323,9 @@ MUTANTS = (
 
 
 async def hunt(mutant: Mutant) -> Catch:
-    """Run the mutant's rows until one notices; the first episode that does is in the result.
+    """Run the mutant's rows until an episode catches it; return that episode.
 
-    In place of rows its tests, which must pass without it.
+    A mutant with tests runs those instead; they must pass without the mutant.
     """
     print(f"mutant {mutant.name}: {mutant.description}", flush=True)
     with snapshot() as source:
@@ -338,7 +338,7 @@ async def hunt(mutant: Mutant) -> Catch:
             return _catch_by_test(mutant, await failing(mutant.tests, source), digest)
         seeds = [random.randrange(1, 2**31) for _ in range(_ROUNDS)]
         plan = [Planned(row(name), seed) for seed in seeds for name in mutant.rows]
-        results = await run_all(source, plan, _forget, until_violation=True)
+        results = await run_all(source, plan, _discard, until_violation=True)
     for result in results:
         if result.violations and not result.vacuous:
             print(f"  caught by {result.row}", flush=True)
@@ -348,14 +348,14 @@ async def hunt(mutant: Mutant) -> Catch:
 
 
 async def failing(tests: Sequence[str], source: Source) -> tuple[str, str] | None:
-    """The first of `tests` that fails on `source`, and how; None where all pass.
+    """Return the first of `tests` that fails on `source` and its error, None if all pass.
 
-    RuntimeError where they cannot be run.
+    Raise RuntimeError if the tests cannot run.
     """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider", *tests),
         cwd=_ROOT,
-        # Wide enough for what the summary says of a failure.
+        # Wide enough for pytest's summary of a failure.
         env=source.environment() | {"COLUMNS": "400"},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -393,5 +393,5 @@ def _symptom(result: Result) -> str:
     return result.violations[0]
 
 
-def _forget(_: Result) -> None:
-    """The mutants' episodes are none of the product's."""
+def _discard(_: Result) -> None:
+    """Record nothing: a mutant's episodes say nothing about the product."""

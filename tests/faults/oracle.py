@@ -1,39 +1,39 @@
-"""The independent check: what the log means against what PostgreSQL holds, both ways."""
+"""The independent check: the model of the log against the contents of PostgreSQL, both ways."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from tests.faults.database import EventRow, ExecutionRow, LetterRow, Step, Stored
+from tests.faults.database import EventRow, ExecutionRow, LetterRow, OffsetMove, Stored
 from tests.faults.model import Event, Identity, Model, fold
-from tests.faults.record import LogRecord, Place
+from tests.faults.record import LogPosition, LogRecord
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
 _SHOWN = 20
-"""Differences of one kind that are spelt out; the rest are counted."""
+"""Differences listed for each kind; the rest are counted."""
 _TEXT = 500
-"""Characters of a difference that are shown: a dead letter may be large."""
+"""Maximum length of a listed difference: a dead letter may be large."""
 
 
 class Acknowledged(NamedTuple):
-    """A record that the log has promised to keep; source and sequence are None without origin."""
+    """An acknowledged record; source and sequence are None for a record without them."""
 
-    place: Place
+    position: LogPosition
     source: str | None = None
     sequence: int | None = None
 
 
 class Published(NamedTuple):
-    """Counts by name of a worker's events: those it has begun to publish, and the durable ones."""
+    """Counts by name of a worker's events: those being published, and the durable ones."""
 
     begun: Mapping[str, int]
     durable: Mapping[str, int]
 
 
 class Verdict(NamedTuple):
-    """What differs. `lost` and `doubled` are numbers of events whose counts are wrong."""
+    """The differences. `lost` and `doubled` are numbers of events with a wrong count."""
 
     lost: int
     doubled: int
@@ -53,10 +53,10 @@ def judge(
     published: tuple[Mapping[str, int], Mapping[str, int]] = Published({}, {}),
     audited: bool = True,
 ) -> Verdict:
-    """Compare everything stored with the log, and the log with what was promised.
+    """Compare everything stored with the log, and the log with the acknowledgements.
 
-    `records` are all that the log has held and the product could store, in order; `ends` is where
-    each partition's stored offset must be. Without `audited`, transactions are not looked at.
+    `records` are those that the product could have read, in log order; `ends` are the expected
+    stored offsets. Without `audited`, transactions are not checked.
     """
     model = fold(records)
     expected = model.events()
@@ -114,8 +114,8 @@ def _events(
                 yield f"{name}: last_timestamp {found.last}, not {wanted.last}"
             if found.fields not in wanted.fields:
                 yield f"{name}: fields {found.fields}, not {wanted.fields}"
-            if found.place not in wanted.places:
-                yield f"{name}: place {found.place}, not {wanted.places}"
+            if found.list_position not in wanted.list_positions:
+                yield f"{name}: list_position {found.list_position}, not {wanted.list_positions}"
 
 
 def _gap(wanted: Event, found: EventRow) -> str:
@@ -141,15 +141,15 @@ def _executions(
     yield from _mapping("execution", expected, actual)
 
 
-def _letters(model: Model, actual: Sequence[tuple[Place, LetterRow]]) -> Iterable[str]:
-    found: dict[Place, LetterRow] = {}
-    for place, row in actual:
-        if place in found:
-            yield f"{place}: kept twice"
-        found[place] = row
+def _letters(model: Model, actual: Sequence[tuple[LogPosition, LetterRow]]) -> Iterable[str]:
+    found: dict[LogPosition, LetterRow] = {}
+    for position, row in actual:
+        if position in found:
+            yield f"{position}: stored twice"
+        found[position] = row
     expected = {
-        place: LetterRow(record.timestamp, record.key, record.value, record.headers, reason)
-        for place, (record, reason) in model.letters.items()
+        position: LetterRow(record.timestamp, record.key, record.value, record.headers, reason)
+        for position, (record, reason) in model.letters.items()
     }
     yield from _mapping("record", expected, found)
 
@@ -157,9 +157,9 @@ def _letters(model: Model, actual: Sequence[tuple[Place, LetterRow]]) -> Iterabl
 def _mapping(what: str, expected: Mapping[_K, _V], actual: Mapping[_K, _V]) -> Iterable[str]:
     for key in expected.keys() | actual.keys():
         if key not in actual:
-            yield f"{what} {key}: missing, not {expected[key]}"
+            yield f"{what} {key}: missing, expected {expected[key]}"
         elif key not in expected:
-            yield f"{what} {key}: {actual[key]}, and there should be none"
+            yield f"{what} {key}: {actual[key]}, expected none"
         elif actual[key] != expected[key]:
             yield f"{what} {key}: {actual[key]}, not {expected[key]}"
 
@@ -167,18 +167,18 @@ def _mapping(what: str, expected: Mapping[_K, _V], actual: Mapping[_K, _V]) -> I
 def _acknowledged(
     records: Sequence[LogRecord], model: Model, acknowledged: Iterable[Acknowledged]
 ) -> Iterable[str]:
-    places = {record.place for record in records}
+    positions = {record.position for record in records}
     for promise in acknowledged:
-        if promise.place not in places:
-            yield f"{promise.place} is not in the log"
+        if promise.position not in positions:
+            yield f"{promise.position} is not in the log"
         elif promise.source is not None and promise.sequence is not None:
-            partition, _ = promise.place
+            partition, _ = promise.position
             if (promise.source, partition, promise.sequence) not in model.origins:
-                yield f"{promise} and no copy of it counts: the worker broke its order"
+                yield f"no copy of {promise} counts: the worker broke the order"
 
 
 def _published(events: Mapping[Identity, Event], published: Published) -> Iterable[str]:
-    """Each name is that of one occurrence record."""
+    """Compare the counts by name; each name belongs to one published event."""
     counts: dict[str, int] = defaultdict(int)
     for (_, _, name), event in events.items():
         counts[name] += event.count
@@ -187,40 +187,40 @@ def _published(events: Mapping[Identity, Event], published: Published) -> Iterab
             yield f"{name}: the log counts {counts[name]}, not {count}"
     for name, count in published.begun.items() - published.durable.items():
         if counts[name] not in (0, count):
-            yield f"{name}: the log counts {counts[name]}, not {count} or nothing"
+            yield f"{name}: the log counts {counts[name]}, not 0 or {count}"
 
 
 def _audit(model: Model, stored: Stored, ends: Mapping[int, int]) -> Iterable[str]:
-    """Batches follow each other without gap or overlap, and each holds exactly its records."""
+    """Check that batches have no gap or overlap, and that each adds exactly its records."""
     reached: dict[int, int] = {}
-    moves: dict[str, list[Step]] = defaultdict(list)
-    for step in stored.steps:
-        before, after = step.before, step.after
-        if before != reached.get(step.partition):
-            yield f"{step} begins where no batch ended, at {before}"
+    by_transaction: dict[str, list[OffsetMove]] = defaultdict(list)
+    for move in stored.moves:
+        before, after = move.before, move.after
+        if before != reached.get(move.partition):
+            yield f"{move} begins at {before}, where no batch ended"
         if after is None:
-            yield f"{step} forgets the stored offset"
+            yield f"{move} deletes the stored offset"
             continue
         if before is not None and after <= before:
-            yield f"{step} goes back"
-        reached[step.partition] = after
-        moves[step.transaction].append(step)
+            yield f"{move} goes back"
+        reached[move.partition] = after
+        by_transaction[move.transaction].append(move)
     for partition, end in ends.items():
         if reached.get(partition) != end:
             yield f"partition {partition}: the last batch ends at {reached.get(partition)}"
     amounts: dict[int, dict[int, int]] = defaultdict(dict)
     for (partition, offset), count in model.counted.items():
         amounts[partition][offset] = count
-    for transaction, steps in moves.items():
+    for transaction, moves in by_transaction.items():
         wanted = sum(
-            amounts[step.partition].get(offset, 0)
-            for step in steps
-            if step.before is not None and step.after is not None
-            for offset in range(step.before, step.after)
+            amounts[move.partition].get(offset, 0)
+            for move in moves
+            if move.before is not None and move.after is not None
+            for offset in range(move.before, move.after)
         )
         if (found := stored.growth.get(transaction, 0)) != wanted:
-            yield f"transaction {transaction} of {steps} added {found}, not {wanted}"
-    for transaction in (stored.growth.keys() | stored.touched) - moves.keys():
+            yield f"transaction {transaction} of {moves} added {found}, not {wanted}"
+    for transaction in (stored.growth.keys() | stored.touched) - by_transaction.keys():
         yield f"transaction {transaction} wrote rows and moved no offset"
 
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of one episode alone, with a standby or a backup of it."""
+"""A PostgreSQL server for a single episode, with an optional standby or backup."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from tests.support.servers import data_directory
 
 
 class OwnPostgres:
-    """The server that the consumers reach through `proxy`, and the episode's database on it."""
+    """A server that the consumers reach through `proxy`, and the episode's database on it."""
 
     def __init__(self, postgres: EmbeddedPostgres, proxy: Proxy, database: EpisodeDatabase) -> None:
         self.postgres = postgres
@@ -25,7 +25,7 @@ class OwnPostgres:
         self.database = database
 
     async def end(self) -> None:
-        """End the server as a crash does."""
+        """Crash the server."""
         self.postgres.process.kill(signal.SIGKILL)
         await self.postgres.process.wait()
 
@@ -49,12 +49,12 @@ class OwnPostgres:
 
     @asynccontextmanager
     async def standby(self) -> AsyncIterator["Standby"]:
-        """A running standby, asynchronous, which is promoted or not."""
+        """Run an asynchronous standby of the server."""
         async with AsyncExitStack() as stack:
             link = await stack.enter_async_context(Proxy(self.postgres.port))
             path = stack.enter_context(tempfile.TemporaryDirectory(prefix="standby-"))
             directory = await stack.enter_async_context(DataDirectory(Path(path) / "data"))
-            # Where the server's account can reach it, laid out as EmbeddedPostgres has it.
+            # In a directory that the server's account can reach, laid out like EmbeddedPostgres's.
             home = self.postgres.home.with_name(f"{self.postgres.home.name}-standby")
             home.mkdir(mode=0o700)
             stack.callback(shutil.rmtree, home, ignore_errors=True)
@@ -66,7 +66,7 @@ class OwnPostgres:
             yield Standby(postgres, link)
 
     async def restore(self, backup: Path) -> None:
-        """Put `backup` in the place of the data of the server, which has ended, and start it."""
+        """Replace the stopped server's data with `backup` and start it."""
         data = self.postgres.home / "data"
         data.rename(data.with_name("data.lost"))
         backup.rename(data)
@@ -81,13 +81,13 @@ class Standby:
         self.link = link
 
     async def promote(self) -> None:
-        """Return when it can be written to."""
+        """Promote the standby; return when it accepts writes."""
         await execute(self.postgres.dsn(), "SELECT pg_promote()")
 
 
 @asynccontextmanager
 async def own_postgres(source: Source) -> AsyncIterator[OwnPostgres]:
-    """A new server with a migrated database, whose data go at the end."""
+    """Run a new server with a migrated database; delete its data at the end."""
     async with data_directory() as directory:
         postgres = EmbeddedPostgres(directory)
         try:

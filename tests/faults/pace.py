@@ -34,7 +34,7 @@ class Pace:
         self._acknowledged = acknowledged
         self._progress: dict[int, int] = {}
         self._since: dict[int, float] = {}
-        self._stood: dict[int, float] = {}
+        self._longest: dict[int, float] = {}
         self._first: dict[int, int] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -53,15 +53,15 @@ class Pace:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
-    def stood(self) -> dict[int, float]:
+    def stalls(self) -> dict[int, float]:
         """Return the longest stall of each partition so far, in seconds."""
-        return {partition: round(seconds, 1) for partition, seconds in self._stood.items()}
+        return {partition: round(seconds, 1) for partition, seconds in self._longest.items()}
 
-    def quiet(self, partitions: Iterable[int]) -> set[int]:
+    def idle(self, partitions: Iterable[int]) -> set[int]:
         """Return those of `partitions` without a new acknowledged record."""
         return {p for p in partitions if self.ends.get(p, 0) <= self._first.get(p, 0)}
 
-    def look(self, progress: Mapping[int, int], now: float) -> None:
+    def record(self, progress: Mapping[int, int], now: float) -> None:
         """Record the stored offsets at the time `now`."""
         self.ends = self._last_acknowledged()
         for partition, end in self.ends.items():
@@ -70,13 +70,13 @@ class Pace:
                 # A stall counts while it lasts, not only once it has ended.
                 self._since[partition] = now
             self._progress[partition] = stored
-            stood = now - self._since[partition]
-            self._stood[partition] = max(self._stood.get(partition, 0.0), stood)
+            stall = now - self._since[partition]
+            self._longest[partition] = max(self._longest.get(partition, 0.0), stall)
 
     def _last_acknowledged(self) -> dict[int, int]:
         ends: dict[int, int] = {}
         for promise in self._acknowledged():
-            partition, offset = promise.place
+            partition, offset = promise.position
             ends[partition] = max(ends.get(partition, 0), offset + 1)
         return ends
 
@@ -84,7 +84,7 @@ class Pace:
         while True:
             progress = await self._database.progress()
             if progress is not None:
-                self.look(progress, time.monotonic())
+                self.record(progress, time.monotonic())
             await asyncio.sleep(_INTERVAL)
 
 
@@ -94,16 +94,16 @@ def pace_of(episode: Episode) -> Pace:
 
 
 def check_others(episode: Episode, pace: Pace, partitions: Collection[int]) -> None:
-    """Record the stalls of `partitions`, which the fault does not concern.
+    """Record the stalls of `partitions`, which the fault should not affect.
 
     A stall longer than `OTHERS_LIMIT` is a violation.
     """
-    stood = pace.stood()
-    episode.evidence["others stood still"] = max(stood.get(p, 0.0) for p in partitions)
+    stalls = pace.stalls()
+    episode.evidence["others stood still"] = max(stalls.get(p, 0.0) for p in partitions)
     episode.violations += [
-        f"partition {partition} stood still for {stood[partition]} s during the fault of another"
+        f"partition {partition} stalled for {stalls[partition]} s during the fault of another"
         for partition in sorted(partitions)
-        if stood.get(partition, 0.0) > OTHERS_LIMIT
+        if stalls.get(partition, 0.0) > OTHERS_LIMIT
     ]
-    if quiet := pace.quiet(partitions):
-        episode.proves_nothing = f"nothing was written to partitions {sorted(quiet)}"
+    if idle := pace.idle(partitions):
+        episode.inconclusive = f"nothing was written to partitions {sorted(idle)}"

@@ -1,17 +1,17 @@
-"""The messages of PostgreSQL's protocol 3.0, as a proxy sees them pass."""
+"""A parser of PostgreSQL's protocol 3.0 for the proxy."""
 
 from collections.abc import Iterator
 from enum import Enum
 
 _STARTUP_MAJOR = 3
-"""The protocol version in the first message that begins a session."""
+"""Major protocol version in the startup message."""
 
 
 class Moment(Enum):
-    """A place of a session, inside a transaction whose first statement was executed.
+    """A point in a session's transaction, after its first statement was executed.
 
-    The server waits for its client there, as long as one message is kept back: the client's end of
-    a COPY, or what the server answers. asyncpg sends a whole COPY at once.
+    The server waits for its client at this point while the proxy holds one message: the client's
+    CopyDone, or the server's response. asyncpg sends a whole COPY at once.
     """
 
     COPY = "inside COPY FROM STDIN"
@@ -20,7 +20,7 @@ class Moment(Enum):
 
 
 class Messages:
-    """Splits a stream into messages, however it is cut up."""
+    """A splitter of a stream, received in arbitrary pieces, into messages."""
 
     def __init__(self, *, from_client: bool) -> None:
         self._rest = b""
@@ -28,9 +28,9 @@ class Messages:
         self._started = False
 
     def feed(self, data: bytes) -> Iterator[tuple[bytes, bytes, int]]:
-        """Yield each message that `data` completes: type, body, and where in `data` it begins.
+        """Yield each message that `data` completes: type, body, and its start in `data`.
 
-        One that began earlier begins at 0.
+        The start is 0 if the message began in earlier data.
         """
         self._rest += data
         while True:
@@ -41,13 +41,13 @@ class Messages:
 
     def _message(self) -> tuple[bytes, bytes] | None:
         if not self._from_client and not self._started and self._rest[:1] in (b"S", b"N"):
-            # The one byte that answers a request for TLS; no session begins with such a type.
+            # The one-byte reply to an SSLRequest; no session begins with a message of this type.
             self._rest = self._rest[1:]
-        # Until the session begins, a client's messages have no type byte.
+        # Before the session begins, a client's messages have no type byte.
         prefix = 1 if self._started or not self._from_client else 0
         if len(self._rest) < prefix + 4:
             return None
-        # No message is shorter; other protocols pass here as well, and must not hold it up.
+        # No message is shorter; data of another protocol must not stop the parser.
         size = max(4, int.from_bytes(self._rest[prefix : prefix + 4]))
         if len(self._rest) < prefix + size:
             return None
@@ -59,7 +59,7 @@ class Messages:
 
 
 class Session:
-    """Both directions of one session, and the moments that it comes to."""
+    """Both directions of one session, and the moments it reaches."""
 
     def __init__(self) -> None:
         self._sent = Messages(from_client=True)
@@ -68,7 +68,7 @@ class Session:
         self._executed = False
 
     def sends(self, data: bytes) -> dict[Moment, int]:
-        """Where in the client's `data` to stop for each moment that it leads past."""
+        """Return the moments that the client's `data` passes, and where in it each begins."""
         found: dict[Moment, int] = {}
         for kind, _, begin in self._sent.feed(data):
             self._executed |= kind == b"E" and self._in_transaction
@@ -77,7 +77,7 @@ class Session:
         return found
 
     def receives(self, data: bytes) -> dict[Moment, int]:
-        """Where in the server's `data` to stop for each moment that it leads past."""
+        """Return the moments that the server's `data` passes, and where in it each begins."""
         found: dict[Moment, int] = {}
         for kind, body, begin in self._received.feed(data):
             if kind == b"Z":

@@ -1,4 +1,4 @@
-"""A TCP proxy on 127.0.0.1 whose network can be made to fail."""
+"""A TCP proxy on 127.0.0.1 that injects network faults."""
 
 import asyncio
 import contextlib
@@ -21,20 +21,20 @@ _LINGER_0 = struct.pack("ii", 1, 0)
 
 
 class Direction(Enum):
-    """Which way bytes flow."""
+    """The direction of a byte stream."""
 
     TO_SERVER = "to the server"
     TO_CLIENT = "to the client"
 
 
 class CommitFinder:
-    """Finds COMMIT in what a client sends over PostgreSQL's protocol, however it is cut up."""
+    """A finder of COMMIT in a PostgreSQL client's stream, received in arbitrary pieces."""
 
     def __init__(self) -> None:
         self._messages = Messages(from_client=True)
 
     def feed(self, data: bytes) -> bool:
-        """Whether `data` completes a message that commits a transaction."""
+        """Return True if `data` completes a message that commits a transaction."""
         found = False
         for kind, body, _ in self._messages.feed(data):
             found |= kind in (b"Q", b"P") and b"COMMIT" in body.upper()
@@ -64,8 +64,8 @@ class _Hold:
         self.released = asyncio.Event()
 
 
-class Partition:
-    """The connections that are cut off from a group's coordinator, until `healed`."""
+class Cutoff:
+    """The connections that are cut off from a group's coordinator until `healed` is set."""
 
     def __init__(self, is_victim: Callable[[int], bool]) -> None:
         self.healed = asyncio.Event()
@@ -74,7 +74,7 @@ class Partition:
         self._others: set[_Connection] = set()
 
     async def hold(self, connection: _Connection) -> None:
-        """Return once `connection` is not cut off, or not any more."""
+        """Return once `connection` is not, or no longer, cut off."""
         if not connection.apis & GROUP_APIS or connection in self._others:
             return
         if connection not in self.cut:
@@ -86,11 +86,11 @@ class Partition:
 
 
 class Proxy:
-    """Passes bytes between its own port and `target_port` until it is told otherwise.
+    """A TCP proxy in front of `target_port`, an asynchronous context manager.
 
-    An asynchronous context manager. `port` stays the same while the context is open; 0 chooses
-    one. Every failure is a context manager or returns at once, and none outlives the proxy.
-    `held_at` needs `sessions`: the proxy then follows what it passes as PostgreSQL's protocol.
+    `port` stays the same while the context is open; 0 picks a free one. Each fault is a context
+    manager or returns immediately, and none outlives the proxy. With `sessions`, which `held_at`
+    needs, the proxy parses the stream as PostgreSQL's protocol.
     """
 
     def __init__(self, target_port: int, port: int = 0, *, sessions: bool = False) -> None:
@@ -105,12 +105,12 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = {direction: asyncio.Event() for direction in Direction}
         self._delays: dict[Direction, tuple[float, float]] = {}
-        self._last_words = 0.0
+        self._final_seconds = 0.0
         self._commits_to_lose = 0
         self._sessions = sessions
         self._hold: _Hold | None = None
         self._ended = asyncio.Event()
-        self._partition: Partition | None = None
+        self._cutoff: Cutoff | None = None
         for event in self._open.values():
             event.set()
 
@@ -135,11 +135,11 @@ class Proxy:
 
     @property
     def connections(self) -> int:
-        """How many connections are open."""
+        """The number of open connections."""
         return len(self._connections)
 
     def cut(self) -> int:
-        """Reset every connection (RST, unsent bytes are lost); return how many there were."""
+        """Reset every connection (RST, unsent bytes are lost) and return their number."""
         cut = len(self._connections)
         for connection in self._connections:
             connection.reset()
@@ -149,7 +149,7 @@ class Proxy:
 
     @asynccontextmanager
     async def refusing(self) -> AsyncIterator[None]:
-        """Refuse connections; those that are open are reset."""
+        """Refuse new connections and reset the open ones."""
         self._close()
         self.cut()
         try:
@@ -159,12 +159,12 @@ class Proxy:
 
     @asynccontextmanager
     async def black_hole(
-        self, *directions: Direction, forgetful: bool = False
+        self, *directions: Direction, permanent: bool = False
     ) -> AsyncIterator[None]:
-        """Forward nothing in `directions` (both without any), and close nothing.
+        """Forward nothing in `directions` (default: both), and close nothing.
 
-        At the end what was sent arrives, as after a short break of a network; `forgetful`, as
-        where a firewall lost its table, the connections of the time stay silent for ever.
+        Afterwards the withheld bytes arrive, as after a network outage. With `permanent`, the open
+        connections stay silent, as after a firewall lost its state.
         """
         closed = directions or tuple(Direction)
         for direction in closed:
@@ -172,7 +172,7 @@ class Proxy:
         try:
             yield
         finally:
-            if forgetful:
+            if permanent:
                 for connection in self._connections:
                     connection.dead = True
             for direction in closed:
@@ -180,35 +180,35 @@ class Proxy:
 
     @asynccontextmanager
     async def no_coordinator(
-        self, is_victim: Callable[[int], bool], *, forgetful: bool = False
-    ) -> AsyncIterator[Partition]:
-        """Forward nothing, either way, between some clients and the group's coordinator here.
+        self, is_victim: Callable[[int], bool], *, permanent: bool = False
+    ) -> AsyncIterator[Cutoff]:
+        """Forward nothing, in either direction, between some clients and the group coordinator.
 
-        `is_victim` is asked with the port of a client that sends requests about its group. Its
-        other connections stay as they are: what it asks the leaders here goes by those. The end is
-        as in `black_hole`.
+        `is_victim` receives the port of each connection that carries requests about a group. Other
+        connections of the same client, such as those for fetches from leaders, are unaffected. The
+        end is as in `black_hole`.
         """
-        self._partition = partition = Partition(is_victim)
+        self._cutoff = cutoff = Cutoff(is_victim)
         try:
-            yield partition
+            yield cutoff
         finally:
-            self._partition = None
-            if forgetful:
-                for connection in partition.cut:
+            self._cutoff = None
+            if permanent:
+                for connection in cutoff.cut:
                     connection.dead = True
-            partition.healed.set()
+            cutoff.healed.set()
 
     @asynccontextmanager
     async def delayed(
-        self, least: float, most: float, *directions: Direction
+        self, minimum: float, maximum: float, *directions: Direction
     ) -> AsyncIterator[None]:
-        """Hold back each piece for `least` to `most` seconds in `directions` (both without any).
+        """Delay each chunk by `minimum` to `maximum` seconds in `directions` (default: both).
 
-        Pieces of one connection stay in order, and each waits after the one before it.
+        Chunks of one connection stay in order; their delays add up.
         """
         slow = directions or tuple(Direction)
         for direction in slow:
-            self._delays[direction] = least, most
+            self._delays[direction] = minimum, maximum
         try:
             yield
         finally:
@@ -216,39 +216,39 @@ class Proxy:
                 del self._delays[direction]
 
     @asynccontextmanager
-    async def losing_last_words(self, seconds: float) -> AsyncIterator[None]:
-        """Deliver nothing that a client sent less than `seconds` before its end.
+    async def losing_final_bytes(self, seconds: float) -> AsyncIterator[None]:
+        """Drop everything that a client sent in the last `seconds` before it ended.
 
-        As where a machine dies with its network: what a process has sent does not arrive. All
-        that reaches the server is late by `seconds`.
+        So it is when a machine fails along with its network. All data to the server is delayed by
+        `seconds`.
         """
-        self._last_words = seconds
+        self._final_seconds = seconds
         try:
             yield
         finally:
-            self._last_words = 0.0
+            self._final_seconds = 0.0
 
     def lose_commits(self, count: int) -> None:
-        """Let the server answer the next `count` COMMITs, and reset instead of the answer."""
+        """Reset the connection instead of forwarding the reply, for the next `count` COMMITs."""
         self._commits_to_lose = count
 
     def retarget(self, port: int) -> None:
-        """Lead new connections to the server at `port`, as where an address moves."""
+        """Forward new connections to `port`, as when an address moves to another server."""
         self._target_port = port
 
     def lose_client(self) -> None:
-        """Pass nothing more on the open connections, in either direction, and close none.
+        """Silence the open connections in both directions for good, and close none.
 
-        As where the client's machine has gone: the server is not told, and its socket stays open.
+        So it is when the client's machine disappears: the server's sockets stay open.
         """
         for connection in self._connections:
             connection.dead = True
 
     @asynccontextmanager
     async def held_at(self, moment: Moment) -> AsyncIterator[int]:
-        """Wait for a session that comes to `moment`, and keep it there until the end.
+        """Wait for a session to reach `moment` and hold it there while the context is open.
 
-        Gives the port of its connection to the server.
+        Yield the client port of its connection to the server.
         """
         hold = _Hold(moment)
         self._hold = hold
@@ -273,7 +273,7 @@ class Proxy:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self.accepted += 1
-        # A network that swallows requests lets nobody reach the server either.
+        # A network that drops packets to the server prevents new connections too.
         await self._open[Direction.TO_SERVER].wait()
         try:
             server_reader, server_writer = await asyncio.open_connection(HOST, self._target_port)
@@ -311,15 +311,15 @@ class Proxy:
             if direction in self._delays:
                 self.held_back += 1
                 await asyncio.sleep(random.uniform(*self._delays[direction]))
-            if self._last_words and direction is Direction.TO_SERVER:
-                await asyncio.sleep(self._last_words)
+            if self._final_seconds and direction is Direction.TO_SERVER:
+                await asyncio.sleep(self._final_seconds)
                 if reader.at_eof():
                     raise ConnectionResetError
             await self._open[direction].wait()
             if direction is Direction.TO_SERVER:
                 connection.apis |= connection.requests.feed(data)
-            if self._partition is not None:
-                await self._partition.hold(connection)
+            if self._cutoff is not None:
+                await self._cutoff.hold(connection)
             if connection.dead:
                 continue
             if direction is Direction.TO_SERVER:
@@ -327,14 +327,14 @@ class Proxy:
                     self._commits_to_lose -= 1
                     connection.losing = True
             elif connection.losing:
-                # The server has answered: the transaction is stored, and nobody will be told.
+                # The server has replied: the transaction is committed, unknown to its client.
                 self.lost_commits += 1
                 raise ConnectionResetError
             if connection.session is not None:
                 data = await self._held(connection, connection.session, data, direction)
             writer.write(data)
             await writer.drain()
-        # Its end passes where what was sent on it does.
+        # The end of a stream is subject to the same faults as its data.
         await self._until_passing(connection, direction)
         with contextlib.suppress(OSError):
             writer.write_eof()
@@ -342,19 +342,19 @@ class Proxy:
     async def _held(
         self, connection: _Connection, session: Session, data: bytes, direction: Direction
     ) -> bytes:
-        """Keep the session at the moment that is asked for; what of `data` is still to pass."""
+        """Hold the session at the requested moment; return the rest of `data` to forward."""
         to_server = direction is Direction.TO_SERVER
         moments = session.sends(data) if to_server else session.receives(data)
         hold = self._hold
         if hold is None or hold.moment not in moments or hold.found.done():
             return data
-        place = moments[hold.moment]
+        begin = moments[hold.moment]
         writer = connection.server if to_server else connection.client
-        writer.write(data[:place])
+        writer.write(data[:begin])
         await writer.drain()
         hold.found.set_result(connection.server.get_extra_info("sockname")[1])
         await hold.released.wait()
-        return b"" if connection.dead else data[place:]
+        return b"" if connection.dead else data[begin:]
 
     async def _until_passing(self, connection: _Connection, *directions: Direction) -> None:
         for direction in directions:

@@ -1,14 +1,14 @@
-"""A record of the log, as every part of the harness passes it on."""
+"""The record type shared by all parts of the harness."""
 
 from typing import NamedTuple
 
 Headers = tuple[tuple[str, bytes | None], ...]
-Place = tuple[int, int]
+LogPosition = tuple[int, int]
 """(partition, offset)"""
 
 
 class LogRecord(NamedTuple):
-    """One record; `timestamp` is in milliseconds since the Unix epoch."""
+    """A record of the log; `timestamp` is in milliseconds since the Unix epoch."""
 
     partition: int
     offset: int
@@ -18,5 +18,5 @@ class LogRecord(NamedTuple):
     headers: Headers = ()
 
     @property
-    def place(self) -> Place:
+    def position(self) -> LogPosition:
         return self.partition, self.offset

@@ -1,23 +1,23 @@
-"""Kafka's requests as a proxy sees them pass, and the process that sends them."""
+"""A parser of Kafka's requests for the proxy, and a look-up of a process's connections."""
 
 from contextlib import suppress
 from pathlib import Path
 
 GROUP_APIS = frozenset({11, 12, 13, 14})
-"""JoinGroup, Heartbeat, LeaveGroup and SyncGroup: only a coordinator is asked these."""
+"""JoinGroup, Heartbeat, LeaveGroup and SyncGroup, sent only to a coordinator."""
 _HEADER = 6
-"""Bytes of a request's size and of its api key."""
+"""Bytes of a request's size and API key."""
 
 
 class ApiKeys:
-    """Finds the api key of each request in what a client sends, however it is cut up."""
+    """A finder of the API key of each request in a client's stream, received in any pieces."""
 
     def __init__(self) -> None:
         self._header = b""
         self._skip = 0
 
     def feed(self, data: bytes) -> set[int]:
-        """The api keys of the requests whose beginning `data` completes."""
+        """Return the API keys of the requests whose header `data` completes."""
         found = set()
         while data:
             passed = min(self._skip, len(data))
@@ -34,7 +34,7 @@ class ApiKeys:
 
 
 def local_ports(pid: int) -> set[int]:
-    """The local ports of the TCP connections of a process, on Linux; none where it is gone."""
+    """Return the local TCP ports of a process on Linux, none if it has ended."""
     inodes = set()
     with suppress(OSError):
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():

@@ -18,7 +18,7 @@ from tests.faults import (
 )
 from tests.faults.episode import Row
 
-# Those of one broker first: a cluster is started once.
+# Rows with one broker come first, so that each cluster is started once.
 ROWS: tuple[Row, ...] = (
     *rows_consumer.ROWS,
     *rows_zombie.ROWS,
@@ -40,5 +40,5 @@ ROWS: tuple[Row, ...] = (
 
 
 def row(name: str) -> Row:
-    """The row called `name`; KeyError when there is none."""
+    """Return the row `name`; raise KeyError if there is none."""
     return {row.name: row for row in ROWS}[name]

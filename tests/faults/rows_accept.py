@@ -1,4 +1,4 @@
-"""An accepted log beside a consumer that still holds a batch of the log before it."""
+"""`topic accept` while a consumer still holds a batch of the old log."""
 
 import asyncio
 import signal
@@ -13,19 +13,19 @@ from tests.faults.oracle import Acknowledged
 from tests.faults.rows_log import judge_log_before, needs_accept
 
 _AUTHOR = 90
-"""The number of the author of what the row itself produces."""
+"""Number of the first author of the row's own records."""
 _HELD = 3
-"""Records of the batch that the frozen consumer holds."""
+"""Records in the frozen consumer's batch."""
 _TAKEN_LIMIT = SESSION_TIMEOUT + 20
-"""Seconds in which the partitions of a frozen consumer are another's."""
+"""Seconds until the partitions of a frozen consumer must have another owner."""
 _STORED_LIMIT = 30  # seconds
 _DECIDED_LIMIT = 10
-"""Seconds in which the late batch is stored or refused, once its consumer goes on."""
+"""Seconds until the late batch must be stored or refused, once its consumer continues."""
 _JOIN_LIMIT = 40  # seconds
 
 
 async def _accepted_beside_frozen(episode: Episode) -> None:
-    """The stored offset is again the one that the late batch expects, and of another log."""
+    """Give the late batch the stored offset that it expects, but of another log."""
     await episode.load.stop()
     await episode.until_caught_up(_STORED_LIMIT)
     [other] = episode.consumers
@@ -49,21 +49,21 @@ async def _accepted_beside_frozen(episode: Episode) -> None:
     await other.start()
     await episode.until_caught_up(_JOIN_LIMIT)
     if (await episode.database.progress() or {})[partition] != expected:
-        raise NoFaultError(f"partition {partition} does not stand at {expected}")
+        raise NoFaultError(f"the stored offset of partition {partition} is not {expected}")
 
     victim.signal(signal.SIGCONT)
     episode.healed()
     await _until_decided(episode, victim, partition, expected)
-    # What comes next in the new log, in every partition.
+    # Further records of the new log, in every partition.
     episode.acknowledged += await _produce(
         episode, Author(episode.seed, _AUTHOR + 2), list(range(PARTITIONS)) * 10
     )
 
 
 async def _freeze(episode: Episode, victim: Consumer) -> tuple[int, int]:
-    """Give records to one partition after another until the victim stops with those of one.
+    """Produce to one partition after another until the victim stops with a batch of one.
 
-    Its partition, and the offset that its batch begins at.
+    Return its partition and the batch's first offset.
     """
 
     async def joined() -> bool:
@@ -79,7 +79,7 @@ async def _freeze(episode: Episode, victim: Consumer) -> tuple[int, int]:
             progress = await episode.database.progress() or {}
             return victim.is_stopped() or progress[partition] > end
 
-        await episode.until(met, _STORED_LIMIT, f"partition {partition} is stored, or held")
+        await episode.until(met, _STORED_LIMIT, f"records of partition {partition} are fetched")
         if victim.is_stopped():
             return partition, before[partition]
     raise NoFaultError("the victim has stored nothing")
@@ -91,24 +91,24 @@ async def _until_decided(episode: Episode, victim: Consumer, partition: int, exp
         return progress.get(partition) != expected or await victim.fenced() > 0
 
     await episode.until(decided, _DECIDED_LIMIT, "the late batch is stored or refused")
-    stands = (await episode.database.progress() or {}).get(partition)
-    if stands != expected:
+    stored = (await episode.database.progress() or {}).get(partition)
+    if stored != expected:
         episode.violations.append(
-            f"partition {partition} went from {expected} to {stands} by a batch of the old log"
+            f"a batch of the old log moved partition {partition} from {expected} to {stored}"
         )
 
 
 async def _produce(
     episode: Episode, author: Author, partitions: Iterable[int]
 ) -> list[Acknowledged]:
-    """Produce one record without source to each of `partitions`, in order."""
+    """Produce one record without a source to each of `partitions`, in order."""
     sent = []
     async with AIOKafkaProducer(
         bootstrap_servers=episode.topic.bootstrap_servers, acks="all"
     ) as producer:
         for partition in partitions:
             message = author.next(with_source=0)
-            # One request each: the offsets of a partition are in the order of its records.
+            # One request at a time keeps the order of the records in a partition.
             record = await producer.send_and_wait(
                 episode.topic.name, message.value, message.key, partition=partition
             )
@@ -119,7 +119,7 @@ async def _produce(
 ROWS = (
     Row(
         "accept-frozen",
-        "`topic accept` beside a consumer that is frozen with a batch of the old log",
+        "`topic accept` while a frozen consumer holds a batch of the old log",
         10,
         _accepted_beside_frozen,
         consumers=1,

@@ -1,4 +1,4 @@
-"""A worker's clock that is wrong, or moves by weeks while the worker lives."""
+"""A worker's clock that is wrong, or moves by weeks while the worker runs."""
 
 import asyncio
 import json
@@ -18,42 +18,43 @@ from tests.support.spooling_worker import Journal
 
 _STAMPS = ("CreateTime", "LogAppendTime")
 _SPOOLS = "urn:uuid:%"
-"""The sources of spools, and none of the harness's own workers."""
+"""Pattern of the sources of spools, which no other worker of the harness has."""
 _AHEAD, _BEHIND = timedelta(hours=2), timedelta(days=-365)
 _LATER = (timedelta(days=31), timedelta(days=61))
-"""Later than a record may be sent again; and later than consumers remember a source, too."""
+"""Beyond the time in which a record may be sent again; the second also beyond the time for which a
+source's watermark is stored."""
 _INTERVAL = 0.1
-"""Seconds between two events of one of the worker's tasks: some 80 a second in all."""
+"""Seconds between two events of one of the worker's tasks: about 80 events/s in total."""
 _EVENTS = 100
-"""Events that the worker must have published before anything changes."""
+"""Events that the worker must have published before the fault."""
 _WORKS_LIMIT = 30  # seconds
 _SENT_LIMIT = 30
-"""Seconds in which everything is sent, once the clock is right: the worker tries again in 5 s."""
+"""Seconds until everything must be sent once the clock is right; the worker retries every 5 s."""
 _LOST_REPLIES = 1
-"""Seconds in which what is sent is stored, and its reply is lost."""
-_AWAY = 64
-"""Seconds without a reply: after 60 the worker makes another producer, which knows of no batch
-that is in the log."""
+"""Seconds in which records reach the log and their acknowledgements are lost."""
+_NO_REPLY = 64
+"""Seconds without a reply: after 60 the worker replaces its producer, and the new one does not know
+which batches are in the log."""
 
 
 async def _wrong(episode: Episode) -> None:
     shift = (_AHEAD, _BEHIND)[episode.seed // 2 % 2]
     stamp = await _stamp(episode)
     episode.evidence["clock"] = str(shift)
-    hands = ProcessClock(episode.directory / "clock", shift)
+    false_clock = ProcessClock(episode.directory / "clock", shift)
     worker = WorkerProcess(
-        episode.environment(), episode.directory, command=hands.command, interval=_INTERVAL
+        episode.environment(), episode.directory, command=false_clock.command, interval=_INTERVAL
     )
     async with worker.running() as process:
         await _until_published(episode, worker, _EVENTS)
         if shift == _BEHIND or stamp == "LogAppendTime":
             await _require_sent(episode, worker, _EVENTS)
         else:
-            # Kafka takes nothing more than an hour ahead.
+            # Kafka refuses timestamps more than an hour ahead.
             await _until_published(episode, worker, 2 * _EVENTS)
             if _sent(worker) > 0:
-                raise NoFaultError("Kafka takes records of this clock")
-        hands.move(timedelta())
+                raise NoFaultError("Kafka accepts records of this clock")
+        false_clock.move(timedelta())
         await _require_sent(episode, worker, len(worker.journal().durable))
         process.kill(signal.SIGKILL)
         await process.wait()
@@ -61,19 +62,19 @@ async def _wrong(episode: Episode) -> None:
 
 
 async def _later(episode: Episode) -> None:
-    """The replies to a batch of each partition are lost; then weeks pass.
+    """Lose the replies to a batch of each partition, then let weeks pass.
 
-    The clock is weeks behind at first, so that it is right at the end.
+    The clock starts weeks behind, so that it is right at the end.
     """
     later = _LATER[episode.seed // 2 % 2]
     await _stamp(episode)
     episode.evidence["later"] = f"{later.days} days"
-    hands = ProcessClock(episode.directory / "clock", -later)
+    false_clock = ProcessClock(episode.directory / "clock", -later)
     servers = episode.brokers.proxied_servers
     worker = WorkerProcess(
         episode.environment() | {"EXECUTION_EVENTS_KAFKA_BOOTSTRAP_SERVERS": servers},
         episode.directory,
-        command=hands.command,
+        command=false_clock.command,
         interval=_INTERVAL,
     )
     await episode.load.stop()
@@ -85,12 +86,12 @@ async def _later(episode: Episode) -> None:
             began = time.monotonic()
             await asyncio.sleep(_LOST_REPLIES)
             old = worker.journal().begun
-            # Until the last of them is given to be sent.
+            # Until the producer has sent the last of them.
             await asyncio.sleep(_LOST_REPLIES)
-            hands.move(timedelta())
+            false_clock.move(timedelta())
             await episode.until_caught_up(_WORKS_LIMIT)
             await _forget_sources(episode, later)
-            await asyncio.sleep(_AWAY - (time.monotonic() - began))
+            await asyncio.sleep(_NO_REPLY - (time.monotonic() - began))
         before = await episode.topic.ends()
 
         async def sends() -> bool:
@@ -108,7 +109,7 @@ async def _later(episode: Episode) -> None:
 
 
 async def _copies(episode: Episode, names: Collection[str]) -> Counter[str]:
-    """How often the events of these names are in the log."""
+    """Return the number of records of each of `names` in the log."""
     bodies = [json.loads(record.value or b"0") for record in await episode.topic.records()]
     found = [body["metadata"]["name"] for body in bodies]
     return Counter(name for name in found if name in names)
@@ -122,15 +123,15 @@ async def _stamp(episode: Episode) -> str:
 
 
 async def _forget_sources(episode: Episode, later: timedelta) -> None:
-    """Have the database's memory of the worker age as well, and forget what is to be forgotten."""
+    """Age the worker's watermarks by `later` too, and prune those that are too old."""
     aged = await episode.database.age_sources(_SPOOLS, later.total_seconds())
     owner = episode.database.owner_url(episode.cluster.postgres.port)
     code, output = await episode.command(
         *("prune", "--older-than", "9999d"), EXECUTION_EVENTS_DATABASE_URL=owner
     )
     if not aged or code:
-        raise NoFaultError(f"{aged} watermarks aged; prune ended with {code}: {output}")
-    await episode.database.forgive_prune()
+        raise NoFaultError(f"{aged} watermarks aged; prune exited with {code}: {output}")
+    await episode.database.omit_prune_from_audit()
 
 
 async def _until_published(episode: Episode, worker: WorkerProcess, events: int) -> None:
@@ -141,7 +142,7 @@ async def _until_published(episode: Episode, worker: WorkerProcess, events: int)
 
 
 def _sent(worker: WorkerProcess) -> int:
-    """How many events are sent; one that is held counts as well, as it has been sent before."""
+    """Return the number of sent events; a held one counts, as it was attempted before."""
     return len(worker.journal().durable) - worker.left() - worker.refused()
 
 
@@ -160,9 +161,9 @@ async def _require(episode: Episode, condition: Callable[[], Awaitable[bool]], w
 
 
 async def _drain(episode: Episode, worker: WorkerProcess) -> int:
-    """Send what the worker left, and account for what is held: how many events that are.
+    """Drain the worker's spools and return the number of held events.
 
-    What is held may be in the log, and nothing else may be left.
+    Held events may be in the log or not; nothing else may remain in a spool.
     """
     episode.healed()
     directory = str(worker.spools)
@@ -171,12 +172,12 @@ async def _drain(episode: Episode, worker: WorkerProcess) -> int:
     spools = [json.loads(line) for line in listed.splitlines() if line.startswith("{")]
     held = worker.held()
     episode.evidence["held"] = len(held)
-    told = {
-        what: sum(spool[what] or 0 for spool in spools) for what in ("pending", "held", "refused")
-    }
-    if told != {"pending": 0, "held": len(held), "refused": 0} or code != bool(held):
+    states = ("pending", "held", "refused")
+    totals = {state: sum(spool[state] or 0 for spool in spools) for state in states}
+    if totals != {"pending": 0, "held": len(held), "refused": 0} or code != bool(held):
         episode.violations.append(
-            f"{len(held)} events are held; spool list tells {told}, spool drain {code}: {output}"
+            f"{len(held)} events are held; spool list has {totals};"
+            f" spool drain: exit code {code}: {output}"
         )
     journal = worker.journal()
     episode.published = Journal(
@@ -193,14 +194,14 @@ def _missing(source: Source) -> str | None:
 ROWS = (
     Row(
         "clock-wrong",
-        "A worker's clock 2 h ahead or a year behind, and put right while it lives",
+        "A worker's clock 2 h ahead or a year behind, corrected while it runs",
         10,
         _wrong,
         missing=_missing,
     ),
     Row(
         "clock-later",
-        "31 or 61 days pass in a living worker that lost Kafka's replies",
+        "31 or 61 days pass in a running worker that lost Kafka's replies",
         10,
         _later,
         is_long=True,

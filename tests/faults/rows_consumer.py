@@ -12,45 +12,45 @@ from tests.faults.failpoints import POINTS
 
 POINT_LIMIT = 60
 """Seconds until a consumer must have reached its fail point."""
-_LAST_WORDS = 0.02
-"""Seconds before a consumer's death in which what it sends is lost; far less than a time limit."""
+_FINAL_SECONDS = 0.02
+"""Seconds before a consumer's end in which all it sends is lost; far shorter than any timeout."""
 _SESSION_ENDS = 0.3
-"""Seconds in which PostgreSQL has noticed that a client has gone, and done what it had asked."""
+"""Seconds until PostgreSQL has processed a lost client's last requests and ended its session."""
 
 
 def _kill_at(point: str) -> Callable[[random.Random], str]:
     def choose(rng: random.Random) -> str:
-        # A partition is assigned once or twice in an episode, a batch is stored many times.
+        # Partitions are assigned once or twice in an episode, batches stored many times.
         return f"{point}:{1 if point == 'assigned' else rng.randint(1, 20)}:kill"
 
     return choose
 
 
 def kill_at_any(rng: random.Random) -> str:
-    """Any of the points, but the one that is reached before there is a batch."""
+    """Choose any point except `assigned`, which comes before the first batch."""
     return _kill_at(rng.choice([point for point in POINTS if point != "assigned"]))(rng)
 
 
 async def killed_at_its_point(episode: Episode) -> None:
-    """Return when the first consumer has ended at its fail point and runs again."""
+    """Return once the first consumer was killed at its fail point and runs again."""
     await _until_killed(episode)
     await _back(episode)
 
 
 async def _killed_at_commit(episode: Episode) -> None:
-    """The COMMIT of a process that dies then either arrives or does not."""
+    """Kill the consumer right after it sent COMMIT, which then arrives or is lost."""
     point = str(episode.evidence["fail point"])
     async with AsyncExitStack() as stack:
         if lost := episode.rng.random() < 0.5:
             proxy = episode.cluster.postgres_proxy
-            await stack.enter_async_context(proxy.losing_last_words(_LAST_WORDS))
+            await stack.enter_async_context(proxy.losing_final_bytes(_FINAL_SECONDS))
         await _until_killed(episode)
         await asyncio.sleep(_SESSION_ENDS)
     batches = await episode.database.batches_of_the_dead()
     stored = batches == int(point.split(":")[1])
     episode.evidence["outcome"] = f"the batch {'was stored' if stored else 'was lost'}"
     if stored == lost:
-        episode.proves_nothing = f"the COMMIT {'arrived' if lost else 'did not arrive'}"
+        episode.inconclusive = f"the COMMIT {'arrived' if lost else 'did not arrive'}"
     await _back(episode)
 
 
@@ -88,10 +88,10 @@ async def _scale(episode: Episode) -> None:
         await asyncio.sleep(episode.rng.uniform(0.5, 2))
     await episode.until_joined()
     await episode.until_moving()
-    # Rolling: one after another, and the first is the last to go and comes back.
+    # A rolling stop; the first consumer stops last and is started again.
     for consumer in (*joined, first):
         if code := await consumer.stop():
-            episode.violations.append(f"{consumer.name}: SIGTERM ended in exit code {code}")
+            episode.violations.append(f"{consumer.name}: exit code {code} after SIGTERM")
         await asyncio.sleep(episode.rng.uniform(0, 1))
     await first.start()
     for consumer in joined:
@@ -102,7 +102,7 @@ ROWS = (
     *(
         Row(
             f"kill-{point.replace('_', '-')}",
-            f"SIGKILL a consumer at {point.replace('_', ' ')}",
+            f"SIGKILL a consumer at fail point `{point}`",
             15,
             _killed_at_commit if point == "commit_sent" else killed_at_its_point,
             proxied=Server.POSTGRES if point == "commit_sent" else None,
@@ -111,5 +111,11 @@ ROWS = (
         for point in POINTS
     ),
     Row("kill-random", "SIGKILL a consumer at a random moment", 10, _kill_at_random),
-    Row("scale", "Scale 1-3-1, rolling SIGTERM", 20, _scale, consumers=1),
+    Row(
+        "scale",
+        "Scale from 1 consumer to 3 and back, rolling SIGTERM",
+        20,
+        _scale,
+        consumers=1,
+    ),
 )

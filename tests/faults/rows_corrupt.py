@@ -1,4 +1,4 @@
-"""Partitions that cannot be read: they halt or wait, and every other one goes on."""
+"""Partitions that cannot be read: they halt or wait while all others continue."""
 
 import asyncio
 import re
@@ -11,25 +11,25 @@ from tests.faults.rows_log import accept, halted_partitions, needs_accept
 from tests.faults.segments import StoredBatch, batches, flip
 
 _HALT_LIMIT = 20
-"""Seconds in which the partition of a corrupt batch must have halted."""
+"""Seconds until the partition of a corrupt batch must be halted."""
 _WATCHED = 16
-"""Seconds for which the others are watched: a halted partition is looked at every 15."""
+"""Seconds for which the others are watched: a halted partition is retried every 15."""
 
 
 async def _corrupt_batch(episode: Episode) -> None:
-    """Ahead of running consumers, one of which is then restarted."""
+    """Corrupt a batch ahead of running consumers, then restart one of them."""
     partition = episode.rng.randrange(PARTITIONS)
     segment = _segment(episode, partition)
     for consumer in episode.consumers:
         consumer.signal(signal.SIGSTOP)
-    # What is on its way to them already is not read from the disk again.
+    # Records already in transit are not read from the disk again.
     await asyncio.sleep(1)
     end = (await episode.topic.ends())[partition]
 
     async def written() -> bool:
         return any(batch.base >= end for batch in batches(segment))
 
-    await episode.until(written, 10, "a batch that nobody has fetched")
+    await episode.until(written, 10, "a batch that no consumer has fetched is written")
     batch = next(batch for batch in batches(segment) if batch.base >= end)
     await episode.note_log()
     flip(segment, batch)
@@ -39,7 +39,7 @@ async def _corrupt_batch(episode: Episode) -> None:
         await _until_named(episode, partition, batch, "halted after")
         restarted = episode.rng.choice(episode.consumers)
         if code := await restarted.stop():
-            episode.violations.append(f"SIGTERM ended a consumer with exit code {code}")
+            episode.violations.append(f"{restarted.name}: exit code {code} after SIGTERM")
         await restarted.start()
         await episode.until_joined()
         await _until_named(episode, partition, batch, "halted again after")
@@ -55,12 +55,12 @@ async def _corrupt_batch(episode: Episode) -> None:
 
 
 async def _corrupt_last_stored(episode: Episode) -> None:
-    """In the batch that the next assignment reads again to know the log by it."""
+    """Corrupt the batch that the next assignment reads to verify the log."""
     partition = episode.rng.randrange(PARTITIONS)
     segment = _segment(episode, partition)
     for code in await asyncio.gather(*(consumer.stop() for consumer in episode.consumers)):
         if code:
-            episode.violations.append(f"SIGTERM ended a consumer with exit code {code}")
+            episode.violations.append(f"a consumer's exit code after SIGTERM is {code}")
     stored = (await episode.database.progress() or {}).get(partition, 0)
     if not stored:
         raise NoFaultError(f"partition {partition} has nothing stored")
@@ -77,10 +77,10 @@ async def _corrupt_last_stored(episode: Episode) -> None:
 
 
 async def _no_leader(episode: Episode) -> None:
-    """The partitions of one broker, which is away while a consumer is restarted."""
+    """Restart a consumer while one broker, and so the only replica of its partitions, is down."""
     coordinator = await episode.topic.coordinator(episode.group)
     leaders = await episode.topic.leaders()
-    # A coordinator that is away stops the group by itself.
+    # Without its coordinator the whole group would stop.
     victim = episode.rng.choice(sorted(set(leaders.values()) - {coordinator}))
     led = {partition for partition, leader in leaders.items() if leader == victim}
     others = leaders.keys() - led
@@ -96,7 +96,7 @@ async def _no_leader(episode: Episode) -> None:
         await episode.until(leaderless, 30, f"partitions {led} have no leader")
         restarted = episode.rng.choice(episode.consumers)
         if code := await restarted.stop():
-            episode.violations.append(f"SIGTERM ended a consumer with exit code {code}")
+            episode.violations.append(f"{restarted.name}: exit code {code} after SIGTERM")
         await restarted.start()
         await episode.until_joined()
         await asyncio.sleep(_WATCHED)
@@ -111,14 +111,14 @@ def _segment(episode: Episode, partition: int) -> Path:
 
 
 async def _until_named(episode: Episode, partition: int, batch: StoredBatch, event: str) -> None:
-    """Return when the partition counts as halted and `/readyz` says so, with an offset."""
-    where = range(batch.base, batch.last + 2)
+    """Return once the partition is halted and `/readyz` names it with an offset of the batch."""
+    offsets = range(batch.base, batch.last + 2)
 
     async def named() -> bool:
         if partition not in await halted_partitions(episode.consumers):
             return False
         reasons = [reason for c in episode.consumers for reason in await c.reasons()]
-        return any(_names(reason, partition, where) for reason in reasons)
+        return any(_names(reason, partition, offsets) for reason in reasons)
 
     episode.evidence[event] = seconds = await episode.seconds_until(named, _HALT_LIMIT)
     if seconds is None:
@@ -137,7 +137,7 @@ def _names(reason: str, partition: int, offsets: range) -> bool:
 
 
 async def _watch(episode: Episode) -> None:
-    """The members of the group stay the same: a client that is replaced stops all partitions."""
+    """Check that the group's members stay the same: replacing a client stops all partitions."""
     before = await episode.topic.members(episode.group)
     await asyncio.sleep(_WATCHED)
     if not before or await episode.topic.members(episode.group) != before:
@@ -145,7 +145,7 @@ async def _watch(episode: Episode) -> None:
 
 
 async def _heal(episode: Episode, partition: int, segment: Path, batch: StoredBatch) -> None:
-    """Repair the batch, or delete it and go on behind it."""
+    """Repair the batch, or delete it and continue after it."""
     if episode.seed % 2:
         episode.evidence["healed by"] = "repair"
         flip(segment, batch)
@@ -162,14 +162,14 @@ async def _heal(episode: Episode, partition: int, segment: Path, batch: StoredBa
 ROWS = (
     Row(
         "corrupt-batch",
-        "A corrupt batch in one partition; a consumer restarts",
+        "Corrupt batch in one partition; a consumer restarts",
         10,
         _corrupt_batch,
         missing=needs_accept,
     ),
     Row(
         "corrupt-last-stored",
-        "A corrupt batch holds a last stored record; restart",
+        "Corrupt batch with a partition's last stored record; the consumers restart",
         10,
         _corrupt_last_stored,
         missing=needs_accept,
@@ -178,7 +178,7 @@ ROWS = (
 ROWS_OF_THREE = (
     Row(
         "three-no-leader",
-        "3 brokers, replication 1: one is away; a consumer restarts",
+        "3 brokers, replication factor 1: one is down; a consumer restarts",
         10,
         _no_leader,
         brokers=3,

@@ -1,4 +1,4 @@
-"""PostgreSQL goes back in time: a failover that loses commits, or a restored backup."""
+"""PostgreSQL loses commits: by a failover to a lagging standby, or by a restored backup."""
 
 from tests.faults.episode import PARTITIONS, Episode, NoFaultError, Row
 from tests.faults.own_postgres import OwnPostgres
@@ -6,9 +6,9 @@ from tests.faults.own_postgres import OwnPostgres
 _LOST = 50
 """Offsets of each partition that are stored and then lost."""
 _IDLE = PARTITIONS // 2
-"""Partitions that get no record any more: nothing there could be refused."""
+"""Partitions that receive no further record, so that no batch of theirs can be refused."""
 _CAUGHT_UP_LIMIT = 30
-"""Seconds from the server's return until all is stored again."""
+"""Seconds from the server's return until everything must be stored again."""
 
 
 async def _failover(episode: Episode) -> None:
@@ -45,9 +45,9 @@ def _own(episode: Episode) -> OwnPostgres:
 
 
 async def _move_on(episode: Episode) -> tuple[dict[int, int], set[int]]:
-    """Store more of each partition, which will be lost, and then leave some of them idle.
+    """Store records of each partition that will be lost, then leave some partitions idle.
 
-    Gives the stored offsets, and the idle partitions.
+    Return the stored offsets and the idle partitions.
     """
     before = await episode.database.progress() or {}
 
@@ -57,14 +57,14 @@ async def _move_on(episode: Episode) -> tuple[dict[int, int], set[int]]:
 
     await episode.until(moved, 60, f"{_LOST} more records of each partition are stored")
     idle = set(episode.rng.sample(range(PARTITIONS), _IDLE))
-    await episode.load.rest(idle)
+    await episode.load.pause(idle)
     ends = await episode.topic.ends(idle)
 
     async def all_stored() -> bool:
         progress = await episode.database.progress() or {}
         return all(progress.get(partition) == end for partition, end in ends.items())
 
-    await episode.until(all_stored, 30, f"all of partitions {idle} is stored")
+    await episode.until(all_stored, 30, f"all records of partitions {idle} are stored")
     return await episode.database.progress() or {}, idle
 
 
@@ -72,12 +72,12 @@ async def _note_lost(episode: Episode, believed: dict[int, int], idle: set[int])
     stored = await episode.database.progress() or {}
     lost = {p: believed[p] - stored.get(p, 0) for p in believed}
     episode.evidence["offsets lost"] = sum(max(number, 0) for number in lost.values())
-    if spared := [partition for partition in idle if lost[partition] <= 0]:
-        raise NoFaultError(f"partitions {spared} lost nothing")
+    if unaffected := [partition for partition in idle if lost[partition] <= 0]:
+        raise NoFaultError(f"partitions {unaffected} lost nothing")
 
 
 async def _caught_up(episode: Episode, idle: set[int]) -> None:
-    """From its return the server has all of each partition in time."""
+    """Check that everything is stored in time after the server's return."""
     episode.healed()
     ends = await episode.topic.ends()
     behind: dict[int, int] = {}
@@ -95,15 +95,15 @@ async def _caught_up(episode: Episode, idle: set[int]) -> None:
     if seconds is None:
         reasons = [await consumer.reasons() for consumer in episode.consumers]
         episode.violations.append(
-            f"offsets that are not stored after {_CAUGHT_UP_LIMIT} s: {behind}"
-            f" (idle are {sorted(idle)}); the consumers' reasons are {reasons}"
+            f"offsets not stored after {_CAUGHT_UP_LIMIT} s: {behind}"
+            f" (idle partitions: {sorted(idle)}); the consumers' reasons: {reasons}"
         )
 
 
 ROWS = (
     Row(
         "pg-failover",
-        "A standby without the last commits takes over; idle partitions",
+        "Failover to a standby without the last commits; some partitions idle",
         10,
         _failover,
         worker_for_each_partition=True,
@@ -111,7 +111,7 @@ ROWS = (
     ),
     Row(
         "pg-restore",
-        "A backup is restored under running consumers; idle partitions",
+        "Backup restored under running consumers; some partitions idle",
         10,
         _restore,
         worker_for_each_partition=True,

@@ -1,4 +1,4 @@
-"""A consumer that stands still or is gone in the middle of a transaction: its partitions go on."""
+"""A consumer frozen or lost in the middle of a transaction: its partitions must continue."""
 
 import asyncio
 import signal
@@ -13,14 +13,14 @@ from tests.faults.protocol import Moment
 from tests.faults.proxy import Proxy
 
 _TAKEN_LIMIT = SESSION_TIMEOUT + 15
-"""Seconds in which records written after the freeze are stored in each partition."""
+"""Seconds until records written after the freeze must be stored in each partition."""
 _FROZEN = 66
-"""Seconds; longer than every time limit of a session."""
+"""Seconds, longer than every timeout of a session."""
 _ATTEMPTS = 20
 _MOMENT_LIMIT = 20
-"""Seconds until a session comes to a moment."""
+"""Seconds until a session must reach a moment."""
 _WAITS_LIMIT = 0.5
-"""Seconds until its server is seen to wait there."""
+"""Seconds until its server must be waiting."""
 
 
 async def _frozen(episode: Episode) -> None:
@@ -41,7 +41,7 @@ async def _host_gone(episode: Episode) -> None:
 
 
 async def _victim(episode: Episode) -> tuple[Consumer, Proxy]:
-    """A second consumer, whose way to PostgreSQL is its own up to the episode's end."""
+    """Start a second consumer that reaches PostgreSQL through a proxy of its own."""
     proxy = Proxy(episode.cluster.postgres.port, sessions=True)
     await episode.stack.enter_async_context(proxy)
     victim = episode.new_consumer(proxy.port)
@@ -58,11 +58,11 @@ async def _victim(episode: Episode) -> tuple[Consumer, Proxy]:
 
 @asynccontextmanager
 async def _freeze(episode: Episode, victim: Consumer, proxy: Proxy) -> AsyncIterator[set[int]]:
-    """Stop the victim where its session holds stored offsets; gives the other's partitions.
+    """SIGSTOP the victim while its session locks stored offsets; yield the other's partitions.
 
-    What it has sent too much does not arrive before the end.
+    Messages that the victim had already sent arrive at the end.
     """
-    # Each place as often as the others.
+    # Seeds alternate between the moments.
     moment = list(Moment)[episode.seed % len(Moment)]
     episode.evidence["frozen"] = moment.value
     [other, _] = episode.consumers
@@ -71,7 +71,7 @@ async def _freeze(episode: Episode, victim: Consumer, proxy: Proxy) -> AsyncIter
     for attempt in range(1, _ATTEMPTS + 1):
         episode.evidence["attempts"] = attempt
         if moment is Moment.PARSED and over:
-            # A statement is parsed once on each connection.
+            # A statement is parsed only once per connection.
             proxy.cut()
         async with AsyncExitStack() as stack:
             try:
@@ -87,7 +87,7 @@ async def _freeze(episode: Episode, victim: Consumer, proxy: Proxy) -> AsyncIter
                 async def stopped() -> bool:
                     return victim.is_stopped()
 
-                await episode.until(stopped, 5, "the consumer stands still")
+                await episode.until(stopped, 5, "the consumer is stopped")
                 yield theirs
                 return
     raise NoFaultError(f"no transaction was frozen {moment.value}")
@@ -101,7 +101,7 @@ async def _holds_offsets(episode: Episode, port: int) -> bool:
 
 
 async def _taken_over(episode: Episode, theirs: set[int], until: float) -> None:
-    """The successor stores new records of each partition in time; return at `until`."""
+    """Check that the successor stores new records of each partition in time; end at `until`."""
     started = time.monotonic()
     async with pace_of(episode) as pace:
         ends = await episode.topic.ends()
@@ -116,7 +116,7 @@ async def _taken_over(episode: Episode, theirs: set[int], until: float) -> None:
         left = _TAKEN_LIMIT - (time.monotonic() - started)
         if await episode.seconds_until(stored, left) is None:
             episode.violations.append(
-                f"partitions {sorted(behind)} have stored nothing new within {_TAKEN_LIMIT} s"
+                f"nothing new was stored of partitions {sorted(behind)} within {_TAKEN_LIMIT} s"
             )
         else:
             episode.evidence["taken over after"] = round(time.monotonic() - started, 1)
@@ -127,7 +127,7 @@ async def _taken_over(episode: Episode, theirs: set[int], until: float) -> None:
 ROWS = (
     Row(
         "frozen-transaction",
-        "SIGSTOP 66 s inside COPY, between Parse and Bind, or after the offsets are moved",
+        "SIGSTOP for 66 s inside COPY, between Parse and Bind, or between two statements",
         10,
         _frozen,
         consumers=1,
@@ -135,7 +135,7 @@ ROWS = (
     ),
     Row(
         "host-gone",
-        "A consumer's host is gone at these places: its connections stay",
+        "A consumer's host is lost at one of these points; its connections stay open",
         10,
         _host_gone,
         consumers=1,

@@ -1,4 +1,4 @@
-"""Faults of Kafka, of the network before it, and of the workers that write to it."""
+"""Faults of Kafka, of the network in front of it, and of the workers that write to it."""
 
 import asyncio
 import signal
@@ -24,14 +24,14 @@ async def _reset(episode: Episode) -> None:
 
 
 async def _black_hole(episode: Episode) -> None:
-    directions, forgetful = black_hole(episode)
+    directions, permanent = black_hole(episode)
     [broker] = episode.brokers.nodes
-    async with broker.proxy.black_hole(*directions, forgetful=forgetful):
+    async with broker.proxy.black_hole(*directions, permanent=permanent):
         await asyncio.sleep(_BLACK_HOLE)
 
 
 async def kill_broker(episode: Episode) -> None:
-    """SIGKILL the one node, and start it again."""
+    """SIGKILL the only node and start it again."""
     [broker] = episode.brokers.nodes
     await asyncio.sleep(episode.rng.uniform(0, 1))
     await _down([broker], episode.rng.uniform(0, 3))
@@ -92,7 +92,7 @@ async def _kill_worker(episode: Episode) -> None:
 
 
 async def _until_it_publishes(episode: Episode, worker: WorkerProcess) -> None:
-    """Return once this life of the worker has published something of its own."""
+    """Return once the worker has published an event in its current life."""
     before = len(worker.journal().durable)
 
     async def publishes() -> bool:
@@ -102,22 +102,33 @@ async def _until_it_publishes(episode: Episode, worker: WorkerProcess) -> None:
 
 
 async def _nothing(episode: Episode) -> None:
-    """The fault is in the records."""
+    """Inject no fault: it is in the records."""
     await episode.until_moving(1000)
 
 
 ROWS = (
-    Row("kafka-reset", "RST to Kafka", 5, _reset, proxied=Server.KAFKA),
-    Row("kafka-black-hole", "Black hole 30 s to Kafka", 5, _black_hole, proxied=Server.KAFKA),
-    Row("broker-kill", "Broker SIGKILL", 20, kill_broker, alone=True),
-    Row("broker-stop", "Broker SIGSTOP 20 s", 10, _stop_broker, alone=True),
-    Row("worker-kill", "Worker SIGKILL with a batch in flight; spool replay", 15, _kill_worker),
-    Row("poison", "1 % poison", 10, _nothing, poison=0.01),
+    Row("kafka-reset", "Connections to Kafka reset (RST)", 5, _reset, proxied=Server.KAFKA),
+    Row(
+        "kafka-black-hole",
+        "Network black hole of 30 s before Kafka",
+        5,
+        _black_hole,
+        proxied=Server.KAFKA,
+    ),
+    Row("broker-kill", "SIGKILL the broker", 20, kill_broker, alone=True),
+    Row("broker-stop", "SIGSTOP the broker for 20 s", 10, _stop_broker, alone=True),
+    Row(
+        "worker-kill",
+        "SIGKILL a worker with records in flight, then drain its spool",
+        15,
+        _kill_worker,
+    ),
+    Row("poison", "1 % of the records are poison", 10, _nothing, poison=0.01),
 )
 ROWS_OF_THREE = (
     Row(
         "three-leader",
-        "3 brokers: kill leader and coordinator",
+        "3 brokers: SIGKILL the group coordinator, also a leader",
         5,
         _kill_leader,
         brokers=3,
@@ -125,7 +136,7 @@ ROWS_OF_THREE = (
     ),
     Row(
         "three-min-isr",
-        "3 brokers: below min.insync.replicas",
+        "3 brokers: SIGKILL two, below min.insync.replicas",
         5,
         _kill_two,
         brokers=3,

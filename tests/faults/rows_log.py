@@ -1,4 +1,4 @@
-"""Changes of the log itself: what was lost upstream must halt loudly, what grew must go on."""
+"""Changes of the log itself: lost records must halt a partition, new partitions must be read."""
 
 import asyncio
 import re
@@ -12,19 +12,19 @@ from tests.faults.oracle import judge
 from tests.faults.source import Source
 
 _HALT_LIMIT = 60
-"""Seconds until a consumer must have noticed."""
+"""Seconds until a partition must be halted."""
 _HALTED = re.compile(r'^execution_events_partition_halted{.*partition="(\d+)".*} 1(?:\.0)?$', re.M)
 _GROWN = 2 * PARTITIONS
 _BEFORE = 10**12
-"""Moves the offsets of an old log before those of the new one."""
+"""Shift that puts the offsets of an old log before those of the new one."""
 
 
 async def _records_deleted(episode: Episode) -> None:
-    """Once under running consumers that lag, once while no consumer runs."""
+    """Delete records of one partition ahead of lagging consumers, of another while none runs."""
     running, stopped = episode.rng.sample(range(PARTITIONS), 2)
     for consumer in episode.consumers:
         consumer.signal(signal.SIGSTOP)
-    # What is on its way to them already must not be all.
+    # Records must be left to delete beyond those already in transit.
     await asyncio.sleep(1)
     await _delete_to_the_end(episode, running)
     for consumer in episode.consumers:
@@ -41,7 +41,8 @@ async def _records_deleted(episode: Episode) -> None:
     for partition in (running, stopped):
         if progress[partition] >= begins[partition]:
             episode.violations.append(
-                f"partition {partition} stands at {progress[partition]}, past the deleted records"
+                f"partition {partition} is stored up to {progress[partition]},"
+                " past the deleted records"
             )
         episode.lost[partition] = range(progress[partition], begins[partition])
     await accept(episode)
@@ -51,13 +52,13 @@ async def _delete_to_the_end(episode: Episode, partition: int) -> None:
     end = (await episode.topic.ends())[partition]
     progress = await episode.database.progress() or {}
     if end <= progress.get(partition, 0):
-        raise NoFaultError(f"partition {partition} has nothing that is not stored")
+        raise NoFaultError(f"all records of partition {partition} are stored")
     await episode.note_log()
     await episode.topic.delete_records({partition: end})
 
 
 async def _retention(episode: Episode) -> None:
-    """What is stored leaves the log, and then the group changes while PostgreSQL is away."""
+    """Delete the stored records, then change the group while PostgreSQL is down."""
     stored = await episode.database.progress() or {}
     await episode.note_log()
     await episode.topic.delete_records(stored)
@@ -72,7 +73,7 @@ async def _retention(episode: Episode) -> None:
     episode.healed()
     await episode.until_joined()
     if not before & await episode.topic.members(episode.group):
-        episode.violations.append("the consumer that was not killed left its group")
+        episode.violations.append("the surviving consumer left its group")
 
 
 async def _topic_recreated(episode: Episode) -> None:
@@ -82,7 +83,7 @@ async def _topic_recreated(episode: Episode) -> None:
     await episode.topic.delete()
     await asyncio.sleep(1)
     await episode.topic.create(PARTITIONS)
-    # The same messages again: those with a source must not count a second time.
+    # The same messages again: those with a source must not count twice.
     worker = Worker(
         Author(episode.seed, 0),
         episode.brokers.bootstrap_servers,
@@ -95,20 +96,20 @@ async def _topic_recreated(episode: Episode) -> None:
             ends = await episode.topic.ends()
             return all(ends[partition] > offset for partition, offset in old.items())
 
-        # The old offsets are in the range of the new log: they prove nothing.
+        # The old offsets are then in the range of the new log and prove nothing.
         await episode.until(longer, _HALT_LIMIT, "the new log is longer than the old one")
         await load.stop()
         episode.acknowledged = load.acknowledged
     await until_halted(episode, set(old))
     if await episode.database.progress() != old:
-        episode.violations.append("something of the new log was stored before it was accepted")
+        episode.violations.append("records of the new log were stored before it was accepted")
     await accept(episode)
 
 
 async def judge_log_before(episode: Episode, ends: dict[int, int]) -> None:
-    """Judge what is stored of a log that ends at `ends` and is to be replaced by another.
+    """Judge the records of a log that ends at `ends`, before another replaces it.
 
-    It comes first for the oracle, and its offsets mean other records than the new one's.
+    For the final verdict its records come before the new log's, at shifted offsets.
     """
     await episode.note_log()
     if 0 in ends.values():
@@ -126,7 +127,7 @@ async def judge_log_before(episode: Episode, ends: dict[int, int]) -> None:
 
 
 async def accept(episode: Episode) -> None:
-    """What an operator does: look at what differs, and go on with the log as it is."""
+    """Show the differences, then accept the log, as an operator would."""
     code, output = await episode.command("topic", "accept")
     if code != 1:
         episode.violations.append(f"topic accept: exit code {code}: {output}")
@@ -144,7 +145,9 @@ async def until_halted(episode: Episode, partitions: set[int]) -> None:
         await episode.until(halted, _HALT_LIMIT, "halted")
     except NoFaultError:
         found = await halted_partitions(episode.consumers)
-        episode.violations.append(f"halted are {found}, and {partitions} must be: records are lost")
+        episode.violations.append(
+            f"partitions {sorted(partitions)} lost records, but halted are {sorted(found)}"
+        )
 
 
 async def halted_partitions(consumers: list[Consumer]) -> set[int]:
@@ -168,24 +171,24 @@ def needs_accept(source: Source) -> str | None:
     commands = (source.path / "execution_events/cli").rglob("topic.py")
     if any('"accept"' in module.read_text() for module in commands):
         return None
-    return "`topic accept` does not exist yet"
+    return "this source has no `topic accept`"
 
 
 ROWS = (
     Row(
         "retention",
-        "The log loses what is stored; rebalance, PostgreSQL down",
+        "Retention removes stored records; rebalance while PostgreSQL is down",
         3,
         _retention,
         alone=True,
     ),
     Row(
         "log-deleted",
-        "DeleteRecords past the offset",
+        "DeleteRecords past the stored offset",
         3,
         _records_deleted,
         missing=needs_accept,
     ),
     Row("topic-recreated", "Topic re-created", 3, _topic_recreated, missing=needs_accept),
-    Row("partitions-grow", "Partitions 6 to 12", 3, _partitions_grow),
+    Row("partitions-grow", "Topic grows from 6 to 12 partitions", 3, _partitions_grow),
 )

@@ -1,4 +1,4 @@
-"""Records that take next to nothing in the log, and more memory than a consumer has."""
+"""Highly compressible records that are larger than a consumer's memory."""
 
 import signal
 from enum import Enum
@@ -14,21 +14,21 @@ from tests.faults.source import Source
 
 _RECORDS = 350
 _RECORD_BYTES = 900_000
-"""No event's: each record becomes a dead letter."""
+"""Too large for an event: each record becomes a dead letter."""
 _LIMIT = 250 * 10**6
-"""Bytes that a consumer may have; the records come to more."""
-_STAND_LIMIT = 10
-"""Seconds for which another partition may wait."""
+"""Bytes of memory per consumer, fewer than those of the records."""
+_STALL_LIMIT = 10
+"""Seconds for which another partition may stall."""
 _STORED_LIMIT = 60  # seconds
-_GREATER_LIMIT = 2 * _RECORDS * _RECORD_BYTES
-"""Bytes to which a batch may expand, once an operator has set it."""
+_RAISED_LIMIT = 2 * _RECORDS * _RECORD_BYTES
+"""Bytes to which a batch may expand, once an operator has raised the limit."""
 _BATCH_LIMIT = "EXECUTION_EVENTS_KAFKA_BATCH_LIMIT"
 
 
 class _Variant(Enum):
     ONE_EACH = "one batch each"
     DELETED = "one batch, deleted by an operator"
-    ALLOWED = "one batch, let through by a greater limit"
+    ALLOWED = "one batch, allowed by a raised limit"
 
 
 async def _compressible(episode: Episode) -> None:
@@ -39,7 +39,7 @@ async def _compressible(episode: Episode) -> None:
         MemoryLimit(episode.consumers, _LIMIT) as limit,
         Pace(episode.database, lambda: episode.load.acknowledged) as pace,
     ):
-        # So that they find all at once.
+        # So that they fetch all records at once.
         for consumer in episode.consumers:
             consumer.signal(signal.SIGSTOP)
         base = await _produce(episode, partition, together=variant is not _Variant.ONE_EACH)
@@ -51,17 +51,17 @@ async def _compressible(episode: Episode) -> None:
             await until_halted(episode, {partition})
             await _require_reason(episode, partition, base)
         await episode.until_moving()
-        stood = pace.stood()
+        stalls = pace.stalls()
     episode.evidence["peak in MB"] = round(limit.peak / 10**6)
-    episode.evidence["stood still"] = stood
+    episode.evidence["stood still"] = stalls
     if limit.kills:
         episode.violations.append(
-            f"{len(limit.kills)} times a consumer had more than {_LIMIT // 10**6} MB"
+            f"consumers exceeded {_LIMIT // 10**6} MB {len(limit.kills)} times"
         )
     episode.violations += [
-        f"partition {other} stood still for {seconds} s"
-        for other, seconds in stood.items()
-        if other != partition and seconds > _STAND_LIMIT
+        f"partition {other} stalled for {seconds} s"
+        for other, seconds in stalls.items()
+        if other != partition and seconds > _STALL_LIMIT
     ]
     if variant is _Variant.DELETED:
         await _delete(episode, partition, base)
@@ -69,14 +69,14 @@ async def _compressible(episode: Episode) -> None:
     elif variant is _Variant.ALLOWED:
         for consumer in episode.consumers:
             if code := await consumer.stop():
-                episode.violations.append(f"{consumer.name}: SIGTERM ended in exit code {code}")
-            consumer.set(_BATCH_LIMIT, str(_GREATER_LIMIT))
+                episode.violations.append(f"{consumer.name}: exit code {code} after SIGTERM")
+            consumer.set(_BATCH_LIMIT, str(_RAISED_LIMIT))
         for consumer in episode.consumers:
             await consumer.start()
 
 
 async def _produce(episode: Episode, partition: int, *, together: bool) -> int:
-    """Produce the records, in one batch or in one each; the offset of the first."""
+    """Produce the records, in one batch or in one each; return the first offset."""
     async with AIOKafkaProducer(
         bootstrap_servers=episode.topic.bootstrap_servers,
         acks="all",
@@ -89,7 +89,7 @@ async def _produce(episode: Episode, partition: int, *, together: bool) -> int:
             batch = batch or producer.create_batch()
             value = bytes([number % 8]) * _RECORD_BYTES
             if batch.append(key=b"hostile", value=value, timestamp=None) is None:
-                raise NoFaultError(f"the batch takes no more than {number} records")
+                raise NoFaultError(f"the batch holds only {number} records")
             if not together or number == _RECORDS - 1:
                 sent = await producer.send_batch(batch, episode.topic.name, partition=partition)
                 offset: int = (await sent).offset
@@ -108,22 +108,24 @@ async def _until_stored(episode: Episode, partition: int, end: int) -> None:
     except NoFaultError:
         found = (await episode.database.progress() or {}).get(partition)
         episode.violations.append(
-            f"partition {partition} stands at {found} after {_STORED_LIMIT} s, before {end}"
+            f"partition {partition} is stored up to {found} after {_STORED_LIMIT} s, not to {end}"
         )
 
 
 async def _require_reason(episode: Episode, partition: int, base: int) -> None:
-    """Readiness tells the partition and the offset of the batch, and all before it is stored."""
+    """Check that `/readyz` names the batch's partition and offset, and all before it is stored."""
     answers = [await consumer.scrape("/readyz") for consumer in episode.consumers]
     if not any(f"partition {partition}" in answer and str(base) in answer for answer in answers):
-        episode.violations.append(f"no reason names partition {partition} and {base}: {answers}")
+        episode.violations.append(
+            f"no reason names partition {partition} and offset {base}: {answers}"
+        )
     found = (await episode.database.progress() or {}).get(partition)
     if found != base:
-        episode.violations.append(f"partition {partition} stands at {found}, not at {base}")
+        episode.violations.append(f"partition {partition} is stored up to {found}, not to {base}")
 
 
 async def _delete(episode: Episode, partition: int, base: int) -> None:
-    """Have an operator remove the log up to the end of the batch."""
+    """Delete the log up to the end of the batch, as an operator would."""
     end = base + _RECORDS
     progress = await episode.database.progress() or {}
     await episode.note_log()
@@ -138,10 +140,10 @@ def _missing(source: Source) -> str | None:
 ROWS = (
     Row(
         "memory-limit",
-        "350 records of 900 kB in 14 kB of log; 250 MB of memory",
+        "350 records of 900 kB in 14 kB of log; consumers limited to 250 MB of memory",
         10,
         _compressible,
-        # As where nobody has set it: more records than fit.
+        # The default: more records than fit into memory.
         settings={"EXECUTION_EVENTS_BATCH_MAX_RECORDS": "10000"},
         missing=_missing,
     ),

@@ -1,4 +1,4 @@
-"""Three brokers: what the group and the cluster lean on goes away, and the leaders stay."""
+"""Three brokers: the controller or the group coordinator fails, and the leaders stay."""
 
 import asyncio
 import sys
@@ -11,18 +11,18 @@ from tests.faults.pace import Pace
 from tests.faults.requests import local_ports
 from tests.faults.source import Source
 
-_STAND_LIMIT = 10
-"""Seconds for which a partition may wait whose leader is there."""
+_STALL_LIMIT = 10
+"""Seconds for which a partition with a leader may stall."""
 _TAKEN_LIMIT = SESSION_TIMEOUT + 15
-"""Seconds in which the partitions of a member that is cut off are another's."""
-_PARTITION = 25
-"""Seconds of it: the member that is cut off outlives its session by many batches."""
+"""Seconds until the partitions of the isolated member must have another owner."""
+_CUT_OFF = 25
+"""Seconds, many batches longer than the isolated member's session."""
 _ELECTION_LIMIT = 30  # seconds
 _DOWN = (6.0, 12.0)  # seconds
 
 
 async def _controller_failover(episode: Episode) -> None:
-    """A member joins while the controllers elect another leader."""
+    """Kill the active controller while a member joins the group."""
     epoch, node = episode.brokers.controller()
     leaders = await episode.topic.leaders()
     elsewhere = [partition for partition, leader in leaders.items() if leader != node]
@@ -49,22 +49,22 @@ async def _controller_failover(episode: Episode) -> None:
     episode.healed()
     await episode.until_joined()
     if code := await third.stop():
-        episode.violations.append(f"{third.name}: SIGTERM ended in exit code {code}")
+        episode.violations.append(f"{third.name}: exit code {code} after SIGTERM")
     episode.consumers.remove(third)
 
 
 async def _no_coordinator(episode: Episode) -> None:
-    """One member is cut off from the coordinator alone, and goes on fetching from the leaders."""
+    """Cut one member off from the coordinator, while it can still fetch from the leaders."""
     victim = episode.rng.choice(episode.consumers)
-    forgetful = episode.rng.random() < 0.5
+    permanent = episode.rng.random() < 0.5
     node = await episode.topic.coordinator(episode.group)
     partitions = list(await episode.topic.leaders())
     proxy = episode.brokers.by_id(node).proxy
     episode.evidence["cut off"] = f"{victim.name} from node {node}" + (
-        ", forgetful" if forgetful else ""
+        ", permanently" if permanent else ""
     )
     async with Pace(episode.database, lambda: episode.load.acknowledged) as pace:
-        async with proxy.no_coordinator(partial(_is_of, victim), forgetful=forgetful) as partition:
+        async with proxy.no_coordinator(partial(_is_of, victim), permanent=permanent) as cutoff:
             began = time.monotonic()
 
             async def taken() -> bool:
@@ -77,8 +77,8 @@ async def _no_coordinator(episode: Episode) -> None:
                 episode.violations.append(
                     f"the partitions were not taken over within {_TAKEN_LIMIT} s"
                 )
-            await asyncio.sleep(max(0.0, _PARTITION - (time.monotonic() - began)))
-            if not partition.cut:
+            await asyncio.sleep(max(0.0, _CUT_OFF - (time.monotonic() - began)))
+            if not cutoff.cut:
                 raise NoFaultError("no connection to the coordinator was cut off")
         _require_pace(episode, pace, partitions)
     refused = sum([await consumer.fenced() for consumer in episode.consumers])
@@ -90,22 +90,22 @@ def _is_of(consumer: Consumer, port: int) -> bool:
 
 
 def _require_pace(episode: Episode, pace: Pace, partitions: list[int]) -> None:
-    episode.evidence["stood still"] = stood = pace.stood()
+    episode.evidence["stood still"] = stalls = pace.stalls()
     episode.violations += [
-        f"partition {partition} stood still for {stood[partition]} s"
+        f"partition {partition} stalled for {stalls[partition]} s"
         for partition in partitions
-        if stood.get(partition, 0) > _STAND_LIMIT
+        if stalls.get(partition, 0) > _STALL_LIMIT
     ]
 
 
 def _needs_proc(source: Source) -> str | None:
-    return None if sys.platform == "linux" else "the connections of a process are seen on Linux"
+    return None if sys.platform == "linux" else "a process's connections are listed on Linux only"
 
 
 ROWS_OF_THREE = (
     Row(
         "three-controller",
-        "3 brokers: kill the active controller while a consumer joins",
+        "3 brokers: SIGKILL the active controller while a consumer joins",
         10,
         _controller_failover,
         brokers=3,
@@ -114,7 +114,7 @@ ROWS_OF_THREE = (
     ),
     Row(
         "three-no-coordinator",
-        "3 brokers: one consumer cut off from the coordinator alone, 25 s",
+        "3 brokers: one consumer cut off from only the coordinator for 25 s",
         10,
         _no_coordinator,
         brokers=3,

@@ -1,4 +1,4 @@
-"""Faults of PostgreSQL, and of the network before it."""
+"""Faults of PostgreSQL and of the network in front of it."""
 
 import asyncio
 
@@ -9,15 +9,15 @@ from tests.faults.proxy import Direction
 from tests.faults.source import Source
 
 _BLACK_HOLE = 30
-"""Seconds; longer than any one request should wait."""
-_LATE = (0.05, 0.5)
-"""Seconds that an answer takes over a slow network; a batch waits for several."""
-_SLOWLY = 60
-"""Records that must be stored meanwhile, or PostgreSQL is not slow but away."""
+"""Seconds, longer than any single request should wait."""
+_DELAY = (0.05, 0.5)
+"""Range of the delay of each reply in seconds; a batch waits for several replies."""
+_SLOW_RECORDS = 60
+"""Records that must be stored meanwhile, or PostgreSQL is not slow but unavailable."""
 _LOCK_HELD = 23
-"""Seconds; the consumer gives up on a lock after 20."""
+"""Seconds, longer than the consumer's lock timeout of 20."""
 _WAIT_LIMIT = 15
-"""Seconds in which a consumer must come to a lock, back-off included."""
+"""Seconds until a consumer must wait for a lock, back-off included."""
 _VICTIMS = 3
 """Deadlocks in one episode."""
 
@@ -79,47 +79,47 @@ async def _reset(episode: Episode) -> None:
 
 
 async def _black_hole(episode: Episode) -> None:
-    directions, forgetful = black_hole(episode)
-    async with episode.cluster.postgres_proxy.black_hole(*directions, forgetful=forgetful):
+    directions, permanent = black_hole(episode)
+    async with episode.cluster.postgres_proxy.black_hole(*directions, permanent=permanent):
         await asyncio.sleep(_BLACK_HOLE)
 
 
 async def _slow(episode: Episode) -> None:
-    """The group changes, twice, while batches take seconds.
+    """Change the group twice while batches take seconds.
 
-    So the change finds batches under way: their member commits what is another's by then, and that
-    one's batch is refused.
+    A rebalance then finds batches in progress: their member commits offsets of partitions that it
+    no longer owns, and the new owner's batch is refused.
     """
     proxy = episode.cluster.postgres_proxy
     held_back = proxy.held_back
-    async with proxy.delayed(*_LATE, Direction.TO_CLIENT):
-        await episode.until_moving(_SLOWLY)
+    async with proxy.delayed(*_DELAY, Direction.TO_CLIENT):
+        await episode.until_moving(_SLOW_RECORDS)
         third = episode.new_consumer()
         await third.start()
         await episode.until_joined()
-        await episode.until_moving(_SLOWLY)
+        await episode.until_moving(_SLOW_RECORDS)
         refused = await third.fenced()
         if code := await third.stop():
-            episode.violations.append(f"{third.name}: SIGTERM ended in exit code {code}")
+            episode.violations.append(f"{third.name}: exit code {code} after SIGTERM")
         episode.consumers.remove(third)
-        await episode.until_moving(_SLOWLY)
+        await episode.until_moving(_SLOW_RECORDS)
     refused += sum([await consumer.fenced() for consumer in episode.consumers])
     episode.evidence["outcome"] = f"{'a' if refused else 'no'} batch was refused"
-    episode.evidence["answers held back"] = proxy.held_back - held_back
+    episode.evidence["replies delayed"] = proxy.held_back - held_back
 
 
 def black_hole(episode: Episode) -> tuple[tuple[Direction, ...], bool]:
-    """Which way nothing passes, and whether the connections of the time stay silent for ever."""
+    """Choose the blocked directions, and whether the open connections stay silent permanently."""
     directions = episode.rng.choice(((Direction.TO_SERVER,), (Direction.TO_CLIENT,), ()))
-    forgetful = episode.rng.random() < 0.5
+    permanent = episode.rng.random() < 0.5
     way = " and ".join(direction.value for direction in directions) or "both ways"
-    episode.evidence["black hole"] = f"{way}{', forgetful' if forgetful else ''}"
-    return directions, forgetful
+    episode.evidence["black hole"] = f"{way}{', permanent' if permanent else ''}"
+    return directions, permanent
 
 
 async def _deadlock(episode: Episode) -> None:
     async with episode.database.connect() as connection:
-        # The consumer's session looks for the deadlock first, and is the victim.
+        # The consumer's session detects the deadlock first and is the victim.
         await connection.execute("SET deadlock_timeout = '10min'; BEGIN")
         await connection.execute("LOCK TABLE execution_events.execution IN EXCLUSIVE MODE")
         victims = 0
@@ -132,7 +132,7 @@ async def _deadlock(episode: Episode) -> None:
             )
             await connection.execute("ROLLBACK TO SAVEPOINT before")
             victims += 1
-            # Nothing follows the batches in hand: what their failure loses, nobody brings back.
+            # No later batch may hide a record that a failed batch lost.
             await episode.load.stop()
         await connection.execute("ROLLBACK")
     if not victims:
@@ -158,9 +158,9 @@ async def _read_only(episode: Episode) -> None:
     if not await _terminate_writers(episode):
         raise NoFaultError("no session of a consumer was ended")
     await asyncio.sleep(episode.rng.uniform(3, 5))
-    stood = await episode.stored()
+    stored = await episode.stored()
     await asyncio.sleep(1)
-    if await episode.stored() != stood:
+    if await episode.stored() != stored:
         raise NoFaultError("the consumers could still write")
     await episode.load.stop()
     await execute(url, setting.format("RESET"))
@@ -170,12 +170,12 @@ async def _disk_full(episode: Episode) -> None:
     assert episode.disk is not None
     await asyncio.to_thread(disk.fill, episode.disk)
 
-    async def stands() -> bool:
+    async def stalled() -> bool:
         before = await episode.stored()
         await asyncio.sleep(1.5)
         return await episode.stored() == before and episode.load.sent > before
 
-    await episode.until(stands, 30, "nothing more is stored")
+    await episode.until(stalled, 30, "nothing more is stored")
     await episode.load.stop()
     await asyncio.sleep(episode.rng.uniform(1, 3))
     disk.empty(episode.disk)
@@ -192,8 +192,8 @@ async def _terminate_writers(episode: Episode) -> int:
 
 
 async def _until_writers_wait(episode: Episode) -> bool:
-    """Return at once when a consumer begins to wait for a lock, False if none does."""
-    # The victim looks for a deadlock once, a second after it began to wait.
+    """Return True as soon as a consumer begins to wait for a lock, False if none does."""
+    # The victim checks for a deadlock only once, a second after it began to wait.
     try:
         async with asyncio.timeout(_WAIT_LIMIT):
             while not await episode.database.writers_wait(begun_within=0.7):
@@ -204,7 +204,7 @@ async def _until_writers_wait(episode: Episode) -> bool:
 
 
 def _needs_time_limits(source: Source) -> str | None:
-    return None if Episode.has_time_limits(source) else "the consumer's max poll cannot be set yet"
+    return None if Episode.has_time_limits(source) else "this source has no max poll setting"
 
 
 def _needs_disk(source: Source) -> str | None:
@@ -212,33 +212,39 @@ def _needs_disk(source: Source) -> str | None:
 
 
 ROWS = (
-    Row("pg-restart", "PostgreSQL immediate stop and start", 20, _restart, alone=True),
-    Row("pg-terminate", "PostgreSQL backend terminated", 20, _terminate),
-    Row("pg-down", "PostgreSQL down 10 s", 15, _down_10_s, alone=True),
+    Row("pg-restart", "PostgreSQL crashes and restarts", 20, _restart, alone=True),
+    Row("pg-terminate", "The consumers' PostgreSQL sessions are terminated", 20, _terminate),
+    Row("pg-down", "PostgreSQL down for 10 s", 15, _down_10_s, alone=True),
     Row(
         "pg-down-long",
-        "PostgreSQL down longer than max poll",
+        "PostgreSQL down for longer than the max poll interval",
         2,
         _down_past_max_poll,
         alone=True,
         missing=_needs_time_limits,
     ),
     Row("pg-commit-lost", "Reply to COMMIT lost", 10, _lose_commits, proxied=Server.POSTGRES),
-    Row("pg-reset", "RST to PostgreSQL", 5, _reset, proxied=Server.POSTGRES),
-    Row("pg-black-hole", "Black hole 30 s to PostgreSQL", 5, _black_hole, proxied=Server.POSTGRES),
+    Row("pg-reset", "Connections to PostgreSQL reset (RST)", 5, _reset, proxied=Server.POSTGRES),
+    Row(
+        "pg-black-hole",
+        "Network black hole of 30 s before PostgreSQL",
+        5,
+        _black_hole,
+        proxied=Server.POSTGRES,
+    ),
     Row(
         "pg-slow",
-        "PostgreSQL answers 50-500 ms late; the group changes",
+        "PostgreSQL's replies delayed by 50-500 ms; the group changes",
         4,
         _slow,
         proxied=Server.POSTGRES,
     ),
-    Row("pg-deadlock", "Deadlock", 3, _deadlock),
-    Row("pg-lock-holder", "Lock held past the time-out", 2, _lock_holder),
+    Row("pg-deadlock", "Deadlock in PostgreSQL", 3, _deadlock),
+    Row("pg-lock-holder", "Table lock held past the lock timeout", 2, _lock_holder),
     Row("pg-read-only", "PostgreSQL read-only", 3, _read_only),
     Row(
         "pg-disk-full",
-        "Disk full",
+        "PostgreSQL's disk full",
         2,
         _disk_full,
         small_disk=True,

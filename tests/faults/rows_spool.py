@@ -15,21 +15,21 @@ from tests.faults.worker import WorkerProcess
 _INTERVAL = 0.1
 """Seconds between two events of one of the worker's tasks."""
 _EVENTS = 100
-"""Events that the worker must have published before anything changes."""
+"""Events that the worker must have published before the fault."""
 _LIMIT = 30  # seconds
 _SLOW = 5
-"""Seconds that an fsync takes."""
-_SLOW_TURNS = 2
-"""Times that events must be published meanwhile, each after an fsync of its own."""
+"""Seconds per fsync."""
+_SLOW_SYNCS = 2
+"""Fsyncs that must publish events meanwhile."""
 _SLOW_LIMIT = 25
-"""Seconds for it: every other fsync may be one of acknowledgements alone."""
+"""Seconds for these: every other fsync may cover only acknowledgements."""
 _HUNG = 10  # seconds
 _SETTLED = 0.5
-"""Seconds after which nothing is on its way that was synced before."""
+"""Seconds until every event synced before the fault is in the journal."""
 _BEAT_LIMIT = 2.5
-"""Seconds for which the worker's event loop may be busy; less than an fsync."""
-_GOES_ON_LIMIT = 10
-"""Seconds until the worker publishes again on a disk that is mended."""
+"""Seconds for which the worker's event loop may be blocked, less than an fsync."""
+_RESUME_LIMIT = 10
+"""Seconds until the worker must publish again on a repaired disk."""
 
 
 async def _slow(episode: Episode) -> None:
@@ -39,19 +39,19 @@ async def _slow(episode: Episode) -> None:
         disk.slow(_SLOW)
         await asyncio.sleep(_SETTLED)
         began = time.monotonic()
-        turns: list[float] = []
+        syncs: list[float] = []
         known = len(worker.journal().durable)
-        while len(turns) < _SLOW_TURNS and time.monotonic() - began < _SLOW_LIMIT:
-            # All that wait for one fsync go on together.
+        while len(syncs) < _SLOW_SYNCS and time.monotonic() - began < _SLOW_LIMIT:
+            # One fsync releases all the events that wait for it.
             if (durable := len(worker.journal().durable)) > known:
-                turns.append(round(time.monotonic() - began, 1))
+                syncs.append(round(time.monotonic() - began, 1))
                 known = durable
             await asyncio.sleep(_SLOW / 10)
-        episode.evidence["published after"] = turns
-        # The first may have begun before.
-        if len(turns) < _SLOW_TURNS or turns[-1] < (_SLOW_TURNS - 1) * _SLOW - _SETTLED:
+        episode.evidence["published after"] = syncs
+        # The first fsync may have begun before the fault.
+        if len(syncs) < _SLOW_SYNCS or syncs[-1] < (_SLOW_SYNCS - 1) * _SLOW - _SETTLED:
             episode.violations.append(
-                f"events were published after {turns} s, with {_SLOW} s for each fsync"
+                f"events were published after {syncs} s, although each fsync takes {_SLOW} s"
             )
         _require_beats(episode, worker, began)
         await _killed_or_mended(episode, disk, worker, process.kill)
@@ -69,7 +69,7 @@ async def _hung(episode: Episode) -> None:
         known = worker.journal().durable
         await asyncio.sleep(_HUNG)
         if early := len(worker.journal().durable) - len(known):
-            episode.violations.append(f"{early} events were published that are on no disk")
+            episode.violations.append(f"{early} events were published without an fsync")
         if worker.journal().begun.keys() == known.keys():
             raise NoFaultError("no event waited for the disk")
         _require_beats(episode, worker, began)
@@ -93,25 +93,25 @@ async def _killed_or_mended(
     worker: WorkerProcess,
     kill: Callable[[signal.Signals], None],
 ) -> None:
-    """Kill the worker while its disk is as it is, or when it has gone on with a mended one."""
+    """Kill the worker during the fault, or once it publishes again on the repaired disk."""
     if episode.rng.random() < 0.5:
-        episode.evidence["outcome"] = "killed in it"
+        episode.evidence["outcome"] = "killed during the fault"
         kill(signal.SIGKILL)
-        disk.mend()
+        disk.repair()
         return
-    episode.evidence["outcome"] = "mended"
+    episode.evidence["outcome"] = "killed after the repair"
     known = len(worker.journal().durable)
-    disk.mend()
+    disk.repair()
 
-    async def goes_on() -> bool:
+    async def resumed() -> bool:
         return len(worker.journal().durable) > known + _EVENTS
 
-    await _require(episode, goes_on, _GOES_ON_LIMIT + _SLOW, "the worker publishes again")
+    await _require(episode, resumed, _RESUME_LIMIT + _SLOW, "the worker publishes again")
     kill(signal.SIGKILL)
 
 
 def _require_beats(episode: Episode, worker: WorkerProcess, began: float) -> None:
-    """The worker's event loop went on since `began`, whatever its disk did."""
+    """Check that the worker's event loop was not blocked since `began`."""
     beats = [
         began,
         *(beat for line in worker.beats.read_text().split()[:-1] if (beat := float(line)) > began),
@@ -120,7 +120,7 @@ def _require_beats(episode: Episode, worker: WorkerProcess, began: float) -> Non
     pause = max(later - earlier for earlier, later in pairwise(beats))
     episode.evidence["longest pause"] = round(pause, 2)
     if pause > _BEAT_LIMIT:
-        episode.violations.append(f"the worker's event loop stood still for {pause:.1f} s")
+        episode.violations.append(f"the worker's event loop was blocked for {pause:.1f} s")
 
 
 async def _until_published(episode: Episode, worker: WorkerProcess, events: int) -> None:
@@ -152,6 +152,18 @@ def _missing(source: Source) -> str | None:
 
 
 ROWS = (
-    Row("spool-slow", "fsync of a spool takes 5 s; SIGKILL", 10, _slow, missing=_missing),
-    Row("spool-hung", "The disk of a spool hangs 10 s; SIGKILL", 10, _hung, missing=_missing),
+    Row(
+        "spool-slow",
+        "Each fsync of a spool takes 5 s; SIGKILL the worker",
+        10,
+        _slow,
+        missing=_missing,
+    ),
+    Row(
+        "spool-hung",
+        "A spool's disk hangs for 10 s; SIGKILL the worker",
+        10,
+        _hung,
+        missing=_missing,
+    ),
 )

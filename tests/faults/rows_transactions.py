@@ -1,4 +1,4 @@
-"""Workers that publish in transactions: what was aborted never counts, and offsets have gaps."""
+"""A worker with transactions: aborted records must not count, and offsets have gaps."""
 
 import asyncio
 
@@ -23,7 +23,7 @@ async def _kill_broker(episode: Episode) -> None:
 ROWS = (
     Row(
         "transactions",
-        "Some transactions aborted; SIGKILL a consumer at any point",
+        "Some transactions aborted; SIGKILL a consumer at any fail point",
         10,
         _kill_consumer,
         transactions=True,
@@ -31,7 +31,7 @@ ROWS = (
     ),
     Row(
         "transactions-broker",
-        "Some transactions aborted; broker SIGKILL",
+        "Some transactions aborted; SIGKILL the broker",
         5,
         _kill_broker,
         transactions=True,

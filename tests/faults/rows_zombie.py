@@ -1,4 +1,4 @@
-"""A consumer that stands still until its partitions are another's, and then goes on."""
+"""A consumer that is stopped until its partitions have another owner, and then continues."""
 
 import asyncio
 import random
@@ -9,17 +9,17 @@ from tests.faults.episode import PARTITIONS, SESSION_TIMEOUT, Episode, NoFaultEr
 from tests.faults.rows_consumer import POINT_LIMIT
 
 _TAKEN_LIMIT = SESSION_TIMEOUT + 20
-"""Seconds in which the other must have all partitions."""
+"""Seconds until the other consumer must own all partitions."""
 _REFUSED_LIMIT = 5
-"""Seconds in which a late batch is refused, once both consumers run."""
+"""Seconds until a late batch must be refused, once both consumers run."""
 _ATTEMPTS = 3
 _BEFORE_OFFSETS = ("fetched", "begun")
-"""Points with a batch in hand and no lock: the other overtakes it, and the zombie is refused."""
+"""Points with a batch and no lock: the successor overtakes, and the zombie's batch is refused."""
 _OFFSETS_LOCKED = ("offsets_set", "upserted")
-"""Points with the offsets moved and not committed: the other waits until the zombie commits, which
-moves the offsets under their new owner, and that one's batch is refused. Sooner than a minute:
-then PostgreSQL would end the zombie's session."""
-# After the COMMIT is sent there is no batch to refuse.
+"""Points with moved, uncommitted offsets: the successor waits for the zombie's COMMIT, which moves
+the offsets that the successor expects, and the successor's batch is refused. The zombie must
+continue within a minute, or PostgreSQL ends its session."""
+# Once COMMIT is sent, no batch is left to refuse.
 
 
 async def _at_random(episode: Episode) -> None:
@@ -28,7 +28,7 @@ async def _at_random(episode: Episode) -> None:
     before = await victim.fenced()
     victim.signal(signal.SIGSTOP)
     if not await _refuses(episode, victim, other, before):
-        episode.evidence["outcome"] = "the zombie had no batch in hand"
+        episode.evidence["outcome"] = "the zombie had no batch"
 
 
 async def _at_point(episode: Episode) -> None:
@@ -43,19 +43,19 @@ async def _at_point(episode: Episode) -> None:
         if await _refuses(episode, victim, other):
             return
         if attempt < _ATTEMPTS:
-            # It had no batch in hand at that moment.
+            # The victim had no batch at that point.
             await victim.stop()
             point = _choose(episode.rng)
             episode.evidence["fail point"] = point
             await victim.start(point)
-    # A product that refuses nothing ends here as well, and the oracle tells them apart.
-    episode.proves_nothing = "no batch came late"
+    # A product that refuses no batch ends here too; the oracle tells them apart.
+    episode.inconclusive = "no batch was late"
 
 
 async def _refuses(
     episode: Episode, victim: Consumer, other: Consumer, refused_before: int = 0
 ) -> bool:
-    """Wake the victim when its partitions are another's; whether a batch was too late then."""
+    """Continue the victim once the other owns all partitions; return True if a batch is refused."""
     locked = await _until_overtaken(episode)
     refused_of_other = await other.fenced()
     await asyncio.sleep(episode.rng.uniform(0, 1))
@@ -76,16 +76,16 @@ async def _refuses(
 
 
 async def _until_overtaken(episode: Episode) -> bool:
-    """Return once the other consumer alone is the group and has stored of each partition.
+    """Return once the other consumer is the only member and has stored records of each partition.
 
-    Or would store, and waits for a lock that the zombie holds: then it returns True.
+    Return True if it waits instead for a lock that the zombie holds.
     """
     locked = False
-    # Once more: the group may have changed while the offsets of the first time were looked at.
+    # Twice: the group may have changed after the first offsets were read.
     for _ in range(2):
-        stood = await episode.database.progress() or {}
+        before = await episode.database.progress() or {}
 
-        async def overtaken(stood: dict[int, int] = stood) -> bool:
+        async def overtaken(before: dict[int, int] = before) -> bool:
             nonlocal locked
             if len(await episode.topic.members(episode.group)) != 1:
                 return False
@@ -93,10 +93,10 @@ async def _until_overtaken(episode: Episode) -> bool:
             progress = await episode.database.progress() or {}
             return locked or (
                 len(progress) == PARTITIONS
-                and all(offset > stood.get(partition, 0) for partition, offset in progress.items())
+                and all(offset > before.get(partition, 0) for partition, offset in progress.items())
             )
 
-        await episode.until(overtaken, _TAKEN_LIMIT, "the other has stored of each partition")
+        await episode.until(overtaken, _TAKEN_LIMIT, "the other consumer stores each partition")
     return locked
 
 
@@ -105,10 +105,15 @@ def _choose(rng: random.Random) -> str:
 
 
 ROWS = (
-    Row("zombie", "SIGSTOP until all partitions are another's, at a random moment", 10, _at_random),
+    Row(
+        "zombie",
+        "SIGSTOP a consumer at a random moment, until the other owns all partitions",
+        10,
+        _at_random,
+    ),
     Row(
         "zombie-at-point",
-        "SIGSTOP until all partitions are another's, with a batch in hand",
+        "SIGSTOP a consumer that holds a batch, until the other owns all partitions",
         10,
         _at_point,
         first_fail_point=_choose,

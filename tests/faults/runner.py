@@ -1,4 +1,4 @@
-"""Runs episodes one after another and says how far it is."""
+"""The runner of episodes, with their progress on the terminal."""
 
 import asyncio
 import sys
@@ -26,7 +26,7 @@ class Planned(NamedTuple):
 
 @contextmanager
 def snapshot() -> Iterator[Source]:
-    """A copy of the product's source as it is now."""
+    """Copy the product's source as it is now."""
     with tempfile.TemporaryDirectory(prefix="execution-events-source-") as directory:
         yield sources.copy(Path(directory) / "services")
 
@@ -34,16 +34,16 @@ def snapshot() -> Iterator[Source]:
 async def run_all(
     source: Source,
     plan: Iterable[Planned],
-    keep: Callable[[Result], None],
+    record: Callable[[Result], None],
     *,
     lanes: int = 1,
     until_violation: bool = False,
 ) -> list[Result]:
-    """Run the episodes of `plan` on one cluster; each result goes to `keep` at once.
+    """Run the episodes of `plan` on one cluster and pass each result to `record` immediately.
 
-    A row that the product or the machine cannot be put to gives one result that says why. Up to
-    `lanes` episodes run side by side: consumers, topic and database are each episode's own, and
-    most of its time an episode waits. Those that share a server's fault do not.
+    A row that cannot run on this machine or source gives one result with the reason. Up to `lanes`
+    episodes run concurrently, as each has its own consumers, topic and database and waits most of
+    the time; those whose faults affect the same server do not overlap.
     """
     plan = list(plan)
     digest = source.digest()
@@ -51,27 +51,27 @@ async def run_all(
 
     def note(result: Result) -> None:
         results.append(result)
-        keep(result)
+        record(result)
 
     possible: list[Planned] = []
-    told: set[str] = set()
+    skipped: set[str] = set()
     for planned in plan:
         row = planned.row
-        if (why := row.missing(source)) is None:
+        if (reason := row.missing(source)) is None:
             possible.append(planned)
-        elif row.name not in told:
-            told.add(row.name)
-            print(f"{row.name}: cannot run: {why}", flush=True)
-            note(Result(row.name, planned.seed, digest, today(), missing=why))
+        elif row.name not in skipped:
+            skipped.add(row.name)
+            print(f"{row.name}: skipped: {reason}", flush=True)
+            note(Result(row.name, planned.seed, digest, today(), missing=reason))
 
     begun = 0
 
     async def run(servers: Cluster, planned: Planned) -> None:
         nonlocal begun
         begun += 1
-        say = Progress(f"[{begun}/{len(possible)}] {planned.row.name} --seed {planned.seed}")
-        outcome = await run_episode(servers, source, *planned, say.phase)
-        say.end(outcome)
+        line = Progress(f"[{begun}/{len(possible)}] {planned.row.name} --seed {planned.seed}")
+        outcome = await run_episode(servers, source, *planned, line.phase)
+        line.end(outcome)
         note(of_outcome(outcome, digest))
 
     async with cluster(source) as servers:
@@ -85,7 +85,7 @@ async def run_all(
 async def _in_lanes(
     plan: Iterable[Planned], lanes: int, run: Callable[[Planned], Awaitable[None]]
 ) -> None:
-    """Run all of `plan`, the first that can be run first: one at a time through each proxy."""
+    """Run `plan` in order, as far as its episodes can run: one at a time through each proxy."""
     left = list(plan)
     busy: set[Server] = set()
     changed = asyncio.Condition()
@@ -115,12 +115,14 @@ async def _in_lanes(
 
 
 def side_by_side(plan: Sequence[Planned], lanes: int) -> list[list[Planned]]:
-    """What may run at the same time; with one lane each alone, in the order of `plan`."""
+    """Return groups of episodes that may run concurrently.
+
+    With one lane each episode is a group, in the order of `plan`.
+    """
     if lanes == 1:
         return [[planned] for planned in plan]
     together = [planned for planned in plan if not planned.row.alone]
-    # First what takes longest: the proxied ones, which wait for each other, and then the last of
-    # the matrix.
+    # The longest first: proxied episodes, which wait for each other, then the matrix backwards.
     together.reverse()
     together.sort(key=lambda planned: planned.row.proxied is None)
     alone = [[planned] for planned in plan if planned.row.alone]
@@ -136,20 +138,20 @@ class Progress:
         self._live = sys.stdout.isatty()
 
     def phase(self, name: str) -> None:
-        """The episode has come to `name`."""
+        """Show that the episode has reached the phase `name`."""
         if self._live:
             seconds = time.monotonic() - self._started
             print(f"\r\x1b[K{self._title}  {seconds:.0f} s  {name}", end="", flush=True)
 
     def end(self, outcome: Outcome) -> None:
-        """Say what became of it, and all that is wrong."""
+        """Print the outcome and every violation."""
         begin = "\r\x1b[K" if self._live else ""
-        recovery = "never" if outcome.recovery is None else f"{outcome.recovery:.1f} s"
+        recovery = "none" if outcome.recovery is None else f"{outcome.recovery:.1f} s"
         state = "FAILED" if outcome.violations else "ok"
         records = outcome.verdict.records if outcome.verdict else 0
         print(
             f"{begin}{self._title}  {state}  recovery {recovery}, {records} records,"
-            f" {outcome.seconds:.0f} s in all  {outcome.evidence}",
+            f" {outcome.seconds:.0f} s in total  {outcome.evidence}",
             flush=True,
         )
         for violation in outcome.violations:

@@ -1,4 +1,4 @@
-"""The batches of a partition's log segment, as they lie on a broker's disk."""
+"""The record batches of a log segment on a broker's disk."""
 
 import os
 from collections.abc import Iterator
@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 _HEAD = 12
-"""Bytes before what a batch's length counts: its base offset and the length itself."""
+"""Bytes of a batch that its length does not include: the base offset and the length itself."""
 _PAYLOAD = 61
-"""Bytes of a batch before its records; all after the first 21 are under its CRC."""
+"""Bytes of a batch before its records; the CRC covers all after the first 21."""
 _LAST_OFFSET_DELTA = 23
 
 
 class StoredBatch(NamedTuple):
-    """A batch of records: its first and last offset, and where it lies in its segment."""
+    """A batch of records: its first and last offset, and its position and size in the segment."""
 
     base: int
     last: int
@@ -26,7 +26,7 @@ class StoredBatch(NamedTuple):
 
 
 def batches(segment: Path) -> Iterator[StoredBatch]:
-    """The batches that are whole, in order."""
+    """Yield the complete batches, in order."""
     data = segment.read_bytes()
     position = 0
     while position + _PAYLOAD <= len(data):
@@ -41,11 +41,11 @@ def batches(segment: Path) -> Iterator[StoredBatch]:
 
 
 def flip(segment: Path, batch: StoredBatch) -> None:
-    """Change one byte of the batch's records; a second time it is as it was before.
+    """Flip one bit of the batch's records; a second call restores it.
 
-    In place, so that a broker serves what it is then.
+    The file is changed in place, so that a running broker serves the new content.
     """
-    place = batch.position + (_PAYLOAD + batch.size) // 2
+    middle = batch.position + (_PAYLOAD + batch.size) // 2
     with segment.open("r+b", buffering=0) as file:
-        [byte] = os.pread(file.fileno(), 1, place)
-        os.pwrite(file.fileno(), bytes([byte ^ 0x01]), place)
+        [byte] = os.pread(file.fileno(), 1, middle)
+        os.pwrite(file.fileno(), bytes([byte ^ 0x01]), middle)

@@ -1,7 +1,7 @@
-/* Preloaded into a worker: fsync and fdatasync take as long as a file says.
+/* Preloaded into a worker: delays fsync and fdatasync.
  *
- * The file that FAULTS_FSYNC names holds a number of milliseconds; "hung" is for as long as it
- * holds that. Without the file they are as ever. What is waited for can be killed. */
+ * The file named by FAULTS_FSYNC holds the delay in milliseconds, or "hung": calls then wait until
+ * it changes. Without the file there is no delay. A waiting process can be killed. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>
@@ -15,7 +15,7 @@ static void pause_for(long milliseconds) {
     }
 }
 
-static void wait_as_told(void) {
+static void wait_as_configured(void) {
     const char *name = getenv("FAULTS_FSYNC");
     while (name != NULL) {
         char text[16] = "";
@@ -40,7 +40,7 @@ int fsync(int descriptor) {
     if (original == NULL) {
         original = (int (*)(int))dlsym(RTLD_NEXT, "fsync");
     }
-    wait_as_told();
+    wait_as_configured();
     return original(descriptor);
 }
 
@@ -49,6 +49,6 @@ int fdatasync(int descriptor) {
     if (original == NULL) {
         original = (int (*)(int))dlsym(RTLD_NEXT, "fdatasync");
     }
-    wait_as_told();
+    wait_as_configured();
     return original(descriptor);
 }

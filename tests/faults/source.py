@@ -1,4 +1,4 @@
-"""A copy of the product's source, so that one run tests one state of it."""
+"""A copy of the product's source, so that a run is unaffected by later edits."""
 
 import hashlib
 import os
@@ -11,25 +11,25 @@ SERVICES = Path(__file__).parents[2] / "services"
 
 @dataclass(frozen=True)
 class Source:
-    """A directory that holds the package `execution_events`; processes started on it use it."""
+    """A directory with the package `execution_events`, for the processes of the product."""
 
     path: Path
 
     def environment(self) -> dict[str, str]:
-        """The variables of this process that make a child import the copy, and nothing more."""
-        kept = {
+        """Return this process's environment without settings, with the copy as the import path."""
+        variables = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith("EXECUTION_EVENTS_")
         }
-        return kept | {"PYTHONPATH": str(self.path), "PYTHONDONTWRITEBYTECODE": "1"}
+        return variables | {"PYTHONPATH": str(self.path), "PYTHONDONTWRITEBYTECODE": "1"}
 
     def mentions(self, text: str) -> bool:
-        """Whether any module of the product holds `text`: what it cannot do is not tested."""
+        """Return True if a module of the product contains `text`, the sign of a feature."""
         return any(text in file.read_text() for file in self.path.rglob("*.py"))
 
     def digest(self) -> str:
-        """Twelve hexadecimal digits that change with every byte of the source."""
+        """Return twelve hexadecimal digits that identify the source's modules and SQL files."""
         digest = hashlib.sha256()
         for file in sorted(self.path.rglob("*")):
             if file.suffix in (".py", ".sql"):
@@ -39,6 +39,6 @@ class Source:
 
 
 def copy(target: Path) -> Source:
-    """A copy of the source as it is now, in the new directory `target`."""
+    """Copy the current source into the new directory `target`."""
     shutil.copytree(SERVICES, target, ignore=shutil.ignore_patterns("__pycache__"))
     return Source(target)

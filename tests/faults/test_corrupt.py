@@ -1,4 +1,4 @@
-"""What a consumer must say of a partition that cannot be read."""
+"""The reasons that a consumer must give for a partition that cannot be read."""
 
 import pytest
 
@@ -28,5 +28,5 @@ def test_a_reason_has_the_partition_and_the_offset(reason: str) -> None:
         "Kafka: CorruptRecordException: Invalid CRC - partition=1, offset 40",
     ],
 )
-def test_another_or_none_does_not_count(reason: str) -> None:
+def test_a_reason_with_another_partition_or_offset_does_not_count(reason: str) -> None:
     assert not _names(reason, 1, OFFSETS)

@@ -1,4 +1,4 @@
-"""The limit on memory kills what is beyond it, and nothing else."""
+"""The memory limit kills a process that exceeds it, and no other."""
 
 import asyncio
 import signal
@@ -24,8 +24,8 @@ class Process:
 
 
 @asynccontextmanager
-async def having(size: int) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process that had `size` bytes for a moment, and has said so."""
+async def allocating(size: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a process that allocates `size` bytes, prints a line, and waits."""
     program = f"held = b'x' * {size}; print(flush=True); input()"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", program),
@@ -43,7 +43,7 @@ async def having(size: int) -> AsyncIterator[asyncio.subprocess.Process]:
 
 async def test_a_process_beyond_the_limit_is_killed() -> None:
     async with (
-        having(200 * MB) as process,
+        allocating(200 * MB) as process,
         MemoryLimit([Process(process.pid)], 100 * MB) as limit,
     ):
         assert await asyncio.wait_for(process.wait(), 30) == -signal.SIGKILL
@@ -51,8 +51,8 @@ async def test_a_process_beyond_the_limit_is_killed() -> None:
     assert limit.peak > 100 * MB
 
 
-async def test_a_process_within_the_limit_goes_on() -> None:
-    async with having(1 * MB) as process:
+async def test_a_process_within_the_limit_survives() -> None:
+    async with allocating(1 * MB) as process:
         assert process.stdout is not None
         async with MemoryLimit([Process(process.pid), Process(None)], 100 * MB) as limit:
             await process.stdout.readline()

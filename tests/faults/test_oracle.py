@@ -1,4 +1,4 @@
-"""The oracle finds each kind of difference, and none where there is none."""
+"""The oracle finds each kind of difference, and accepts a correct state."""
 
 import json
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.faults.author import Author
-from tests.faults.database import EventRow, ExecutionRow, LetterRow, Step, Stored
+from tests.faults.database import EventRow, ExecutionRow, LetterRow, OffsetMove, Stored
 from tests.faults.model import fold
 from tests.faults.oracle import Acknowledged, Published, Verdict, judge
 from tests.faults.record import LogRecord
@@ -58,12 +58,12 @@ def stored(**changes: Any) -> Stored:
         letters=[((0, 2), LetterRow(7, LOG[2].key, LOG[2].value, LOG[2].headers, REASON))],
         progress=dict(ENDS),
         watermarks={(0, "s"): 2},
-        steps=[
-            Step("1", 0, None, 0),
-            Step("2", 1, None, 0),
-            Step("3", 0, 0, 2),
-            Step("4", 0, 2, 4),
-            Step("4", 1, 0, 1),
+        moves=[
+            OffsetMove("1", 0, None, 0),
+            OffsetMove("2", 1, None, 0),
+            OffsetMove("3", 0, 0, 2),
+            OffsetMove("4", 0, 2, 4),
+            OffsetMove("4", 1, 0, 1),
         ],
         growth={"3": 5, "4": 12},
         touched={"3", "4"},
@@ -77,7 +77,7 @@ def verdict(log: list[LogRecord] = LOG, **changes: Any) -> Verdict:
     return judge(log, stored(**changes), ENDS, [Acknowledged((0, 0), "s", 1)])
 
 
-def test_agrees_with_what_is_right() -> None:
+def test_accepts_a_correct_state() -> None:
     assert verdict() == Verdict(0, 0, [], records=5, events=2, letters=1, duplicates=1)
 
 
@@ -94,7 +94,7 @@ def test_finds_a_lost_and_a_doubled_record(count: int, lost: int, doubled: int) 
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("place", 1), ("first", 1), ("last", 1), ("fields", ("x", *FIELDS[1:]))],
+    [("list_position", 1), ("first", 1), ("last", 1), ("fields", ("x", *FIELDS[1:]))],
 )
 def test_finds_a_wrong_column_of_an_event(column: str, value: Any) -> None:
     events = stored().events
@@ -120,15 +120,15 @@ def test_finds_a_wrong_column_of_an_execution(column: str) -> None:
 
 
 def test_finds_missing_extra_repeated_and_changed_dead_letters() -> None:
-    place, letter = stored().letters[0]
+    position, letter = stored().letters[0]
     extra = ((1, 0), letter)
     for letters, what in (
         ([], "missing"),
-        ([(place, letter), extra], "there should be none"),
-        ([(place, letter), (place, letter)], "kept twice"),
-        ([(place, letter._replace(value=b"{}"))], "not LetterRow"),
-        ([(place, letter._replace(headers=()))], "not LetterRow"),
-        ([(place, letter._replace(reason="not_json"))], "not LetterRow"),
+        ([(position, letter), extra], "expected none"),
+        ([(position, letter), (position, letter)], "stored twice"),
+        ([(position, letter._replace(value=b"{}"))], "not LetterRow"),
+        ([(position, letter._replace(headers=()))], "not LetterRow"),
+        ([(position, letter._replace(reason="not_json"))], "not LetterRow"),
     ):
         [difference] = verdict(letters=letters).differences
         assert what in difference
@@ -148,20 +148,23 @@ def test_finds_wrong_offsets_and_watermarks(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "what"),
+    ("moves", "what"),
     [
-        ([*stored().steps[:3], Step("4", 0, 1, 4), Step("4", 1, 0, 1)], "where no batch ended"),
-        ([*stored().steps, Step("5", 0, 4, 3), Step("6", 0, 3, 4)], "goes back"),
-        ([*stored().steps, Step("5", 0, 4, None)], "forgets"),
-        (stored().steps[:-1], "the last batch ends at 0"),
+        (
+            [*stored().moves[:3], OffsetMove("4", 0, 1, 4), OffsetMove("4", 1, 0, 1)],
+            "where no batch ended",
+        ),
+        ([*stored().moves, OffsetMove("5", 0, 4, 3), OffsetMove("6", 0, 3, 4)], "goes back"),
+        ([*stored().moves, OffsetMove("5", 0, 4, None)], "deletes"),
+        (stored().moves[:-1], "the last batch ends at 0"),
     ],
 )
-def test_finds_batches_that_do_not_follow_each_other(steps: list[Step], what: str) -> None:
-    assert any(what in difference for difference in verdict(steps=steps).differences)
+def test_finds_gaps_and_overlaps_between_batches(moves: list[OffsetMove], what: str) -> None:
+    assert any(what in difference for difference in verdict(moves=moves).differences)
 
 
-def test_finds_batches_whose_rows_are_not_their_records() -> None:
-    # The sums of both are right together.
+def test_finds_batches_that_add_other_records_than_their_own() -> None:
+    # The sum of both is correct.
     [first, second] = verdict(growth={"3": 6, "4": 11}).differences
     assert "added 6, not 5" in first
     assert "added 11, not 12" in second
@@ -171,22 +174,22 @@ def test_finds_batches_whose_rows_are_not_their_records() -> None:
 
 def test_offsets_of_aborted_and_control_records_are_a_gap() -> None:
     ends = {0: 7, 1: 1}
-    steps = [*stored().steps, Step("5", 0, 4, 7)]
-    log = stored(progress=ends, steps=steps)
+    moves = [*stored().moves, OffsetMove("5", 0, 4, 7)]
+    log = stored(progress=ends, moves=moves)
     assert judge(LOG, log, ends, []).differences == []
 
 
 @pytest.mark.parametrize("batch", ["4", "5"])
 def test_finds_a_counted_record_that_was_aborted(batch: str) -> None:
-    # Of 9 occurrences at offset 5; alone in its batch, and among others.
+    # A record of 9 occurrences at offset 5, in a batch of others or alone.
     ends = {0: 7, 1: 1}
-    steps = [*stored().steps, Step("5", 0, 4, 7)]
+    moves = [*stored().moves, OffsetMove("5", 0, 4, 7)]
     events = stored().events
     events[KEY] = events[KEY]._replace(occurrences=21)
     growth = {"3": 5, "4": 12}
     growth[batch] = growth.get(batch, 0) + 9
 
-    found = judge(LOG, stored(progress=ends, steps=steps, events=events, growth=growth), ends, [])
+    found = judge(LOG, stored(progress=ends, moves=moves, events=events, growth=growth), ends, [])
 
     assert found.doubled == 1
     assert "9 too many" in found.differences[0]
@@ -206,24 +209,24 @@ def test_finds_an_acknowledged_record_that_the_log_has_lost() -> None:
         ({"pod.1": 17, "other": 7}, {"pod.1": 17}, []),
         ({"other": 7}, {"other": 7}, ["other: the log counts 0, not 7"]),
         ({"pod.1": 34}, {"pod.1": 34}, ["pod.1: the log counts 17, not 34"]),
-        ({"pod.1": 5}, {}, ["pod.1: the log counts 17, not 5 or nothing"]),
+        ({"pod.1": 5}, {}, ["pod.1: the log counts 17, not 0 or 5"]),
     ],
 )
-def test_finds_what_a_worker_has_published_and_the_log_counts_otherwise(
+def test_finds_published_events_that_the_log_counts_differently(
     begun: dict[str, int], durable: dict[str, int], wrong: list[str]
 ) -> None:
     found = judge(LOG, stored(), ENDS, [], published=Published(begun, durable))
     assert found.differences == [f"published: {each}" for each in wrong]
 
 
-def test_an_event_of_two_partitions_may_end_as_either() -> None:
+def test_an_event_in_two_partitions_may_have_the_fields_of_either() -> None:
     log = [record(0, 0, message="a"), record(1, 0, message="b")]
     [event] = fold(log).events().values()
     assert event.count == 10
     assert {fields[3] for fields in event.fields} == {"a", "b"}
 
 
-def test_the_authors_poison_is_refused_and_all_else_is_not() -> None:
+def test_only_the_poison_of_an_author_is_refused() -> None:
     def letters(poison: float) -> int:
         author = Author(1, 1, poison)
         messages = [author.next(with_source=0) for _ in range(500)]

@@ -1,4 +1,4 @@
-"""The clock and the disk of a process are moved, slowed and hung while it runs."""
+"""A process's clock can be shifted, and its disk slowed or hung, while it runs."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ from tests.faults import clock, fsync
 from tests.faults.clock import ProcessClock
 from tests.faults.fsync import ProcessDisk
 
-SHORT = 0.5  # seconds in which an answer would have come
+SHORT = 0.5  # seconds in which a response would have come
 DAY = timedelta(days=1)
 
 needs_clock = pytest.mark.skipif(clock.missing() is not None, reason=str(clock.missing()))
@@ -36,17 +36,17 @@ for name in sys.stdin:
 
 
 class Program:
-    """A program that answers each line with one."""
+    """A program that responds to each line with a line."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
 
-    async def ask(self, line: str = "", limit: float = 30) -> str:
+    async def call(self, line: str = "", limit: float = 30) -> str:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{line}\n".encode())
-        return await self.answer(limit)
+        return await self.response(limit)
 
-    async def answer(self, limit: float = 30) -> str:
+    async def response(self, limit: float = 30) -> str:
         assert self.process.stdout is not None
         return (await asyncio.wait_for(self.process.stdout.readline(), limit)).decode()
 
@@ -67,48 +67,48 @@ async def running(command: list[str], program: str, *arguments: str) -> AsyncIte
 
 
 @needs_clock
-async def test_a_clock_is_moved_while_its_process_runs(tmp_path: Path) -> None:
-    hands = ProcessClock(tmp_path / "clock", -31 * DAY)
-    async with running(hands.command, CLOCK) as program:
-        wall, monotonic = map(float, (await program.ask()).split())
+async def test_a_clock_moves_while_its_process_runs(tmp_path: Path) -> None:
+    false_clock = ProcessClock(tmp_path / "clock", -31 * DAY)
+    async with running(false_clock.command, CLOCK) as program:
+        wall, monotonic = map(float, (await program.call()).split())
         assert abs(wall - time.time() + 31 * DAY.total_seconds()) < 60
         assert abs(monotonic - time.monotonic()) < 60
 
-        hands.move(timedelta(hours=2))
+        false_clock.move(timedelta(hours=2))
 
-        wall, monotonic = map(float, (await program.ask()).split())
+        wall, monotonic = map(float, (await program.call()).split())
         assert abs(wall - time.time() - 2 * 3600) < 60
         assert abs(monotonic - time.monotonic()) < 60
 
 
 @needs_disk
 @pytest.mark.parametrize("call", ["fsync", "fdatasync"])
-async def test_a_disk_is_slow_hangs_and_is_mended(tmp_path: Path, call: str) -> None:
+async def test_a_disk_can_be_slow_hung_and_repaired(tmp_path: Path, call: str) -> None:
     disk = ProcessDisk(tmp_path)
     await disk.build()
     async with running(disk.command, DISK, os.fspath(tmp_path / "data")) as program:
-        await program.ask(call)
+        await program.call(call)
 
         disk.slow(SHORT)
         began = time.monotonic()
-        await program.ask(call)
+        await program.call(call)
         assert time.monotonic() - began >= SHORT
 
         disk.hang()
         with pytest.raises(TimeoutError):
-            await program.ask(call, SHORT)
-        disk.mend()
-        await program.answer()
-        await program.ask(call)
+            await program.call(call, SHORT)
+        disk.repair()
+        await program.response()
+        await program.call(call)
 
 
 @needs_disk
-async def test_what_hangs_can_be_killed(tmp_path: Path) -> None:
+async def test_a_process_on_a_hung_disk_can_be_killed(tmp_path: Path) -> None:
     disk = ProcessDisk(tmp_path)
     await disk.build()
     disk.hang()
     async with running(disk.command, DISK, os.fspath(tmp_path / "data")) as program:
         with pytest.raises(TimeoutError):
-            await program.ask("fsync", SHORT)
+            await program.call("fsync", SHORT)
         program.process.kill()
         await asyncio.wait_for(program.process.wait(), 10)

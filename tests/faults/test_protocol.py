@@ -1,4 +1,4 @@
-"""The moments of a real session at which its client can be made to stand still."""
+"""The moments at which the proxy can hold a real PostgreSQL session."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -21,7 +21,7 @@ def message(kind: bytes, body: bytes = b"") -> bytes:
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
-def test_splits_both_directions_however_they_are_cut_up(size: int) -> None:
+def test_messages_are_found_in_pieces_of_any_size(size: int) -> None:
     def split(stream: bytes, *, from_client: bool) -> list[tuple[bytes, bytes]]:
         messages = Messages(from_client=from_client)
         return [
@@ -40,7 +40,7 @@ def test_splits_both_directions_however_they_are_cut_up(size: int) -> None:
     ]
 
 
-def test_no_moment_before_a_statement_of_the_transaction_was_executed() -> None:
+def test_moments_come_only_after_a_statement_of_the_transaction_was_executed() -> None:
     session = Session()
     session.receives(b"N" + message(b"R", b"\0\0\0\0") + message(b"Z", b"I"))
     session.sends(STARTUP + message(b"P") + message(b"E"))
@@ -57,7 +57,7 @@ def test_no_moment_before_a_statement_of_the_transaction_was_executed() -> None:
 
 
 class Client:
-    """A session that stores as a consumer does, through a proxy, and one that looks at it."""
+    """A session that stores rows through a proxy, like a consumer, and a session to observe it."""
 
     def __init__(self, proxy: Proxy, url: str, observer: asyncpg.Connection) -> None:
         self.proxy = proxy
@@ -90,13 +90,13 @@ async def client(database: Database) -> AsyncIterator[Client]:
     observer = await asyncpg.connect(database.owner)
     await observer.execute("CREATE TABLE public.copied (number integer)")
     async with Proxy(parts.port, sessions=True) as proxy:
-        place = parts.netloc.rpartition("@")[0]
-        url = urlunsplit(parts._replace(netloc=f"{place}@127.0.0.1:{proxy.port}"))
+        credentials = parts.netloc.rpartition("@")[0]
+        url = urlunsplit(parts._replace(netloc=f"{credentials}@127.0.0.1:{proxy.port}"))
         yield Client(proxy, url, observer)
     await observer.close()
 
 
-WHERE = {
+STATES = {
     Moment.COPY: ("active", "COPY"),
     Moment.PARSED: ("active", "SELECT $1::text"),
     Moment.EXECUTED: ("idle in transaction", "SELECT $1::int"),
@@ -105,7 +105,7 @@ WHERE = {
 
 @pytest.mark.parametrize("moment", Moment)
 async def test_a_session_is_held_at_its_moment(client: Client, moment: Moment) -> None:
-    state, query = WHERE[moment]
+    state, query = STATES[moment]
     async with asyncio.timeout(30):
         storing = asyncio.create_task(client.store())
         async with client.proxy.held_at(moment) as port:

@@ -1,4 +1,4 @@
-"""Every way in which the proxy can fail a connection."""
+"""Every fault that the proxy can inject into a connection."""
 
 import asyncio
 import struct
@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.proxy import HOST, CommitFinder, Direction, Proxy
 
-SHORT = 0.2  # seconds in which an answer would have come
+SHORT = 0.2  # seconds in which a response would have come
 STARTUP = struct.pack("!ii", 8, 3 << 16)
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 
@@ -20,7 +20,7 @@ def query(text: str) -> bytes:
 
 
 class Echo:
-    """A server that gives back what it receives, and remembers it."""
+    """A server that sends back all data it receives, and records it."""
 
     def __init__(self) -> None:
         self.received = b""
@@ -73,7 +73,7 @@ async def silent(reader: asyncio.StreamReader) -> bool:
         return True
 
 
-async def test_passes_and_ends_with_its_client() -> None:
+async def test_forwards_data_and_the_end_of_a_stream() -> None:
     async with proxied() as (proxy, _), connected(proxy) as (reader, writer):
         writer.write(b"hello")
         assert await reader.readexactly(5) == b"hello"
@@ -81,7 +81,7 @@ async def test_passes_and_ends_with_its_client() -> None:
         assert await reader.read() == b""
 
 
-async def test_cut_resets() -> None:
+async def test_a_cut_resets_open_connections_only() -> None:
     async with proxied() as (proxy, _), connected(proxy) as (reader, writer):
         writer.write(b"hello")
         await reader.readexactly(5)
@@ -104,7 +104,7 @@ async def test_refuses_and_listens_again_on_the_same_port() -> None:
 
 
 @pytest.mark.parametrize("direction", Direction)
-async def test_a_black_hole_keeps_open_and_forwards_later(direction: Direction) -> None:
+async def test_a_black_hole_closes_nothing_and_forwards_later(direction: Direction) -> None:
     async with proxied() as (proxy, echo), connected(proxy) as (reader, writer):
         writer.write(b"1")
         await reader.readexactly(1)
@@ -115,11 +115,11 @@ async def test_a_black_hole_keeps_open_and_forwards_later(direction: Direction) 
         assert await reader.readexactly(1) == b"2"
 
 
-async def test_a_forgetful_black_hole_never_speaks_again() -> None:
+async def test_connections_stay_silent_after_a_permanent_black_hole() -> None:
     async with proxied() as (proxy, _), connected(proxy) as (reader, writer):
         writer.write(b"1")
         await reader.readexactly(1)
-        async with proxy.black_hole(forgetful=True):
+        async with proxy.black_hole(permanent=True):
             writer.write(b"2")
         writer.write(b"3")
         assert await silent(reader)
@@ -129,7 +129,7 @@ async def test_a_forgetful_black_hole_never_speaks_again() -> None:
 
 
 @pytest.mark.parametrize("directions", [(), tuple(Direction), (Direction.TO_CLIENT,)])
-async def test_delays(directions: tuple[Direction, ...]) -> None:
+async def test_delays_each_chunk_in_the_given_directions(directions: tuple[Direction, ...]) -> None:
     loop = asyncio.get_running_loop()
     async with proxied() as (proxy, echo), connected(proxy) as (reader, writer):
         async with proxy.delayed(0.1, 0.12, *directions):
@@ -147,8 +147,8 @@ async def test_delays(directions: tuple[Direction, ...]) -> None:
     assert proxy.held_back == (1 if len(directions) == 1 else 2)
 
 
-async def test_last_words_are_lost_and_all_before_is_not() -> None:
-    async with proxied() as (proxy, echo), proxy.losing_last_words(0.05):
+async def test_only_the_final_bytes_are_lost() -> None:
+    async with proxied() as (proxy, echo), proxy.losing_final_bytes(0.05):
         async with connected(proxy) as (reader, writer):
             writer.write(b"before,")
             await reader.readexactly(7)
@@ -158,7 +158,7 @@ async def test_last_words_are_lost_and_all_before_is_not() -> None:
         assert proxy.connections == 0
 
 
-async def test_loses_the_reply_of_a_commit_and_not_the_commit() -> None:
+async def test_the_reply_to_a_commit_is_lost_but_not_the_commit() -> None:
     async with proxied() as (proxy, echo), connected(proxy) as (reader, writer):
         proxy.lose_commits(1)
         writer.write(STARTUP + query("BEGIN;"))
@@ -173,7 +173,7 @@ async def test_loses_the_reply_of_a_commit_and_not_the_commit() -> None:
             assert await again.readexactly(len(STARTUP)) == STARTUP
 
 
-def test_finds_a_commit_however_it_is_cut_up() -> None:
+def test_a_commit_is_found_in_pieces_of_any_size() -> None:
     stream = SSL_REQUEST + STARTUP + query("BEGIN;") + query("COMMIT;")
     for size in (1, 3, len(stream)):
         finder = CommitFinder()
@@ -181,7 +181,7 @@ def test_finds_a_commit_however_it_is_cut_up() -> None:
         assert found == [False] * (len(found) - 1) + [True]
 
 
-async def test_a_black_hole_passes_no_end() -> None:
+async def test_a_black_hole_withholds_the_end_of_a_stream() -> None:
     async with proxied() as (proxy, echo), connected(proxy) as (reader, writer):
         writer.write(b"1")
         await reader.readexactly(1)
@@ -192,7 +192,7 @@ async def test_a_black_hole_passes_no_end() -> None:
         await until(lambda: echo.ended)
 
 
-async def test_the_server_is_not_told_that_its_client_is_lost() -> None:
+async def test_a_server_does_not_notice_that_its_client_is_lost() -> None:
     async with proxied() as (proxy, echo):
         async with connected(proxy) as (reader, writer):
             writer.write(b"1")
@@ -209,7 +209,7 @@ async def test_the_server_is_not_told_that_its_client_is_lost() -> None:
             assert await again.readexactly(1) == b"3"
 
 
-async def test_leads_new_connections_to_another_server() -> None:
+async def test_new_connections_can_go_to_another_server() -> None:
     async with proxied() as (proxy, _), proxied() as (other, echo):
         proxy.retarget(other.port)
         async with connected(proxy) as (reader, writer):
@@ -222,7 +222,7 @@ def request(api_key: int) -> bytes:
     return (20).to_bytes(4) + api_key.to_bytes(2) + b"\0" * 18
 
 
-async def test_a_client_is_cut_off_from_a_coordinator_alone() -> None:
+async def test_a_client_is_cut_off_from_only_the_coordinator() -> None:
     async with (
         proxied() as (proxy, echo),
         connected(proxy) as (group, group_writer),
@@ -230,24 +230,24 @@ async def test_a_client_is_cut_off_from_a_coordinator_alone() -> None:
         connected(proxy) as (other, other_writer),
     ):
         victims = [writer.get_extra_info("sockname")[1] for writer in (group_writer, leader_writer)]
-        async with proxy.no_coordinator(victims.__contains__) as partition:
+        async with proxy.no_coordinator(victims.__contains__) as cutoff:
             for writer, api in ((group_writer, 12), (leader_writer, 1), (other_writer, 12)):
                 writer.write(request(api))
             assert await leader.readexactly(24) == request(1)
             assert await other.readexactly(24) == request(12)
             assert await silent(group)
-            assert len(partition.cut) == 1
+            assert len(cutoff.cut) == 1
         assert await group.readexactly(24) == request(12)
         assert len(echo.received) == 3 * 24
 
 
-async def test_what_was_cut_off_may_stay_silent() -> None:
+async def test_a_cut_off_connection_can_stay_silent() -> None:
     async with (
         proxied() as (proxy, _),
         connected(proxy) as (group, group_writer),
         connected(proxy) as (later, later_writer),
     ):
-        async with proxy.no_coordinator(lambda port: True, forgetful=True):
+        async with proxy.no_coordinator(lambda port: True, permanent=True):
             group_writer.write(request(11))
             assert await silent(group)
         assert await silent(group)

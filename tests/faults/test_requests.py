@@ -1,4 +1,4 @@
-"""Kafka's requests are found in a stream, and the process of a connection by its port."""
+"""Kafka's requests are found in a stream, and a process's connections by their ports."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ def request(api_key: int, size: int = 30) -> bytes:
 
 
 @pytest.mark.parametrize("piece", [1, 5, 7, 1000])
-def test_api_keys_are_found_however_a_stream_is_cut(piece: int) -> None:
+def test_api_keys_are_found_in_pieces_of_any_size(piece: int) -> None:
     keys = ApiKeys()
     stream = b"".join(request(key, size) for key, size in ((3, 30), (11, 8), (12, 2), (1, 300)))
     found = [keys.feed(stream[at : at + piece]) for at in range(0, len(stream), piece)]

@@ -1,4 +1,4 @@
-"""Episodes side by side, and what they must not share."""
+"""Concurrent episodes share no fault, and a full run can be resumed."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -18,11 +18,11 @@ from tests.faults.runner import Planned, run_all, side_by_side
 from tests.faults.source import Source
 
 TOUCH_SERVERS = ("restart", "down", "disk", "broker", "retention", "three")
-"""Parts of the names of rows whose fault meets every episode."""
+"""Parts of the names of rows whose fault affects every episode."""
 
 
 class Running:
-    """Stands in for the episodes, and remembers which ran at the same time."""
+    """A fake of the episodes that records which of them ran concurrently."""
 
     def __init__(self) -> None:
         self.now: list[Row] = []
@@ -30,7 +30,7 @@ class Running:
         self.order: list[str] = []
 
     async def __call__(
-        self, servers: Any, source: Source, row: Row, seed: int, say: Callable[[str], None]
+        self, servers: Any, source: Source, row: Row, seed: int, on_phase: Callable[[str], None]
     ) -> Outcome:
         self.now.append(row)
         self.order.append(row.name)
@@ -71,13 +71,13 @@ PLAN = [Planned(row, 1) for row in ROWS]
 
 @pytest.mark.parametrize("lanes", [1, 3])
 async def test_episodes_share_no_fault(ran: Running, tmp_path: Path, lanes: int) -> None:
-    kept: list[str] = []
+    recorded: list[str] = []
     results = await run_all(
-        source(tmp_path), PLAN, lambda result: kept.append(result.row), lanes=lanes
+        source(tmp_path), PLAN, lambda result: recorded.append(result.row), lanes=lanes
     )
 
-    assert sorted(kept) == sorted(row.name for row in ROWS)
-    assert [result.row for result in results] == kept
+    assert sorted(recorded) == sorted(row.name for row in ROWS)
+    assert [result.row for result in results] == recorded
     assert max(len(rows) for rows in ran.together) == lanes
     for rows in ran.together:
         if any(row.alone for row in rows):
@@ -88,15 +88,15 @@ async def test_episodes_share_no_fault(ran: Running, tmp_path: Path, lanes: int)
         assert ran.order == [row.name for row in ROWS]
 
 
-async def test_stops_at_a_violation(ran: Running, tmp_path: Path) -> None:
+async def test_a_run_can_stop_at_the_first_violation(ran: Running, tmp_path: Path) -> None:
     results = await run_all(source(tmp_path), PLAN, lambda result: None, until_violation=True)
     assert [result.row for result in results] == ["kill-fetched", "kill-begun"]
 
 
-def test_a_full_run_goes_on_where_its_results_are_kept(
+def test_a_full_run_resumes_from_recorded_results(
     ran: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the committed results say, and without a change of their report."""
+    # With a file of its own, a run depends on no committed results and leaves their report alone.
     committed = REPORT.read_bytes()
     file = tmp_path / "results.jsonl"
     monkeypatch.setattr(
@@ -110,9 +110,9 @@ def test_a_full_run_goes_on_where_its_results_are_kept(
     assert REPORT.read_bytes() == committed
 
 
-def test_every_row_whose_fault_meets_all_is_alone() -> None:
+def test_every_row_whose_fault_affects_all_episodes_runs_alone() -> None:
     for row in ROWS:
         assert row.alone == any(part in row.name for part in TOUCH_SERVERS), row.name
     assert sorted(names(side_by_side(PLAN, 3))) == sorted(row.name for row in ROWS)
-    # One cluster of Kafka runs at a time, so a row of another size cannot share it.
+    # Only one Kafka cluster runs at a time, so rows of another size cannot share it.
     assert all(row.alone for row in ROWS if row.brokers != 1)

@@ -1,4 +1,4 @@
-"""Batches are found on the disk, and a flipped byte is what breaks their CRC."""
+"""Batches are found on disk, and a flipped bit breaks their CRC."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def batch(base: int, records: int) -> bytes:
     for number in range(records):
         builder.append(number, 1_767_225_600_000, b"key", b"value", [])
     data = bytearray(builder.build())
-    # The broker gives the offset, which no CRC covers.
+    # The broker assigns the offset, which the CRC does not cover.
     data[:8] = base.to_bytes(8)
     return bytes(data)
 
@@ -30,7 +30,7 @@ def whole(segment: Path, stored: StoredBatch) -> bool:
     return bool(DefaultRecordBatch(data).validate_crc())
 
 
-def test_finds_each_batch_that_is_whole(tmp_path: Path) -> None:
+def test_every_complete_batch_is_found(tmp_path: Path) -> None:
     segment = tmp_path / "segment.log"
     first, second, third = batch(0, 3), batch(3, 1), batch(4, 2)
     segment.write_bytes(first + second + third[:-1])
@@ -41,7 +41,7 @@ def test_finds_each_batch_that_is_whole(tmp_path: Path) -> None:
     ]
 
 
-def test_nothing_is_in_an_empty_segment(tmp_path: Path) -> None:
+def test_an_empty_segment_has_no_batches(tmp_path: Path) -> None:
     segment = tmp_path / "segment.log"
     segment.write_bytes(b"")
     assert list(batches(segment)) == []

@@ -1,4 +1,4 @@
-"""What the worker with transactions sends again, and what it holds to be acknowledged."""
+"""The transactional worker resends aborted messages and acknowledges committed ones."""
 
 import asyncio
 import random
@@ -20,7 +20,7 @@ class Sent(NamedTuple):
 
 
 class Log:
-    """A Kafka that keeps what each transaction sent; the commits numbered in `lost` fail."""
+    """A fake Kafka that records each transaction's messages; commits numbered in `lost` fail."""
 
     def __init__(self, *lost: int) -> None:
         self.transactions: list[tuple[str, list[bytes]]] = []
@@ -75,7 +75,7 @@ async def work(monkeypatch: pytest.MonkeyPatch, log: Log, seed: int) -> Transact
     return worker
 
 
-async def test_sends_again_what_was_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_aborted_messages_are_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
     log = Log()
     worker = await work(monkeypatch, log, 1)
 
@@ -83,7 +83,7 @@ async def test_sends_again_what_was_aborted(monkeypatch: pytest.MonkeyPatch) -> 
     assert (ends.count("committed"), ends.count("aborted")) == (worker.committed, worker.aborted)
     for (end, values), (_, following) in zip(log.transactions, log.transactions[1:], strict=False):
         assert (following[: len(values)] == values) == (end == "aborted")
-    # Partitions end with what nobody reads.
+    # Partitions end with records that no consumer reads.
     assert ends[-1] == "aborted"
     committed = [
         value for end, values in log.transactions if end == "committed" for value in values
@@ -91,7 +91,7 @@ async def test_sends_again_what_was_aborted(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(worker.acknowledged) == len(committed)
 
 
-async def test_sends_again_after_a_lost_commit_only_what_has_a_source(
+async def test_after_a_lost_commit_only_messages_with_a_source_are_sent_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     log = Log(1, 2, 3)
@@ -135,20 +135,20 @@ def episode(ends: list[dict[int, int]], high: dict[int, int]) -> Episode:
     return made
 
 
-async def test_is_caught_up_past_the_last_control_record() -> None:
+async def test_caught_up_means_past_the_last_control_record() -> None:
     assert await episode([{0: 7}], {0: 7}).until_caught_up(0.3) == {0: 7}
 
 
 @pytest.mark.parametrize(
     ("ends", "high", "what"),
     [
-        # The stored offset stays before a control record.
+        # The stored offset is before a control record.
         ([{0: 8}], {0: 8}, "stored"),
-        # Records of an open transaction, and after it, are to come.
-        ([{0: 7}], {0: 9}, "stays open"),
+        # Records of an open transaction, and later ones, are not readable yet.
+        ([{0: 7}], {0: 9}, "still open"),
     ],
 )
-async def test_is_not_caught_up(
+async def test_not_caught_up_before_a_control_record_or_an_open_transaction(
     ends: list[dict[int, int]], high: dict[int, int], what: str
 ) -> None:
     with pytest.raises(TimeoutError, match=what):

@@ -1,4 +1,4 @@
-"""What must be seen before a consumer counts as overtaken, and as refused."""
+"""The conditions under which a zombie counts as overtaken, and a batch as refused."""
 
 import random
 from typing import Any, cast
@@ -22,18 +22,18 @@ class _Topic:
 
 
 class _Database:
-    """Each look at the stored offsets finds them `step` further on; partition 0 may stand."""
+    """A fake whose stored offsets advance by `step` per read, except a stalled partition 0."""
 
-    def __init__(self, step: int, *, stands: bool = False, waits: bool = False) -> None:
+    def __init__(self, step: int, *, stalled: bool = False, waits: bool = False) -> None:
         self._offset = 0
         self._step = step
-        self._stands = stands
+        self._stalled = stalled
         self._waits = waits
 
     async def progress(self) -> dict[int, int]:
         self._offset += self._step
         progress = dict.fromkeys(range(PARTITIONS), self._offset)
-        return progress | {0: 7} if self._stands else progress
+        return progress | {0: 7} if self._stalled else progress
 
     async def writers_wait(self) -> bool:
         return self._waits
@@ -68,7 +68,7 @@ def episode(victim: _Consumer, other: _Consumer, database: _Database, members: i
     made.database = cast(Any, database)
     made.consumers = [cast(Consumer, victim), cast(Consumer, other)]
     made.evidence = {"fail point": "fetched:3:stop"}
-    made.proves_nothing = None
+    made.inconclusive = None
     return made
 
 
@@ -76,7 +76,7 @@ def episode(victim: _Consumer, other: _Consumer, database: _Database, members: i
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows_zombie, "_TAKEN_LIMIT", 0.3)
     monkeypatch.setattr(rows_zombie, "_REFUSED_LIMIT", 0.1)
-    monkeypatch.setattr(random.Random, "uniform", lambda rng, least, most: 0.0)
+    monkeypatch.setattr(random.Random, "uniform", lambda rng, low, high: 0.0)
 
 
 async def run(made: Episode) -> dict[str, object]:
@@ -84,31 +84,33 @@ async def run(made: Episode) -> dict[str, object]:
     return made.evidence
 
 
-async def test_the_zombie_is_refused() -> None:
+async def test_the_zombies_batch_is_refused() -> None:
     made = episode(_Consumer(0, 1), _Consumer(5), _Database(1))
     assert (await run(made))["outcome"] == "the zombie's batch was refused"
-    assert made.proves_nothing is None
+    assert made.inconclusive is None
 
 
-async def test_its_successor_is_refused_that_waits_for_its_lock() -> None:
+async def test_the_batch_of_a_successor_that_waits_for_the_lock_is_refused() -> None:
     made = episode(_Consumer(0), _Consumer(5, 5, 6), _Database(0, waits=True))
     assert (await run(made))["outcome"] == "its successor's batch was refused"
 
 
 @pytest.mark.parametrize(
     ("database", "members"),
-    [(_Database(1), 2), (_Database(1), 0), (_Database(0), 1), (_Database(1, stands=True), 1)],
-    ids=["both are members", "the group changes", "nothing is stored", "one partition stands"],
+    [(_Database(1), 2), (_Database(1), 0), (_Database(0), 1), (_Database(1, stalled=True), 1)],
+    ids=["both are members", "the group changes", "nothing is stored", "one partition stalls"],
 )
-async def test_nobody_wakes_that_is_not_overtaken(database: _Database, members: int) -> None:
+async def test_a_zombie_that_is_not_overtaken_stays_stopped(
+    database: _Database, members: int
+) -> None:
     victim = _Consumer(0)
     with pytest.raises(NoFaultError):
         await run(episode(victim, _Consumer(0), database, members))
     assert victim.calls == []
 
 
-async def test_tries_again_where_no_batch_is_refused() -> None:
-    # Its successor may be refused for a reason of its own.
+async def test_the_fault_is_retried_while_no_batch_is_refused() -> None:
+    # The successor's batches may be refused for another reason.
     victim = _Consumer(0)
     made = episode(victim, _Consumer(0, 1, 2, 3), _Database(1))
 
@@ -117,5 +119,5 @@ async def test_tries_again_where_no_batch_is_refused() -> None:
     assert evidence["attempts"] == 3
     assert [call[:8] for call in victim.calls] == ["signal", "stop", "start at"] * 2 + ["signal"]
     assert "outcome" not in evidence
-    # The oracle speaks first: a product that refuses nothing must not pass for a harmless fault.
-    assert made.proves_nothing is not None
+    # The oracle decides first: a product that refuses no batch must not look like a missed fault.
+    assert made.inconclusive is not None

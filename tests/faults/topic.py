@@ -1,4 +1,4 @@
-"""One topic of an episode, seen and changed from outside the consumers."""
+"""An episode's topic, read and changed independently of the consumers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping
@@ -13,7 +13,7 @@ from aiokafka.errors import KafkaError
 from execution_events.errors import RetryableError
 from execution_events.kafka.protocol import IncrementalAlterConfigs
 from execution_events.kafka.topic import create_topic
-from tests.faults.record import LogRecord, Place
+from tests.faults.record import LogPosition, LogRecord
 from tests.support.configuration import configured
 
 _T = TypeVar("_T")
@@ -25,7 +25,7 @@ _PAUSE = 0.5  # seconds between attempts while the cluster settles
 
 
 class Topic:
-    """The topic `name`, by addresses that no fault of a network reaches."""
+    """The topic `name`, through addresses without network faults."""
 
     def __init__(self, bootstrap_servers: str, name: str, replication: int) -> None:
         self.bootstrap_servers = bootstrap_servers
@@ -33,7 +33,7 @@ class Topic:
         self._replication = replication
 
     async def create(self, partitions: int, configs: Mapping[str, str] | None = None) -> None:
-        """Create it with the settings that the guarantees need, and `configs` above them."""
+        """Create the topic with the settings that the guarantees need, overridden by `configs`."""
 
         async def create() -> None:
             existing = await create_topic(
@@ -46,11 +46,11 @@ class Topic:
             )
             assert existing is None, f"{self.name} exists"
 
-        await _patiently(create)
+        await _retried(create)
         await self._until_led(partitions)
 
     async def stamp_records(self, stamp: str) -> None:
-        """Have records the time of their `stamp`: CreateTime, or LogAppendTime."""
+        """Set `message.timestamp.type` to `stamp`: CreateTime or LogAppendTime."""
         request = IncrementalAlterConfigs(self.name, {"message.timestamp.type": stamp})
         async with self._admin() as admin:
             answer = await admin._send_request(request)
@@ -58,18 +58,18 @@ class Topic:
         assert code == 0, message
 
     async def delete(self) -> None:
-        """Delete it, with all its records."""
+        """Delete the topic with all its records."""
         async with self._admin() as admin:
             await admin.delete_topics([self.name])
 
     async def grow(self, partitions: int) -> None:
-        """Add partitions up to `partitions`."""
+        """Raise the number of partitions to `partitions`."""
         async with self._admin() as admin:
             await admin.create_partitions({self.name: NewPartitions(partitions)})
         await self._until_led(partitions)
 
     async def delete_records(self, before: Mapping[int, int]) -> None:
-        """Remove each partition's records before an offset, as retention would."""
+        """Delete each partition's records below an offset, as retention would."""
         async with self._admin() as admin:
             await admin.delete_records(
                 {
@@ -79,22 +79,22 @@ class Topic:
             )
 
     async def leaders(self) -> dict[int, int]:
-        """The node that leads each partition; -1 for none."""
-        described = await _patiently(self._describe)
+        """Return the leader of each partition, -1 for none."""
+        described = await _retried(self._describe)
         return {
             partition["partition"]: partition["leader"] for partition in described["partitions"]
         }
 
     async def coordinator(self, group: str) -> int:
-        """The node that coordinates `group`."""
+        """Return the node that coordinates `group`."""
         async with self._admin() as admin:
             node: int = await admin.find_coordinator(group)
             return node
 
     async def members(self, group: str) -> set[str]:
-        """The ids of the members of `group`, none while it rebalances.
+        """Return the member ids of `group`, none while it rebalances.
 
-        A client that begins again gets another id.
+        A client that joins again gets a new id.
         """
 
         async def describe() -> Any:
@@ -102,34 +102,37 @@ class Topic:
                 [answer] = await admin.describe_consumer_groups([group])
                 return answer
 
-        [(_, _, state, _, _, members, *_)] = (await _patiently(describe)).groups
+        [(_, _, state, _, _, members, *_)] = (await _retried(describe)).groups
         return {member[0] for member in members} if state == "Stable" else set()
 
     async def begins(self) -> dict[int, int]:
-        """The first offset of each partition."""
+        """Return the first offset of each partition."""
         async with self._client() as (client, partitions):
             return _numbered(await client.beginning_offsets(partitions))
 
     async def ends(self, of: Container[int] | None = None) -> dict[int, int]:
-        """The last stable offset of each partition, or of those alone that are led."""
+        """Return the last stable offset of each partition, or of those in `of`."""
         async with self._client() as (client, partitions):
             wanted = [p for p in partitions if of is None or p.partition in of]
             return _numbered(await client.end_offsets(wanted))
 
     async def high_watermarks(self) -> dict[int, int]:
-        """The end of each partition; beyond the last stable offset while a transaction is open."""
+        """Return each partition's high watermark.
+
+        While a transaction is open, it is past the last stable offset.
+        """
         async with self._client(_UNCOMMITTED) as (client, partitions):
             return _numbered(await client.end_offsets(partitions))
 
-    async def aborted(self) -> set[Place]:
-        """The places of the records whose transactions were aborted; none may be open."""
+    async def aborted(self) -> set[LogPosition]:
+        """Return the positions of all aborted records; no transaction may be open."""
         everything = await self.records(_UNCOMMITTED)
-        return {record.place for record in everything} - {
-            record.place for record in await self.records()
+        return {record.position for record in everything} - {
+            record.position for record in await self.records()
         }
 
     async def records(self, isolation: str = _COMMITTED) -> list[LogRecord]:
-        """Every committed record that the log still has, each partition's in order."""
+        """Return the records that a consumer with `isolation` can read, by partition and offset."""
         async with self._client(isolation) as (client, partitions):
             begins = await client.beginning_offsets(partitions)
             ends = await client.end_offsets(partitions)
@@ -144,7 +147,7 @@ class Topic:
                         for r in records
                         if r.offset < ends[TopicPartition(self.name, r.partition)]
                     ]
-            return sorted(found, key=lambda record: record.place)
+            return sorted(found, key=lambda record: record.position)
 
     async def _describe(self) -> Any:
         async with self._admin() as admin:
@@ -163,7 +166,7 @@ class Topic:
     async def _admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
         admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap_servers)
         try:
-            await _patiently(admin.start)
+            await _retried(admin.start)
             yield admin
         finally:
             await admin.close()
@@ -179,8 +182,8 @@ class Topic:
             auto_offset_reset="none",
         )
         try:
-            await _patiently(client.start)
-            # Known only after it was asked for.
+            await _retried(client.start)
+            # The client has no metadata of a topic before it requests it.
             await client._client._wait_on_metadata(self.name)
             numbers = client.partitions_for_topic(self.name) or set()
             yield client, [TopicPartition(self.name, number) for number in sorted(numbers)]
@@ -192,11 +195,11 @@ def _numbered(offsets: Mapping[TopicPartition, int]) -> dict[int, int]:
     return {partition.partition: offset for partition, offset in offsets.items()}
 
 
-async def _patiently(ask: Callable[[], Awaitable[_T]]) -> _T:
-    """Ask again while Kafka refuses: a client may choose a node that is away."""
+async def _retried(request: Callable[[], Awaitable[_T]]) -> _T:
+    """Retry `request` while Kafka fails it: a client may choose a node that is down."""
     for _ in range(_ATTEMPTS - 1):
         try:
-            return await ask()
+            return await request()
         except (KafkaError, RetryableError):
             await asyncio.sleep(_PAUSE)
-    return await ask()
+    return await request()

@@ -12,24 +12,24 @@ from tests.faults.load import choose, stop_producer
 from tests.faults.oracle import Acknowledged
 
 _LARGEST = 24
-"""Messages of one transaction."""
+"""Maximum number of messages in a transaction."""
 _ABORTED = 0.4
-"""The part of the transactions that are aborted."""
+"""Fraction of the transactions that are aborted."""
 _OPEN = 0.15
-"""Seconds for which a transaction stays open at most: all that follows it has to wait."""
+"""Maximum seconds for which a transaction stays open; later records are not readable meanwhile."""
 _TIMEOUT_MS = 10_000
-"""After this the coordinator aborts what a lost producer has left open."""
-_REPLY_LIMIT = 20  # seconds; a producer waits for ever for the end of a transaction
+"""Time after which the coordinator aborts a lost producer's open transaction."""
+_REPLY_LIMIT = 20  # seconds; a producer waits indefinitely for the end of a transaction
 _SETTLE_LIMIT = 60
-"""Seconds after the end in which the last transaction must come to its end."""
+"""Seconds until the last transaction must be aborted."""
 
 
 class TransactionalWorker:
-    """Sends an author's messages in transactions.
+    """A worker that sends an author's messages in transactions.
 
-    What was aborted is sent again in the next transaction, so both copies are in the log and one
-    counts. The last transaction of all is aborted too: partitions end with records that nobody
-    reads. Messages are acknowledged by their transaction's commit.
+    Aborted messages are sent again in the next transaction, so both copies are in the log and one
+    counts. The very last transaction is aborted too, so that partitions end with records that no
+    consumer reads. A message is acknowledged when its transaction commits.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class TransactionalWorker:
         self.committed = 0
         self.aborted = 0
         self.unknown = 0
-        """Transactions that an error ended, one way or the other."""
+        """Transactions that ended in an error, so committed or aborted."""
         self._author = author
         self._bootstrap_servers = bootstrap_servers
         self._topic = topic
@@ -52,21 +52,21 @@ class TransactionalWorker:
         return f"{self.committed} committed, {self.aborted} aborted, {self.unknown} unknown"
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Send until `stop` is set, and then one transaction to abort."""
+        """Send until `stop` is set, then abort one last transaction."""
         loop = asyncio.get_running_loop()
         try:
             while not stop.is_set():
                 await self._transaction(commit=self._rng.random() >= _ABORTED)
                 await asyncio.sleep(self._rng.uniform(0, _OPEN))
             deadline = loop.time() + _SETTLE_LIMIT
-            # Until then one may be open, and the log has no end.
+            # Until one succeeds, an earlier transaction may be open and the log's end unknown.
             while not await self._transaction(commit=False) and loop.time() < deadline:
                 continue
         finally:
             await self._drop_producer()
 
     async def _transaction(self, *, commit: bool) -> bool:
-        """One transaction from beginning to end, and whether it ended as it was to."""
+        """Run one transaction; return True if it was committed or aborted as requested."""
         count = self._rng.randint(1, _LARGEST)
         messages = self._again + [
             self._author.next() for _ in range(max(1, count - len(self._again)))
@@ -74,7 +74,7 @@ class TransactionalWorker:
         self._again = messages
         try:
             async with asyncio.timeout(_REPLY_LIMIT):
-                # A new producer of the same id aborts what the one before it has left open.
+                # A new producer with the same id aborts its predecessor's open transaction.
                 if self._producer is None:
                     self._producer = await self._connect()
                 await self._producer.begin_transaction()
@@ -84,7 +84,7 @@ class TransactionalWorker:
                     await self._producer.abort_transaction()
                     self.aborted += 1
                     return True
-                # If it is lost now, only what has a source can be sent again.
+                # If the commit fails, only messages with a source can be sent again.
                 self._again = [message for message in messages if message.source is not None]
                 await self._producer.commit_transaction()
         except (KafkaError, TimeoutError):
@@ -113,11 +113,11 @@ class TransactionalWorker:
             )
             futures.append(future)
             self.sent += 1
-        # Sent means in the log, also where the transaction is aborted then.
-        places = await asyncio.gather(*futures)
+        # Every message must be in the log, even if its transaction is aborted.
+        replies = await asyncio.gather(*futures)
         return [
-            Acknowledged((place.partition, place.offset), message.source, message.sequence)
-            for message, place in zip(messages, places, strict=True)
+            Acknowledged((reply.partition, reply.offset), message.source, message.sequence)
+            for message, reply in zip(messages, replies, strict=True)
         ]
 
     async def _connect(self) -> AIOKafkaProducer:
@@ -131,7 +131,7 @@ class TransactionalWorker:
         try:
             await producer.start()
         except BaseException:
-            # A time-out cancels it.
+            # Also when a timeout cancels it.
             await stop_producer(producer)
             raise
         return producer

@@ -1,6 +1,6 @@
-"""Many records, some of which the database refuses: drained in bounded memory, retried, exact.
+"""A load test: many records, some refused by the database, stored and retried with exact counts.
 
-python -m tests.faults.volume [--records N] [--poison SHARE]
+python -m tests.faults.volume [--records N] [--poison FRACTION] [--seed S]
 """
 
 import argparse
@@ -30,18 +30,32 @@ from tests.support.topics import make_topic
 PARTITIONS = 6
 EVENTS_OF_AN_EXECUTION = 140
 LIMIT = 3600
-"""Seconds that the drain may take."""
+"""Seconds until all records must be stored."""
 
 Counts = Counter[tuple[str, str]]
 """Occurrences by execution and name."""
 
 
 def main() -> int:
-    """Run it, print the figures, and exit with 1 where a count is wrong."""
+    """Run the test and print its figures; return 1 if a count is wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.volume", description=__doc__)
-    parser.add_argument("--records", type=int, default=1_000_000)
-    parser.add_argument("--poison", type=float, default=0.01, help="the share that is refused")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--records",
+        type=int,
+        default=1_000_000,
+        metavar="N",
+        help="number of records (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--poison",
+        type=float,
+        default=0.01,
+        metavar="FRACTION",
+        help="fraction that the database refuses (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, metavar="S", help="random seed (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     return asyncio.run(_run(arguments.records, arguments.poison, arguments.seed))
 
@@ -60,12 +74,12 @@ async def _run(records: int, share: float, seed: int) -> int:
                 management_port=0,
             )
             await make_topic(settings, PARTITIONS)
-            place = directory.path.parent
-            return await _measure(settings, database.owner, records, share, seed, place)
+            logs = directory.path.parent
+            return await _measure(settings, database.owner, records, share, seed, logs)
 
 
 async def _measure(
-    settings: Settings, owner_url: str, records: int, share: float, seed: int, place: Path
+    settings: Settings, owner_url: str, records: int, share: float, seed: int, logs: Path
 ) -> int:
     good, poison = await asyncio.to_thread(_publish, settings, records, share, seed)
     print(f"published: {records} records, {poison.total()} of them poison", flush=True)
@@ -74,7 +88,7 @@ async def _measure(
         "ALTER TABLE event ADD CONSTRAINT no_poison CHECK (name NOT LIKE 'poison%')"
     )
     started = time.monotonic()
-    async with service("consumer", settings, place / "consumer.log") as consumer:
+    async with service("consumer", settings, logs / "consumer.log") as consumer:
         await _drained(settings, records)
         peak = _peak_rss(consumer.process.pid)
     seconds = time.monotonic() - started
@@ -100,7 +114,7 @@ async def _measure(
 
 
 def _publish(settings: Settings, records: int, share: float, seed: int) -> tuple[Counts, Counts]:
-    """Publish, each record one occurrence; the counts of the good and of the poison."""
+    """Publish records of one occurrence each; return the counts of good and of poison ones."""
     rng = random.Random(seed)
     good, poison = Counts(), Counts()
     producer = Producer(
@@ -115,7 +129,7 @@ def _publish(settings: Settings, records: int, share: float, seed: int) -> tuple
     for _ in range(records):
         execution = f"execution-{rng.randrange(executions)}"
         bad = rng.random() < share
-        # With names of its own: folded with a good record, it would be as good as that.
+        # Under names of their own: the database refuses poison by name.
         name = f"{'poison' if bad else 'job'}.{rng.randrange(EVENTS_OF_AN_EXECUTION):x}"
         (poison if bad else good)[execution, name] += 1
         content = {
@@ -158,12 +172,12 @@ async def _stored(owner: asyncpg.Connection) -> Counts:
 
 
 def _difference(stored: Counts, expected: Counts) -> int:
-    """How many counts differ, both ways."""
+    """Return the number of differing, missing and unexpected counts."""
     return sum(stored[key] != expected[key] for key in stored.keys() | expected.keys())
 
 
 def _peak_rss(pid: int) -> int:
-    """The most memory that the process has had, in MiB."""
+    """Return the peak of the process's resident memory in MiB."""
     status = Path(f"/proc/{pid}/status").read_text()
     [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) // 1024

@@ -22,11 +22,12 @@ FROM execution_events.execution
 
 
 class Watch:
-    """A poll of all events and executions while the context is open; `falls` lists violations."""
+    """A poll of all events and executions while the context is open."""
 
     def __init__(self, database: EpisodeDatabase) -> None:
-        self.falls: list[str] = []
-        self.looks = 0
+        self.decreases: list[str] = []
+        """A line for each row that decreased or disappeared."""
+        self.polls = 0
         self._database = database
         self._seen: dict[tuple[str, str], asyncpg.Record] = {}
         self._task: asyncio.Task[None] | None = None
@@ -55,17 +56,17 @@ class Watch:
             with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 async with self._database.connect() as connection:
                     while True:
-                        self._look(await connection.fetch(_QUERY))
+                        self._compare(await connection.fetch(_QUERY))
                         await asyncio.sleep(_INTERVAL)
             await asyncio.sleep(_INTERVAL)
 
-    def _look(self, rows: list[asyncpg.Record]) -> None:
-        self.looks += 1
+    def _compare(self, rows: list[asyncpg.Record]) -> None:
+        self.polls += 1
         seen = {(row["kind"], row["key"]): row for row in rows}
         for key, old in self._seen.items():
             new = seen.get(key)
             if new is None:
-                self.falls.append(f"{key} disappeared")
+                self.decreases.append(f"{key} disappeared")
             elif new["up"] < old["up"] or new["late"] < old["late"] or new["early"] > old["early"]:
-                self.falls.append(f"{key} went from {tuple(old)[2:]} to {tuple(new)[2:]}")
+                self.decreases.append(f"{key} changed from {tuple(old)[2:]} to {tuple(new)[2:]}")
         self._seen = seen

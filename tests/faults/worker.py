@@ -1,4 +1,4 @@
-"""A worker that is a process of its own: it publishes through a spool, and may be killed."""
+"""A worker in a separate process that publishes through a spool and can be killed."""
 
 import json
 import sqlite3
@@ -13,14 +13,14 @@ from execution_events.publisher.spool.directory import list_spools
 from tests.support.spooling_worker import Journal
 
 _HOLD = 30 * 24 * 3600
-"""Seconds after its first attempt in which a record may be sent again."""
+"""Seconds after the first attempt in which a record may be sent again."""
 
 
 class WorkerProcess:
-    """The worker as its supervisor sees it. All its lives have one spool directory.
+    """A supervised worker, all of whose lives share one spool directory.
 
-    They are started by `command`, such as `env` with variables for them alone; each of their tasks
-    waits for `interval` seconds after an event.
+    `command` is a prefix of its command, such as `env` with variables; each of its tasks waits
+    for `interval` seconds after an event.
     """
 
     def __init__(
@@ -42,26 +42,26 @@ class WorkerProcess:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[ChildProcess]:
-        """One life of it."""
+        """Run the worker for one life."""
         async with ChildProcess(self._command, env=self._environment, grace=1) as process:
             yield process
 
     def journal(self) -> Journal:
-        """What it has published so far."""
+        """Return the journal of all lives so far."""
         return Journal.read(self._journal)
 
     def left(self) -> int:
-        """How many events are in spools; those that Kafka has not acknowledged are among them."""
+        """Return the number of events left in spools, among them all unacknowledged ones."""
         return sum(each.summary.pending for each in list_spools(self.spools) if each.summary)
 
     def refused(self) -> int:
-        """How many events are in spools because Kafka has refused them."""
+        """Return the number of events in spools that Kafka refused."""
         return sum(each.summary.refused for each in list_spools(self.spools) if each.summary)
 
     def held(self) -> set[str]:
-        """The names of the events that were attempted too long ago, as the files tell.
+        """Return the names of the events first attempted too long ago, from the spool files.
 
-        Only where no process uses the spools.
+        No process may use the spools meanwhile.
         """
         horizon = (time.time() - _HOLD) * 1000
         names = set()
