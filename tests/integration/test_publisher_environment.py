@@ -381,9 +381,7 @@ async def test_a_missing_topic_is_not_created(
 ) -> None:
     address = creating_kafka.bootstrap_servers
     own = configured(settings, kafka_bootstrap_servers=address)
-    with pytest.raises(
-        RetryableError, match=f"topic {own.kafka.topic} does not exist: run"
-    ):
+    with pytest.raises(RetryableError, match=f"topic {own.kafka.topic} does not exist: run"):
         await Publisher(own).__aenter__()
     own = configured(spooled, kafka_bootstrap_servers=address)
     async with administrator(own) as client, Publisher(own) as publisher:
