@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FILES = ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", ".gitignore", "infra/release.py")
+FILES = (
+    "pyproject.toml",
+    "README.md",
+    "CHANGELOG.md",
+    "LICENSE",
+    ".gitignore",
+    "infra/release.py",
+    "schemas/openapi.json",
+)
 
 
 def git(repository: Path, *arguments: str) -> str:

@@ -128,7 +128,7 @@ class KafkaNode(Server):
         )
         await self._process.start()
 
-    async def _answers(self) -> bool:
+    async def answers(self) -> bool:
         try:
             # Before the client, which logs each refused connection as an error.
             _, writer = await asyncio.open_connection(HOST, self.node.port)
@@ -252,8 +252,8 @@ class EmbeddedKafka(Server):
     async def stop(self) -> None:
         await asyncio.gather(*(each.stop() for each in self.nodes))
 
-    async def _answers(self) -> bool:
-        return all(await asyncio.gather(*(each._answers() for each in self.nodes)))
+    async def answers(self) -> bool:
+        return all(await asyncio.gather(*(each.answers() for each in self.nodes)))
 
     async def _command(self) -> list[str]:
         jre = _java()

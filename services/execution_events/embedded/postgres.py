@@ -166,7 +166,7 @@ class EmbeddedPostgres(Server):
         )
         unfinished.rename(installation.data)
 
-    async def _answers(self) -> bool:
+    async def answers(self) -> bool:
         # Imported here: asyncpg is installed with the same extra as the server.
         from execution_events.store.connection import connect
 

@@ -51,7 +51,7 @@ class Server(ABC):
 
     async def until_ready(self) -> None:
         """Wait until the server answers; raise EmbeddedError after its timeout."""
-        await self.process.until_ready(self._answers, self._timeout)
+        await self.process.until_ready(self.answers, self._timeout)
 
     async def stop(self) -> None:
         """Stop the server in order; do nothing if it does not run."""
@@ -59,7 +59,7 @@ class Server(ABC):
             await self._process.stop()
 
     @abstractmethod
-    async def _answers(self) -> bool:
+    async def answers(self) -> bool:
         """Return whether the server answers a request."""
 
 
