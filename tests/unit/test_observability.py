@@ -36,7 +36,7 @@ ODD: list[Any] = [
     datetime(2026, 1, 1, tzinfo=UTC),
     timedelta(seconds=1),
     ValueError("a\nb"),
-    object(),
+    pytest.param(object(), id="object"),
 ]
 
 
