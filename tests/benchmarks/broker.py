@@ -31,10 +31,10 @@ class Broker:
         """Return the sum of the topic's end offsets."""
         return sum((await end_offsets(self.settings)).values())
 
-    async def topic(self) -> Settings:
+    async def topic(self, partitions: int = PARTITIONS) -> Settings:
         """Create another empty topic and return settings for it."""
         settings = configured(self.settings, topic=f"benchmark-{secrets.token_hex(4)}")
-        await _create_topic(settings)
+        await make_topic(settings, partitions)
         return settings
 
     async def kill(self) -> None:
@@ -51,9 +51,5 @@ async def broker() -> AsyncIterator[Broker]:
         broker_in(directory, {_REBALANCE_DELAY: "3000"}) as kafka,
     ):
         settings = configured(kafka_bootstrap_servers=kafka.bootstrap_servers)
-        await _create_topic(settings)
+        await make_topic(settings, PARTITIONS)
         yield Broker(kafka, settings, directory.path.parent)
-
-
-async def _create_topic(settings: Settings) -> None:
-    await make_topic(settings, PARTITIONS)

@@ -100,8 +100,12 @@ async def store(dataset: Dataset, database: Database) -> AsyncIterator[int]:
         copied = await owner.fetchval(f"SELECT count(*) FROM {TABLE}")
         if copied != dataset.events:
             raise RuntimeError(f"{copied} of {dataset.events} events are stored")
+    await settle(database)
+
+
+async def settle(database: Database) -> None:
+    """Give the tables visibility maps and statistics as in a database in use."""
     async with administrator(database.administrator) as connection:
-        # Visibility map and statistics as in a database in use.
         await connection.execute("VACUUM ANALYZE")
         await connection.execute("CHECKPOINT")
 

@@ -1,11 +1,10 @@
 """Rate of the reader's answers, next to a fixed body and a naive server."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import NamedTuple
 
 from msgspec import to_builtins as builtins
 
@@ -13,16 +12,16 @@ from execution_events.cli.progress import Progress
 from tests.benchmarks import dataset as dataset_module
 from tests.benchmarks import servers, trees, usage
 from tests.benchmarks.contention import Contention, contend
-from tests.benchmarks.dataset import TABLE, Dataset
+from tests.benchmarks.dataset import Dataset
 from tests.benchmarks.figures import Spread, Verdict, ratio, short
 from tests.benchmarks.load import Request, Sample, measure
 from tests.benchmarks.reading import Streamed, plan, stream
 from tests.benchmarks.report import Report
-from tests.benchmarks.requests import DEPTH, HOT, PAGE, RequestSets, request_sets
-from tests.benchmarks.servers import Postgres, Serving
-from tests.benchmarks.trees import THIS, Tree
+from tests.benchmarks.requests import DEPTH, HOT, PAGE, request_sets
+from tests.benchmarks.servers import Postgres
+from tests.benchmarks.targets import FEW, MANY, Target, other_reader, reader, references
+from tests.benchmarks.trees import Tree
 from tests.benchmarks.workload import EVENTS_OF_AN_EXECUTION
-from tests.support.databases import Database
 
 UNCACHED_BAR, HOT_BAR, UNCHANGED_BAR = 2.3, 0.5, 1
 """Ratios to the naive server at few connections, to static at many, to hot lists at both."""
@@ -32,8 +31,6 @@ TREE_BAR = 0.95
 """Ratio to the rate of the other tree's reader."""
 GROWTH_BAR = 20
 """MiB by which a reader grows while it streams the long list."""
-FEW, MANY = 8, 64
-"""Connections."""
 SLOWLY = 10
 """Seconds that a slow client takes for the long list in runs of at least a second."""
 
@@ -84,13 +81,6 @@ Samples = dict[str, dict[int, list[Sample]]]
 """By key of the case and number of connections, in the order of the rounds."""
 
 
-class Target(NamedTuple):
-    """A server and the requests for it: tags and markers are its own."""
-
-    serving: Serving
-    requests: RequestSets
-
-
 @dataclass(frozen=True)
 class Memory:
     """MiB of the reader after all rounds and at its peak."""
@@ -109,64 +99,35 @@ def cases(tree: Tree | None) -> list[Case]:
 async def run(dataset: Dataset, seconds: float, rounds: int, tree: Tree | None = None) -> Report:
     """Measure every case once a round; then read during consumption, and stream.
 
-    With `tree`, its reader serves the same database, so both trees must know the schema.
+    With `tree`, its reader serves a database of its own schema with the same dataset.
     """
     progress = Progress(dataset.events)
     turns = cases(tree)
     async with servers.postgres() as server, server.database() as database:
         async for stored in dataset_module.store(dataset, database):
             progress.show(stored, "events stored")
-        async with _reader(server, database, THIS) as reader:
+        async with reader(server, database) as ours:
             progress.show(dataset.events, "events stored; making the expected bodies")
-            requests = await request_sets(reader.address, dataset)
+            requests = await request_sets(ours.address, dataset)
             async with AsyncExitStack() as stack:
-                targets = {READER: Target(reader, requests)}
-                targets |= await stack.enter_async_context(_references(server, database, requests))
+                targets = {READER: Target(ours, requests)}
+                targets |= await stack.enter_async_context(references(server, database, requests))
                 if tree is not None:
-                    other = await stack.enter_async_context(_reader(server, database, tree))
-                    targets[OTHER_READER] = Target(
-                        other, await request_sets(other.address, dataset)
-                    )
+                    progress.show(dataset.events, "events stored; storing with the other tree")
+                    other = other_reader(server, dataset, tree)
+                    targets[OTHER_READER] = await stack.enter_async_context(other)
                 samples = await _rounds(server, targets, turns, seconds, rounds)
-            memory = Memory(usage.memory(reader.pid), usage.memory(reader.pid, "VmHWM"))
+            memory = Memory(usage.memory(ours.pid), usage.memory(ours.pid, "VmHWM"))
             progress = Progress()
             progress.show(0, "s: reading during consumption")
             contention = await contend(
-                server, database, plan(server, reader, requests.lists, FEW, seconds)
+                server, database, plan(server, ours, requests.lists, FEW, seconds)
             )
         for way, pace in (("at once", None), ("slowly", SLOWLY * min(1, seconds))):
             progress.show(0, f"s: reading the long list {way}")
             memory.streams[way] = await stream(server, database, requests, pace)
     progress.end()
     return report(turns, dataset, samples, memory, contention, rounds, seconds)
-
-
-def _reader(
-    server: Postgres, database: Database, tree: Tree
-) -> AbstractAsyncContextManager[Serving]:
-    return servers.reader(server, database, tree, reader_max_requests_per_token=2 * MANY)
-
-
-@asynccontextmanager
-async def _references(
-    server: Postgres, database: Database, requests: RequestSets
-) -> AsyncIterator[dict[str, Target]]:
-    body = server.log("body")
-    body.write_bytes(requests.seed)
-    async with AsyncExitStack() as stack:
-        yield {
-            way: Target(
-                await stack.enter_async_context(
-                    servers.module(
-                        *("reference", way, argument),
-                        log=server.log(way),
-                        database_url=database.owner,
-                    )
-                ),
-                requests,
-            )
-            for way, argument in (("static", str(body)), ("naive", TABLE))
-        }
 
 
 async def _rounds(
@@ -238,7 +199,10 @@ def report(
             ),
         ],
         [*_verdicts(samples, memory, contention), *_tree_verdicts(cases, samples)],
-        _notes(dataset, memory, contention, rounds, seconds),
+        [
+            *_notes(dataset, memory, contention, rounds, seconds),
+            *([_OTHER_NOTE] if list(cases) != list(CASES) else []),
+        ],
         {
             "samples": {
                 key: {str(connections): builtins(found) for connections, found in each.items()}
@@ -356,6 +320,12 @@ def _broken(
             if not streamed.same
         ),
     ]
+
+
+_OTHER_NOTE = (
+    "The reader of the other tree serves a database with its own schema, which its consumer filled"
+    " from one partition in the same order."
+)
 
 
 def _notes(

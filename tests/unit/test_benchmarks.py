@@ -26,6 +26,7 @@ from tests.benchmarks import (
     recurring,
     reference,
     servers,
+    targets,
     trees,
     upsert,
     usage,
@@ -343,10 +344,10 @@ def test_reads_are_judged_and_wrong_answers_break_a_report() -> None:
 
     rates = {"static": 1000, "naive": 100, "uncached": 250, "hot": 400, "unchanged": 500}
     samples = {
-        case.key: {read.FEW: [sample(rates.get(case.key, 200))], read.MANY: [sample(200)]}
+        case.key: {targets.FEW: [sample(rates.get(case.key, 200))], targets.MANY: [sample(200)]}
         for case in read.CASES
     }
-    samples["hot"][read.MANY] = [sample(90)]
+    samples["hot"][targets.MANY] = [sample(90)]
     streams = {"at once": Streamed(1, 50, 21, True), "slowly": Streamed(1, 50, 0, False)}
     report = read.report(
         read.CASES,
@@ -372,9 +373,10 @@ def test_reads_are_judged_by_the_other_tree() -> None:
 
     cases = read.cases(trees.THIS)
     samples = {
-        case.key: {read.FEW: [sample(200)] * 2, read.MANY: [sample(100)] * 2} for case in cases
+        case.key: {targets.FEW: [sample(200)] * 2, targets.MANY: [sample(100)] * 2}
+        for case in cases
     }
-    samples["hot-other-tree"][read.MANY] = [sample(125), sample(100)]
+    samples["hot-other-tree"][targets.MANY] = [sample(125), sample(100)]
     report = read.report(
         cases,
         Dataset(10, 1000),
