@@ -28,7 +28,7 @@ TREE_BAR = 0.85
 """Ratio to the rate of the other tree's consumer."""
 
 COLUMNS = (
-    *("Stored by", "records/s", "min", "max", "of PostgreSQL alone", "seconds in all"),
+    *("Stored by", "records/s", "min", "max", "of PostgreSQL alone", "total seconds"),
     *("CPU µs/record", "PostgreSQL µs/record", "peak MiB"),
 )
 
@@ -177,7 +177,7 @@ def _notes(expected: Counts, rounds: int) -> list[str]:
         " clock starts, go through COPY into a temporary table and one upsert into 14 columns with"
         " their primary key, over one connection, without offsets, watermarks or executions.",
         "A consumer's clock runs from the first stored offset to the last and leaves out its"
-        " start. `seconds in all` includes it, with the 3 s that Kafka waits for members of a new"
+        " start. `total seconds` includes it, with the 3 s that Kafka waits for members of a new"
         " group. Two consumers start together. CPU includes the start; the peak is one process's.",
         "Every count is compared with the generator's, event by event.",
     ]

@@ -31,7 +31,7 @@ def plan(
     seconds: float,
     start: int = 0,
 ) -> Plan:
-    """Request a server for `requests` for some seconds, from number `start` on."""
+    """Return a plan that sends `requests` to a server, from number `start` on."""
     return Plan(
         address=serving.address,
         connections=connections,

@@ -35,7 +35,7 @@ from tests.support.processes import Service, environment
 
 OURS, TITLE = "consumer", "one consumer"
 COLUMNS = (
-    *("Stored by", "batch", "records/s", "min", "max", "of the consumer", "seconds in all"),
+    *("Stored by", "batch", "records/s", "min", "max", "of the consumer", "total seconds"),
     *("CPU µs/record", "PostgreSQL µs/record", "peak MiB", "counts"),
 )
 KILL_COLUMNS = ("kills", "counted twice", "lost")
@@ -341,7 +341,7 @@ def _notes(expected: Counts, rounds: int, kill: bool) -> list[str]:
         " transactions; the others write one plain table of 14 columns with its primary key, and"
         " commit offsets to Kafka afterwards.",
         "A rate covers the time from the first observed row to the last record of each partition"
-        " and leaves out the rows of the first observation. `seconds in all` and CPU include the"
+        " and leaves out the rows of the first observation. `total seconds` and CPU include the"
         " start. PostgreSQL with default durability (fsync, synchronous_commit).",
         "FastStream: batches through asyncpg, orjson and uvloop, types not applied, log off,"
         " offsets committed after the rows; counts are added, the last write wins elsewhere.",
