@@ -1,20 +1,20 @@
-"""The benchmarks. Each is one run on one machine, with the references that it is compared with.
+"""The benchmarks: each measures the product and its references in one run on one machine.
 
     python -m tests.benchmarks all
-    python -m tests.benchmarks publish [--events N] [--runs N] [--json FILE]
+    python -m tests.benchmarks publish [--events N] [--runs N] [--reference-tree DIR] [--json FILE]
     python -m tests.benchmarks outage [--seconds S] [--rate N] [--json FILE]
     python -m tests.benchmarks import [--runs N] [--json FILE]
-    python -m tests.benchmarks read [--seconds S] [--runs N] [--json FILE]
+    python -m tests.benchmarks read [--seconds S] [--runs N] [--reference-tree DIR] [--json FILE]
     python -m tests.benchmarks watch [--watchers N] [--rate N] [--seconds S] [--json FILE]
     python -m tests.benchmarks latency [--rates N,N] [--samples N] [--json FILE]
-    python -m tests.benchmarks ingest [--events N] [--runs N] [--reference-tree PATH] [--json FILE]
+    python -m tests.benchmarks ingest [--events N] [--runs N] [--reference-tree DIR] [--json FILE]
     python -m tests.benchmarks handover [--runs N] [--rate N] [--json FILE]
     python -m tests.benchmarks memory [--events N] [--seconds S] [--json FILE]
     python -m tests.benchmarks growth [--events N] [--sizes M,M] [--runs N] [--json FILE]
     python -m tests.benchmarks peers [--events N] [--runs N] [--kill] [--only NAME] [--json FILE]
 
-A bar that is missed is printed; the exit code is 1 only where something was wrong: an event lost or
-misplaced, a count, an answer.
+A missed bar is printed and does not change the exit code. The exit code is 1 if a result was wrong:
+an event lost or out of order, a wrong count, a wrong answer.
 """
 
 import argparse
@@ -41,6 +41,7 @@ from tests.benchmarks.dataset import Dataset
 from tests.benchmarks.peers import comparison
 from tests.benchmarks.peers.peer import PEERS
 from tests.benchmarks.report import Report
+from tests.benchmarks.trees import Tree
 
 _Run = Callable[[argparse.Namespace], Coroutine[Any, Any, Report]]
 
@@ -54,11 +55,11 @@ ALL = (
     "handover --runs 1",
     "memory --events 100000",
 )
-"""What `all` runs, one after the other: in about ten minutes on two cores."""
+"""The runs of `all`, in turn; about ten minutes on two cores."""
 
 
 def main() -> int:
-    """Parse, run, print, and give the exit code."""
+    """Run the benchmark of the command line and return the exit code."""
     parser = _parser()
     arguments = parser.parse_args()
     if arguments.run is None:
@@ -68,7 +69,7 @@ def main() -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     run: _Run = arguments.run
-    # The load of the machine without the benchmark's own.
+    # Read before the benchmark adds its own load.
     machine = report.machine()
     done = asyncio.run(run(arguments))
     print(report.heading(machine), done.text(), sep="\n\n", end="\n\n", flush=True)
@@ -82,103 +83,107 @@ def _parser() -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    every = commands.add_parser("all", help="several of these, in about ten minutes")
-    every.set_defaults(run=None)
+    command = commands.add_parser("all", help="several of these, in about ten minutes")
+    command.set_defaults(run=None)
 
-    publishing = _add(commands, "publish", lambda a: publish.run(a.events, a.runs), publish)
-    publishing.add_argument("--events", type=_positive, default=50_000, help="of one run")
-    publishing.add_argument("--runs", type=_positive, default=5, help="of each variant")
+    command = _add(
+        commands, "publish", lambda a: publish.run(a.events, a.runs, a.reference_tree), publish
+    )
+    command.add_argument("--events", type=_positive, default=50_000, help="events of one run")
+    command.add_argument("--runs", type=_positive, default=5, help="runs of each variant")
+    _add_tree(command, "publishers")
 
-    away = _add(commands, "outage", lambda a: outage.run(a.seconds, a.rate), outage)
-    away.add_argument("--seconds", type=_positive, default=60, help="that the broker is away")
-    away.add_argument("--rate", type=_positive, default=1000, help="events a second")
+    command = _add(commands, "outage", lambda a: outage.run(a.seconds, a.rate), outage)
+    command.add_argument("--seconds", type=_positive, default=60, help="length of the outage")
+    command.add_argument("--rate", type=_positive, default=1000, help="events a second")
 
-    importing = _add(commands, "import", lambda a: imports.run(a.runs), imports)
-    importing.add_argument("--runs", type=_positive, default=15, help="of each import")
+    command = _add(commands, "import", lambda a: imports.run(a.runs), imports)
+    command.add_argument("--runs", type=_positive, default=15, help="runs of each import")
 
-    reading = _add(
+    command = _add(
         commands,
         "read",
-        lambda a: read.run(Dataset(a.executions, a.long), a.seconds, a.runs),
+        lambda a: read.run(Dataset(a.executions, a.long), a.seconds, a.runs, a.reference_tree),
         read,
     )
-    reading.add_argument("--seconds", type=_seconds, default=3, help="of one run")
-    reading.add_argument("--runs", type=_positive, default=3, help="of each variant")
-    reading.add_argument("--executions", type=_positive, default=2000, help="with 140 events")
-    reading.add_argument("--long", type=_positive, default=100_000, help="events of one more")
+    command.add_argument("--seconds", type=_seconds, default=3, help="length of one run")
+    command.add_argument("--runs", type=_positive, default=3, help="runs of each case")
+    _add_dataset(command)
+    _add_tree(command, "reader")
 
-    watching = _add(
+    command = _add(
         commands, "watch", lambda a: watch.run(a.watchers, a.executions, a.rate, a.seconds), watch
     )
-    watching.add_argument("--watchers", type=_positive, default=1000, help="in all")
-    watching.add_argument("--executions", type=_positive, default=100, help="that are watched")
-    watching.add_argument("--rate", type=_positive, default=100, help="changes a second")
-    watching.add_argument("--seconds", type=_seconds, default=30, help="with changes")
+    command.add_argument("--watchers", type=_positive, default=1000, help="number of watchers")
+    command.add_argument("--executions", type=_positive, default=100, help="watched executions")
+    command.add_argument("--rate", type=_positive, default=100, help="changes a second")
+    command.add_argument("--seconds", type=_seconds, default=30, help="time with changes")
 
-    seeing = _add(commands, "latency", lambda a: latency.run(a.rates, a.samples), latency)
-    seeing.add_argument("--rates", type=_rates, default="10,1000,10000", help="events a second")
-    seeing.add_argument("--samples", type=_positive, default=2000, help="of each rate at least")
+    command = _add(commands, "latency", lambda a: latency.run(a.rates, a.samples), latency)
+    command.add_argument("--rates", type=_rates, default="10,1000,10000", help="events a second")
+    command.add_argument(
+        "--samples", type=_positive, default=2000, help="minimum samples of each rate"
+    )
 
-    ingesting = _add(
+    command = _add(
         commands, "ingest", lambda a: ingest.run(a.events, a.runs, a.reference_tree), ingest
     )
-    ingesting.add_argument("--events", type=_positive, default=200_000, help="records to store")
-    ingesting.add_argument("--runs", type=_positive, default=5, help="of each variant")
-    ingesting.add_argument(
-        *("--reference-tree",),
-        type=_tree,
-        metavar="PATH",
-        help="another checkout with its own .venv, whose consumer is measured too",
-    )
+    command.add_argument("--events", type=_positive, default=200_000, help="records to store")
+    command.add_argument("--runs", type=_positive, default=5, help="runs of each variant")
+    _add_tree(command, "consumer")
 
-    ending = _add(commands, "handover", lambda a: handover.run(a.runs, a.rate), handover)
-    ending.add_argument("--runs", type=_positive, default=3, help="of each signal")
-    ending.add_argument("--rate", type=_positive, default=600, help="records a second")
+    command = _add(commands, "handover", lambda a: handover.run(a.runs, a.rate), handover)
+    command.add_argument("--runs", type=_positive, default=3, help="runs of each signal")
+    command.add_argument("--rate", type=_positive, default=600, help="records a second")
 
-    remembering = _add(
+    command = _add(
         commands,
         "memory",
         lambda a: memory.run(a.events, Dataset(a.executions, a.long), a.seconds),
         memory,
     )
-    remembering.add_argument(
-        "--events", type=_positive, default=200_000, help="records to store, and three times them"
+    command.add_argument(
+        *("--events",),
+        type=_positive,
+        default=200_000,
+        help="records of the first backlog; the second has three times as many",
     )
-    remembering.add_argument("--seconds", type=_seconds, default=5, help="of lists")
-    remembering.add_argument("--executions", type=_positive, default=2000, help="with 140 events")
-    remembering.add_argument("--long", type=_positive, default=100_000, help="events of one more")
+    command.add_argument("--seconds", type=_seconds, default=5, help="time of reading lists")
+    _add_dataset(command)
 
-    growing = _add(
+    command = _add(
         commands,
         "growth",
         lambda a: growth.run(a.events, a.sizes, a.loop, a.runs, a.seconds),
         growth,
     )
-    growing.add_argument("--events", type=_positive, default=200_000, help="records to store")
-    growing.add_argument(
+    command.add_argument("--events", type=_positive, default=200_000, help="records to store")
+    command.add_argument(
         "--sizes", type=_sizes, default="0.1,1,10", help="millions of events stored before"
     )
-    growing.add_argument("--loop", type=_positive, default=100_000, help="occurrences of a loop")
-    growing.add_argument("--runs", type=_positive, default=3, help="of each variant")
-    growing.add_argument("--seconds", type=_seconds, default=3, help="of one run of reads")
+    command.add_argument(
+        "--loop", type=_positive, default=100_000, help="occurrences of each crash loop"
+    )
+    command.add_argument("--runs", type=_positive, default=3, help="runs of each variant")
+    command.add_argument("--seconds", type=_seconds, default=3, help="length of one run of reads")
 
-    comparing = _add(
+    command = _add(
         commands,
         "peers",
         lambda a: comparison.run(a.events, a.runs, a.kill, a.only),
         comparison,
     )
-    comparing.add_argument("--events", type=_positive, default=200_000, help="records to store")
-    comparing.add_argument("--runs", type=_positive, default=3, help="of each")
-    comparing.add_argument(
-        "--kill", action="store_true", help="as many runs more, each with one SIGKILL"
+    command.add_argument("--events", type=_positive, default=200_000, help="records to store")
+    command.add_argument("--runs", type=_positive, default=3, help="runs of each peer")
+    command.add_argument(
+        "--kill", action="store_true", help="add as many runs with one SIGKILL each"
     )
-    comparing.add_argument(
+    command.add_argument(
         *("--only",),
         action="append",
         default=[],
         choices=[peer.key for peer in PEERS],
-        help="of the peers; may be given again",
+        help="compare only this peer; repeat for several",
     )
     return parser
 
@@ -186,8 +191,27 @@ def _parser() -> argparse.ArgumentParser:
 def _add(commands: Any, name: str, run: _Run, module: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, help=module.__doc__)
     command.set_defaults(run=run)
-    command.add_argument("--json", type=Path, metavar="FILE", help="where to keep all figures")
+    command.add_argument("--json", type=Path, metavar="FILE", help="file for all figures")
     return command
+
+
+def _add_tree(command: argparse.ArgumentParser, measured: str) -> None:
+    command.add_argument(
+        "--reference-tree",
+        type=_tree,
+        metavar="DIR",
+        help=f"checkout of another commit with its own .venv, whose {measured} run in turn with"
+        " this tree's",
+    )
+
+
+def _add_dataset(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--executions", type=_positive, default=2000, help="executions of 140 events each"
+    )
+    command.add_argument(
+        "--long", type=_positive, default=100_000, help="events of one more execution"
+    )
 
 
 def _seconds(text: str) -> float:
@@ -196,15 +220,15 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0
     if not 0 < seconds < 3600:
-        raise argparse.ArgumentTypeError(f"not a number of seconds: {text!r}")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds below 3600")
     return seconds
 
 
-def _tree(text: str) -> Path:
-    path = Path(text).absolute()
-    if not (path / ".venv" / "bin" / "python").exists():
-        raise argparse.ArgumentTypeError(f"no checkout with a .venv: {text!r}")
-    return path
+def _tree(text: str) -> Tree:
+    try:
+        return Tree.at(Path(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _sizes(text: str) -> list[float]:
@@ -213,7 +237,9 @@ def _sizes(text: str) -> list[float]:
     except ValueError:
         sizes = []
     if not sizes or not all(0 < size <= 1000 for size in sizes):
-        raise argparse.ArgumentTypeError(f"no millions of events: {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a list of millions of events, such as 0.1,1,10"
+        )
     return sizes
 
 
@@ -223,7 +249,7 @@ def _rates(text: str) -> list[int]:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"not a whole number from 1 on: {text!r}")
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
     return int(text)
 
 

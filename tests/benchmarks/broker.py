@@ -1,4 +1,4 @@
-"""A broker of a benchmark's own, with the product's topic."""
+"""A broker for one benchmark, with the product's topic."""
 
 import secrets
 import signal
@@ -16,44 +16,40 @@ from tests.support.topics import make_topic
 
 PARTITIONS = 6
 _REBALANCE_DELAY = "group.initial.rebalance.delay.ms"
-"""Kafka's default: consumers that start together share the partitions before they begin."""
+"""Set to Kafka's default: consumers that start together share the partitions at once."""
 
 
 @dataclass(frozen=True)
 class Broker:
-    """An embedded Kafka; `place` is a directory on the same disk, for other files."""
+    """An embedded Kafka; `directory` is on the same disk, for other files."""
 
     kafka: EmbeddedKafka
     settings: Settings
-    place: Path
+    directory: Path
 
     async def records(self) -> int:
-        """How many records the topic has had."""
+        """Return the sum of the topic's end offsets."""
         return sum((await end_offsets(self.settings)).values())
 
-    async def topic(self) -> Settings:
-        """Settings with a topic of its own, which is empty."""
+    async def topic(self, partitions: int = PARTITIONS) -> Settings:
+        """Create another empty topic and return settings for it."""
         settings = configured(self.settings, topic=f"benchmark-{secrets.token_hex(4)}")
-        await _create_topic(settings)
+        await make_topic(settings, partitions)
         return settings
 
     async def kill(self) -> None:
-        """SIGKILL it; `kafka.start` starts it again."""
+        """Send SIGKILL and wait for the end; `kafka.start` starts the broker again."""
         self.kafka.process.kill(signal.SIGKILL)
         await self.kafka.process.wait()
 
 
 @asynccontextmanager
 async def broker() -> AsyncIterator[Broker]:
-    """One broker with default flushing, and an empty topic of `PARTITIONS` partitions."""
+    """Start one broker with default flushing and an empty topic of `PARTITIONS` partitions."""
     async with (
         data_directory() as directory,
         broker_in(directory, {_REBALANCE_DELAY: "3000"}) as kafka,
     ):
         settings = configured(kafka_bootstrap_servers=kafka.bootstrap_servers)
-        await _create_topic(settings)
+        await make_topic(settings, PARTITIONS)
         yield Broker(kafka, settings, directory.path.parent)
-
-
-async def _create_topic(settings: Settings) -> None:
-    await make_topic(settings, PARTITIONS)

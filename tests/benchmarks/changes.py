@@ -1,4 +1,4 @@
-"""What is changed while it is watched, and what each watcher must have been told of it. Pure."""
+"""Changes of watched executions and the messages that each watcher must get. Pure functions."""
 
 import uuid
 from collections import defaultdict
@@ -16,15 +16,15 @@ from tests.benchmarks.workload import BEGUN, occurrence
 LISTED = 20
 """Events of an execution before the first change."""
 NEW = 5
-"""Of so many changes of an execution, the last is a new event."""
-_STEP = 7
-"""From the event that recurs to the next that does; has no divisor in common with `LISTED`."""
-_LATER = timedelta(hours=1)
+"""Every fifth change of an execution is a new event."""
+_STRIDE = 7
+"""Between the positions of two recurring events; shares no divisor with `LISTED`."""
+_DELAY = timedelta(hours=1)
 """From the executions' beginning to the first change."""
 
 
 class Filter(NamedTuple):
-    """A filter of the API, and the same in Python."""
+    """A filter of the API and its equivalent in Python."""
 
     query: str
     matches: Callable[[Occurrence], bool]
@@ -34,11 +34,11 @@ EVERYTHING = Filter("", lambda _: True)
 WARNINGS = Filter("type=Warning", lambda event: event.type == WARNING)
 ELEMENT = Filter("elemId=job-1-init", lambda event: event.elem_id == "job-1-init")
 FILTERS = (EVERYTHING, EVERYTHING, EVERYTHING, WARNINGS, ELEMENT)
-"""Those of the watchers of an execution, in turn."""
+"""The filters of an execution's watchers, in turn."""
 
 
 class Change(NamedTuple):
-    """A record that is stored in a transaction of its own, and its event before and after."""
+    """A record stored in a transaction of its own, and its event before and after."""
 
     execution: int
     record: Occurrence
@@ -47,14 +47,14 @@ class Change(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """When a change's transaction began and had ended, on the monotonic clock."""
+    """The begin and the end of a change's transaction, on the monotonic clock."""
 
     begun: float
     ended: float
 
 
 class Watcher(NamedTuple):
-    """Who watches what."""
+    """A client that watches one execution through one filter."""
 
     execution: int
     filter: Filter
@@ -67,30 +67,30 @@ class Watcher(NamedTuple):
 
 @dataclass
 class Judgement:
-    """Seconds from the commit until a watcher was told, by filter; and what was wrong."""
+    """Seconds from the commit to the message, by filter, and violations."""
 
     latencies: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     missed: list[str] = field(default_factory=list)
-    """Changes that a watcher was to be told of, and was not."""
+    """Changes that a watcher did not receive."""
     different: list[str] = field(default_factory=list)
-    """Watchers who know something else in the end than a list says."""
+    """Watchers whose final view differs from the list."""
     unordered: list[str] = field(default_factory=list)
-    """Watchers who did not begin with a reset, got no id, or saw a count go down."""
+    """Watchers without a first reset or an id, or with a count that went down."""
     ended: list[str] = field(default_factory=list)
-    """Watchers whose stream ended, and why."""
+    """Watchers whose stream ended, with the cause."""
     resets: int = 0
-    """Beyond the first of each watcher."""
+    """Without the first of each watcher."""
     needless: int = 0
-    """Messages beyond those that tell of changes."""
+    """Messages that report no change."""
 
 
 def execution_id(number: int) -> str:
-    """The id of an execution."""
+    """Return the id of an execution."""
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"changes:{number}"))
 
 
 def watchers(number: int, executions: int) -> list[Watcher]:
-    """So many watchers, the same number of each execution."""
+    """Return `number` watchers, spread evenly over the executions."""
     return [
         Watcher(each % executions, FILTERS[each // executions % len(FILTERS)])
         for each in range(number)
@@ -98,7 +98,7 @@ def watchers(number: int, executions: int) -> list[Watcher]:
 
 
 def listed(execution: int) -> list[Occurrence]:
-    """The events of an execution before the first change."""
+    """Return the events of an execution before the first change."""
     return [_event(execution, position) for position in range(LISTED)]
 
 
@@ -108,10 +108,10 @@ def _event(execution: int, position: int) -> Occurrence:
 
 
 def changes(number: int, executions: int) -> list[Change]:
-    """So many changes: each execution in turn is told a recurrence or a new event.
+    """Return `number` changes: each execution in turn gets a recurrence or a new event.
 
     An event changes again only after `LISTED` changes of its execution, so that every watcher can
-    be told of each change; and its type may, so that it begins or ceases to match a filter.
+    receive each change. Its type may change, so that it starts or ceases to match a filter.
     """
     states = {
         (execution, position): event
@@ -121,8 +121,8 @@ def changes(number: int, executions: int) -> list[Change]:
     found = []
     for each in range(number):
         turn, execution = divmod(each, executions)
-        position = LISTED + turn // NEW if turn % NEW == NEW - 1 else turn * _STEP % LISTED
-        moment = BEGUN + _LATER + timedelta(seconds=each)
+        position = LISTED + turn // NEW if turn % NEW == NEW - 1 else turn * _STRIDE % LISTED
+        moment = BEGUN + _DELAY + timedelta(seconds=each)
         record = msgspec.structs.replace(
             _event(execution, position),
             first_timestamp=moment,
@@ -141,7 +141,7 @@ def changes(number: int, executions: int) -> list[Change]:
 
 
 def due(watcher: Watcher, change: Change) -> bool:
-    """Whether a watcher must be told of a change."""
+    """Return true if a watcher must receive a change."""
     matched = change.before is not None and watcher.filter.matches(change.before)
     return watcher.execution == change.execution and (
         matched or watcher.filter.matches(change.after)
@@ -155,7 +155,7 @@ def judge(
     commits: Sequence[Commit],
     lists: Mapping[str, Mapping[str, Any]],
 ) -> Judgement:
-    """Hold what each watcher has seen to what was changed, and to the lists by path in the end."""
+    """Compare each watcher's messages with the changes, and its view with the final `lists`."""
     judgement = Judgement()
     by_execution: dict[int, list[tuple[Change, Commit]]] = defaultdict(list)
     for change, commit in zip(changed, commits, strict=True):
@@ -164,29 +164,28 @@ def judge(
         notes: dict[str, list[Note]] = defaultdict(list)
         for note in found.notes:
             notes[note.name].append(note)
-        told = 0
+        received = 0
         for change, commit in by_execution[watcher.execution]:
             if not due(watcher, change):
                 continue
             gone = not watcher.filter.matches(change.after)
-            telling = _telling(notes[change.after.name], change.after.count, commit.begun, gone)
-            if telling is None:
+            first = _first_report(notes[change.after.name], change.after.count, commit.begun, gone)
+            if first is None:
                 judgement.missed.append(
                     f"{watcher.path}: {change.after.name}, count {change.after.count}"
                 )
             else:
-                told += 1
-                judgement.latencies[watcher.filter.query].append(
-                    max(0, telling.moment - commit.ended)
-                )
+                received += 1
+                latency = max(0, first.moment - commit.ended)
+                judgement.latencies[watcher.filter.query].append(latency)
         _judge_end(judgement, watcher, found, lists[watcher.path])
-        first = sum(map(watcher.filter.matches, listed(watcher.execution)))
-        judgement.needless += max(0, len(found.notes) - told - first * found.resets)
+        initial = sum(map(watcher.filter.matches, listed(watcher.execution))) * found.resets
+        judgement.needless += max(0, len(found.notes) - received - initial)
     return judgement
 
 
-def _telling(notes: Iterable[Note], count: int, begun: float, gone: bool) -> Note | None:
-    """The first note that tells of a change, or of a later one of the same event."""
+def _first_report(notes: Iterable[Note], count: int, begun: float, gone: bool) -> Note | None:
+    """Return the first note that reports a change or a later one of the same event."""
     for note in notes:
         if note.times >= count + gone or (gone and not note.times and note.moment >= begun):
             return note

@@ -1,17 +1,16 @@
-"""A process that is asked in lines, and answers each with a line of JSON."""
+"""A child process that answers each line of its input with a line of JSON."""
 
 import asyncio
 import json
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from tests.benchmarks.worker import ROOT
+from tests.benchmarks.trees import THIS
 
-_PATIENCE = 135
-"""Seconds for an answer."""
+_TIMEOUT = 135
+"""Seconds until an answer."""
 
 
 class Client:
@@ -25,25 +24,25 @@ class Client:
     def pid(self) -> int:
         return self._process.pid
 
-    async def ask(self, line: bytes) -> dict[str, Any]:
-        """Give it a line and return its answer."""
+    async def send(self, line: bytes) -> dict[str, Any]:
+        """Send a line and return the answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(line + b"\n")
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(_TIMEOUT):
             answer = await self._process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"the {self._name} process has ended")
+            raise RuntimeError(f"the {self._name} process ended")
         content: dict[str, Any] = json.loads(answer)
         return content
 
 
 @asynccontextmanager
 async def client(name: str) -> AsyncIterator[Client]:
-    """A module of the benchmarks that answers lines; it never outlives the context."""
+    """Run a module of the benchmarks that answers lines; it never outlives the context."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", f"tests.benchmarks.{name}"),
-        cwd=ROOT,
+        *(THIS.python, "-m", f"tests.benchmarks.{name}"),
+        cwd=THIS.root,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )

@@ -1,4 +1,4 @@
-"""Consumers as processes, and how fast they store a topic."""
+"""Consumer processes and the rate at which they store a topic."""
 
 import asyncio
 import secrets
@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import asyncpg
 
@@ -15,53 +14,47 @@ from execution_events.settings import Settings
 from tests.benchmarks import recurring, servers, usage
 from tests.benchmarks.recurring import Counts
 from tests.benchmarks.servers import Postgres
+from tests.benchmarks.trees import THIS, Tree
 from tests.support import databases
 from tests.support.configuration import configured
 from tests.support.databases import Database
-from tests.support.processes import COMMAND, Service, environment
+from tests.support.processes import Service, environment
 
-_LOOK = 0.02
-"""Seconds between two looks at the stored offsets."""
-_LIMIT = 600
+_POLL_INTERVAL = 0.02
+"""Seconds between two reads of the stored offsets."""
+_TIMEOUT = 600
 """Seconds until all must be stored."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What consumers took to store a topic. Seconds, MiB; CPU is of all threads.
+    """The cost of storing a topic: seconds, MiB, and seconds of CPU of all threads.
 
-    The clock of `rate` runs from the first offset that was stored to the last, without the records
-    before the first; `total` is from the start of the processes.
+    `rate` covers the time from the first stored offset to the last and leaves out the records
+    before the first; `total` begins when the processes are started.
     """
 
     rate: float
     """Records a second."""
     total: float
     cpu: float
-    """Of all consumers, in all."""
+    """Of all consumers together."""
     postgres_cpu: float
     peak: float
-    """Of the greatest consumer."""
+    """Of the consumer with the highest."""
     wrong: list[str]
 
 
 @dataclass(frozen=True)
 class Moment:
-    """How many records are stored at a time of the monotonic clock."""
+    """The number of stored records at a time of the monotonic clock."""
 
     time: float
     stored: int
 
 
-def command(tree: Path | None) -> tuple[str, ...]:
-    """The command line of this tree, or of another one with its own .venv."""
-    if tree is None:
-        return COMMAND
-    return (str(tree / ".venv" / "bin" / "python"), "-m", "execution_events.cli")
-
-
-async def migrate(database: Database, tree: Path | None) -> None:
-    """Give an empty database the schema of a tree."""
+async def migrate(database: Database, tree: Tree = THIS) -> None:
+    """Create a tree's schema in an empty database."""
     settings = configured(
         database_url=database.owner,
         writer_password=databases.PASSWORD,
@@ -69,14 +62,14 @@ async def migrate(database: Database, tree: Path | None) -> None:
         ops_password=databases.PASSWORD,
     )
     process = await asyncio.create_subprocess_exec(
-        *command(tree), "migrate", stdout=subprocess.DEVNULL, env=environment(settings)
+        *tree.command, "migrate", stdout=subprocess.DEVNULL, env=environment(settings)
     )
     if code := await process.wait():
         raise RuntimeError(f"migrate ended with exit code {code}")
 
 
 async def stored(connection: asyncpg.Connection, topic: str) -> int:
-    """How many records of a topic are stored, where its log begins at 0 and has no gaps."""
+    """Count the stored records of a topic whose log begins at 0 and has no gaps."""
     number: int = await connection.fetchval(
         'SELECT coalesce(sum("offset"), 0)::bigint FROM ops.pipeline_v1 WHERE topic = $1', topic
     )
@@ -85,28 +78,28 @@ async def stored(connection: asyncpg.Connection, topic: str) -> int:
 
 @asynccontextmanager
 async def consuming(
-    postgres: Postgres, settings: Settings, number: int, tree: Path | None = None
+    postgres: Postgres, settings: Settings, number: int, tree: Tree = THIS
 ) -> AsyncIterator[list[Service]]:
-    """`number` consumers of one group."""
+    """Run `number` consumers of one group."""
     env = environment(settings, EXECUTION_EVENTS_LOG_FORMAT="json")
     async with AsyncExitStack() as stack:
         yield [
             await stack.enter_async_context(
-                Service((*command(tree), "consumer"), postgres.log("consumer"), env)
+                Service((*tree.command, "consumer"), postgres.log("consumer"), env)
             )
             for _ in range(number)
         ]
 
 
 def demand_running(services: Sequence[Service]) -> None:
-    """Raise `RuntimeError` where one has ended."""
+    """Raise `RuntimeError` if one has ended."""
     for service in services:
         if service.process.returncode is not None:
             raise RuntimeError(f"a service has ended:\n{service.output}")
 
 
 def assigned(log: str) -> list[int]:
-    """The partitions that a consumer holds, as its log says; none before it has joined."""
+    """Return the partitions of the last assignment in a consumer's log; none before the first."""
     held: list[int] = []
     for entry in servers.entries(log):
         if entry["event"] == "partitions_assigned":
@@ -120,9 +113,9 @@ async def measure(
     database: Database,
     records: int,
     consumers: int,
-    tree: Path | None = None,
+    tree: Tree = THIS,
 ) -> Sample:
-    """Start consumers and wait until all is stored; `wrong` is left empty."""
+    """Start consumers and wait until all records are stored; leave `wrong` empty."""
     connection = await asyncpg.connect(database.owner)
     begun, postgres_before = time.monotonic(), postgres.cpu
     try:
@@ -147,9 +140,9 @@ async def store(
     database: Database,
     expected: Counts,
     consumers: int,
-    tree: Path | None = None,
+    tree: Tree = THIS,
 ) -> Sample:
-    """Store a topic into an empty database by a group of its own, and compare every count."""
+    """Store a topic in an empty database with a group of its own, and compare every count."""
     settings = configured(
         settings,
         database_url=database.writer,
@@ -166,10 +159,10 @@ async def store(
 
 
 def rate(moments: Sequence[Moment]) -> float:
-    """Records a second from the first moment to the last; all in one step took one look."""
+    """Return records a second from the first moment to the last; one moment is one interval."""
     first, last = moments[0], moments[-1]
     if first == last:
-        return last.stored / _LOOK
+        return last.stored / _POLL_INTERVAL
     return (last.stored - first.stored) / (last.time - first.time)
 
 
@@ -177,11 +170,11 @@ async def _until_stored(
     connection: asyncpg.Connection, topic: str, records: int, services: Sequence[Service]
 ) -> list[Moment]:
     moments: list[Moment] = []
-    async with asyncio.timeout(_LIMIT):
+    async with asyncio.timeout(_TIMEOUT):
         while not moments or moments[-1].stored < records:
             demand_running(services)
             now = await stored(connection, topic)
             if now and (not moments or now != moments[-1].stored):
                 moments.append(Moment(time.monotonic(), now))
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_POLL_INTERVAL)
     return moments

@@ -1,4 +1,4 @@
-"""Lists that are read while a consumer stores records at full speed."""
+"""Reading while a consumer stores records at full speed."""
 
 import asyncio
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from tests.support.consumers import until
 from tests.support.databases import Database
 
 RATE = 40_000
-"""Records that are produced for each second of reading: more than a consumer stores."""
+"""Records produced for each second of reading."""
 
 
 @dataclass(frozen=True)
 class Contention:
-    """Reading beside a consumer that stores `records` a second, `throughout` if all the time."""
+    """Reads during consumption at `records` a second; `throughout` if it lasted to the end."""
 
     sample: Sample
     records: float
@@ -27,7 +27,7 @@ class Contention:
 
 
 async def contend(server: Postgres, database: Database, plan: Plan) -> Contention:
-    """Read while one consumer stores what is in a topic of its own."""
+    """Read while one consumer stores a topic of its own."""
     connection = await asyncpg.connect(database.owner)
     try:
         async with broker() as kafka:
@@ -39,7 +39,7 @@ async def contend(server: Postgres, database: Database, plan: Plan) -> Contentio
                 return await consuming.stored(connection, settings.kafka.topic) > 0
 
             async with consuming.consuming(server, settings, 1):
-                await until(begun, "the consumer stores")
+                await until(begun, "the consumer stores records")
                 before = await consuming.stored(connection, settings.kafka.topic)
                 clock = asyncio.get_running_loop().time()
                 sample = await measure(plan)

@@ -1,4 +1,4 @@
-"""Events at a steady rate: which belongs to which execution, and how soon each was seen."""
+"""Events at a steady rate: the executions that they belong to and their arrival times."""
 
 import uuid
 from collections import Counter
@@ -9,27 +9,27 @@ import msgspec
 
 from execution_events.events import event_name
 from tests.benchmarks.recurring import Counts
-from tests.benchmarks.workload import OBJECT_NAME, SIDE_BY_SIDE
+from tests.benchmarks.workload import CONCURRENT, OBJECT_NAME
 
 LISTED = 50
-"""Events of an execution that is polled; short, so that the list is read and sent in no time."""
+"""Events of a polled execution: few, so that reading and sending the list takes little time."""
 POLLED_RATE, POLLED_PART = 100, 50
-"""Events a second that are polled for: all up to that rate, and every 50th where that is more."""
+"""Polled events a second: all up to 100, and more only if every 50th is more than that."""
 AHEAD = 0.1
-"""Seconds before its first event that an execution begins to be polled, about."""
-LEAST = 2
-"""Seconds that a course takes at least."""
+"""Seconds, about, from the first poll of an execution to its first event."""
+MIN_SECONDS = 2
+"""Minimum length of a course."""
 
 
 class Course(msgspec.Struct, frozen=True):
-    """At least `samples` events that are polled for, among all at `rate` a second.
+    """Events at `rate` a second, of which at least `samples` are polled for.
 
-    Every `apart`th event is polled for. These make up executions of `LISTED` events, one execution
-    after the other; the others belong to executions side by side.
+    Every `apart`th event is polled for. The polled events fill executions of `LISTED` events one
+    after another; the others belong to concurrent executions.
     """
 
     run: str
-    """Makes its executions unlike those of others."""
+    """Part of the execution ids, which differ between runs."""
     rate: int
     samples: int
 
@@ -39,67 +39,66 @@ class Course(msgspec.Struct, frozen=True):
 
     @property
     def ahead(self) -> int:
-        """Events that are polled for in `AHEAD` seconds."""
+        """Number of polled events in `AHEAD` seconds."""
         return max(1, round(self.rate / self.apart * AHEAD))
 
     @property
     def events(self) -> int:
-        return max(self.samples * self.apart, self.rate * LEAST)
+        return max(self.samples * self.apart, self.rate * MIN_SECONDS)
 
     @property
     def polled(self) -> list[int]:
-        """The numbers of the events that are polled for."""
+        """The numbers of the polled events."""
         return list(range(0, self.events, self.apart))
 
     @property
     def polled_lists(self) -> list[int]:
-        """How many events each execution has that is polled, in their order."""
+        """The number of events of each polled execution, in order."""
         polled = len(self.polled)
         return [min(LISTED, polled - begin) for begin in range(0, polled, LISTED)]
 
     @property
     def executions(self) -> list[str]:
         """The ids of all executions, the polled ones first."""
-        number = len(self.polled_lists) + (SIDE_BY_SIDE if self.apart > 1 else 0)
+        number = len(self.polled_lists) + (CONCURRENT if self.apart > 1 else 0)
         return [
             str(uuid.uuid5(uuid.NAMESPACE_URL, f"latency:{self.run}:{each}"))
             for each in range(number)
         ]
 
-    def places(self) -> list[int]:
-        """The place in `executions` of each event's."""
+    def execution_numbers(self) -> list[int]:
+        """Return the index in `executions` of each event's execution."""
         lists = len(self.polled_lists)
         return [
-            lists + number % SIDE_BY_SIDE if number % self.apart else number // self.apart // LISTED
+            lists + number % CONCURRENT if number % self.apart else number // self.apart // LISTED
             for number in range(self.events)
         ]
 
     def counts(self) -> Counts:
-        """What must be stored."""
+        """Return the counts that must be stored."""
         executions = self.executions
         return Counter(
-            (executions[place], name_of(number)) for number, place in enumerate(self.places())
+            (executions[execution], name_of(number))
+            for number, execution in enumerate(self.execution_numbers())
         )
 
 
 def name_of(number: int) -> str:
-    """The name of an event."""
+    """Return the name of an event."""
     return event_name(OBJECT_NAME, number)
 
 
 def number_of(name: str) -> int:
-    """The event of a name. Raises `ValueError` for one that `name_of` did not give."""
+    """Return the number of the event with a name; raise `ValueError` for an unknown name."""
     prefix, _, number = name.rpartition(".")
     if prefix != OBJECT_NAME:
-        raise ValueError(f"an event that nobody published: {name!r}")
+        raise ValueError(f"event {name} was not published")
     return int(number, 16)
 
 
 @dataclass(frozen=True)
 class Arrivals:
-    """Seconds from the return of `publish` until the event was seen, below 0 where that was
-    earlier; and what was wrong.
-    """
+    """Seconds from the return of `publish` to the arrival, negative if it came before; errors."""
 
     seconds: list[float]
     wrong: list[str] = field(default_factory=list)
@@ -108,14 +107,14 @@ class Arrivals:
 def arrivals(
     returned: Sequence[float], expected: Iterable[int], seen: Mapping[int, float]
 ) -> Arrivals:
-    """Compare what was seen with what must be; `returned` is by number, `seen` too."""
+    """Compare the events seen with those expected; `returned` and `seen` are times by number."""
     due = set(expected)
     missed, surplus = due - seen.keys(), seen.keys() - due
     return Arrivals(
         [seen[number] - returned[number] for number in sorted(due & seen.keys())],
         [
             f"{len(numbers):,} events {what}, the first is {name_of(min(numbers))}"
-            for what, numbers in (("never seen", missed), ("seen that nobody published", surplus))
+            for what, numbers in (("never seen", missed), ("seen but not expected", surplus))
             if numbers
         ],
     )

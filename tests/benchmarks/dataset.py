@@ -1,4 +1,4 @@
-"""Executions to list, in the product's tables and in a plain one, and what their lists must be."""
+"""Executions to list, in the product's tables and in a plain one, and their expected lists."""
 
 import json
 import uuid
@@ -10,17 +10,17 @@ from itertools import islice
 from execution_events.events import Occurrence
 from execution_events.store.write.batches import BatchWriter
 from tests.benchmarks.reference import COLUMNS, create_table
-from tests.benchmarks.workload import BEGUN, EVENTS_OF_AN_EXECUTION, SIDE_BY_SIDE, occurrence
+from tests.benchmarks.workload import BEGUN, CONCURRENT, EVENTS_OF_AN_EXECUTION, occurrence
 from tests.support import records
 from tests.support.databases import Database, administrator
 
 TABLE = "plain_event"
 _TOPIC = "dataset"
-"""Of the records that are stored; there is no such topic in Kafka."""
+"""Topic of the stored records; it does not exist in Kafka."""
 _BATCH = 10_000
-"""Records of a transaction, as many as the consumer's at most."""
+"""Records of a transaction: the consumer's limit."""
 _STAGGER = timedelta(seconds=7)
-"""Between the beginnings of two executions, so that no two have the same events."""
+"""Between the beginnings of two executions, so that their times differ."""
 
 
 @dataclass(frozen=True)
@@ -35,32 +35,32 @@ class Dataset:
         return self.executions * EVENTS_OF_AN_EXECUTION + self.long
 
     def listed(self, number: int) -> list[Occurrence]:
-        """All events of an execution, in the order of lists; the long one has the last number."""
+        """Return an execution's events in the order of lists; the long one has the last number."""
         length = self.long if number == self.executions else EVENTS_OF_AN_EXECUTION
         begun = BEGUN + _STAGGER * number
         return [occurrence(execution_id(number), each, begun=begun) for each in range(length)]
 
     def occurrences(self) -> Iterator[Occurrence]:
-        """All events, those of several executions in turn; the long one's come last."""
-        for first in range(0, self.executions, SIDE_BY_SIDE):
-            numbers = range(first, min(first + SIDE_BY_SIDE, self.executions))
+        """Yield all events, interleaved between executions; the long one's come last."""
+        for first in range(0, self.executions, CONCURRENT):
+            numbers = range(first, min(first + CONCURRENT, self.executions))
             for events in zip(*map(self.listed, numbers), strict=True):
                 yield from events
         yield from self.listed(self.executions)
 
 
 def execution_id(number: int) -> str:
-    """The id of an execution; those of neighbours have nothing in common."""
+    """Return the id of an execution; consecutive numbers have unrelated ids."""
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"dataset:{number}"))
 
 
 def path(number: int) -> str:
-    """The path of an execution's list."""
+    """Return the path of an execution's list."""
     return f"/v1/executions/{execution_id(number)}/events"
 
 
 def body(events: Iterable[Occurrence]) -> bytes:
-    """Events as the API must write them; made without the product's code."""
+    """Return events as the API must write them, encoded without the product's code."""
     content = [
         {
             "metadata": {"name": event.name, "namespace": event.namespace},
@@ -81,9 +81,9 @@ def body(events: Iterable[Occurrence]) -> bytes:
 
 
 async def store(dataset: Dataset, database: Database) -> AsyncIterator[int]:
-    """Store a dataset as a consumer does, then copy it into the plain table.
+    """Store a dataset with the consumer's code, then copy it into the plain table.
 
-    Yields the number of events that are stored, after each transaction.
+    Yields the number of stored events after each transaction.
     """
     occurrences = dataset.occurrences()
     stored = 0
@@ -100,8 +100,12 @@ async def store(dataset: Dataset, database: Database) -> AsyncIterator[int]:
         copied = await owner.fetchval(f"SELECT count(*) FROM {TABLE}")
         if copied != dataset.events:
             raise RuntimeError(f"{copied} of {dataset.events} events are stored")
+    await settle(database)
+
+
+async def settle(database: Database) -> None:
+    """Give the tables visibility maps and statistics as in a database in use."""
     async with administrator(database.administrator) as connection:
-        # All tables of both: visibility and statistics as in a database that has been used.
         await connection.execute("VACUUM ANALYZE")
         await connection.execute("CHECKPOINT")
 

@@ -1,4 +1,4 @@
-"""Figures of several runs, and what they are held to. All functions here are pure."""
+"""Figures of several runs and their bars. Pure functions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Self
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of some figures, and the least and the greatest of them."""
+    """The median, minimum and maximum of some figures."""
 
     median: float
     least: float
@@ -16,27 +16,27 @@ class Spread:
 
     @classmethod
     def of(cls, figures: Sequence[float]) -> Self:
-        """The spread of at least one figure."""
+        """Return the spread of at least one figure."""
         return cls(median(figures), min(figures), max(figures))
 
 
 def ratio(figures: Sequence[float], references: Sequence[float]) -> Spread:
-    """The medians' ratio; least and greatest are the ratios of figures of one round.
+    """Return the ratio of the medians, with the minimum and maximum of the rounds' ratios.
 
-    The machine's speed drifts, so only figures of one round can be divided by each other.
+    Figures are paired by round, because the machine's speed drifts.
     """
     rounds = [figure / reference for figure, reference in zip(figures, references, strict=True)]
     return Spread(median(figures) / median(references), min(rounds), max(rounds))
 
 
 def percentile(figures: Sequence[float], percent: float) -> float:
-    """The least of `figures` that at least `percent` of them do not exceed."""
+    """Return the smallest figure that at least `percent` of the figures do not exceed."""
     ordered = sorted(figures)
     return ordered[max(0, -int(-len(ordered) * percent // 100) - 1)]
 
 
 def short(figure: float) -> str:
-    """`figure` with at least three digits and no more than it needs."""
+    """Format a figure with at least three significant digits."""
     if figure == int(figure) or abs(figure) >= 1000:
         return f"{figure:,.0f}"
     return f"{figure:.1f}" if abs(figure) >= 100 else f"{figure:.3g}"
@@ -44,7 +44,7 @@ def short(figure: float) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A figure beside its bar: at least the bar, or at most it where `at_most`."""
+    """A figure and its bar: a minimum, or a maximum if `at_most`."""
 
     what: str
     figure: float

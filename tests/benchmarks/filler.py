@@ -1,10 +1,10 @@
-"""Fills a database with executions, as fast as the product's own functions write them.
+"""Process that fills a database with executions through the product's write functions.
 
     python -m tests.benchmarks.filler EXECUTIONS
 
 Settings are in the environment; the database is migrated and has none of these executions. Events
-are written like a consumer's, folded and in transactions, but come from no log: no offsets, no
-watermarks. Prints how many events are stored, as JSON.
+are folded and written in transactions as by a consumer, but without offsets and watermarks. Prints
+the number of stored events as JSON.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ _BATCH = 10_000
 
 
 async def fill(dataset: Dataset, database_url: str) -> int:
-    """Store a dataset and return how many events it has."""
+    """Store a dataset and return the number of events."""
     occurrences = dataset.occurrences()
     progress = Progress(dataset.events)
     stored = 0
@@ -44,7 +44,7 @@ async def fill(dataset: Dataset, database_url: str) -> int:
 
 
 def main(executions: int) -> None:
-    """Fill it, and print how many events it has."""
+    """Fill the database and print the number of events."""
     url = settings_module.load(os.environ).database.url
     assert url is not None
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

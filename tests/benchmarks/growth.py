@@ -1,4 +1,4 @@
-"""What stored events, more consumers and crash loops do to the rates of a consumer and a reader."""
+"""Effect of stored events, more consumers and crash loops on the consumer's and reader's rates."""
 
 import asyncio
 import random
@@ -13,7 +13,6 @@ from execution_events.cli.progress import Progress
 from execution_events.settings import Settings
 from execution_events.store.connection import fetch_one
 from tests.benchmarks import consuming, filler, growth_report, load, recurring, servers
-from tests.benchmarks.asks import ask, uncached
 from tests.benchmarks.broker import Broker, broker
 from tests.benchmarks.dataset import Dataset, path
 from tests.benchmarks.growth_report import (
@@ -33,6 +32,7 @@ from tests.benchmarks.growth_report import (
 from tests.benchmarks.reading import plan
 from tests.benchmarks.recurring import Counts
 from tests.benchmarks.report import Report
+from tests.benchmarks.requests import of_events, uncached
 from tests.benchmarks.servers import Postgres
 from tests.benchmarks.worker import measured
 from tests.benchmarks.workload import EVENTS_OF_AN_EXECUTION
@@ -45,7 +45,7 @@ _SEED = 20180820
 
 @dataclass
 class Filled:
-    """A database with a dataset, and what came on top of it."""
+    """A database with a dataset, and the counts added to it since."""
 
     dataset: Dataset
     database: Database
@@ -55,10 +55,10 @@ class Filled:
 async def run(
     events: int, sizes: Sequence[float], loop: int, rounds: int, seconds: float
 ) -> Report:
-    """Store and read on databases of each size, in millions; then what needs no size.
+    """Read from and store into a database of each size in millions; then into empty ones.
 
-    `events` are the records of mixed work, `loop` the occurrences of each crash loop, `seconds`
-    those of a run of reads.
+    `events` is the number of records of mixed work, `loop` that of occurrences of each crash loop,
+    `seconds` the length of a run of reads.
     """
     datasets = [
         Dataset(max(1, round(size * 1e6 / EVENTS_OF_AN_EXECUTION)), long=0)
@@ -91,7 +91,7 @@ async def _filled(server: Postgres, dataset: Dataset) -> AsyncIterator[Database]
         if answer["stored"] != dataset.events:
             raise RuntimeError(f"{answer['stored']} of {dataset.events} events are stored")
         async with administrator(database.administrator) as connection:
-            # Visibility and statistics as in a database that has been used.
+            # Visibility map and statistics as in a database in use.
             await connection.execute("VACUUM ANALYZE")
             await connection.execute("CHECKPOINT")
         yield database
@@ -100,14 +100,14 @@ async def _filled(server: Postgres, dataset: Dataset) -> AsyncIterator[Database]
 async def _read(
     server: Postgres, filled: Sequence[Filled], found: Found, rounds: int, seconds: float
 ) -> None:
-    """Lists of each size in turn, in each round; every other round backwards."""
+    """Read lists of each size once a round; every other round runs backwards."""
     progress = Progress(rounds * len(filled))
-    asks = {each.dataset: _asks(each.dataset) for each in filled}
-    asked = dict.fromkeys(asks, 0)
+    requests = {each.dataset: _requests(each.dataset) for each in filled}
+    sent = dict.fromkeys(requests, 0)
     for number in range(rounds):
         for each in filled[:: -1 if number % 2 else 1]:
             size = each.dataset.events
-            progress.show(sum(map(len, found.reads.values())), f"runs; reads of {size:,} events")
+            progress.show(sum(map(len, found.reads.values())), f"runs; reading of {size:,} events")
             async with servers.reader(
                 server, each.database, reader_max_requests_per_token=2 * READ_CONNECTIONS
             ) as reader:
@@ -115,22 +115,22 @@ async def _read(
                     plan(
                         server,
                         reader,
-                        asks[each.dataset],
+                        requests[each.dataset],
                         READ_CONNECTIONS,
                         seconds,
-                        asked[each.dataset] % len(asks[each.dataset]),
+                        sent[each.dataset] % len(requests[each.dataset]),
                     )
                 )
-            asked[each.dataset] += sample.asked
+            sent[each.dataset] += sample.sent
             found.reads.setdefault(size, []).append(sample)
     progress.end()
 
 
-def _asks(dataset: Dataset) -> list[load.Ask]:
-    """Lists of some executions in random order, each asked for in another way the next time."""
+def _requests(dataset: Dataset) -> list[load.Request]:
+    """Return uncached requests for the lists of some executions, in random order."""
     number = min(LISTS, dataset.executions)
     chosen = random.Random(_SEED).sample(range(dataset.executions), number)
-    return uncached([ask(path(each), dataset.listed(each)) for each in chosen])
+    return uncached([of_events(path(each), dataset.listed(each)) for each in chosen])
 
 
 async def _grown(
@@ -141,13 +141,13 @@ async def _grown(
     events: int,
     rounds: int,
 ) -> None:
-    """One consumer on each size in turn: in a round all store the same, in each round another."""
+    """Store with one consumer into each size once a round; each round has its own records."""
     progress = Progress(rounds * len(filled))
     for number in range(rounds):
         settings, counts = await _produced(kafka, Mixed(events, f"round {number} "))
         for each in filled[:: -1 if number % 2 else 1]:
             size = each.dataset.events
-            progress.show(sum(map(len, found.grown.values())), f"runs; storing beside {size:,}")
+            progress.show(sum(map(len, found.grown.values())), f"runs; storing after {size:,}")
             sample = await _store(server, settings, each, counts, 1)
             found.grown.setdefault(size, []).append(sample)
     progress.end()
@@ -156,7 +156,7 @@ async def _grown(
 async def _bare(
     server: Postgres, kafka: Broker, found: Found, events: int, loop: int, rounds: int
 ) -> None:
-    """Mixed work and crash loops, each time into an empty database."""
+    """Store mixed work and crash loops, each time into an empty database."""
     progress = Progress(rounds * len(VARIANTS))
     works: list[tuple[Work, tuple[Variant, ...]]] = [
         (Mixed(events), (ONE, TWO, THREE)),
@@ -175,7 +175,7 @@ async def _bare(
 
 
 async def _produced(kafka: Broker, work: Work) -> tuple[Settings, Counts]:
-    """A topic of its own with all records of `work`, and what must be stored of them."""
+    """Produce `work` into a topic of its own; return its settings and the expected counts."""
     settings = await kafka.topic()
     await asyncio.to_thread(recurring.produce, settings, work.records())
     return settings, await asyncio.to_thread(recurring.counts, work.records())
@@ -184,9 +184,9 @@ async def _produced(kafka: Broker, work: Work) -> tuple[Settings, Counts]:
 async def _store(
     server: Postgres, settings: Settings, filled: Filled, counts: Counts, consumers: int
 ) -> consuming.Sample:
-    """Store a topic beside what is there, and compare every count."""
+    """Store a topic in a filled database, and compare every count."""
     async with administrator(server.administrator_url) as connection:
-        # Or what the last run left to be written would be written in this one.
+        # Otherwise this run would pay for writes that the last one left.
         await connection.execute("CHECKPOINT")
     settings = configured(
         settings,
@@ -209,5 +209,7 @@ async def _store(
     due = tuple(filled.dataset.events + more for more in (len(filled.added), filled.added.total()))
     wrong = recurring.difference(counts, stored)
     if (rows, occurrences) != due:
-        wrong.append(f"{rows:,} rows of {occurrences:,} occurrences, not {due[0]:,} of {due[1]:,}")
+        wrong.append(
+            f"{rows:,} rows with {occurrences:,} occurrences, expected {due[0]:,} with {due[1]:,}"
+        )
     return replace(sample, wrong=wrong)

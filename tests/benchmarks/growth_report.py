@@ -1,4 +1,4 @@
-"""What the growth benchmark stores, and how its figures are told. All functions here are pure."""
+"""Work and report of the growth benchmark. Pure functions."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,13 +15,13 @@ from tests.benchmarks.report import Report
 from tests.benchmarks.workload import EVENTS_OF_AN_EXECUTION
 
 SIZE_BAR = 0.8
-"""Of the rate with the least that is stored."""
+"""Ratio to the rate with the smallest size stored."""
 LOOP_BAR = 1
-"""Of the rate of mixed work."""
+"""Ratio to the rate of mixed work."""
 SERVER = {"shared_buffers": "2GB", "max_wal_size": "4GB"}
-"""Of PostgreSQL: a server that is to hold the greatest size is not left at what suits a laptop."""
+"""Settings of PostgreSQL: its defaults are too small for the largest size."""
 LISTS = 2000
-"""Executions whose lists are asked for, at most."""
+"""Limit of executions whose lists are read."""
 READ_CONNECTIONS = 8
 
 COLUMNS = (
@@ -31,15 +31,15 @@ COLUMNS = (
 
 
 class Work(Protocol):
-    """What is in a topic."""
+    """The content of a topic."""
 
     def records(self) -> Iterator[Occurrence]:
-        """The same in each call."""
+        """Yield the records, the same in each call."""
 
 
 @dataclass(frozen=True)
 class Mixed:
-    """Executions side by side, of whose records some recur; others in another `run`."""
+    """Records of concurrent executions, some of them recurrences; each `run` has its own."""
 
     number: int
     run: str = ""
@@ -50,7 +50,7 @@ class Mixed:
 
 @dataclass(frozen=True)
 class Loops:
-    """Crash loops of `number` occurrences each."""
+    """Concurrent crash loops of `number` occurrences each."""
 
     executions: int
     number: int
@@ -60,7 +60,7 @@ class Loops:
 
 
 class Variant(NamedTuple):
-    """A row of the table that needs nothing stored before."""
+    """A row of the table that begins with an empty database."""
 
     key: str
     title: str
@@ -80,7 +80,7 @@ VARIANTS = (ONE, TWO, THREE, *LOOPS)
 
 @dataclass(frozen=True)
 class Found:
-    """Samples in the order of the rounds: by what is stored, or by variant."""
+    """Samples in the order of the rounds, by stored events or by variant."""
 
     reads: dict[int, list[load.Sample]] = field(default_factory=dict)
     grown: dict[int, list[consuming.Sample]] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Found:
 
 
 class _Group(NamedTuple):
-    """Rates that the first of them is the reference of; its title, and figures of one operation."""
+    """A row: its title, its rates, and the figures of one operation."""
 
     title: str
     rates: list[float]
@@ -98,7 +98,7 @@ class _Group(NamedTuple):
 def report(
     found: Found, sizes: Sequence[int], events: int, loop: int, rounds: int, seconds: float
 ) -> Report:
-    """The table of what was measured; `sizes` are the events that were stored before."""
+    """Return the table of the samples; `sizes` are the numbers of events stored before."""
     records = {ONE.key: events, TWO.key: events, THREE.key: events} | {
         each.key: each.loops * loop for each in LOOPS
     }
@@ -123,7 +123,7 @@ def report(
         [
             *(
                 Verdict(
-                    f"{what} with {sizes[-1]:,} events stored, of that with {sizes[0]:,}",
+                    f"{what} with {sizes[-1]:,} events stored, of the rate with {sizes[0]:,}",
                     ratio(group[-1].rates, group[0].rates).median,
                     SIZE_BAR,
                 )
@@ -195,8 +195,7 @@ def _broken(found: Found) -> list[str]:
             for wrong in sample.wrong
         ),
         *(
-            f"lists, {size:,} events stored: {sample.wrong:,} of {sample.asked:,} answers wrong,"
-            f" {sample.errors}"
+            f"lists, {size:,} events stored: {sample.failure}"
             for size, samples in found.reads.items()
             for sample in samples
             if sample.wrong
@@ -207,20 +206,20 @@ def _broken(found: Found) -> list[str]:
 def _notes(events: int, loop: int, rounds: int, seconds: float) -> list[str]:
     server = ", ".join(" ".join(setting) for setting in SERVER.items())
     return [
-        f"Medians of {rounds} rounds. Work is {events:,} records of executions side by side,"
+        f"Medians of {rounds} rounds. Work is {events:,} records of concurrent executions,"
         f" {recurring.RECURRENCES:.0%} of them recurrences, or crash loops of {loop:,} occurrences"
         f" of one event each, from {PARTITIONS} partitions and {recurring.WORKERS} sources.",
         f"PostgreSQL with default durability ({server}), the broker, which also holds the work of"
         " the other rows, and the consumers share the cores. Each run begins after a checkpoint;"
         " the clock runs from the first stored offset to the last.",
-        f"Stored before are executions of {EVENTS_OF_AN_EXECUTION} events, written by the"
-        " consumer's own functions, vacuumed and analyzed. Each round adds executions of its own"
-        " to them, the same to each size. The rows without a size store into an empty database"
-        " each time.",
+        f"The stored events are executions of {EVENTS_OF_AN_EXECUTION} events, written through the"
+        " consumer's functions, vacuumed and analyzed. Each round adds its own executions, the"
+        " same to each size. The rows without a size begin with an empty database.",
         f"Lists are those of up to {LISTS:,} executions in random order, {seconds} s a run over"
-        f" {READ_CONNECTIONS} connections, each run with a reader of its own that goes on where"
-        " the last one ended; read before anything is added, and never from the reader's memory.",
-        "All counts of each run are compared with the generator's, event by event, and the rows"
-        " and occurrences of the whole table in all. Of lists, status, length and beginning of"
-        " every answer are checked, and the whole first one of each run.",
+        f" {READ_CONNECTIONS} connections. Each run has its own reader and continues where the"
+        " last one ended. All reads precede the first addition, and none is answered from the"
+        " reader's memory.",
+        "All counts of each run are compared with the generator's, event by event, and the totals"
+        " of rows and occurrences with the whole table. The status, length and beginning of every"
+        " list, and the whole first list of each run, are compared with the expected ones.",
     ]

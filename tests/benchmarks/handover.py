@@ -1,4 +1,4 @@
-"""How soon the partitions of a consumer that ends, killed or in order, move on in another one."""
+"""Time until another consumer continues the partitions of one that was killed or stopped."""
 
 import asyncio
 import signal
@@ -28,24 +28,24 @@ from tests.support.consumers import end_offsets, next_offsets, until
 from tests.support.processes import Service
 
 BARS = {signal.SIGKILL: 10, signal.SIGTERM: 2}
-"""Seconds, at most, in every run."""
+"""Maximum seconds of a run."""
 _CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 0}
-"""The exit codes that are due."""
-_BEAT = Settings().consumer.session_timeout / HEARTBEATS_PER_SESSION
+"""The expected exit codes."""
+_HEARTBEAT_INTERVAL = Settings().consumer.session_timeout / HEARTBEATS_PER_SESSION
 """Seconds between two heartbeats of a consumer."""
-_LOOK = 0.02
-"""Seconds between two looks at the stored offsets."""
-_LIMIT = 120
-"""Seconds until all must have moved."""
+_POLL_INTERVAL = 0.02
+"""Seconds between two reads of the stored offsets."""
+_TIMEOUT = 120
+"""Seconds until all partitions must have moved."""
 
 COLUMNS = (
-    *("Ended by", "runs", "seconds", "min", "max"),
-    *("until it had ended", "until assigned", "from there on"),
+    *("Signal", "runs", "seconds", "min", "max"),
+    *("until exit", "until assigned", "from assigned on"),
 )
 
 
 class Flow:
-    """Records at a steady rate until it is stopped; `published` is how many there were."""
+    """Records at a steady rate until it is stopped; `published` counts them."""
 
     def __init__(self, rate: int) -> None:
         self._rate = rate
@@ -53,7 +53,7 @@ class Flow:
         self.published = 0
 
     def records(self) -> Iterator[Occurrence]:
-        """Each record at its time; what is late comes at once."""
+        """Yield each record at its time, and late ones at once."""
         begun = time.monotonic()
         for each in recurring.records(sys.maxsize):
             if self._stopped.wait(begun + self.published / self._rate - time.monotonic()):
@@ -67,10 +67,10 @@ class Flow:
 
 
 class Handover:
-    """How the partitions of a consumer that has ended come to another one. Seconds.
+    """Progress of partitions from a consumer that ends to its successor. Times are seconds.
 
-    What the other one stores is what is stored once its log says that it holds them; `stored` is
-    what was stored at the signal, and the one that ends may store more after that.
+    `stored` holds the offsets at the signal. The ending consumer may still store after it, so only
+    offsets stored after the successor logged its assignment count as moved.
     """
 
     def __init__(self, partitions: Sequence[int], stored: Mapping[int, int]) -> None:
@@ -81,11 +81,11 @@ class Handover:
 
     @property
     def over(self) -> bool:
-        """Whether all have moved."""
+        """True once all partitions have moved."""
         return self.moved.keys() == self._partitions
 
-    def look(self, seconds: float, stored: Mapping[int, int], held: Sequence[int]) -> None:
-        """Take what is stored, and what the other one held after that was looked up."""
+    def observe(self, seconds: float, stored: Mapping[int, int], held: Sequence[int]) -> None:
+        """Take the stored offsets and the successor's partitions, read in this order."""
         if self.assigned is None:
             if not self._partitions.issubset(held):
                 self._stored = stored
@@ -102,20 +102,20 @@ class Sample:
 
     signal: str
     elder: bool
-    """Whether it had been in the group for longer than the other one."""
+    """True if it was in the group longer than the other consumer."""
     partitions: list[int]
-    """That it held."""
+    """The partitions that it held."""
     code: int
     exited: float
     assigned: float
-    """Until the other one held all partitions."""
+    """Until the other consumer held all partitions."""
     moved: float
-    """Until it had stored records of every partition that the ended one held."""
+    """Until the other consumer had stored records of each of these partitions."""
 
 
 @dataclass
 class Group:
-    """Two consumers, the elder first, and what they store into."""
+    """Two consumers, the elder first, and their database."""
 
     server: Postgres
     settings: Settings
@@ -124,17 +124,17 @@ class Group:
     members: list[Service]
 
     async def fill(self) -> None:
-        """Start what is missing of two consumers."""
+        """Start consumers until there are two."""
         missing = 2 - len(self.members)
         started = consuming(self.server, self.settings, missing)
         self.members += await self.stack.enter_async_context(started)
 
     async def offsets(self) -> dict[int, int]:
-        """The stored next offset of each partition."""
+        """Return the stored next offset of each partition."""
         return await next_offsets(self.connection, self.settings.kafka.topic)
 
     async def settle(self) -> None:
-        """Return once both hold partitions, and have stored records of all since then."""
+        """Return once both hold partitions and every partition has progressed since."""
         held: list[list[int]] = []
         before: dict[int, int] = {}
 
@@ -148,16 +148,16 @@ class Group:
                 return False
             return all(now.get(each, 0) > before.get(each, 0) for each in range(PARTITIONS))
 
-        await until(flows, "both consumers hold partitions, and all of them move")
+        await until(flows, "both consumers hold partitions and all of them progress")
 
 
 def shared(holding: Sequence[Sequence[int]]) -> bool:
-    """Whether each holds a part of the partitions, and all are held once."""
+    """Return true if each consumer holds some partitions and each partition is held once."""
     return all(holding) and sorted(chain.from_iterable(holding)) == list(range(PARTITIONS))
 
 
 async def run(runs: int, rate: int) -> Report:
-    """End one of two consumers and start another, again and again, while records flow."""
+    """End one of two consumers and replace it, repeatedly, while records arrive."""
     rounds = [(number, run) for run in range(runs) for number in BARS]
     progress = Progress(len(rounds))
     samples: list[Sample] = []
@@ -165,11 +165,11 @@ async def run(runs: int, rate: int) -> Report:
     async with _group() as group:
         async with _flowing(group.settings, flow):
             for number, run in rounds:
-                progress.show(len(samples), f"runs; {number.name} follows")
+                progress.show(len(samples), f"runs; next signal {number.name}")
                 await group.fill()
                 await group.settle()
-                # Both beat from the same moment on: each run ends one at another time of a beat.
-                await asyncio.sleep(_BEAT * (run + 0.5) / runs)
+                # Heartbeats of both begin together: runs signal at different phases of them.
+                await asyncio.sleep(_HEARTBEAT_INTERVAL * (run + 0.5) / runs)
                 samples.append(await _end(group, number, elder=run % 2 == 0))
         wrong = await _compared(group, flow.published)
     progress.end()
@@ -199,21 +199,21 @@ async def _flowing(settings: Settings, flow: Flow) -> AsyncIterator[None]:
 
 
 async def _end(group: Group, number: signal.Signals, elder: bool) -> Sample:
-    """Send one of the two a signal, and see its partitions come to the other one."""
+    """Signal one of the two and measure until its partitions have moved to the other."""
     ended = group.members.pop(0 if elder else 1)
     partitions = assigned(ended.output)
     handover = Handover(partitions, await group.offsets())
     exited: float | None = None
     begun = time.monotonic()
     ended.process.send_signal(number)
-    async with asyncio.timeout(_LIMIT):
+    async with asyncio.timeout(_TIMEOUT):
         while not handover.over or exited is None:
             demand_running(group.members)
             offsets, seconds = await group.offsets(), time.monotonic() - begun
-            handover.look(seconds, offsets, assigned(group.members[0].output))
+            handover.observe(seconds, offsets, assigned(group.members[0].output))
             if exited is None and ended.process.returncode is not None:
                 exited = seconds
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_POLL_INTERVAL)
     assert handover.assigned is not None
     assert ended.process.returncode is not None
     return Sample(
@@ -228,7 +228,7 @@ async def _end(group: Group, number: signal.Signals, elder: bool) -> Sample:
 
 
 async def _compared(group: Group, published: int) -> list[str]:
-    """What is wrong with the counts, once all that was published is stored."""
+    """Wait until all published records are stored; return the differences of the counts."""
     records = sum((await end_offsets(group.settings)).values())
     if records != published:
         raise RuntimeError(f"{records} of {published} records are in the topic")
@@ -243,7 +243,7 @@ async def _compared(group: Group, published: int) -> list[str]:
 
 
 def report(samples: Sequence[Sample], rate: int, published: int, wrong: Sequence[str]) -> Report:
-    """The table of what was measured."""
+    """Return the table of the samples."""
     found = {
         number: [sample for sample in samples if sample.signal == number.name] for number in BARS
     }
@@ -254,7 +254,7 @@ def report(samples: Sequence[Sample], rate: int, published: int, wrong: Sequence
         [_row(number.name, each) for number, each in found.items()],
         [
             Verdict(
-                f"{number.name} until all partitions move again, slowest run",
+                f"{number.name} until all partitions progress again, slowest run",
                 max(sample.moved for sample in each),
                 BARS[number],
                 "s",
@@ -295,18 +295,18 @@ def _short(seconds: float) -> str:
 def _notes(rate: int, published: int) -> list[str]:
     return [
         f"Two consumers of one group with default settings, {PARTITIONS} partitions, and {rate:,}"
-        f" records a second all the time, {published:,} in all. One consumer is ended, the elder"
-        " and the younger in turn, and another one started before the next run.",
+        f" records a second throughout, {published:,} in total. Each run ends one consumer, the"
+        " elder and the younger in turn, and starts another one before the next run.",
         "The clock runs from the signal until the other consumer has stored records of every"
-        " partition that the ended one held: beyond what was stored, by whomever, until the other"
-        " one's log said that these partitions are its own. It looks every"
-        f" {_LOOK * 1000:.0f} ms; the bars hold the slowest run.",
-        "The signal comes once both have stored records of all partitions since they share them,"
-        f" and each run's at another time between two of their heartbeats, {_BEAT} s apart.",
-        "`until assigned` and `from there on` are parts of `seconds`: until the other consumer"
-        " holds the partitions, and until all of them have moved. Medians, like the end of the"
-        " process.",
+        " partition of the ended one. Only records stored after the other consumer logged its"
+        f" assignment count. Offsets are read every {_POLL_INTERVAL * 1000:.0f} ms; the bars apply"
+        " to the slowest run.",
+        "The signal is sent once the consumers have shared the partitions and stored records of"
+        " each, in every run at another phase of their heartbeats, which are"
+        f" {_HEARTBEAT_INTERVAL} s apart.",
+        "`until assigned` and `from assigned on` add up to `seconds`. Both, and the time until the"
+        " process exits, are medians.",
         "PostgreSQL with default durability, the broker, the consumers and the producer share the"
-        " cores. After SIGTERM the exit code must be 0, and in the end every count that of what"
-        " was published, event by event.",
+        " cores. After SIGTERM the exit code must be 0, and at the end every count must equal the"
+        " published one, event by event.",
     ]

@@ -1,4 +1,4 @@
-"""How long a worker waits for `import`, beside the two libraries that it needs in any case."""
+"""Time of importing the publisher, next to the two libraries that it depends on."""
 
 from execution_events.cli.progress import Progress
 from tests.benchmarks.figures import Spread, Verdict, ratio
@@ -20,10 +20,10 @@ COLUMNS = ("Import", "ms", "min", "max", "ratio")
 
 
 async def run(rounds: int) -> Report:
-    """Import in turn, each time in a fresh interpreter."""
+    """Import both once a round, each time in a new interpreter."""
     seconds: dict[str, list[float]] = {REFERENCE: [], OURS: []}
     progress = Progress(rounds)
-    # The first one of each writes bytecode and fills the system's cache.
+    # Round -1 does not count: it writes bytecode and fills the system's cache.
     for number in range(-1, rounds):
         progress.show(max(number, 0), "rounds")
         for imports, found in seconds.items():
@@ -35,7 +35,7 @@ async def run(rounds: int) -> Report:
 
 
 def report(seconds: dict[str, list[float]], rounds: int) -> Report:
-    """The table of what was measured."""
+    """Return the table of the samples."""
     rows = []
     for imports, found in seconds.items():
         spread = Spread.of(found)
@@ -48,12 +48,12 @@ def report(seconds: dict[str, list[float]], rounds: int) -> Report:
         rows,
         [
             Verdict(
-                "import time, of aiokafka and msgspec",
+                "import time, of that of aiokafka and msgspec",
                 ratio(seconds[OURS], seconds[REFERENCE]).median,
                 BAR,
                 at_most=True,
             )
         ],
-        [f"Medians of {rounds} fresh interpreters each, in turn; bytecode is cached."],
+        [f"Medians of {rounds} new interpreters each, in turn; bytecode is cached."],
         {"seconds": seconds},
     )

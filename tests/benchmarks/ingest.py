@@ -1,18 +1,18 @@
-"""How fast consumers store a topic, beside PostgreSQL alone fed with what is folded already."""
+"""Rate at which consumers store a topic, next to PostgreSQL alone fed with folded records."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 
 from execution_events.cli.progress import Progress
-from tests.benchmarks import consuming, recurring, upsert
+from tests.benchmarks import consuming, recurring, trees, upsert
 from tests.benchmarks.broker import PARTITIONS, Broker, broker
 from tests.benchmarks.consuming import Sample
 from tests.benchmarks.figures import Spread, Verdict, ratio, short
 from tests.benchmarks.recurring import Counts
 from tests.benchmarks.report import Report
 from tests.benchmarks.servers import Postgres, postgres
+from tests.benchmarks.trees import THIS, Tree
 from tests.benchmarks.worker import measured
 from tests.support import databases
 from tests.support.configuration import configured
@@ -21,14 +21,14 @@ from tests.support.databases import Database, administrator
 from tests.support.processes import environment
 
 ONE_BAR, TWO_BAR = 0.6, 0.7
-"""Of the reference's rate."""
+"""Ratio to the reference's rate."""
 MEMORY_BAR = 200
 """MiB of a consumer, at most."""
 TREE_BAR = 0.85
-"""Of the rate of the other tree's consumer."""
+"""Ratio to the rate of the other tree's consumer."""
 
 COLUMNS = (
-    *("Stored by", "records/s", "min", "max", "of PostgreSQL alone", "seconds in all"),
+    *("Stored by", "records/s", "min", "max", "of PostgreSQL alone", "total seconds"),
     *("CPU µs/record", "PostgreSQL µs/record", "peak MiB"),
 )
 
@@ -52,26 +52,27 @@ Samples = dict[str, list[Sample]]
 """By variant, in the order of the rounds."""
 
 
-async def run(records: int, rounds: int, tree: Path | None) -> Report:
-    """Store one topic again and again, each time into a database of its own."""
-    variants = [ALONE, ONE, TWO, *([OTHER] if tree else [])]
+async def run(records: int, rounds: int, tree: Tree | None = None) -> Report:
+    """Store one topic once a round with each variant, each time in a database of its own."""
+    variants = trees.paired((ALONE, ONE, TWO), lambda each: OTHER if tree and each is ONE else None)
     samples: Samples = {variant.key: [] for variant in variants}
     progress = Progress(rounds * len(variants))
     expected = recurring.counts(recurring.records(records))
     async with postgres() as server, broker() as kafka:
-        progress.show(0, "runs; records are produced")
+        progress.show(0, "runs; producing records")
         recurring.produce(kafka.settings, list(recurring.records(records)))
         ends = await end_offsets(kafka.settings)
         if sum(ends.values()) != records:
             raise RuntimeError(f"{sum(ends.values())} of {records} records are in the topic")
         for number in range(rounds):
-            # Every other round backwards: what drifts does not favour one of a pair.
+            # Every other round runs backwards: drift does not favour one of a pair.
             for variant in variants[:: -1 if number % 2 else 1]:
                 done = sum(map(len, samples.values()))
                 progress.show(done, f"runs; round {number + 1}, {variant.title}")
                 samples[variant.key].append(
                     await _sample(
-                        server, kafka, variant, expected, tree if variant.other_tree else None
+                        *(server, kafka, variant, expected),
+                        tree if tree and variant.other_tree else THIS,
                     )
                 )
     progress.end()
@@ -79,13 +80,13 @@ async def run(records: int, rounds: int, tree: Path | None) -> Report:
 
 
 async def _sample(
-    server: Postgres, kafka: Broker, variant: Variant, expected: Counts, tree: Path | None
+    server: Postgres, kafka: Broker, variant: Variant, expected: Counts, tree: Tree
 ) -> Sample:
     async with databases.empty(server.administrator_url) as database:
         if variant.consumers:
             await consuming.migrate(database, tree)
         async with administrator(server.administrator_url) as connection:
-            # Or what the last run left to be written would be written in this one.
+            # Otherwise this run would pay for writes that the last one left.
             await connection.execute("CHECKPOINT")
         if not variant.consumers:
             return await _alone(server, database, expected.total())
@@ -112,7 +113,7 @@ async def _alone(server: Postgres, database: Database, records: int) -> Sample:
 
 
 def report(variants: Sequence[Variant], samples: Samples, expected: Counts, rounds: int) -> Report:
-    """The table of what was measured."""
+    """Return the table of the samples."""
     records = expected.total()
     rates = {key: [sample.rate for sample in found] for key, found in samples.items()}
     peak = max(sample.peak for key in (ONE.key, TWO.key) for sample in samples[key])
@@ -122,9 +123,7 @@ def report(variants: Sequence[Variant], samples: Samples, expected: Counts, roun
         Verdict("memory of a consumer", peak, MEMORY_BAR, "MiB", at_most=True),
     ]
     if OTHER in variants:
-        verdicts.append(
-            Verdict("one consumer, of the other tree's", _ratio(rates, ONE, OTHER), TREE_BAR)
-        )
+        verdicts.append(trees.verdict(ONE.title, rates[ONE.key], rates[OTHER.key], TREE_BAR))
     return Report(
         "ingest",
         {"records": records, "rounds": rounds, "partitions": PARTITIONS},
@@ -168,17 +167,17 @@ def _notes(expected: Counts, rounds: int) -> list[str]:
     records, events = expected.total(), len(expected)
     executions = len({execution_id for execution_id, _ in expected})
     return [
-        f"Medians of {rounds} rounds; each run stores the same {records:,} records of {events:,}"
+        f"Medians of {rounds} rounds. Each run stores the same {records:,} records of {events:,}"
         f" events in {executions:,} executions, {1 - events / records:.0%} of them"
-        f" recurrences, from {PARTITIONS} partitions and {recurring.WORKERS} sources, into a"
-        " database of its own, after a checkpoint.",
+        f" recurrences, from {PARTITIONS} partitions and {recurring.WORKERS} sources, in a"
+        " database of its own after a checkpoint.",
         "PostgreSQL with default durability (fsync, synchronous_commit), the broker and the"
-        " consumers share the cores; the broker's fetches cost the consumers' runs alone.",
+        " consumers share the cores; only the consumers' runs pay for the broker's fetches.",
         f"PostgreSQL alone: batches of {upsert.BATCH:,} records, folded and encoded before the"
-        " clock starts, by COPY into a temporary table and one upsert into 14 columns with their"
-        " primary key, over one connection: no offsets, watermarks or executions.",
-        "A consumer's clock runs from the first stored offset to the last, so its start is left"
-        " out; `seconds in all` has it, with the 3 s that Kafka waits for members of a new group."
-        " Two consumers start together. CPU has the start, and the peak is of one process.",
+        " clock starts, go through COPY into a temporary table and one upsert into 14 columns with"
+        " their primary key, over one connection, without offsets, watermarks or executions.",
+        "A consumer's clock runs from the first stored offset to the last and leaves out its"
+        " start. `total seconds` includes it, with the 3 s that Kafka waits for members of a new"
+        " group. Two consumers start together. CPU includes the start; the peak is one process's.",
         "Every count is compared with the generator's, event by event.",
     ]

@@ -1,4 +1,4 @@
-"""How soon an event can be read after `publish` has returned: by watching, and by polling."""
+"""Time from the return of `publish` until an event is seen by watching and by polling."""
 
 import asyncio
 import secrets
@@ -28,17 +28,17 @@ from tests.support.databases import Database
 from tests.support.processes import environment
 
 BARS = {10: 50, 1000: 150}
-"""Milliseconds for 99 of 100, by events a second."""
+"""p99 in milliseconds by events a second."""
 INTERVAL = 0.002
 """Seconds between two requests for a list."""
 _WARM = Course(run="warm", rate=50, samples=100)
-"""Published first; when its events are seen says nothing."""
-_SETTLE_LIMIT = 60
-"""Seconds after the last `publish` until what is not seen is missed."""
-_LOOK = 0.2
-"""Seconds between two looks at how much has been seen."""
+"""Published first, without figures."""
+_SETTLE_TIMEOUT = 60
+"""Seconds after the last `publish` until an unseen event counts as missed."""
+_POLL_INTERVAL = 0.2
+"""Seconds between two counts of the events seen."""
 _STREAMS = 1000
-"""That the reader has room for."""
+"""The reader's limit on streams."""
 
 COLUMNS = (
     *("Events a second", "seen by", "events", "p50 ms", "p99 ms", "max ms"),
@@ -48,17 +48,17 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """A course as it was. Seconds."""
+    """The figures of a course. Times are seconds."""
 
     course: Course
     rate: float
-    """Events that were published in a second."""
+    """Published events a second."""
     late: float
-    """The most that a `publish` began after its time."""
+    """The longest delay of a `publish` call."""
     watched: Arrivals
     polled: Arrivals
     requests: int
-    """Of the poller."""
+    """Requests of the poller."""
     poll_p50: float
     poll_p99: float
     wrong: list[str]
@@ -75,7 +75,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Everything between a publisher and who reads."""
+    """The servers and services between a publisher and its readers."""
 
     postgres: Postgres
     database: Database
@@ -88,7 +88,7 @@ async def run(rates: Sequence[int], samples: int) -> Report:
     courses = [Course(secrets.token_hex(4), rate, samples) for rate in rates]
     progress = Progress(sum(course.events for course in courses))
     async with _pipeline() as pipeline:
-        progress.show(0, "events; without figures")
+        progress.show(0, "events; warming up")
         await _measure(pipeline, _WARM)
         found: list[Measured] = []
         for course in courses:
@@ -130,12 +130,12 @@ async def _measure(pipeline: Pipeline, course: Course) -> Measured:
         await _settled(watching, polling, course)
         files = [pipeline.postgres.log(name) for name in ("watched", "polled")]
         for each, file in zip((watching, polling), files, strict=True):
-            await each.ask(f"stop {file}".encode())
+            await each.send(f"stop {file}".encode())
     seen = msgspec.json.decode(files[0].read_bytes(), type=list[Seen])
     polled = msgspec.json.decode(files[1].read_bytes(), type=Polled)
     for file in files:
         file.unlink()
-    watched, wrong = told(seen)
+    watched, wrong = first_messages(seen)
     return Measured(
         course=course,
         rate=published.rate,
@@ -156,14 +156,14 @@ async def _measure(pipeline: Pipeline, course: Course) -> Measured:
 async def _begin(reader: Serving, course: Course, watching: Client, polling: Client) -> None:
     paths = [f"/v1/executions/{each}/events" for each in course.executions]
     plan = watchers.Plan(reader.address, [watchers.Watch(path, 0) for path in paths])
-    answer = await watching.ask(msgspec.json.encode(plan))
+    answer = await watching.send(msgspec.json.encode(plan))
     if problems := answer["problems"]:
-        raise RuntimeError(f"{len(problems)} watchers have no first list: {problems[0]}")
+        raise RuntimeError(f"{len(problems)} watchers got no first list: {problems[0]}")
     lists = [
         poller.List(path, length) for path, length in zip(paths, course.polled_lists, strict=False)
     ]
     polls = poller.Plan(reader.address, INTERVAL, course.ahead, lists)
-    await polling.ask(msgspec.json.encode(polls))
+    await polling.send(msgspec.json.encode(polls))
 
 
 async def _publish(settings: Settings, course: Course) -> Published:
@@ -176,15 +176,15 @@ async def _publish(settings: Settings, course: Course) -> Published:
 
 
 async def _settled(watching: Client, polling: Client, course: Course) -> None:
-    """Return once as much is seen as must be, or it is too late."""
-    deadline = time.monotonic() + _SETTLE_LIMIT
+    """Return once as many events are seen as expected, or after the timeout."""
+    deadline = time.monotonic() + _SETTLE_TIMEOUT
     while time.monotonic() < deadline:
-        told, polled = await watching.ask(b"seen"), await polling.ask(b"seen")
-        if told["messages"] >= course.events and polled["events"] >= len(course.polled):
+        watched, polled = await watching.send(b"seen"), await polling.send(b"seen")
+        if watched["messages"] >= course.events and polled["events"] >= len(course.polled):
             break
-        await asyncio.sleep(_LOOK)
-    # For what is told though it need not be.
-    await asyncio.sleep(_LOOK)
+        await asyncio.sleep(_POLL_INTERVAL)
+    # Leave time for messages that should not arrive.
+    await asyncio.sleep(_POLL_INTERVAL)
 
 
 async def _counts(database: Database, course: Course, executions: Sequence[str]) -> list[str]:
@@ -196,24 +196,24 @@ async def _counts(database: Database, course: Course, executions: Sequence[str])
     return recurring.difference(course.counts(), found)
 
 
-def told(seen: Sequence[Seen]) -> tuple[dict[int, float], list[str]]:
-    """When each event was first told of, and what was wrong with what was told."""
+def first_messages(seen: Sequence[Seen]) -> tuple[dict[int, float], list[str]]:
+    """Return the time of the first message about each event, and errors of the watchers."""
     moments: dict[int, float] = {}
-    again, wrong = 0, []
+    repeated, wrong = 0, []
     for each in seen:
         if each.problem is not None:
             wrong.append(f"a watch ended: {each.problem}")
         for note in each.notes:
             number = number_of(note.name)
-            again += number in moments or note.times != 1
+            repeated += number in moments or note.times != 1
             moments.setdefault(number, note.moment)
-    if again:
-        wrong.append(f"{again:,} messages of events that were told of before, or counted twice")
+    if repeated:
+        wrong.append(f"{repeated:,} messages about events already sent or counted twice")
     return moments, wrong
 
 
 def report(found: Sequence[Measured], samples: int) -> Report:
-    """The table of what was measured."""
+    """Return the table of the courses."""
     return Report(
         "latency",
         {
@@ -272,16 +272,16 @@ def _notes(found: Sequence[Measured]) -> list[str]:
     requests = ", ".join(f"{each.requests:,} at {each.course.rate:,}" for each in found)
     return [
         "One broker, PostgreSQL with default durability, one consumer, one reader, one worker"
-        " without a spool, and one process each that watches and that polls: all share the cores.",
-        "The clock, the same in all processes, runs from the return of `publish` until the"
-        " process that reads has the bytes with the event; below 0 where it had them earlier.",
-        "All executions are watched, and each event is one of its own. Polled for are all events"
-        f" up to 100 a second, of more an equal part, in executions of {LISTED} events, one after"
-        f" the other; the others go to executions side by side. The latest `publish` began"
-        f" {late} after its time.",
-        f"A list is asked for every {INTERVAL * 1000:.0f} ms with the tag of the last answer, or"
-        " as soon as that is there: an event is seen by HTTP at most one interval and one answer"
-        f" later than it could have been, on average half of that. Requests: {requests}.",
-        "Every event must be seen by its watch, what is polled for by HTTP too, and every count in"
-        " the database must be that of what was published.",
+        " without a spool, one watching and one polling process share the cores.",
+        "The clock, the same in all processes, runs from the return of `publish` until the reading"
+        " process has the bytes of the event; it is negative if they came before.",
+        "All executions are watched, and no event recurs. All events up to 100 a second are polled"
+        f" for, above that an equal share, in executions of {LISTED} events one after another; the"
+        " other events belong to concurrent executions. Longest delay of a `publish` call:"
+        f" {late}.",
+        f"A list is requested every {INTERVAL * 1000:.0f} ms with the tag of the last answer, or as"
+        " soon as that has arrived. HTTP therefore sees an event at most one interval and one"
+        f" answer late, on average half of that. Requests: {requests}.",
+        "Every event must be seen by its watch and every polled event by HTTP too, and every count"
+        " in the database must equal the published one.",
     ]

@@ -1,4 +1,4 @@
-"""A worker without a spool that publishes a course of events, each at its time.
+"""Worker process without a spool that publishes a course of events, each at its time.
 
     python -m tests.benchmarks.latency_worker
 
@@ -21,26 +21,27 @@ from tests.benchmarks.schedule import Schedule
 from tests.benchmarks.workload import event
 
 _TASKS = 400
-"""That publish, each its share of the rate, one event after the other."""
+"""Publishing tasks; each publishes its share one event after another."""
 
 
 class Published(msgspec.Struct, frozen=True):
-    """What was published. Times are those of the monotonic clock, by number of the event."""
+    """Times of the calls on the monotonic clock."""
 
     returned: list[float]
+    """By number of the event."""
     begun: float
-    """When the first call was due."""
+    """Due time of the first call."""
     late: float
-    """The most seconds that a call began after its time."""
+    """The longest delay of a call in seconds."""
 
     @property
     def rate(self) -> float:
-        """Events a second, from the first time that was due to the last return."""
+        """Events a second from the first due time to the last return."""
         return len(self.returned) / (max(self.returned) - self.begun)
 
 
 async def run(course: Course) -> Published:
-    """Publish it. Raises what `publish` raises."""
+    """Publish the course; errors of `publish` propagate."""
     events = _events(course)
     returned = [0.0] * len(events)
     tasks = min(_TASKS, course.rate)
@@ -62,13 +63,16 @@ async def run(course: Course) -> Published:
 def _events(course: Course) -> list[Event]:
     executions = course.executions
     return [
-        event(executions[place], f"job-{number}", "create", lifecycle.ACTION_START, name_of(number))
-        for number, place in enumerate(course.places())
+        event(
+            *(executions[execution], f"job-{number}", "create", lifecycle.ACTION_START),
+            name_of(number),
+        )
+        for number, execution in enumerate(course.execution_numbers())
     ]
 
 
 def main() -> None:
-    """Publish, and print when."""
+    """Publish and print the times."""
     course = msgspec.json.decode(sys.stdin.buffer.read(), type=Course)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         published = runner.run(run(course))

@@ -1,17 +1,17 @@
-"""The other end of a `client`: lines on standard input, each answered with a line of JSON."""
+"""The child's end of a `client`: lines on standard input, each answered with a line of JSON."""
 
 import asyncio
 import json
 import sys
 from typing import Any
 
-_LINE_MAX = 64 * 2**20
+_LINE_LIMIT = 64 * 2**20
 """Bytes."""
 
 
 async def lines() -> asyncio.StreamReader:
-    """Standard input."""
-    reader = asyncio.StreamReader(limit=_LINE_MAX)
+    """Return a reader of standard input."""
+    reader = asyncio.StreamReader(limit=_LINE_LIMIT)
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
     )

@@ -1,10 +1,10 @@
-"""Requests over connections that are kept, each as soon as the last is answered.
+"""Load client: each of its persistent connections sends a request as soon as the last is answered.
 
     python -m tests.benchmarks.load
 
-A process of its own: reads a `Plan` as JSON from standard input, and prints a `Sample` as JSON.
-It does as little as it can, for it shares the cores: an answer's length is its Content-Length, and
-of its body the first bytes alone are looked at. The whole body is compared of the first answer.
+Reads a `Plan` as JSON from standard input and prints a `Sample` as JSON. It shares the cores with
+the server, so it does little work: it takes an answer's length from Content-Length and compares
+only the first bytes of the body; only the first answer is compared as a whole.
 """
 
 import asyncio
@@ -24,10 +24,10 @@ from tests.benchmarks.figures import percentile
 from tests.benchmarks.worker import measured
 
 BEGIN = 96
-"""Bytes of each body that are compared: the first event's name is in them."""
-_PATIENCE = 30
+"""Bytes of each body that are compared; they contain the first event's name."""
+_TIMEOUT = 30
 """Seconds for the last answers."""
-_ERRORS_KEPT = 5
+_ERROR_LIMIT = 5
 
 DECODERS: Mapping[str, Callable[[bytes], bytes]] = {
     "": bytes,
@@ -36,45 +36,45 @@ DECODERS: Mapping[str, Callable[[bytes], bytes]] = {
 }
 
 
-class Ask(msgspec.Struct, frozen=True):
-    """A request, and what its answer must be."""
+class Request(msgspec.Struct, frozen=True):
+    """A request and the answer that it must get."""
 
     path: str
     status: int = 200
     headers: dict[str, str] = {}
     length: int | None = None
-    """Of the body; None where it is only known that it never changes."""
+    """Of the body; None if unknown but constant."""
     begin: str = ""
-    """With what the body begins; at most `BEGIN` bytes."""
+    """The first bytes of the body, at most `BEGIN`."""
     sha256: str | None = None
     """Of the whole body, decoded."""
 
     def head(self, host: str) -> bytes:
-        """The request's bytes."""
+        """Return the request's bytes."""
         fields = {"Host": host} | self.headers
         lines = [f"GET {self.path} HTTP/1.1", *(f"{name}: {fields[name]}" for name in fields)]
         return "\r\n".join([*lines, "", ""]).encode()
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What to send: `asks` in turn, from number `start` on, again from the first after the last.
+    """Requests to send in turn, from number `start` on and cyclically.
 
-    What is answered in the first `warm` seconds does not count.
+    Answers in the first `warm` seconds do not count.
     """
 
     address: str
     connections: int
     seconds: float
     warm: float
-    asks: list[Ask]
+    requests: list[Request]
     pid: int
-    """The server's."""
+    """Of the server."""
     postgres_pid: int
     start: int = 0
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """What was measured while it counted. Times are seconds; CPU is of all threads."""
+    """Figures after the warm-up. Times are seconds; CPU is of all threads."""
 
     answers: int
     seconds: float
@@ -83,11 +83,17 @@ class Sample(msgspec.Struct, frozen=True):
     server_cpu: float
     postgres_cpu: float
     client_cpu: float
-    asked: int
-    """Requests in all, those that do not count too."""
+    sent: int
+    """All requests, those of the warm-up included."""
     wrong: int
     errors: list[str]
-    """The first of what was wrong."""
+    """The first errors."""
+
+    @property
+    def failure(self) -> str:
+        """The number of wrong answers and the first errors."""
+        errors = "; ".join(self.errors)
+        return f"{self.wrong:,} of {self.sent:,} answers wrong: {errors}"
 
     @property
     def rate(self) -> float:
@@ -96,21 +102,21 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Head(NamedTuple):
-    """The status line and the headers of an answer; names are in lower case."""
+    """Status and headers of an answer; header names are in lower case."""
 
     status: int
     headers: dict[str, str]
 
     @classmethod
     def of(cls, head: bytes) -> "Head":
-        """`head` is without its last line break."""
+        """Parse a head without its last line break."""
         first, *lines = head.decode("latin-1").split("\r\n")
         fields = (line.partition(":") for line in lines)
         return cls(int(first[9:12]), {name.lower(): value.strip() for name, _, value in fields})
 
     @property
     def length(self) -> int:
-        """Of the body. Raises `ValueError` where it is not stated."""
+        """Bytes of the body. Raises `ValueError` without Content-Length."""
         if self.status == 304:
             return 0
         if "content-length" not in self.headers:
@@ -119,7 +125,7 @@ class Head(NamedTuple):
 
 
 class Answer:
-    """One answer, as its bytes come in. `whole` is its body where that was to be kept."""
+    """One answer, parsed as its bytes arrive. `whole` is its body if `keep` was set."""
 
     def __init__(self, keep: bool) -> None:
         self.head: Head | None = None
@@ -134,7 +140,7 @@ class Answer:
         return None if self._pieces is None else b"".join(self._pieces)
 
     def add(self, data: bytes) -> bool:
-        """Take bytes; whether the answer is complete."""
+        """Take bytes and return true if the answer is complete."""
         if self.head is None:
             data = self._unparsed + data
             head, found, body = data.partition(b"\r\n\r\n")
@@ -155,63 +161,65 @@ class Answer:
 
 
 class Checks:
-    """Holds answers to what they must be."""
+    """Comparison of answers with the expected ones."""
 
-    def __init__(self, asks: Sequence[Ask]) -> None:
-        self._asks = asks
-        self._lengths = {n: ask.length for n, ask in enumerate(asks) if ask.length is not None}
-        self._begins = [ask.begin.encode() for ask in asks]
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self._requests = requests
+        self._lengths = {
+            n: request.length for n, request in enumerate(requests) if request.length is not None
+        }
+        self._begins = [request.begin.encode() for request in requests]
 
     def problem(self, number: int, answer: Answer) -> str | None:
-        """What is wrong with the answer to ask `number`."""
-        ask = self._asks[number]
+        """Return the error in the answer to request `number`, or None."""
+        request = self._requests[number]
         assert answer.head is not None
-        if answer.head.status != ask.status:
-            return f"{ask.path}: status {answer.head.status}, not {ask.status}"
+        if answer.head.status != request.status:
+            return f"{request.path}: status {answer.head.status}, not {request.status}"
         if answer.length != self._lengths.setdefault(number, answer.length):
-            return f"{ask.path}: {answer.length} bytes, not {self._lengths[number]}"
+            return f"{request.path}: {answer.length} bytes, not {self._lengths[number]}"
         encoding = answer.head.headers.get("content-encoding", "")
         if not encoding and not answer.begin.startswith(self._begins[number]):
-            return f"{ask.path}: another body"
+            return f"{request.path}: the body begins differently"
         whole = answer.whole
-        if whole is not None and ask.sha256 is not None:
+        if whole is not None and request.sha256 is not None:
             decode = DECODERS.get(encoding)
-            if decode is None or hashlib.sha256(decode(whole)).hexdigest() != ask.sha256:
-                return f"{ask.path}: another body, as a whole"
+            if decode is None or hashlib.sha256(decode(whole)).hexdigest() != request.sha256:
+                return f"{request.path}: the body differs"
         return None
 
 
 async def measure(plan: Plan) -> Sample:
-    """Run a plan in a process of its own."""
+    """Run a plan in a process of its own and return the figures."""
     found = await measured("-m", "tests.benchmarks.load", stdin=msgspec.json.encode(plan))
     return msgspec.convert(found, Sample)
 
 
 class _Load:
-    """What the connections share."""
+    """State that the connections share."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.host = plan.address.removeprefix("http://")
-        self.heads = [ask.head(self.host) for ask in plan.asks]
-        self.checks = Checks(plan.asks)
-        self.asked = 0
+        self.heads = [request.head(self.host) for request in plan.requests]
+        self.checks = Checks(plan.requests)
+        self.sent = 0
         self.wrong = 0
         self.errors: list[str] = []
         self.times: list[float] | None = None
-        """Seconds of each answer, while it counts."""
+        """Seconds of each answer, None outside the measurement."""
         self.ended = False
 
     def next(self) -> int | None:
         if self.ended:
             return None
-        number = (self.plan.start + self.asked) % len(self.heads)
-        self.asked += 1
+        number = (self.plan.start + self.sent) % len(self.heads)
+        self.sent += 1
         return number
 
     def fail(self, problem: str) -> None:
         self.wrong += 1
-        if len(self.errors) < _ERRORS_KEPT:
+        if len(self.errors) < _ERROR_LIMIT:
             self.errors.append(problem)
 
 
@@ -223,13 +231,13 @@ class _Connection(asyncio.Protocol):
         self.closed = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are none of asyncio's classes.
+        # uvloop's transports do not inherit from asyncio's.
         self._transport = cast(asyncio.Transport, transport)
-        self._ask()
+        self._send()
 
     def data_received(self, data: bytes) -> None:
         if self._number is None:
-            self._load.fail("bytes that nobody asked for")
+            self._load.fail("bytes without a request")
             self._transport.abort()
             return
         try:
@@ -245,15 +253,15 @@ class _Connection(asyncio.Protocol):
             load.times.append(time.perf_counter() - self._begun)
         if problem := load.checks.problem(self._number, self._answer):
             load.fail(problem)
-        self._ask()
+        self._send()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._number is not None:
-            self._load.fail(f"a connection was closed in an answer: {exc}")
+            self._load.fail(f"a connection was closed during an answer: {exc}")
         self.closed.set_result(None)
 
-    def _ask(self) -> None:
-        self._answer = Answer(keep=not self._load.asked)
+    def _send(self) -> None:
+        self._answer = Answer(keep=not self._load.sent)
         self._number = self._load.next()
         if self._number is None:
             self._transport.close()
@@ -263,7 +271,7 @@ class _Connection(asyncio.Protocol):
 
 
 async def run(plan: Plan) -> Sample:
-    """Send, count and check."""
+    """Send requests for the plan's time and return the figures."""
     load = _Load(plan)
     host, _, port = load.host.rpartition(":")
     loop = asyncio.get_running_loop()
@@ -279,9 +287,9 @@ async def run(plan: Plan) -> Sample:
     times, load.times = load.times, None
     seconds, after = time.perf_counter() - begun, _used(plan)
     load.ended = True
-    _, late = await asyncio.wait([each.closed for each in connections], timeout=_PATIENCE)
+    _, late = await asyncio.wait([each.closed for each in connections], timeout=_TIMEOUT)
     if late:
-        load.fail(f"{len(late)} answers not within {_PATIENCE} s")
+        load.fail(f"{len(late)} answers missing after {_TIMEOUT} s")
     if not times:
         load.fail("no answer within the time")
     server, postgres, client = (end - start for start, end in zip(before, after, strict=True))
@@ -293,7 +301,7 @@ async def run(plan: Plan) -> Sample:
         server_cpu=server,
         postgres_cpu=postgres,
         client_cpu=client,
-        asked=load.asked,
+        sent=load.sent,
         wrong=load.wrong,
         errors=load.errors,
     )
@@ -304,7 +312,7 @@ def _used(plan: Plan) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    """Measure, and print the sample."""
+    """Measure and print the sample."""
     plan = msgspec.json.decode(sys.stdin.buffer.read(), type=Plan)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         sample = runner.run(run(plan))

@@ -1,4 +1,4 @@
-"""The topic as a reader sees it that shares no code with the product: plain bytes and JSON."""
+"""Audit of a topic without the product's code: plain bytes and JSON."""
 
 import json
 from collections import defaultdict
@@ -9,11 +9,11 @@ from typing import NamedTuple
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 _TIMEOUT = 30
-"""Seconds without a record after which the log cannot be read."""
+"""Seconds until the next record."""
 
 
 class LogRecord(NamedTuple):
-    """What a record says of itself."""
+    """Identity of a record, from its headers and its value."""
 
     partition: int
     source: bytes
@@ -24,20 +24,20 @@ class LogRecord(NamedTuple):
 
 @dataclass
 class Audit:
-    """What is in the log. A copy is a record whose source, partition and sequence came before."""
+    """Counts of a log. A copy has the source, partition and sequence of an earlier record."""
 
     records: int = 0
     copies: int = 0
     misplaced: int = 0
-    """First copies whose sequence is not above all before it of its source and partition."""
+    """First copies whose sequence is not above all earlier ones of source and partition."""
     disordered: int = 0
-    """First copies whose name is not after all before it of its execution, though they were
-    published one after the other."""
+    """First copies whose name is not above all earlier ones of their execution, although they were
+    published one after another."""
     names: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, records: Iterable[LogRecord]) -> "Audit":
-        """Of all records, in the order of each partition."""
+        """Audit records that are in the order of each partition."""
         audit = cls()
         seen: dict[tuple[int, bytes], set[int]] = defaultdict(set)
         greatest: dict[tuple[int, bytes], int] = {}
@@ -57,7 +57,7 @@ class Audit:
 
 
 def read(bootstrap_servers: str, topic: str, partitions: int) -> Iterator[LogRecord]:
-    """Every record of the topic up to its end as it is now, one partition after the other."""
+    """Yield every record of the topic up to its current end, one partition after another."""
     consumer = Consumer(
         {
             "bootstrap.servers": bootstrap_servers,
@@ -68,13 +68,12 @@ def read(bootstrap_servers: str, topic: str, partitions: int) -> Iterator[LogRec
     )
     try:
         for partition in range(partitions):
-            place = TopicPartition(topic, partition)
-            first, end = consumer.get_watermark_offsets(place)
+            first, end = consumer.get_watermark_offsets(TopicPartition(topic, partition))
             consumer.assign([TopicPartition(topic, partition, first)])
             for _ in range(first, end):
                 message = consumer.poll(_TIMEOUT)
                 if message is None:
-                    raise RuntimeError(f"partition {partition}: no record within {_TIMEOUT} s")
+                    raise RuntimeError(f"partition {partition}: no record for {_TIMEOUT} s")
                 if message.error() is not None:
                     raise KafkaException(message.error())
                 yield _record(partition, message.headers(), message.value())

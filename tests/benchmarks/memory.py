@@ -1,4 +1,4 @@
-"""How much memory a consumer and a reader take, idle and at work."""
+"""Memory of a consumer and a reader, idle and under load."""
 
 import asyncio
 import secrets
@@ -12,13 +12,13 @@ from msgspec import to_builtins as builtins
 from execution_events.cli.progress import Progress
 from tests.benchmarks import consuming, load, recurring, servers, usage
 from tests.benchmarks import dataset as dataset_module
-from tests.benchmarks.asks import Workload, workload
 from tests.benchmarks.broker import PARTITIONS, Broker, broker
 from tests.benchmarks.dataset import Dataset
 from tests.benchmarks.figures import Verdict, short
 from tests.benchmarks.ingest import MEMORY_BAR
 from tests.benchmarks.reading import Streamed, plan, stream
 from tests.benchmarks.report import Report
+from tests.benchmarks.requests import RequestSets, request_sets
 from tests.benchmarks.servers import Postgres
 from tests.benchmarks.workload import EVENTS_OF_AN_EXECUTION
 from tests.support.batches import ZSTD, produce_batch
@@ -29,31 +29,33 @@ from tests.support.occurrences import ready
 from tests.support.processes import Service
 
 TIMES = 3
-"""The second backlog is so many of the first."""
+"""Ratio of the second backlog to the first."""
 BACKLOG_BAR = 1.1
-"""Of the peak with the first backlog."""
+"""Ratio to the peak with the first backlog."""
 CONNECTIONS = 8
 
 HOSTILE = 350
+"""Number of hostile records."""
 HOSTILE_BYTES = 900_000
-"""Of records that zstd makes 14 KiB of."""
+"""Size of each; one batch of all of them is 14 KiB with zstd."""
 
-COLUMNS = ("Service", "MiB", "more than idle", "a second")
+COLUMNS = ("Service", "MiB", "above idle", "a second")
 
 
 @dataclass(frozen=True)
 class Consumer:
-    """MiB of a consumer that has nothing to do, and what others took by number of records."""
+    """MiB of an idle consumer and of others under load."""
 
     idle: float
     stored: Mapping[int, consuming.Sample]
+    """By number of records."""
     hostile: Mapping[int, float]
-    """MiB at most by number of batches that hold `HOSTILE` records of `HOSTILE_BYTES`."""
+    """Peak MiB by number of batches that hold `HOSTILE` records of `HOSTILE_BYTES`."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """MiB of a reader that was asked for nothing, and at most under load; one with a long list."""
+    """MiB of an idle reader and peak under load; the figures of a long list."""
 
     idle: float
     peak: float
@@ -62,7 +64,7 @@ class Reader:
 
 
 async def run(records: int, dataset: Dataset, seconds: float) -> Report:
-    """Store a backlog of `records` and one of `TIMES` as many; then read lists for `seconds`."""
+    """Store backlogs of `records` and `TIMES` as many; then read lists for `seconds`."""
     async with servers.postgres() as server:
         async with broker() as kafka:
             consumer = Consumer(
@@ -90,9 +92,9 @@ async def _idle_consumer(server: Postgres, kafka: Broker) -> float:
 
 
 async def _stored(server: Postgres, kafka: Broker, records: int) -> consuming.Sample:
-    """Store a backlog by one consumer, into a database of its own."""
+    """Store a backlog with one consumer in a database of its own."""
     progress = Progress()
-    progress.show(records, "records are produced and stored")
+    progress.show(records, "records to produce and store")
     settings = await kafka.topic()
     await asyncio.to_thread(recurring.produce, settings, recurring.records(records))
     expected = await asyncio.to_thread(recurring.counts, recurring.records(records))
@@ -103,7 +105,7 @@ async def _stored(server: Postgres, kafka: Broker, records: int) -> consuming.Sa
 
 
 async def _hostile(server: Postgres, kafka: Broker, batches: int) -> float:
-    """MiB at most of a consumer that meets hostile records, until it has dealt with all."""
+    """Return the peak MiB of a consumer until it has stored or refused the hostile records."""
     settings = await kafka.topic()
     for _ in range(batches):
         values = [bytes(HOSTILE_BYTES)] * (HOSTILE // batches)
@@ -127,38 +129,38 @@ async def _hostile(server: Postgres, kafka: Broker, batches: int) -> float:
                     port = management(service.output)
                     return port is not None and "is halted" in (await ready(port))[1]
 
-                await until(is_done, "the hostile records are dealt with")
+                await until(is_done, "the hostile records are refused")
                 return usage.memory(service.process.pid, "VmHWM")
         finally:
             await connection.close()
 
 
 async def _reader(server: Postgres, dataset: Dataset, seconds: float) -> Reader:
-    """Each figure is of a process of its own."""
+    """Measure an idle reader, one under load and one with the long list, a process each."""
     progress = Progress(dataset.events)
     async with server.database() as database:
         async for stored in dataset_module.store(dataset, database):
             progress.show(stored, "events stored")
-        progress.show(dataset.events, "events stored; lists are read")
+        progress.show(dataset.events, "events stored; reading lists")
         async with servers.reader(server, database) as reader:
             idle = await _idle(reader.service)
-            asks = await workload(reader.address, dataset)
-        peak, lists = await _load(server, database, asks, seconds)
-        long = await stream(server, database, asks, None)
+            requests = await request_sets(reader.address, dataset)
+        peak, lists = await _load(server, database, requests, seconds)
+        long = await stream(server, database, requests, None)
     progress.end()
     return Reader(idle, peak, lists, long)
 
 
 async def _load(
-    server: Postgres, database: Database, asks: Workload, seconds: float
+    server: Postgres, database: Database, requests: RequestSets, seconds: float
 ) -> tuple[float, load.Sample]:
     async with servers.reader(server, database) as reader:
-        sample = await load.measure(plan(server, reader, asks.lists, CONNECTIONS, seconds))
+        sample = await load.measure(plan(server, reader, requests.lists, CONNECTIONS, seconds))
         return usage.memory(reader.pid, "VmHWM"), sample
 
 
 async def _idle(service: Service) -> float:
-    """MiB of a service as soon as it says that it is ready."""
+    """Return the MiB of a service as soon as it is ready."""
 
     async def is_ready() -> bool:
         consuming.demand_running([service])
@@ -170,7 +172,7 @@ async def _idle(service: Service) -> float:
 
 
 def management(log: str) -> int | None:
-    """The port that a log says is the management's, if it does."""
+    """Return the management port in a log, or None."""
     for entry in servers.entries(log):
         if "management" in entry:
             address: str = entry["management"]
@@ -179,7 +181,7 @@ def management(log: str) -> int | None:
 
 
 def report(dataset: Dataset, consumer: Consumer, reader: Reader, seconds: float) -> Report:
-    """The table of what was measured."""
+    """Return the table of the samples."""
     (records, once), (_, more) = consumer.stored.items()
     long = reader.long.before + reader.long.grown
     lists = f"reader, lists over {CONNECTIONS} connections"
@@ -234,15 +236,8 @@ def report(dataset: Dataset, consumer: Consumer, reader: Reader, seconds: float)
                 for number, each in consumer.stored.items()
                 for wrong in each.wrong
             ),
-            *(
-                [
-                    f"{lists}: {reader.lists.wrong:,} of {reader.lists.asked:,} answers wrong,"
-                    f" {reader.lists.errors}"
-                ]
-                if reader.lists.wrong
-                else []
-            ),
-            *([] if reader.long.same else ["the long list is another one"]),
+            *([f"{lists}: {reader.lists.failure}"] if reader.lists.wrong else []),
+            *([] if reader.long.same else ["the long list is wrong"]),
         ],
     )
 
@@ -260,16 +255,16 @@ def _row(
 
 def _notes(dataset: Dataset, reader: Reader, seconds: float) -> list[str]:
     return [
-        "Resident memory, shared libraries included, of processes of their own for each row:"
-        " idle is as soon as one says that it is ready, a consumer with all partitions of an empty"
-        " topic; the others are the most that it ever was, with the long list the most that was"
+        "Resident memory, shared libraries included. Each row is a process of its own. Idle is"
+        " measured as soon as the service is ready, the consumer's with all partitions of an empty"
+        " topic. The other rows are the process's peak, that of the long list the highest value"
         " seen while it was read.",
-        f"The backlogs are records of executions side by side, {recurring.RECURRENCES:.0%} of them"
+        f"The backlogs are records of concurrent executions, {recurring.RECURRENCES:.0%} of them"
         f" recurrences, in {PARTITIONS} partitions and complete before the consumer starts. Each"
-        " is stored into an empty database, at full speed, and every count compared.",
-        "The hostile records are invalid, and zstd makes 41 bytes of each. In one batch, which"
-        " expands to 315 MB, they halt their partition; in a batch each they become dead letters.",
-        f"The reader has {dataset.executions:,} executions of {EVENTS_OF_AN_EXECUTION} events to"
-        f" list for {seconds} s, each another one's as in `read`, and one of"
-        f" {dataset.long:,}, which one client takes at once, in {reader.long.seconds:.1f} s.",
+        " is stored in an empty database at full speed, and every count is compared.",
+        "The hostile records are invalid and compressed to 41 bytes each. One batch of all of them"
+        " expands to 315 MB and halts its partition; in batches of one they become dead letters.",
+        f"The reader lists {dataset.executions:,} executions of {EVENTS_OF_AN_EXECUTION} events for"
+        f" {seconds} s, each request another execution as in `read`, and one of {dataset.long:,}"
+        f" events, which one client receives at full speed in {reader.long.seconds:.1f} s.",
     ]

@@ -1,4 +1,4 @@
-"""What a worker with a spool feels of an outage of its broker, and how soon it is over."""
+"""Effect of a broker outage on a worker with a spool, and the time until its spool is drained."""
 
 import asyncio
 import json
@@ -19,22 +19,22 @@ from tests.benchmarks.figures import Verdict, short
 from tests.benchmarks.log import Audit
 from tests.benchmarks.outage_worker import name_of
 from tests.benchmarks.report import Report
-from tests.benchmarks.worker import ROOT
+from tests.benchmarks.trees import THIS
 from tests.support.configuration import configured
 from tests.support.processes import environment
 
 DRAIN_BAR = 30
 """Seconds."""
 BEFORE = 5
-"""Seconds of the load before the broker is killed, at most as many as it is away then."""
-_LOOK = 0.2
-"""Seconds between two looks at memory and files."""
+"""Seconds of load before the broker is killed, at most the length of the outage."""
+_POLL_INTERVAL = 0.2
+"""Seconds between two readings of the spool's size."""
 _ANSWER_TIMEOUT = 330
-"""Seconds; more than the worker's own."""
+"""Seconds; more than the worker's own timeout."""
 
-COLUMNS = ("Broker", "seconds", "calls", "p50 ms", "p99 ms", "max ms", "latest ms")
+COLUMNS = ("Broker", "seconds", "calls", "p50 ms", "p99 ms", "max ms", "max delay ms")
 _CALLS = ("calls", "p50", "p99", "max", "late")
-THERE, AWAY, BACK, AFTER = "there", "away", "starting, draining", "there again"
+UP, DOWN, BACK, AFTER = "up", "down", "up, draining", "up, drained"
 
 
 class Worker:
@@ -45,38 +45,38 @@ class Worker:
         self._spool = spool
         self.peak_spool = 0
 
-    async def ask(self, command: str) -> dict[str, Any]:
-        """Give it a command and return its answer."""
+    async def send(self, command: str) -> dict[str, Any]:
+        """Send a command and return the answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{command}\n".encode())
         return await self.answer()
 
     async def answer(self) -> dict[str, Any]:
-        """Its next answer."""
+        """Return the next answer."""
         assert self._process.stdout is not None
         async with asyncio.timeout(_ANSWER_TIMEOUT):
             line = await self._process.stdout.readline()
         if not line:
-            raise RuntimeError("the worker has ended")
+            raise RuntimeError("the worker ended")
         content: dict[str, Any] = json.loads(line)
         return content
 
     def memory(self, what: str) -> float:
-        """See `usage.memory`."""
+        """Return MiB of the worker, by `usage.memory`."""
         return usage.memory(self._process.pid, what)
 
     async def watch(self) -> None:
-        """Look at the spool's files for ever."""
+        """Track the peak size of the spool's files until cancelled."""
         while True:
             with suppress(FileNotFoundError):
                 size = sum(file.stat().st_size for file in self._spool.rglob("*"))
                 self.peak_spool = max(self.peak_spool, size)
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_POLL_INTERVAL)
 
 
 @dataclass(frozen=True)
 class Outage:
-    """What was measured. Seconds and calls are by phase, memory in MiB by moment."""
+    """Figures of one outage: seconds and calls by phase, memory in MiB by time."""
 
     rate: int
     seconds: dict[str, float]
@@ -85,16 +85,16 @@ class Outage:
     peak_spool: int
     """Bytes of the spool's files."""
     drained: float
-    """Seconds from the broker's readiness until it had all that was published before."""
+    """Seconds from the broker's readiness until it had all events published before."""
     published: list[int]
-    """Events by element."""
+    """Number of events by element."""
     failures: list[str]
     left: int
     audit: Audit
 
     @property
     def missing(self) -> int:
-        """Events that are not in the log."""
+        """The number of events that are not in the log."""
         names = {
             name_of(element, number)
             for element, published in enumerate(self.published)
@@ -104,40 +104,40 @@ class Outage:
 
 
 async def run(seconds: int, rate: int) -> Report:
-    """Publish at `rate`, with the broker away for `seconds`, and audit the log."""
+    """Publish at `rate` through an outage of `seconds`, and audit the log."""
     before = min(BEFORE, seconds)
     progress = Progress()
     async with broker() as kafka:
-        settings = configured(kafka.settings, spool_dir=str(kafka.place / "spool"))
+        settings = configured(kafka.settings, spool_dir=str(kafka.directory / "spool"))
         async with _worker(settings, rate) as worker:
             progress.show(before, "s with the broker")
             await asyncio.sleep(before)
             memory = {"before": worker.memory("VmRSS")}
-            calls = {THERE: await worker.ask("mark")}
+            calls = {UP: await worker.send("mark")}
             await kafka.kill()
             killed = time.monotonic()
             for second in range(seconds):
                 progress.show(second, f"of {seconds} s without the broker")
                 await asyncio.sleep(1)
-            calls[AWAY] = await worker.ask("mark")
+            calls[DOWN] = await worker.send("mark")
             starting = time.monotonic()
             await kafka.kafka.start()
             ready = time.monotonic()
-            progress.show(0, "s: drains")
-            await worker.ask("flush")
+            progress.show(0, "s: draining the spool")
+            await worker.send("flush")
             drained = time.monotonic()
-            calls[BACK] = await worker.ask("mark")
+            calls[BACK] = await worker.send("mark")
             await asyncio.sleep(before)
-            calls[AFTER] = await worker.ask("mark")
+            calls[AFTER] = await worker.send("mark")
             memory |= {"after": worker.memory("VmRSS"), "peak": worker.memory("VmHWM")}
-            end = await worker.ask("stop")
-        progress.show(0, "records read")
+            end = await worker.send("stop")
+        progress.show(0, "s: auditing the log")
         servers = settings.kafka.bootstrap_servers
         audit = await asyncio.to_thread(
             lambda: Audit.of(log.read(servers, settings.kafka.topic, PARTITIONS))
         )
     progress.end()
-    spans = {THERE: before, AWAY: starting - killed, BACK: drained - starting, AFTER: before}
+    spans = {UP: before, DOWN: starting - killed, BACK: drained - starting, AFTER: before}
     return report(
         Outage(rate, spans, calls, memory, worker.peak_spool, drained - ready, **end, audit=audit)
     )
@@ -147,7 +147,7 @@ async def run(seconds: int, rate: int) -> Report:
 async def _worker(settings: Settings, rate: int) -> AsyncIterator[Worker]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.benchmarks.outage_worker", str(rate)),
-        cwd=ROOT,
+        cwd=THIS.root,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment(settings),
@@ -167,7 +167,7 @@ async def _worker(settings: Settings, rate: int) -> AsyncIterator[Worker]:
 
 
 def report(outage: Outage) -> Report:
-    """The table of what was measured."""
+    """Return the table of the phases."""
     rows = [
         (
             phase,
@@ -182,12 +182,12 @@ def report(outage: Outage) -> Report:
         "calls failed": len(outage.failures),
         "events missing": outage.missing,
         "events left in the spool": outage.left,
-        "first copies misplaced in their partition": audit.misplaced,
-        "first copies out of the order of their execution": audit.disordered,
+        "first copies out of order in their partition": audit.misplaced,
+        "first copies out of order in their execution": audit.disordered,
     }
     return Report(
         "outage",
-        {"rate": outage.rate, "seconds": round(outage.seconds[AWAY]), "partitions": PARTITIONS},
+        {"rate": outage.rate, "seconds": round(outage.seconds[DOWN]), "partitions": PARTITIONS},
         COLUMNS,
         rows,
         [
@@ -195,12 +195,12 @@ def report(outage: Outage) -> Report:
             Verdict("drained after the broker's readiness", outage.drained, DRAIN_BAR, "s", True),
         ],
         [
-            f"{published:,} events published, {outage.rate} a second without a pause; the log has"
-            f" {audit.records:,} records, {audit.copies:,} of them copies.",
+            f"{published:,} events published at a constant rate of {outage.rate} a second; the log"
+            f" has {audit.records:,} records, {audit.copies:,} of them copies.",
             f"Memory of the worker: {memory['before']:.0f} MiB before, at most"
             f" {memory['peak']:.0f}, {memory['after']:.0f} after."
-            f" The spool's files: at most {outage.peak_spool / 2**20:.0f} MiB.",
-            "`latest` is the most that a call began after its time.",
+            f" Peak size of the spool: {outage.peak_spool / 2**20:.0f} MiB.",
+            "`max delay` is the longest time by which a call began late.",
         ],
         vars(outage) | {"audit": vars(audit) | {"names": len(audit.names)}},
         [f"{number} {what}" for what, number in wrong.items() if number],

@@ -1,10 +1,10 @@
-"""A worker with a spool that publishes at a steady rate, and goes on while its broker is away.
+"""Worker process with a spool that publishes at a steady rate, also while its broker is down.
 
     python -m tests.benchmarks.outage_worker RATE
 
-Settings are in the environment. A line on standard input is a command, which is answered by a line
-of JSON: `mark` begins to note the seconds of each `publish`, `flush` waits until Kafka has all that
-was published before, `stop` closes the publisher. The rate goes on until then.
+Settings are in the environment. Each line of standard input is a command, answered with a line of
+JSON: `mark` returns the times of the `publish` calls since the last mark, `flush` waits until Kafka
+has all events published before, `stop` ends the load and closes the publisher.
 """
 
 import asyncio
@@ -23,13 +23,13 @@ from tests.benchmarks.schedule import Schedule
 from tests.benchmarks.workload import EVENTS_OF_AN_EXECUTION, OBJECT_NAME, event
 
 ELEMENTS = 200
-"""Tasks that publish, each at its share of the rate, one event after the other."""
+"""Publishing tasks; each publishes its share of the rate one event after another."""
 FLUSH_TIMEOUT = 300
 """Seconds."""
 
 
 class Load:
-    """What is published. Seconds of calls are noted since the last `mark`."""
+    """Publishing tasks and the times of their calls since the last `mark`."""
 
     def __init__(self, publisher: Publisher, rate: int) -> None:
         self._publisher = publisher
@@ -52,11 +52,11 @@ class Load:
         return self._schedule.late
 
     def stop(self) -> None:
-        """Have every task end after its next event."""
+        """End every task after its next event."""
         self._stopping.set()
 
     def mark(self) -> None:
-        """Forget the seconds and the lateness noted so far."""
+        """Reset the times and delays of calls."""
         self.seconds, self._schedule.late = [], 0.0
 
     async def _publish(self, element: int) -> None:
@@ -81,13 +81,13 @@ class Load:
 
 
 def name_of(element: int, number: int) -> str:
-    """The name of an element's event; it rises with `number`."""
+    """Return the name of an element's event; names ascend with `number`."""
     return f"{OBJECT_NAME}.{element:04x}{number:012x}"
 
 
 async def main(rate: int) -> None:
-    """Publish, and obey."""
-    # It says at length that the broker is away.
+    """Publish and execute commands."""
+    # aiokafka logs every failed attempt to connect.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     commands = await lines()
     async with Publisher(settings_module.load(os.environ)) as publisher:
@@ -111,7 +111,7 @@ async def main(rate: int) -> None:
 
 
 def _calls(load: Load) -> dict[str, Any]:
-    """The calls since the last mark, in milliseconds."""
+    """Return the figures of the calls since the last mark, in milliseconds."""
     if not load.seconds:
         return {"calls": 0}
     return {

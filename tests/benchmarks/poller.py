@@ -1,11 +1,10 @@
-"""Polls lists for new events, and notes when it has which.
+"""Process that polls lists for new events and records the time of each.
 
     python -m tests.benchmarks.poller
 
-Standard input is lines. The first is a `Plan` as JSON, answered once the first list was asked for.
-Then `seen` is answered with how many events have come, and `stop FILE` leaves a `Polled` as JSON
-in a file. Lists are polled one after the other, the next as soon as the one before is nearly
-complete.
+The first line of standard input is a `Plan` as JSON, answered after the first request. Then `seen`
+is answered with the number of events seen, and `stop FILE` writes a `Polled` as JSON to a file.
+Lists are polled one after another, the next as soon as the current one is nearly complete.
 """
 
 import asyncio
@@ -18,11 +17,11 @@ import uvloop
 
 from tests.benchmarks.figures import percentile
 from tests.benchmarks.lines import answer, lines
-from tests.benchmarks.load import Answer, Ask
+from tests.benchmarks.load import Answer, Request
 
 
 class List(msgspec.Struct, frozen=True):
-    """What is polled until it has so many events."""
+    """A list that is polled until it has `listed` events."""
 
     path: str
     listed: int
@@ -34,12 +33,12 @@ class Plan(msgspec.Struct, frozen=True):
     address: str
     interval: float
     ahead: int
-    """Events that a list still lacks when the next one is begun with."""
+    """Events that a list still lacks when polling of the next one begins."""
     lists: list[List]
 
 
 class Polled(msgspec.Struct):
-    """When each event's bytes had come, by name; seconds of an answer."""
+    """Arrival times of events by name, and seconds of answers."""
 
     seen: dict[str, float]
     requests: int
@@ -61,23 +60,23 @@ _decoder = msgspec.json.Decoder(list[_Listed])
 
 
 def names(body: bytes) -> list[str]:
-    """The names of a list. Raises `ValueError` where it is none, or has an event more than once."""
+    """Return the names in a list; raise `ValueError` for other JSON or a count above 1."""
     events = _decoder.decode(body)
     for event in events:
         if event.count != 1:
-            raise ValueError(f"{event.metadata.name} has count {event.count}, not 1")
+            raise ValueError(f"{event.metadata.name} has count {event.count}, expected 1")
     return [event.metadata.name for event in events]
 
 
 class _Connection(asyncio.Protocol):
-    """One request at a time."""
+    """A connection with one request at a time."""
 
     def __init__(self) -> None:
         self._answer: Answer | None = None
         self._done: asyncio.Future[tuple[Answer, float]] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are none of asyncio's classes.
+        # uvloop's transports do not inherit from asyncio's.
         self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
@@ -93,10 +92,10 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._done is not None and not self._done.done():
-            self._done.set_exception(ValueError(f"closed in an answer: {exc}"))
+            self._done.set_exception(ValueError(f"closed during an answer: {exc}"))
 
-    async def ask(self, request: bytes) -> tuple[Answer, float]:
-        """The answer, and when its last byte had come."""
+    async def send(self, request: bytes) -> tuple[Answer, float]:
+        """Return the answer and the arrival time of its last byte."""
         self._answer = Answer(keep=True)
         self._done = asyncio.get_running_loop().create_future()
         self.transport.write(request)
@@ -108,12 +107,12 @@ class _Poller:
         self._plan = plan
         self._host = plan.address.removeprefix("http://")
         self._times: list[float] = []
-        self.asked = asyncio.Event()
+        self.started = asyncio.Event()
         self.seen: dict[str, float] = {}
         self.problems: list[str] = []
 
     async def run(self) -> None:
-        """Return when all lists are complete."""
+        """Poll until all lists are complete."""
         async with asyncio.TaskGroup() as group:
             for each in self._plan.lists:
                 nearly = asyncio.Event()
@@ -128,10 +127,10 @@ class _Poller:
     async def _guarded(self, each: List, nearly: asyncio.Event) -> None:
         try:
             await self._poll(each, nearly)
-        except (OSError, ValueError) as error:  # msgspec's are, too
+        except (OSError, ValueError) as error:  # includes msgspec's errors
             self.problems.append(f"{each.path}: {error}")
         finally:
-            self.asked.set()
+            self.started.set()
             nearly.set()
 
     async def _poll(self, each: List, nearly: asyncio.Event) -> None:
@@ -150,8 +149,8 @@ class _Poller:
         found = 0
         while found < each.listed:
             begun = time.monotonic()
-            request = Ask(each.path, headers=headers).head(self._host)
-            answer, now = await connection.ask(request)
+            request = Request(each.path, headers=headers).head(self._host)
+            answer, now = await connection.send(request)
             self._times.append(now - begun)
             assert answer.head is not None
             if answer.head.status == 200:
@@ -161,7 +160,7 @@ class _Poller:
                     nearly.set()
             elif answer.head.status != 304:
                 raise ValueError(f"status {answer.head.status}")
-            self.asked.set()
+            self.started.set()
             await asyncio.sleep(max(0.0, begun + self._plan.interval - time.monotonic()))
 
     def _note(self, body: bytes, now: float) -> int:
@@ -172,11 +171,11 @@ class _Poller:
 
 
 async def run() -> None:
-    """Poll until `stop`."""
+    """Execute the commands of standard input until `stop`."""
     reader = await lines()
     poller = _Poller(msgspec.json.decode(await reader.readline(), type=Plan))
     polling = asyncio.create_task(poller.run())
-    await poller.asked.wait()
+    await poller.started.wait()
     answer()
     while command := (await reader.readline()).decode().split():
         if command[0] == "seen":
@@ -189,7 +188,7 @@ async def run() -> None:
 
 
 def main() -> None:
-    """Poll as standard input asks."""
+    """Poll lists until standard input says `stop`."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
 

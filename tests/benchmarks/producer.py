@@ -1,9 +1,9 @@
-"""One way to publish, measured in a process of its own.
+"""Process that publishes in one way and measures it.
 
     python -m tests.benchmarks.producer WAY EVENTS
 
-Settings are in the environment. Prints a `Sample` as JSON. What is sent exists before the clock
-starts: events for the publisher, encoded keys, values and headers for all others.
+Settings are in the environment. Prints a `Sample` as JSON. The input is made before the clock
+starts: events for the publisher, encoded keys, values and headers for the other producers.
 """
 
 import asyncio
@@ -34,11 +34,11 @@ from execution_events.settings import Settings
 from tests.benchmarks.workload import seed_shaped
 
 WINDOW = 1000
-"""Records in flight, in as many tasks where each waits for its own; 64 is the other number."""
+"""Records in flight, or tasks that wait for one each; the other size is 64."""
 WIDE = 5000
-"""Records in flight where the reference alone has so many: with more it is no faster."""
+"""Records in flight of the reference at its fastest."""
 BATCH_BYTES = 256 * 1024
-"""The publisher's; see `execution_events.publisher.delivery.sender`."""
+"""The publisher's batch size; see `execution_events.publisher.delivery.sender`."""
 FLUSH_TIMEOUT = 120
 """Seconds."""
 
@@ -49,7 +49,7 @@ _T = TypeVar("_T")
 class Sample:
     """Seconds from the first event until all were durable, and until Kafka had them all.
 
-    `cpu` is what all threads of the process have used until then, in seconds.
+    `cpu` is seconds of CPU of all threads of the process until then.
     """
 
     durable: float
@@ -58,7 +58,7 @@ class Sample:
 
 
 class Encoded(NamedTuple):
-    """A record as other producers take it."""
+    """A record in the form that other producers take."""
 
     key: bytes
     value: bytes
@@ -66,7 +66,7 @@ class Encoded(NamedTuple):
 
 
 class Clock:
-    """Wall and CPU time since it was made."""
+    """Wall and CPU time since its creation."""
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
@@ -76,14 +76,14 @@ class Clock:
         return time.perf_counter() - self._wall
 
     def sample(self, durable: float | None = None) -> Sample:
-        """All is delivered now; durable, too, where it was not before."""
+        """Return the times until now; `durable` defaults to the time of delivery."""
         delivered = self.seconds
         cpu = time.process_time() - self._cpu
         return Sample(delivered if durable is None else durable, delivered, cpu)
 
 
 def encoded(number: int) -> list[Encoded]:
-    """What the publisher would send for as many events."""
+    """Return the records that the publisher would send for `number` events."""
     namer = EventNamer()
     source = f"urn:uuid:{uuid.uuid4()}"
     return [
@@ -95,7 +95,7 @@ def encoded(number: int) -> list[Encoded]:
 async def _share(
     items: Iterable[_T], tasks: int, work: Callable[[_T], Coroutine[Any, Any, object]]
 ) -> None:
-    """Have `tasks` tasks take one item after the other."""
+    """Work off the items in `tasks` concurrent tasks."""
     line = iter(items)
 
     async def take() -> None:
@@ -121,7 +121,7 @@ def _aiokafka(settings: Settings) -> AIOKafkaProducer:
 
 
 async def aiokafka_window(window: int, settings: Settings, number: int) -> Sample:
-    """`send`, waiting for the oldest acknowledgement once `window` are awaited."""
+    """Send records, waiting for the oldest acknowledgement once `window` are outstanding."""
     records = encoded(number)
     async with _aiokafka(settings) as producer:
         await producer.partitions_for(settings.kafka.topic)
@@ -138,7 +138,7 @@ async def aiokafka_window(window: int, settings: Settings, number: int) -> Sampl
 
 
 async def aiokafka_tasks(tasks: int, settings: Settings, number: int) -> Sample:
-    """`send_and_wait` from many tasks."""
+    """Call `send_and_wait` from many tasks."""
     records = encoded(number)
     async with _aiokafka(settings) as producer:
         await producer.partitions_for(settings.kafka.topic)
@@ -158,7 +158,7 @@ async def aiokafka_tasks(tasks: int, settings: Settings, number: int) -> Sample:
 
 
 async def publisher(tasks: int, settings: Settings, number: int) -> Sample:
-    """`publish` from many tasks; with a spool where the settings name one."""
+    """Call `publish` from many tasks; with a spool if the settings name one."""
     events = list(seed_shaped(number))
     async with Publisher(settings) as publisher:
         clock = Clock()
@@ -169,7 +169,7 @@ async def publisher(tasks: int, settings: Settings, number: int) -> Sample:
 
 
 def sync_publisher(threads: int, settings: Settings, number: int) -> Sample:
-    """`publish` of the publisher for threads, from many threads."""
+    """Call `publish` of `sync.Publisher` from many threads."""
     events = list(seed_shaped(number))
     with sync.Publisher(settings) as publisher, ThreadPoolExecutor(threads) as pool:
 
@@ -185,7 +185,7 @@ def sync_publisher(threads: int, settings: Settings, number: int) -> Sample:
 
 
 def before_hand_over(_: Settings, number: int) -> Sample:
-    """What `publish` does before it hands a record over: name, check, date and encode."""
+    """Run the part of `publish` before a record is handed over: name, check, date and encode."""
     events = list(seed_shaped(number))
     namer = EventNamer()
     clock = Clock()
@@ -209,7 +209,7 @@ def _confluent(settings: Settings) -> dict[str, Any]:
 
 
 def confluent_window(settings: Settings, number: int) -> Sample:
-    """`produce` in one thread, waiting where `WINDOW` are in flight."""
+    """Call `produce` in one thread, waiting while `WINDOW` records are in flight."""
     records = encoded(number)
     producer = Producer(_confluent(settings))
     producer.list_topics(settings.kafka.topic)
@@ -233,7 +233,7 @@ def confluent_window(settings: Settings, number: int) -> Sample:
 
 
 async def confluent_aio_window(settings: Settings, number: int) -> Sample:
-    """`produce` of the asynchronous producer, like `aiokafka_window`; it takes no headers."""
+    """Call `produce` of `AIOProducer` as in `aiokafka_window`, without headers."""
     records = encoded(number)
     async with AIOProducer(_confluent(settings), batch_size=WINDOW // 4) as producer:
         await producer.list_topics(settings.kafka.topic)
@@ -252,10 +252,10 @@ async def confluent_aio_window(settings: Settings, number: int) -> Sample:
 
 
 async def confluent_aio_tasks(tasks: int, settings: Settings, number: int) -> Sample:
-    """`produce` of the asynchronous producer from many tasks; it takes no headers.
+    """Call `produce` of `AIOProducer` from many tasks, without headers.
 
-    Its buffer goes out when it is full or was idle for 100 ms: with room for all tasks it is full
-    as soon as all of them wait.
+    Its buffer is sent when it is full or idle for 100 ms. With one slot a task it is full as soon
+    as all tasks wait.
     """
     records = encoded(number)
     async with AIOProducer(
@@ -275,7 +275,7 @@ async def confluent_aio_tasks(tasks: int, settings: Settings, number: int) -> Sa
 
 
 async def _poll(producer: AIOProducer) -> None:
-    """Without this, acknowledgements are told with the next batch, or after 100 ms."""
+    """Poll for acknowledgements, which otherwise arrive with the next batch or after 100 ms."""
     while True:
         await producer.poll(0.05)
 
@@ -306,7 +306,7 @@ WAYS: dict[
 
 
 def main(way: str, number: int) -> None:
-    """Measure it, and print the sample."""
+    """Measure one way and print the sample."""
     settings = settings_module.load(os.environ)
     measured = WAYS[way](settings, number)
     sample = measured if isinstance(measured, Sample) else asyncio.run(measured)

@@ -1,37 +1,38 @@
-"""How fast the reader answers, beside a fixed body and beside the plainest way to read a list."""
+"""Rate of the reader's answers, next to a fixed body and a naive server."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from msgspec import to_builtins as builtins
 
 from execution_events.cli.progress import Progress
 from tests.benchmarks import dataset as dataset_module
-from tests.benchmarks import servers, usage
-from tests.benchmarks.asks import DEPTH, HOT, PAGE, Workload, workload
+from tests.benchmarks import servers, trees, usage
 from tests.benchmarks.contention import Contention, contend
-from tests.benchmarks.dataset import TABLE, Dataset
+from tests.benchmarks.dataset import Dataset
 from tests.benchmarks.figures import Spread, Verdict, ratio, short
-from tests.benchmarks.load import Ask, Sample, measure
+from tests.benchmarks.load import Request, Sample, measure
 from tests.benchmarks.reading import Streamed, plan, stream
 from tests.benchmarks.report import Report
-from tests.benchmarks.servers import Postgres, Serving
+from tests.benchmarks.requests import DEPTH, HOT, PAGE, request_sets
+from tests.benchmarks.servers import Postgres
+from tests.benchmarks.targets import FEW, MANY, Target, other_reader, reader, references
+from tests.benchmarks.trees import Tree
 from tests.benchmarks.workload import EVENTS_OF_AN_EXECUTION
-from tests.support.databases import Database
 
 UNCACHED_BAR, HOT_BAR, UNCHANGED_BAR = 2.3, 0.5, 1
-"""Of the naive server at few connections, of the static one at many, of hot lists at both."""
+"""Ratios to the naive server at few connections, to static at many, to hot lists at both."""
 DEEP_BAR, LONG_BAR = 1.2, 2
-"""Times the time of the long execution's first page, of a short execution's first page."""
+"""Ratios to the time of the long execution's first page and of a short execution's first page."""
+TREE_BAR = 0.95
+"""Ratio to the rate of the other tree's reader."""
 GROWTH_BAR = 20
-"""MiB that a reader grows while it streams the long list."""
-FEW, MANY = 8, 64
-"""Connections."""
+"""MiB by which a reader grows while it streams the long list."""
 SLOWLY = 10
-"""Seconds that a slow client takes for the long list, where a run is not shorter than one."""
+"""Seconds that a slow client takes for the long list in runs of at least a second."""
 
 COLUMNS = (
     *("Answers", "connections", "answers/s", "min", "max", "of naive", "of static"),
@@ -41,129 +42,132 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Case:
-    """A row of the table: what is asked of which server. `asks` is a field of `Workload`."""
+    """A row of the table: a server and a field of `RequestSets`."""
 
     key: str
     title: str
     server: str
-    asks: str
+    requests: str
 
+    @property
+    def twin(self) -> "Case | None":
+        """The same of the other tree."""
+        if self.server != READER:
+            return None
+        key = f"{self.key}-other-tree"
+        return replace(self, key=key, title=trees.OTHER_TITLE, server=OTHER_READER)
+
+
+READER, OTHER_READER = "reader", "reader of the other tree"
 
 STATIC = Case("static", "static: a fixed body", "static", "static")
 NAIVE = Case("naive", "naive: 14 columns, dicts, JSON", "naive", "lists")
-UNCACHED = Case("uncached", "lists, each another execution's", "reader", "lists")
-HOT_LISTS = Case("hot", f"lists of {HOT} executions again and again", "reader", "hot")
-UNCHANGED = Case("unchanged", "304 of the same", "reader", "unchanged")
+UNCACHED = Case("uncached", "lists, each of another execution", "reader", "lists")
+HOT_LISTS = Case("hot", f"lists of the same {HOT} executions", "reader", "hot")
+UNCHANGED = Case("unchanged", "304 for the same lists", "reader", "unchanged")
 GZIP = Case("gzip", "the same lists, gzip", "reader", "gzip")
 ZSTD = Case("zstd", "the same lists, zstd", "reader", "zstd")
-PAGES = Case("pages", f"first {PAGE} events, each another execution's", "reader", "pages")
+PAGES = Case("pages", f"first {PAGE} events, each of another execution", "reader", "pages")
 SHORT = Case("first-short", f"first {PAGE} events of one short execution", "reader", "first_short")
 LONG = Case("first-long", f"first {PAGE} events of the long execution", "reader", "first_long")
-DEEP = Case("deep", f"{PAGE} events of the long execution, at {DEPTH:.0%} of it", "reader", "deep")
-ALL_DEEP = Case("all-deep", "the same, each time the next page", "reader", "all_deep")
+DEEP = Case("deep", f"{PAGE} events of the long execution at depth {DEPTH:.0%}", "reader", "deep")
+ALL_DEEP = Case("all-deep", "pages from that depth on, in turn", "reader", "all_deep")
 CASES = (
     *(STATIC, NAIVE, UNCACHED, HOT_LISTS, UNCHANGED, GZIP, ZSTD),
     *(PAGES, SHORT, LONG, DEEP, ALL_DEEP),
 )
 
 Samples = dict[str, dict[int, list[Sample]]]
-"""By case and connections, in the order of the rounds."""
+"""By key of the case and number of connections, in the order of the rounds."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """MiB of the reader once all rounds are over, and the most until then."""
+    """MiB of the reader after all rounds and at its peak."""
 
     after: float
     peak: float
     streams: dict[str, Streamed] = field(default_factory=dict)
-    """By way of reading the long list."""
+    """By pace at which the long list is read."""
 
 
-async def run(dataset: Dataset, seconds: float, rounds: int) -> Report:
-    """Ask every server in turn, in each round; then read beside a consumer, and stream."""
+def cases(tree: Tree | None) -> list[Case]:
+    """Return the cases of a run: with another tree, its reader's after each of ours."""
+    return trees.paired(CASES, lambda each: each.twin if tree else None)
+
+
+async def run(dataset: Dataset, seconds: float, rounds: int, tree: Tree | None = None) -> Report:
+    """Measure every case once a round; then read during consumption, and stream.
+
+    With `tree`, its reader serves a database of its own schema with the same dataset.
+    """
     progress = Progress(dataset.events)
+    turns = cases(tree)
     async with servers.postgres() as server, server.database() as database:
         async for stored in dataset_module.store(dataset, database):
             progress.show(stored, "events stored")
-        async with servers.reader(
-            server, database, reader_max_requests_per_token=2 * MANY
-        ) as reader:
-            progress.show(dataset.events, "events stored; bodies are made")
-            asks = await workload(reader.address, dataset)
-            async with _references(server, database, asks) as references:
-                samples = await _rounds(
-                    server, {**references, "reader": reader}, asks, seconds, rounds
-                )
-            memory = Memory(usage.memory(reader.pid), usage.memory(reader.pid, "VmHWM"))
+        async with reader(server, database) as ours:
+            progress.show(dataset.events, "events stored; making the expected bodies")
+            requests = await request_sets(ours.address, dataset)
+            async with AsyncExitStack() as stack:
+                targets = {READER: Target(ours, requests)}
+                targets |= await stack.enter_async_context(references(server, database, requests))
+                if tree is not None:
+                    progress.show(dataset.events, "events stored; storing with the other tree")
+                    other = other_reader(server, dataset, tree)
+                    targets[OTHER_READER] = await stack.enter_async_context(other)
+                samples = await _rounds(server, targets, turns, seconds, rounds)
+            memory = Memory(usage.memory(ours.pid), usage.memory(ours.pid, "VmHWM"))
             progress = Progress()
-            progress.show(0, "s: reads beside a consumer")
+            progress.show(0, "s: reading during consumption")
             contention = await contend(
-                server, database, plan(server, reader, asks.lists, FEW, seconds)
+                server, database, plan(server, ours, requests.lists, FEW, seconds)
             )
         for way, pace in (("at once", None), ("slowly", SLOWLY * min(1, seconds))):
-            progress.show(0, f"s: reads the long list {way}")
-            memory.streams[way] = await stream(server, database, asks, pace)
+            progress.show(0, f"s: reading the long list {way}")
+            memory.streams[way] = await stream(server, database, requests, pace)
     progress.end()
-    return report(dataset, samples, memory, contention, rounds, seconds)
-
-
-@asynccontextmanager
-async def _references(
-    server: Postgres, database: Database, asks: Workload
-) -> AsyncIterator[dict[str, Serving]]:
-    body = server.log("body")
-    body.write_bytes(asks.seed)
-    async with AsyncExitStack() as stack:
-        yield {
-            way: await stack.enter_async_context(
-                servers.module(
-                    *("reference", way, argument),
-                    log=server.log(way),
-                    database_url=database.owner,
-                )
-            )
-            for way, argument in (("static", str(body)), ("naive", TABLE))
-        }
+    return report(turns, dataset, samples, memory, contention, rounds, seconds)
 
 
 async def _rounds(
     server: Postgres,
-    servings: Mapping[str, Serving],
-    asks: Workload,
+    targets: Mapping[str, Target],
+    cases: Sequence[Case],
     seconds: float,
     rounds: int,
 ) -> Samples:
-    samples: Samples = {case.key: {FEW: [], MANY: []} for case in CASES}
-    turns = [(case, connections) for case in CASES for connections in (FEW, MANY)]
+    samples: Samples = {case.key: {FEW: [], MANY: []} for case in cases}
+    turns = [
+        (each, connections)
+        for case in CASES
+        for connections in (FEW, MANY)
+        for each in trees.paired([case], lambda each: each.twin)
+        if each in cases
+    ]
     progress = Progress(rounds * len(turns))
-    # Where each case goes on: in its next run it asks for what it has asked for the longest ago.
-    asked: Counter[str] = Counter()
+    # Each run continues after the last one of its case, so that it repeats the oldest requests.
+    sent: Counter[str] = Counter()
     for number in range(rounds):
-        # Every other round backwards: what drifts does not favour one of a pair.
-        for place, (case, connections) in enumerate(turns[:: -1 if number % 2 else 1]):
+        # Every other round runs backwards: drift does not favour one of a pair.
+        for done, (case, connections) in enumerate(turns[:: -1 if number % 2 else 1]):
             progress.show(
-                number * len(turns) + place,
-                f"runs; round {number + 1}, {case.title}, {connections} connections",
+                number * len(turns) + done,
+                f"runs; round {number + 1}, {case.key}, {connections} connections",
             )
-            line: list[Ask] = getattr(asks, case.asks)
+            serving, requests = targets[case.server]
+            line: list[Request] = getattr(requests, case.requests)
             sample = await measure(
-                plan(
-                    server,
-                    servings[case.server],
-                    line,
-                    connections,
-                    seconds,
-                    asked[case.key] % len(line),
-                )
+                plan(server, serving, line, connections, seconds, sent[case.key] % len(line))
             )
-            asked[case.key] += sample.asked
+            sent[case.key] += sample.sent
             samples[case.key][connections].append(sample)
     progress.end()
     return samples
 
 
 def report(
+    cases: Sequence[Case],
     dataset: Dataset,
     samples: Samples,
     memory: Memory,
@@ -171,8 +175,8 @@ def report(
     rounds: int,
     seconds: float,
 ) -> Report:
-    """The table of what was measured."""
-    beside = contention.sample
+    """Return the table of the samples."""
+    contended = contention.sample
     return Report(
         "read",
         {
@@ -186,16 +190,19 @@ def report(
         [
             *(
                 _row(case, connections, samples)
-                for case in CASES
+                for case in cases
                 for connections in samples[case.key]
             ),
             (
-                *("lists beside a consumer", str(FEW), short(round(beside.rate)), "", "", "", ""),
-                *_times([beside]),
+                *("lists during consumption", str(FEW), short(round(contended.rate))),
+                *("", "", "", "", *_times([contended])),
             ),
         ],
-        _verdicts(samples, memory, contention),
-        _notes(dataset, memory, contention, rounds, seconds),
+        [*_verdicts(samples, memory, contention), *_tree_verdicts(cases, samples)],
+        [
+            *_notes(dataset, memory, contention, rounds, seconds),
+            *([_OTHER_NOTE] if list(cases) != list(CASES) else []),
+        ],
         {
             "samples": {
                 key: {str(connections): builtins(found) for connections, found in each.items()}
@@ -204,7 +211,7 @@ def report(
             "memory": builtins(memory),
             "contention": builtins(contention),
         },
-        _broken(samples, memory, contention),
+        _broken(cases, samples, memory, contention),
     )
 
 
@@ -263,13 +270,13 @@ def _verdicts(samples: Samples, memory: Memory, contention: Contention) -> list[
             for connections in (FEW, MANY)
         ),
         Verdict(
-            f"time of a page at depth {DEPTH:.0%}, of the first page's",
+            f"time of a page at depth {DEPTH:.0%}, of the first page",
             _of(samples, LONG, DEEP, FEW),
             DEEP_BAR,
             at_most=True,
         ),
         Verdict(
-            "time of the long execution's first page, of a short one's",
+            "time of the long execution's first page, of a short execution's",
             _of(samples, SHORT, LONG, FEW),
             LONG_BAR,
             at_most=True,
@@ -278,29 +285,47 @@ def _verdicts(samples: Samples, memory: Memory, contention: Contention) -> list[
             Verdict(f"growth, long list read {way}", streamed.grown, GROWTH_BAR, "MiB", True)
             for way, streamed in memory.streams.items()
         ),
-        Verdict("errors beside a consumer", contention.sample.wrong, 0, at_most=True),
+        Verdict("errors during consumption", contention.sample.wrong, 0, at_most=True),
     ]
 
 
-def _broken(samples: Samples, memory: Memory, contention: Contention) -> list[str]:
+def _tree_verdicts(cases: Sequence[Case], samples: Samples) -> Iterator[Verdict]:
+    for case in CASES:
+        twin = case.twin
+        if twin is not None and twin in cases:
+            for connections in samples[case.key]:
+                rates, others = (_rates(samples, each, connections) for each in (case, twin))
+                title = f"{case.title}, {connections} connections"
+                yield trees.verdict(title, rates, others, TREE_BAR)
+
+
+def _broken(
+    cases: Sequence[Case], samples: Samples, memory: Memory, contention: Contention
+) -> list[str]:
     every = [
-        (case.title, sample)
-        for case in CASES
+        (case.key, sample)
+        for case in cases
         for found in samples[case.key].values()
         for sample in found
     ]
     return [
         *(
-            f"{title}: {sample.wrong:,} of {sample.asked:,} answers wrong, {sample.errors}"
-            for title, sample in [*every, ("beside a consumer", contention.sample)]
+            f"{title}: {sample.failure}"
+            for title, sample in [*every, ("during consumption", contention.sample)]
             if sample.wrong
         ),
         *(
-            f"the long list, read {way}, is another one"
+            f"the long list, read {way}, is wrong"
             for way, streamed in memory.streams.items()
             if not streamed.same
         ),
     ]
+
+
+_OTHER_NOTE = (
+    "The reader of the other tree serves a database with its own schema, which its consumer filled"
+    " from one partition in the same order."
+)
 
 
 def _notes(
@@ -311,21 +336,22 @@ def _notes(
         for way, each in memory.streams.items()
     )
     return [
-        f"Medians of {rounds} rounds of {seconds} s each, in turn. PostgreSQL, the server and its"
-        " client, a process each, share the cores; so does nothing else.",
-        f"{dataset.executions:,} executions of {EVENTS_OF_AN_EXECUTION} events, and one of"
-        f" {dataset.long:,}, stored as a consumer does, and copied into the naive server's table;"
-        " default durability. Lists of others are asked for in one random order, each run going"
-        " on where the last one ended: no cache that is smaller than all of them helps.",
-        "All three are served by the same uvicorn, Starlette and bounds, uvloop, one process;"
-        " static has no database; naive has the reader's number of connections, and asyncpg's own"
-        " reset of each. All clients are one caller, whose limit on requests is raised.",
-        "Status, length and beginning of every answer are checked, and the whole first one of each"
-        " run, against bodies that were made without the reader. CPU is of all threads; the"
-        " client's is in the JSON.",
+        f"Medians of {rounds} rounds of {seconds} s each. PostgreSQL, the server and its client,"
+        " one process each, share the cores with nothing else.",
+        f"{dataset.executions:,} executions of {EVENTS_OF_AN_EXECUTION} events and one of"
+        f" {dataset.long:,}, stored with the consumer's code and copied into the naive server's"
+        " table; default durability. The lists of different executions are requested in one random"
+        " order, and each run continues where the last one ended: a cache that does not hold all of"
+        " them does not help.",
+        "All servers are one process with the same uvicorn, Starlette, limits and uvloop. Static"
+        " has no database; naive has as many connections as the reader and asyncpg's own reset of"
+        " each. All clients are one caller, whose limit on requests is raised.",
+        "The status, length and beginning of every answer, and the whole first answer of each run,"
+        " are compared with bodies made without the reader. CPU is of all threads; the client's is"
+        " in the JSON.",
         f"Memory of the reader: {memory.after:.0f} MiB after all rounds, at most"
-        f" {memory.peak:.0f}. The long list, read by a reader that had done little: {streams}.",
-        f"Beside a consumer: it stored {contention.records:,.0f} records a second"
-        f"{'' if contention.throughout else ' (and had stored all before the end)'}, from a broker"
-        f" that shared the cores; answers within {contention.sample.p99 * 1000:.0f} ms (p99).",
+        f" {memory.peak:.0f}. The long list from a reader that had done little: {streams}.",
+        f"During consumption: the consumer stored {contention.records:,.0f} records a second"
+        f"{'' if contention.throughout else ' (and was done before the end)'} from a broker on the"
+        f" same cores; answers within {contention.sample.p99 * 1000:.0f} ms (p99).",
     ]

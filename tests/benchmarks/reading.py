@@ -1,21 +1,21 @@
-"""A reader under the load of lists, and one that serves a long one."""
+"""Plans of load on a reader, and the transfer of one long list."""
 
 from dataclasses import dataclass
 
 from tests.benchmarks import servers, usage
-from tests.benchmarks.asks import Workload
-from tests.benchmarks.load import Ask, Plan
+from tests.benchmarks.load import Plan, Request
 from tests.benchmarks.receiving import receive
+from tests.benchmarks.requests import RequestSets
 from tests.benchmarks.servers import Postgres, Serving
 from tests.support.databases import Database
 
 _WARM = 0.5
-"""Seconds before the clock starts, at most as many as it runs."""
+"""Seconds before the clock starts, at most the length of the run."""
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """The long list as one client took it; MiB of the reader, before and by how much it grew."""
+    """The transfer of the long list; MiB of the reader before it and its growth."""
 
     seconds: float
     before: float
@@ -26,18 +26,18 @@ class Streamed:
 def plan(
     server: Postgres,
     serving: Serving,
-    asks: list[Ask],
+    requests: list[Request],
     connections: int,
     seconds: float,
     start: int = 0,
 ) -> Plan:
-    """Ask a server for `asks` for some seconds, from number `start` on."""
+    """Return a plan that sends `requests` to a server, from number `start` on."""
     return Plan(
         address=serving.address,
         connections=connections,
         seconds=seconds,
         warm=min(_WARM, seconds),
-        asks=asks,
+        requests=requests,
         pid=serving.pid,
         postgres_pid=server.pid,
         start=start,
@@ -45,13 +45,13 @@ def plan(
 
 
 async def stream(
-    server: Postgres, database: Database, asks: Workload, pace: float | None
+    server: Postgres, database: Database, requests: RequestSets, pace: float | None
 ) -> Streamed:
-    """Read the long list, in `pace` seconds or at once, from a reader that has done little."""
-    whole = asks.whole
+    """Read the long list from a new reader, in `pace` seconds or at full speed."""
+    whole = requests.whole
     assert whole.length is not None
     async with servers.reader(server, database) as reader:
-        for each in asks.hot:
+        for each in requests.hot:
             await receive(reader.address, each.path)
         async with usage.growth(reader.pid) as growth:
             received = await receive(

@@ -1,4 +1,4 @@
-"""One long list as one client takes it: at once, or slowly."""
+"""Receipt of one long list at full speed or slowly."""
 
 import asyncio
 import hashlib
@@ -6,16 +6,16 @@ import socket
 import time
 from typing import NamedTuple
 
-from tests.benchmarks.load import Ask, Head
+from tests.benchmarks.load import Head, Request
 
 _BUFFER = 64 * 1024
-"""Bytes that wait in this process, and as many in the system's, so that slow means slow."""
-_LIMIT = 280
+"""Bytes of the process's and the socket's buffer: small, so that a slow client is slow."""
+_TIMEOUT = 280
 """Seconds for the whole list."""
 
 
 class Received(NamedTuple):
-    """The body of an answer; `seconds` until its last byte."""
+    """Size and digest of a body; `seconds` until its last byte."""
 
     size: int
     sha256: str
@@ -23,20 +23,20 @@ class Received(NamedTuple):
 
 
 async def receive(address: str, path: str, rate: float | None = None) -> Received:
-    """Get a list, taking at most `rate` bytes a second of it.
+    """Get a list at no more than `rate` bytes a second.
 
-    Raises `ValueError` for an answer that is no 200, and `IncompleteReadError` for a cut one.
+    Raises `ValueError` for a status other than 200 and `IncompleteReadError` for a truncated body.
     """
     host, _, port = address.removeprefix("http://").rpartition(":")
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
     connection.setblocking(False)
-    async with asyncio.timeout(_LIMIT):
+    async with asyncio.timeout(_TIMEOUT):
         await asyncio.get_running_loop().sock_connect(connection, (host, int(port)))
         reader, writer = await asyncio.open_connection(sock=connection, limit=_BUFFER)
         try:
             begun = time.monotonic()
-            writer.write(Ask(path).head(f"{host}:{port}"))
+            writer.write(Request(path).head(f"{host}:{port}"))
             head = Head.of((await reader.readuntil(b"\r\n\r\n"))[:-4])
             if head.status != 200:
                 raise ValueError(f"{path}: status {head.status}")
@@ -53,7 +53,7 @@ async def receive(address: str, path: str, rate: float | None = None) -> Receive
 
 
 class _Body:
-    """The body that follows a head, in pieces of at most `_BUFFER` bytes."""
+    """The body after a head, in pieces of at most `_BUFFER` bytes."""
 
     def __init__(self, reader: asyncio.StreamReader, head: Head) -> None:
         self._reader = reader
@@ -61,7 +61,7 @@ class _Body:
         self._left = 0 if self._chunked else head.length
 
     async def read(self) -> bytes:
-        """The next piece; empty at the end."""
+        """Return the next piece, empty at the end."""
         if self._chunked and not self._left:
             self._left = int(await self._reader.readline(), 16)
             if not self._left:

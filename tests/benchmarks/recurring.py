@@ -1,4 +1,4 @@
-"""Records of which some recur, in a topic, and what must be stored in the end."""
+"""Records with recurrences, and the counts that must be stored."""
 
 import random
 import uuid
@@ -13,12 +13,12 @@ from execution_events import wire
 from execution_events.events import Occurrence
 from execution_events.settings import Settings
 from tests.benchmarks.producer import BATCH_BYTES
-from tests.benchmarks.workload import APART, BEGUN, EVENTS_OF_AN_EXECUTION, SIDE_BY_SIDE, occurrence
+from tests.benchmarks.workload import APART, BEGUN, CONCURRENT, EVENTS_OF_AN_EXECUTION, occurrence
 
 RECURRENCES = 0.3
-"""Of all records."""
+"""Share of all records."""
 WORKERS = 16
-"""Sources; each runs several executions at the same time."""
+"""Sources; each runs several executions concurrently."""
 _FLUSH_TIMEOUT = 120
 """Seconds."""
 _SEED = 20180820
@@ -28,21 +28,22 @@ Counts = Counter[tuple[str, str]]
 
 
 def records(number: int, run: str = "") -> Iterator[Occurrence]:
-    """`number` records of executions side by side, the same in each call.
+    """Yield `number` records of concurrent executions, the same in each call.
 
-    `run` makes the executions others than those of another run. A record is the next event of its
-    execution, or one more occurrence of an earlier one.
+    Each `run` has its own executions. A record is the next event of its execution or a recurrence
+    of an earlier one.
     """
     choice = random.Random(_SEED)
-    lanes = [_lane(f"{run}{lane}", choice) for lane in range(SIDE_BY_SIDE)]
+    series = [_series(f"{run}{each}", choice) for each in range(CONCURRENT)]
     for position in range(number):
-        yield next(lanes[position % SIDE_BY_SIDE])
+        yield next(series[position % CONCURRENT])
 
 
-def _lane(lane: str, choice: random.Random) -> Iterator[Occurrence]:
+def _series(key: str, choice: random.Random) -> Iterator[Occurrence]:
+    """Yield the records of executions one after another."""
     turn = 0
     while True:
-        execution_id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"recurring:{lane}:{turn}"))
+        execution_id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"recurring:{key}:{turn}"))
         events = written = 0
         while events < EVENTS_OF_AN_EXECUTION or choice.random() < RECURRENCES:
             moment = BEGUN + APART * written
@@ -59,7 +60,7 @@ def _lane(lane: str, choice: random.Random) -> Iterator[Occurrence]:
 
 
 def loops(executions: int, number: int) -> Iterator[Occurrence]:
-    """Crash loops side by side: one event of each execution, which occurs `number` times."""
+    """Yield concurrent crash loops: one event of each execution, with `number` occurrences."""
     ids = [str(uuid.uuid5(uuid.NAMESPACE_URL, f"loop:{each}")) for each in range(executions)]
     events = [occurrence(execution_id, 0) for execution_id in ids]
     for turn in range(number):
@@ -69,7 +70,7 @@ def loops(executions: int, number: int) -> Iterator[Occurrence]:
 
 
 def counts(occurrences: Iterator[Occurrence]) -> Counts:
-    """What must be stored."""
+    """Return the counts that must be stored."""
     return Counter((each.execution_id, each.name) for each in occurrences)
 
 
@@ -78,7 +79,7 @@ async def stored(
     table: str = "ops.events_v1",
     executions: Collection[str] | None = None,
 ) -> Counts:
-    """What is stored in a table or view, of all executions or of some."""
+    """Return the counts in a table or view, of all executions or of some."""
     query, given = f"SELECT execution_id, name, count FROM {table}", []
     if executions is not None:
         query, given = f"{query} WHERE execution_id = ANY ($1)", [list(executions)]
@@ -87,7 +88,7 @@ async def stored(
 
 
 def difference(expected: Counts, found: Counts) -> list[str]:
-    """What is wrong with the counts that were found, if anything is."""
+    """Describe the differences of the counts that were found; empty if there are none."""
     missing, surplus = expected - found, found - expected
     return [
         f"{wrong.total():,} occurrences {what}, of {len(wrong):,} events"
@@ -97,7 +98,7 @@ def difference(expected: Counts, found: Counts) -> list[str]:
 
 
 def produce(settings: Settings, occurrences: Iterable[Occurrence]) -> None:
-    """Put records into the topic as publishers would, and return when Kafka has them all."""
+    """Send records as publishers would, and return once Kafka has acknowledged all."""
     sources = [f"urn:uuid:{uuid.uuid4()}" for _ in range(WORKERS)]
     producer = Producer(
         {
@@ -108,7 +109,7 @@ def produce(settings: Settings, occurrences: Iterable[Occurrence]) -> None:
             "batch.size": BATCH_BYTES,
             "partitioner": "murmur2_random",
             "linger.ms": 20,
-            # Or each start of a fresh broker's coordinator is a warning.
+            # Otherwise a new broker's coordinator causes a warning.
             "log_level": 3,
         }
     )

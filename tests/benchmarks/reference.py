@@ -1,11 +1,10 @@
-"""What the reader is compared with, served as the reader is: the same server, the same bounds.
+"""Reference servers for the reader, run with the same HTTP server and limits.
 
     python -m tests.benchmarks.reference static FILE
     python -m tests.benchmarks.reference naive TABLE
 
-`static` answers every request with the bytes of a file. `naive` reads the columns of an execution's
-events in the order of lists, makes dicts of them and encodes those; settings are in the
-environment.
+`static` answers every request with the bytes of a file. `naive` selects an execution's events in
+the order of lists, builds dicts and encodes them; settings are in the environment.
 """
 
 import asyncio
@@ -29,26 +28,26 @@ from execution_events.logs import Logger, configure_logging
 from execution_events.web.server import serve
 
 POOL = 8
-"""Connections to PostgreSQL, as many as the reader's."""
+"""Connections to PostgreSQL: the reader's number."""
 PATH = "/v1/executions/{execution_id}/events"
 COLUMNS = (
     *("execution_id", "namespace", "name", "object_name", "object_namespace", "reason", "message"),
     *("first_timestamp", "last_timestamp", "count", "type", "elem_type", "elem_id", "action_name"),
 )
-"""Those of design section 2's event, as `ops.events_v1` names them."""
+"""The columns of an event in `ops.events_v1`."""
 HEADERS = {
     "Cache-Control": "private, no-cache",
     "Vary": "Accept, Accept-Encoding, Authorization, X-Auth-Token",
     "ETag": 'W/"AAAAAAAAAAAAAAAAAAAAAA"',
     "X-Request-Id": "0" * 32,
 }
-"""As many bytes as the reader's."""
+"""The same number of bytes as the reader's."""
 
 _log = Logger("execution_events.benchmarks")
 
 
 def create_table(table: str) -> str:
-    """A plain table, as anybody would write it first."""
+    """Return the statement that creates a plain table of events."""
     return f"""
         CREATE TABLE {table} (
             execution_id text NOT NULL, namespace text NOT NULL, name text NOT NULL,
@@ -63,7 +62,7 @@ def create_table(table: str) -> str:
 
 
 def body(rows: Iterable[Any]) -> bytes:
-    """A list as the API writes it."""
+    """Return a list in the API's format."""
     return msgspec.json.encode(
         [
             {
@@ -74,7 +73,7 @@ def body(rows: Iterable[Any]) -> bytes:
                 },
                 "reason": row["reason"],
                 "message": row["message"],
-                # The dearer ways are strftime and isoformat.
+                # strftime and isoformat are slower.
                 "firstTimestamp": row["first_timestamp"].replace(microsecond=0),
                 "lastTimestamp": row["last_timestamp"].replace(microsecond=0),
                 "count": row["count"],
@@ -89,7 +88,7 @@ def body(rows: Iterable[Any]) -> bytes:
 
 
 def static(content: bytes) -> Starlette:
-    """Answers with `content`."""
+    """Return an application that answers with `content`."""
 
     async def events(_: Request) -> Response:
         return Response(content, headers=HEADERS, media_type="application/json")
@@ -98,7 +97,7 @@ def static(content: bytes) -> Starlette:
 
 
 def naive(pool: asyncpg.Pool, table: str) -> Starlette:
-    """Answers from `table`."""
+    """Return an application that answers from `table`."""
     query = (
         f"SELECT {', '.join(COLUMNS)} FROM {table} WHERE execution_id = $1"
         " ORDER BY first_timestamp, name, namespace"
@@ -124,7 +123,9 @@ async def run(way: str, argument: str, stop: asyncio.Event) -> None:
                 )
             )
             app = naive(pool, argument)
-        _log.info("started", address=await stack.enter_async_context(serve(app, "127.0.0.1", 0)))
+        _log.info(
+            "reference_started", address=await stack.enter_async_context(serve(app, "127.0.0.1", 0))
+        )
         await stop.wait()
 
 

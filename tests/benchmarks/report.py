@@ -1,4 +1,4 @@
-"""What a benchmark has to say: a table for people, JSON for programs."""
+"""Report of a benchmark: a table as text, all figures as JSON."""
 
 import importlib.metadata
 import json
@@ -21,7 +21,7 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class Report:
-    """One benchmark's results. `rows` have a cell for each of `columns`; the first is a name."""
+    """Results of one benchmark. `rows` have a cell for each of `columns`, first the title."""
 
     benchmark: str
     parameters: dict[str, Any]
@@ -30,12 +30,12 @@ class Report:
     verdicts: Sequence[Verdict] = ()
     notes: Sequence[str] = ()
     figures: dict[str, Any] = field(default_factory=dict)
-    """Every single figure, for whoever wants to count again."""
+    """All samples."""
     broken: Sequence[str] = ()
-    """Guarantees that did not hold, whatever the times."""
+    """Violated guarantees."""
 
     def text(self) -> str:
-        """The table with its notes and verdicts and what was wrong, for a terminal."""
+        """Format the table, notes, verdicts and violations for a terminal."""
         lines = [table(self.columns, self.rows), ""]
         lines += [f"- {note}" for note in self.notes]
         lines += ["", *map(str, self.verdicts)] if self.verdicts else []
@@ -43,7 +43,7 @@ class Report:
         return "\n".join(lines)
 
     def json(self, machine: dict[str, Any]) -> str:
-        """All of it, with `machine`: one object."""
+        """Encode the whole report and `machine` as one object."""
         content = asdict(self) | {
             "machine": machine,
             "verdicts": [asdict(each) | {"met": each.met} for each in self.verdicts],
@@ -52,7 +52,7 @@ class Report:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, aligned; all columns but the first hold figures, to the right."""
+    """Format an aligned Markdown table; all columns after the first are right-aligned."""
     cells = [columns, *rows]
     widths = [max(len(row[number]) for row in cells) for number in range(len(columns))]
 
@@ -69,7 +69,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """This machine, the versions and the date, in UTC. `load` is the mean of the last minute."""
+    """Return this machine, the versions and the date in UTC; `load` is the last minute's mean."""
     kafka = next(jar.version for jar in jar_list().jars if jar.artifact.startswith("kafka_"))
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
@@ -83,7 +83,7 @@ def machine() -> dict[str, Any]:
 
 
 def heading(machine: dict[str, Any]) -> str:
-    """`machine` in a line or two."""
+    """Format `machine` in two lines."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
         f"{machine['date']}, {machine['cores']} cores of {machine['processor']}, "

@@ -1,11 +1,11 @@
-"""Evenly spaced calls, and how late they begin."""
+"""Evenly spaced calls and their delays."""
 
 import asyncio
 import time
 
 
 class Schedule:
-    """Calls at `rate` per second: number n is due n / rate seconds after `begun`."""
+    """Calls at `rate` a second: number n is due n / rate seconds after `begun`."""
 
     def __init__(self, rate: float) -> None:
         self.begun = time.monotonic()
@@ -15,7 +15,7 @@ class Schedule:
         self._rate = rate
 
     async def wait(self, number: int) -> float:
-        """Return once call `number` is due, with the monotonic time."""
+        """Wait until call `number` is due, and return the monotonic time."""
         due = self.begun + number / self._rate
         await asyncio.sleep(max(0.0, due - time.monotonic()))
         now = time.monotonic()

@@ -1,8 +1,7 @@
-"""PostgreSQL of a benchmark's own, and the processes that serve or consume."""
+"""PostgreSQL for one benchmark, and processes that serve HTTP."""
 
 import json
 import secrets
-import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,22 +10,22 @@ from typing import Any
 
 from execution_events.embedded import EmbeddedPostgres
 from tests.benchmarks import usage
-from tests.benchmarks.worker import ROOT
+from tests.benchmarks.trees import THIS, Tree
 from tests.support import databases
 from tests.support.configuration import configured
 from tests.support.consumers import until
 from tests.support.databases import Database
-from tests.support.processes import COMMAND, Service, environment
+from tests.support.processes import Service, environment
 from tests.support.servers import data_directory
 
 
 @dataclass(frozen=True)
 class Postgres:
-    """An embedded PostgreSQL with the product's default settings: it syncs to the disk."""
+    """An embedded PostgreSQL with the product's default settings, fsync included."""
 
     server: EmbeddedPostgres
-    place: Path
-    """A directory on the same disk, for logs."""
+    directory: Path
+    """On the same disk, for logs."""
 
     @property
     def pid(self) -> int:
@@ -34,7 +33,7 @@ class Postgres:
 
     @property
     def cpu(self) -> float:
-        """Seconds that all its processes have used."""
+        """Seconds of CPU that all its processes have used."""
         return usage.cpu_of_tree(self.pid)
 
     @property
@@ -43,19 +42,19 @@ class Postgres:
 
     @asynccontextmanager
     async def database(self) -> AsyncIterator[Database]:
-        """A migrated, empty database."""
+        """Create a migrated, empty database; drop it at the end."""
         async with databases.empty(self.administrator_url) as database:
             await databases.migrate_as_owner(database)
             yield database
 
     def log(self, name: str) -> Path:
-        """A file that is not there yet."""
-        return self.place / f"{name}-{secrets.token_hex(4)}.log"
+        """Return the path of a new file."""
+        return self.directory / f"{name}-{secrets.token_hex(4)}.log"
 
 
 @asynccontextmanager
 async def postgres(**settings: str) -> AsyncIterator[Postgres]:
-    """A server with nothing in it; `settings` are PostgreSQL's, beside the product's defaults."""
+    """Start an empty server; `settings` are PostgreSQL's, added to the product's defaults."""
     async with (
         data_directory() as directory,
         EmbeddedPostgres(directory, settings=settings) as server,
@@ -65,7 +64,7 @@ async def postgres(**settings: str) -> AsyncIterator[Postgres]:
 
 @dataclass(frozen=True)
 class Serving:
-    """A process that serves HTTP at `address`, http://host:port."""
+    """A process that serves HTTP at `address`, `http://host:port`."""
 
     service: Service
     address: str
@@ -79,13 +78,13 @@ class Serving:
 async def serving(
     command: Sequence[str], log: Path, env: Mapping[str, str]
 ) -> AsyncIterator[Serving]:
-    """Run a command that logs its `address` as a field of a line of JSON once it serves."""
+    """Run a command that logs its `address`, a field of a line of JSON, once it serves."""
     async with Service(command, log, {**env, "EXECUTION_EVENTS_LOG_FORMAT": "json"}) as service:
         found: list[str] = []
 
         async def started() -> bool:
             if service.process.returncode is not None:
-                raise RuntimeError(f"{' '.join(command)} has ended:\n{service.output}")
+                raise RuntimeError(f"{' '.join(command)} ended:\n{service.output}")
             found.extend(addresses(service.output))
             return bool(found)
 
@@ -94,22 +93,24 @@ async def serving(
 
 
 def entries(log: str) -> list[dict[str, Any]]:
-    """The entries of a log; what is no whole line of JSON is none."""
+    """Return the entries of a log; skip whatever is not a whole line of JSON."""
     lines = [line for line in log.splitlines(keepends=True) if line.startswith("{")]
     return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
 def addresses(log: str) -> list[str]:
-    """The addresses that the entries of a log state."""
+    """Return the addresses in the entries of a log."""
     return [entry["address"] for entry in entries(log) if "address" in entry]
 
 
 @asynccontextmanager
-async def reader(postgres: Postgres, database: Database, **given: Any) -> AsyncIterator[Serving]:
-    """`execution-events reader` on a database; `given` are further settings."""
+async def reader(
+    postgres: Postgres, database: Database, tree: Tree = THIS, **given: Any
+) -> AsyncIterator[Serving]:
+    """Run a tree's `execution-events reader` on a database; `given` are further settings."""
     settings = configured(database_url=database.reader, reader_port=0, management_port=0, **given)
     async with serving(
-        (*COMMAND, "reader"), postgres.log("reader"), environment(settings)
+        (*tree.command, "reader"), postgres.log("reader"), environment(settings)
     ) as found:
         yield found
 
@@ -118,8 +119,8 @@ async def reader(postgres: Postgres, database: Database, **given: Any) -> AsyncI
 async def module(
     name: str, *arguments: str, log: Path, database_url: str
 ) -> AsyncIterator[Serving]:
-    """A module of the benchmarks that serves."""
-    env = environment(configured(database_url=database_url), PYTHONPATH=str(ROOT))
-    command = (sys.executable, "-m", f"tests.benchmarks.{name}", *arguments)
+    """Run a module of the benchmarks that serves HTTP."""
+    env = environment(configured(database_url=database_url), PYTHONPATH=str(THIS.root))
+    command = (THIS.python, "-m", f"tests.benchmarks.{name}", *arguments)
     async with serving(command, log, env) as found:
         yield found

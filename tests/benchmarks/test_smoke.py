@@ -1,4 +1,4 @@
-"""The benchmarks run to their end and count right, with sizes at which times mean nothing."""
+"""Every benchmark completes and counts correctly, with sizes too small for its times to count."""
 
 import json
 import subprocess
@@ -6,16 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import growth_report, read
-from tests.benchmarks.publish import VARIANTS
-from tests.benchmarks.worker import ROOT
+from tests.benchmarks import growth_report, publish, read
+from tests.benchmarks.trees import THIS
 
 
 def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     file = tmp_path / "report.json"
     done = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks", *arguments, "--json", file],
-        cwd=ROOT,
+        cwd=THIS.root,
         capture_output=True,
         text=True,
     )
@@ -27,10 +26,14 @@ def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
 
 
 def test_publish(tmp_path: Path) -> None:
-    report = run(tmp_path, "publish", "--events", "200", "--runs", "1")
-    assert set(report["figures"]) == {variant.way for variant in VARIANTS}
-    assert len(report["rows"]) == len(VARIANTS) + 1
-    assert len(report["verdicts"]) == 3
+    report = run(
+        *(tmp_path, "publish", "--events", "200", "--runs", "1"),
+        *("--reference-tree", str(THIS.root)),
+    )
+    variants = publish.variants(THIS)
+    assert set(report["figures"]) == {variant.key for variant in variants}
+    assert len(report["rows"]) == len(variants) + 2
+    assert len(report["verdicts"]) == 3 + sum(variant.other_tree for variant in variants)
 
 
 def test_outage(tmp_path: Path) -> None:
@@ -48,10 +51,10 @@ def test_import(tmp_path: Path) -> None:
 def test_read(tmp_path: Path) -> None:
     report = run(
         *(tmp_path, "read", "--seconds", "0.1", "--runs", "1"),
-        *("--executions", "12", "--long", "1000"),
+        *("--executions", "12", "--long", "1000", "--reference-tree", str(THIS.root)),
     )
     samples = report["figures"]["samples"]
-    assert set(samples) == {case.key for case in read.CASES}
+    assert set(samples) == {case.key for case in read.cases(THIS)}
     assert all(sample["answers"] for case in samples.values() for [sample] in case.values())
     assert [each["same"] for each in report["figures"]["memory"]["streams"].values()] == [True] * 2
     assert report["figures"]["contention"]["sample"]["wrong"] == 0
@@ -59,7 +62,7 @@ def test_read(tmp_path: Path) -> None:
 
 def test_ingest(tmp_path: Path) -> None:
     report = run(
-        *(tmp_path, "ingest", "--events", "5000", "--runs", "1"), "--reference-tree", str(ROOT)
+        *(tmp_path, "ingest", "--events", "5000", "--runs", "1"), "--reference-tree", str(THIS.root)
     )
     assert set(report["figures"]) == {"postgresql", "one", "two", "other"}
     assert all(sample["rate"] for [sample] in report["figures"].values())

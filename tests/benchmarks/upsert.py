@@ -1,11 +1,11 @@
-"""PostgreSQL alone, with the least that keeps counts: what a consumer is compared with.
+"""Reference for the consumer: PostgreSQL alone, with the minimum that keeps counts.
 
     python -m tests.benchmarks.upsert RECORDS PID
 
-Batches of records, folded and encoded before the clock starts, go by COPY into a temporary table
-and from there, by one statement that folds, into a plain table with its primary key and no other
-index; each in a transaction, over one connection. Settings are in the environment; the database is
-empty, PID is the server's. Prints a `Sample` as JSON.
+Batches of records, folded and encoded before the clock starts, go through COPY into a temporary
+table and one upsert into a plain table with a primary key and no other index, each batch in one
+transaction over one connection. Settings are in the environment; the database is empty; PID is the
+server's. Prints a `Sample` as JSON.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from tests.benchmarks import recurring, usage
 from tests.benchmarks.reference import COLUMNS, create_table
 
 BATCH = 10_000
-"""Records of a transaction, as many as the consumer's at most."""
+"""Records of a transaction: the consumer's limit."""
 
 _SIGNATURE = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = struct.pack("!h", -1)
@@ -60,7 +60,7 @@ _UPSERT = f"""
 
 @dataclass(frozen=True)
 class Sample:
-    """Seconds from the first COPY to the last commit, and of CPU until then."""
+    """Seconds from the first COPY to the last commit, and seconds of CPU."""
 
     seconds: float
     cpu: float
@@ -70,7 +70,7 @@ class Sample:
 
 
 def folded(records: Iterable[Occurrence]) -> list[Occurrence]:
-    """The events of records whose times never go back, sorted by identity."""
+    """Fold records whose times never go back into events, sorted by identity."""
     events: dict[tuple[str, str, str], Occurrence] = {}
     for record in records:
         identity = record.execution_id, record.namespace, record.name
@@ -88,7 +88,7 @@ def folded(records: Iterable[Occurrence]) -> list[Occurrence]:
 
 
 def encoded(events: Iterable[Occurrence]) -> bytes:
-    """Events in PostgreSQL's binary format of COPY."""
+    """Encode events in PostgreSQL's binary COPY format."""
     content = bytearray(_SIGNATURE)
     for event in events:
         content += struct.pack("!h", len(COLUMNS))
@@ -105,13 +105,13 @@ def encoded(events: Iterable[Occurrence]) -> bytes:
 
 
 def batches(records: Iterator[Occurrence]) -> Iterator[bytes]:
-    """All records, in as many COPYs as they need."""
+    """Yield the COPY data of each batch."""
     while batch := list(islice(records, BATCH)):
         yield encoded(folded(batch))
 
 
 async def run(url: str, number: int, pid: int) -> Sample:
-    """Store all batches, and check what is stored."""
+    """Store all batches and compare the counts."""
     copies = list(batches(recurring.records(number)))
     connection = await asyncpg.connect(url)
     await connection.execute(create_table("plain_event"))
@@ -136,7 +136,7 @@ def _used(pid: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measure, and print the sample."""
+    """Measure and print the sample."""
     url = settings_module.load(os.environ).database.require_url()
     print(json.dumps(asdict(asyncio.run(run(url, *map(int, sys.argv[1:]))))))
 

@@ -1,4 +1,4 @@
-"""How soon many watchers are told of changes, and whether each is told of all that it must be."""
+"""Time from commit to many watchers, and completeness of the messages that each receives."""
 
 import asyncio
 import time
@@ -23,24 +23,24 @@ from tests.benchmarks.watchers import Plan, Seen, Watch
 from tests.support import records
 
 LATENCY_BAR = 250
-"""Milliseconds from the commit to the watcher, for 99 of 100."""
-_SETTLE_LIMIT = 15
-"""Seconds after the last commit until what is not told is missed."""
-_LOOK = 0.2
-"""Seconds between two looks at how much has been told."""
+"""p99 from the commit to the watcher, in milliseconds."""
+_SETTLE_TIMEOUT = 15
+"""Seconds after the last commit until a missing message counts as missed."""
+_POLL_INTERVAL = 0.2
+"""Seconds between two counts of the messages."""
 _IDLE = 5
-"""Seconds without changes in which CPU is measured, at most as many as with them."""
-_ROOM = 100
-"""Streams that the reader has room for beyond the watchers."""
+"""Seconds without changes in which CPU is measured, at most the time with changes."""
+_SPARE_STREAMS = 100
+"""The reader's limit on streams beyond the watchers."""
 _TOPIC = "watch"
-"""Of the records that are stored; there is no such topic in Kafka."""
+"""Topic of the stored records; it does not exist in Kafka."""
 
-COLUMNS = ("Watchers", "told", "p50 ms", "p99 ms", "max ms")
+COLUMNS = ("Watchers", "messages", "p50 ms", "p99 ms", "max ms")
 
 
 @dataclass(frozen=True)
 class Cpu:
-    """Seconds of CPU in a second: 1 is a whole core."""
+    """CPU seconds a second: 1 is a whole core."""
 
     reader: float
     postgres: float
@@ -49,25 +49,25 @@ class Cpu:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured beside what each watcher saw. Seconds, MiB."""
+    """Figures of the servers and the schedule. Seconds, MiB."""
 
     ready: float
     """Until all watchers had their first lists."""
     idle: Cpu
     """Without changes."""
     busy: Cpu
-    """With them."""
+    """With changes."""
     rate: float
     """Changes a second."""
     latest: float
-    """The most that a commit began after its time."""
+    """The longest delay of a commit."""
     memory: float
     """Of the reader at the end."""
     peak: float
 
 
 class Clock:
-    """CPU since it was made."""
+    """CPU since its creation."""
 
     def __init__(self, server: Postgres, reader: Serving, process: Client) -> None:
         self._server, self._reader, self._process = server, reader, process
@@ -86,7 +86,7 @@ class Clock:
 
 
 async def run(watchers: int, executions: int, rate: int, seconds: float) -> Report:
-    """Watch, change at `rate` for so many seconds, and compare."""
+    """Watch while events change at `rate` for `seconds`, and compare."""
     watching = changes_module.watchers(watchers, executions)
     changed = changes_module.changes(int(rate * seconds), executions)
     progress = Progress(len(changed))
@@ -95,14 +95,14 @@ async def run(watchers: int, executions: int, rate: int, seconds: float) -> Repo
         server.database() as database,
         BatchWriter(database.writer, _TOPIC) as writer,
     ):
-        progress.show(0, "changes; watchers connect")
+        progress.show(0, "changes; connecting watchers")
         first = [event for each in range(executions) for event in changes_module.listed(each)]
         await writer.begin_partition(0, 0, "cluster")
         await writer.store(records.batch(records.log(first)))
-        room = watchers + _ROOM
+        streams = watchers + _SPARE_STREAMS
         async with (
             servers.reader(
-                server, database, reader_max_streams=room, reader_max_streams_per_token=room
+                server, database, reader_max_streams=streams, reader_max_streams_per_token=streams
             ) as reader,
             client("watchers") as process,
         ):
@@ -115,7 +115,7 @@ async def run(watchers: int, executions: int, rate: int, seconds: float) -> Repo
             spent, busy = time.monotonic() - begun, clock.cpu()
             await _settled(process, watching, changed)
             file = server.log("seen")
-            await process.ask(f"stop {file}".encode())
+            await process.send(f"stop {file}".encode())
             seen = msgspec.json.decode(file.read_bytes(), type=list[Seen])
             lists = await _lists(reader, watching)
             measured = Measured(
@@ -140,9 +140,9 @@ async def _ready(process: Client, reader: Serving, watching: Sequence[Watcher]) 
         )
         for watcher in watching
     ]
-    answer = await process.ask(msgspec.json.encode(Plan(reader.address, watches)))
+    answer = await process.send(msgspec.json.encode(Plan(reader.address, watches)))
     if problems := answer["problems"]:
-        raise RuntimeError(f"{len(problems)} watchers have no first list: {problems[0]}")
+        raise RuntimeError(f"{len(problems)} watchers got no first list: {problems[0]}")
     seconds: float = answer["seconds"]
     return seconds
 
@@ -163,7 +163,7 @@ async def _commit(
 
 
 async def _settled(process: Client, watching: Sequence[Watcher], changed: Sequence[Change]) -> None:
-    """Return once as much is told as must be, or it is too late."""
+    """Return once as many messages have arrived as expected, or after the timeout."""
     by_execution: dict[int, list[Change]] = {}
     for change in changed:
         by_execution.setdefault(change.execution, []).append(change)
@@ -172,17 +172,17 @@ async def _settled(process: Client, watching: Sequence[Watcher], changed: Sequen
         for watcher in watching
         for change in by_execution.get(watcher.execution, [])
     )
-    deadline = time.monotonic() + _SETTLE_LIMIT
+    deadline = time.monotonic() + _SETTLE_TIMEOUT
     while time.monotonic() < deadline:
-        if (await process.ask(b"seen"))["messages"] >= expected:
+        if (await process.send(b"seen"))["messages"] >= expected:
             break
-        await asyncio.sleep(_LOOK)
-    # For what is told though it need not be.
-    await asyncio.sleep(_LOOK)
+        await asyncio.sleep(_POLL_INTERVAL)
+    # Leave time for messages that should not arrive.
+    await asyncio.sleep(_POLL_INTERVAL)
 
 
 async def _lists(reader: Serving, watching: Sequence[Watcher]) -> dict[str, dict[str, Any]]:
-    """The events by name of each path that is watched, as lists."""
+    """Return the events in the list of each watched path, by name."""
     async with httpx.AsyncClient(base_url=reader.address) as client:
         return {
             path: {
@@ -201,14 +201,14 @@ def report(
     rate: int,
     seconds: float,
 ) -> Report:
-    """The table of what was measured."""
+    """Return the table of the latencies."""
     latencies = judgement.latencies
     every = [each for found in latencies.values() for each in found]
     wrong = {
-        "changes that a watcher was not told of": judgement.missed,
-        "watchers who know something else than a list says": judgement.different,
-        "watchers without a first reset or an id, or who saw a count go down": judgement.unordered,
-        "watchers whose stream has ended": judgement.ended,
+        "changes that a watcher did not receive": judgement.missed,
+        "watchers whose view differs from the list": judgement.different,
+        "watchers without a first reset or an id, or with a falling count": judgement.unordered,
+        "watchers whose stream ended": judgement.ended,
     }
     return Report(
         "watch",
@@ -216,7 +216,7 @@ def report(
         COLUMNS,
         [
             _row(f"all {len(watching):,}", every),
-            *(_row(f"of {query or 'everything'}", found) for query, found in latencies.items()),
+            *(_row(query or "without a filter", found) for query, found in latencies.items()),
         ],
         [
             Verdict(
@@ -254,18 +254,18 @@ def _notes(
     return [
         f"{len(watching):,} connections of one client process to one reader, on {executions:,}"
         f" executions of {changes_module.LISTED} events; {measured.rate:.1f} changes a second, each"
-        " committed in a transaction of its own with default durability; the latest began"
-        f" {measured.latest * 1000:.0f} ms after its time.",
-        "PostgreSQL, the reader, the watchers and who commits share the cores. The clock runs from"
-        " the return of the commit until the watcher's process has the bytes; the same clock in"
-        " both.",
+        " committed in a transaction of its own with default durability; longest delay of a commit"
+        f" {measured.latest * 1000:.0f} ms.",
+        "PostgreSQL, the reader, the watchers and the writer share the cores. The clock, the same"
+        " in both processes, runs from the return of the commit until the watchers' process has"
+        " the bytes.",
         f"First lists of all: {measured.ready:.1f} s. CPU of the reader: {measured.idle.reader:.0%}"
         f" of a core without changes, {measured.busy.reader:.0%} with them; of PostgreSQL"
         f" {measured.idle.postgres:.0%} and {measured.busy.postgres:.0%}; of the watchers"
         f" {measured.busy.watchers:.0%}.",
         f"Memory of the reader: {measured.memory:.0f} MiB at the end, at most {measured.peak:.0f}.",
-        "An event that ceases to match a filter must be told as gone; a later state of an event"
-        f" tells of an earlier one, too. Lists begun again: {judgement.resets:,}; messages that"
-        f" told of no change: {judgement.needless:,}.",
+        "An event that ceases to match a filter must be reported as gone. A later state of an event"
+        f" also reports the earlier ones. Resets after the first: {judgement.resets:,}; messages"
+        f" without a change: {judgement.needless:,}.",
         "The reader's limits on streams are raised; all watchers are one caller.",
     ]

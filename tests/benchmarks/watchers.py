@@ -1,10 +1,10 @@
-"""Many watchers in one process, which note when they are told what.
+"""Process of many watchers, which records every message and its time.
 
     python -m tests.benchmarks.watchers
 
-Standard input is lines. The first is a `Plan` as JSON; the answer, a line of JSON, comes when every
-watcher has its first list. Then `seen` is answered with how many messages have come since, and
-`stop FILE` leaves what each watcher has seen, a list of `Seen` as JSON, in a file.
+The first line of standard input is a `Plan` as JSON, answered once every watcher has its first
+list. Then `seen` is answered with the number of messages since, and `stop FILE` writes a list with
+the `Seen` of each watcher as JSON to a file.
 """
 
 import asyncio
@@ -16,19 +16,17 @@ import msgspec
 import uvloop
 
 from tests.benchmarks.lines import answer, lines
-from tests.benchmarks.load import Ask, Head
+from tests.benchmarks.load import Head, Request
 from tests.support.sse import Chunks, Message, Parser
 
-AT_ONCE = 32
-"""Connections that are opened at the same time."""
-READY_LIMIT = 120
+CONNECTING_LIMIT = 32
+"""Connections opened concurrently."""
+READY_TIMEOUT = 120
 """Seconds until all have their first list."""
-_FILES = 256
-"""Open files beside the connections."""
 
 
 class Watch(msgspec.Struct, frozen=True):
-    """What is watched, and how many events its first list has."""
+    """A watched path and the number of events in its first list."""
 
     path: str
     listed: int
@@ -42,9 +40,9 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Note(NamedTuple):
-    """A message: when it came, by the monotonic clock, and of which event.
+    """A message about an event and its arrival on the monotonic clock.
 
-    `times` is the event's count, 0 where it is gone.
+    `times` is the event's count, 0 if it is gone.
     """
 
     moment: float
@@ -53,34 +51,34 @@ class Note(NamedTuple):
 
 
 class Seen(msgspec.Struct):
-    """All that one watcher was told. `view` is what it knows in the end: JSON by event's name."""
+    """The messages of one watcher. `view` is the resulting JSON by event name."""
 
     notes: list[Note] = []
     view: dict[str, str] = {}
     resets: int = 0
     began_with_reset: bool = False
     went_back: int = 0
-    """Messages with a lower count than the one before of that event, without a reset between."""
+    """Messages with a lower count than the event's last one since the reset."""
     ids: int = 0
     comments: int = 0
     problem: str | None = None
-    """Why it ended, if it did."""
+    """The cause of the end of the stream, or None."""
 
 
 class _Metadata(msgspec.Struct):
     name: str
 
 
-class _Told(msgspec.Struct):
+class _Event(msgspec.Struct):
     metadata: _Metadata
     count: int = 0
 
 
-_decoder = msgspec.json.Decoder(_Told)
+_decoder = msgspec.json.Decoder(_Event)
 
 
 class View:
-    """What a watcher makes of its messages."""
+    """The state that a watcher builds from its messages."""
 
     def __init__(self) -> None:
         self.seen = Seen()
@@ -88,7 +86,7 @@ class View:
         self._messages = 0
 
     def take(self, message: Message, now: float) -> None:
-        """Take a message. Raises `ValueError` where it is none of the API's."""
+        """Apply a message; raise `ValueError` for one that the API does not define."""
         seen = self.seen
         seen.ids += message.id is not None
         self._messages += 1
@@ -99,23 +97,23 @@ class View:
             self._counts.clear()
             return
         if message.event not in ("message", "gone"):
-            raise ValueError(f"a message of type {message.event!r}")
-        told = _decoder.decode(message.data)
-        name = told.metadata.name
+            raise ValueError(f"a message of type {message.event}")
+        event = _decoder.decode(message.data)
+        name = event.metadata.name
         if message.event == "gone":
             seen.view.pop(name, None)
             seen.notes.append(Note(now, name, 0))
             return
-        seen.went_back += told.count < self._counts.get(name, 0)
-        self._counts[name] = told.count
+        seen.went_back += event.count < self._counts.get(name, 0)
+        self._counts[name] = event.count
         seen.view[name] = message.data
-        seen.notes.append(Note(now, name, told.count))
+        seen.notes.append(Note(now, name, event.count))
 
 
 class _Connection(asyncio.Protocol):
     def __init__(self, watch: Watch, host: str) -> None:
         self._watch = watch
-        self._request = Ask(watch.path, headers={"Accept": "text/event-stream"}).head(host)
+        self._request = Request(watch.path, headers={"Accept": "text/event-stream"}).head(host)
         self._unparsed = b""
         self._chunks: Chunks | None = None
         self._parser = Parser()
@@ -124,7 +122,7 @@ class _Connection(asyncio.Protocol):
         self.stopping = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are none of asyncio's classes.
+        # uvloop's transports do not inherit from asyncio's.
         self.transport = cast(asyncio.Transport, transport)
         self.transport.write(self._request)
 
@@ -132,7 +130,7 @@ class _Connection(asyncio.Protocol):
         now = time.monotonic()
         try:
             self._take(data, now)
-        except ValueError as error:  # msgspec's are, too
+        except ValueError as error:  # includes msgspec's errors
             self._end(str(error))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -152,7 +150,7 @@ class _Connection(asyncio.Protocol):
         if self.view.seen.resets and len(self.view.seen.view) >= self._watch.listed:
             self.ready.set()
         if self._chunks.ended:
-            self._end("the stream has ended")
+            self._end("the stream ended")
 
     def _end(self, problem: str) -> None:
         if not self.stopping:
@@ -164,31 +162,31 @@ class _Connection(asyncio.Protocol):
 def _check(head: Head) -> None:
     kind = head.headers.get("content-type", "").partition(";")[0]
     if head.status != 200 or kind != "text/event-stream":
-        raise ValueError(f"no stream of events, but status {head.status}, {kind}")
+        raise ValueError(f"status {head.status} with {kind}, expected an event stream")
     if head.headers.get("transfer-encoding") != "chunked":
-        raise ValueError("a stream that is not sent in chunks")
+        raise ValueError("the stream is not sent in chunks")
 
 
 async def _connected(plan: Plan) -> list[_Connection]:
-    """All watchers, each with its first list or with a problem."""
+    """Connect all watchers; each has its first list or a problem."""
     host, _, port = (name := plan.address.removeprefix("http://")).rpartition(":")
     connections = [_Connection(watch, name) for watch in plan.watches]
     loop = asyncio.get_running_loop()
-    places = asyncio.Semaphore(AT_ONCE)
+    slots = asyncio.Semaphore(CONNECTING_LIMIT)
 
     async def connect(connection: _Connection) -> None:
-        async with places:
+        async with slots:
             await loop.create_connection(lambda: connection, host, int(port))
             await connection.ready.wait()
 
-    async with asyncio.timeout(READY_LIMIT), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(READY_TIMEOUT), asyncio.TaskGroup() as group:
         for connection in connections:
             group.create_task(connect(connection))
     return connections
 
 
 async def run() -> None:
-    """Watch until `stop`."""
+    """Execute the commands of standard input until `stop`."""
     reader = await lines()
     plan = msgspec.json.decode(await reader.readline(), type=Plan)
     begun = time.monotonic()
@@ -204,14 +202,14 @@ async def run() -> None:
         for connection in connections:
             connection.stopping = True
             connection.transport.abort()
-        with open(command[1], "wb") as file:  # noqa: ASYNC230, PTH123 - nothing else is to be done
+        with open(command[1], "wb") as file:  # noqa: ASYNC230, PTH123 - the loop has nothing else to do
             file.write(msgspec.json.encode(seen))
         answer()
         return
 
 
 def main() -> None:
-    """Watch as standard input asks."""
+    """Watch until standard input says `stop`."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -1,24 +1,28 @@
-"""Runs a module of the benchmarks as a process of its own."""
+"""Modules of the benchmarks, each run as a process of its own."""
 
 import asyncio
 import json
 import subprocess
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tests.benchmarks.trees import THIS, Tree
 
 
 async def measured(
-    *arguments: str, env: Mapping[str, str] | None = None, stdin: bytes = b""
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes = b"",
+    tree: Tree = THIS,
 ) -> dict[str, Any]:
-    """The JSON object that `python ARGUMENTS` prints; it never outlives this call."""
+    """Run `python ARGUMENTS` in a tree and return the JSON object that it prints.
+
+    The process never outlives this call. Raises `RuntimeError` if it fails.
+    """
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
+        tree.python,
         *arguments,
-        cwd=ROOT,
+        cwd=tree.root,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=env,
@@ -30,6 +34,8 @@ async def measured(
             process.kill()
             await process.wait()
     if process.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} ended with exit code {process.returncode}")
+        raise RuntimeError(
+            f"{' '.join(arguments)} in {tree.root} ended with exit code {process.returncode}"
+        )
     content: dict[str, Any] = json.loads(out)
     return content

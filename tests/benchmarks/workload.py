@@ -1,4 +1,4 @@
-"""The events that the benchmarks are about: of the shape and size of the demo's fixed execution."""
+"""Events of the benchmarks, with the shape and size of the demo's fixed execution."""
 
 import uuid
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ NAMESPACE = "c51567523b744d098a8a81ede51894ac"
 OBJECT_NAME = "gcs-exec-3-08-20-144951"
 ELEMENT_TYPE = "KubeDAG.init"
 EVENTS_OF_AN_EXECUTION = 140
-SIDE_BY_SIDE = 64
-"""Executions that a worker runs at the same time, so that their events come in turn."""
+CONCURRENT = 64
+"""Executions that a worker runs concurrently; their events are interleaved."""
 
 BEGUN = datetime(2026, 1, 1, 0, 0, 0, 123456, UTC)
-"""When the executions begin whose times are not those of now."""
+"""Begin of executions with fixed times."""
 APART = timedelta(milliseconds=37)
-"""Between two events of an execution, whose times are not those of now."""
+"""Between two events of an execution with fixed times."""
 
 _ACTIONS = ("create", "delete")
 _REASONS = (lifecycle.ACTION_START, lifecycle.SUCCESSFUL_FINISH)
@@ -28,7 +28,7 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 def seed_shaped(number: int) -> Iterator[Event]:
-    """`number` events of which none recurs: the dearest case, as each gets a name of its own.
+    """Yield `number` events without recurrences: the most expensive case, each has a new name.
 
     Executions have new ids in each call.
     """
@@ -37,8 +37,8 @@ def seed_shaped(number: int) -> Iterator[Event]:
 
 def _endless() -> Iterator[Event]:
     while True:
-        executions = [_execution(str(uuid.uuid4())) for _ in range(SIDE_BY_SIDE)]
-        for execution in islice(cycle(executions), SIDE_BY_SIDE * EVENTS_OF_AN_EXECUTION):
+        executions = [_execution(str(uuid.uuid4())) for _ in range(CONCURRENT)]
+        for execution in islice(cycle(executions), CONCURRENT * EVENTS_OF_AN_EXECUTION):
             yield next(execution)
 
 
@@ -53,7 +53,7 @@ def _execution(execution_id: str) -> Iterator[Event]:
 def event(
     execution_id: str, element: str, action: str, reason: Reason, name: str | None = None
 ) -> Event:
-    """One event of an execution."""
+    """Return an event of an execution."""
     return Event(
         execution_id=execution_id,
         namespace=NAMESPACE,
@@ -70,10 +70,7 @@ def event(
 def occurrence(
     execution_id: str, position: int, *, begun: datetime = BEGUN, type_: str = "Normal"
 ) -> Occurrence:
-    """Event number `position` of an execution, the same in each call.
-
-    Positions are in the order of lists.
-    """
+    """Return event number `position` of an execution in the order of lists; calls agree."""
     element = f"job-{position // (len(_ACTIONS) * len(_REASONS))}-init"
     action = _ACTIONS[position // len(_REASONS) % len(_ACTIONS)]
     reason = _REASONS[position % len(_REASONS)]

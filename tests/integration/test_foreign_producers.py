@@ -92,10 +92,10 @@ async def test_golden_records_are_stored_once_in_their_partitions(
     settings = await topic(settings, PARTITIONS)
 
     await produce(settings, sent, tmp_path)
-    places = {place.key: place.partitions[PARTITIONS] for place in PLACES}
+    partition_of = {each.key: each.partitions[PARTITIONS] for each in PLACES}
     logs: dict[int, list[KafkaRecord]] = defaultdict(list)
     for record in sent:
-        logs[places[record.key or b""]].append(record)
+        logs[partition_of[record.key or b""]].append(record)
     assert await content(settings) == {
         partition: [(record.key, record.value, record.headers) for record in records]
         for partition, records in logs.items()
@@ -111,7 +111,7 @@ async def test_golden_records_are_stored_once_in_their_partitions(
     )
     watermarks = await fetch("SELECT partition, source, sequence FROM producer_progress")
     assert {(row[0], row[1]): row[2] for row in watermarks} == {
-        (places[case.record.key or b""], case.origin.source): case.origin.sequence
+        (partition_of[case.record.key or b""], case.origin.source): case.origin.sequence
         for case in published  # of one source and partition the last has the greatest
         if case.origin is not None
     }
@@ -124,10 +124,10 @@ async def test_keys_go_to_the_partitions_of_the_golden_file(
     produce: Produce, partitions: int, settings: Settings, tmp_path: Path
 ) -> None:
     settings = await topic(settings, partitions)
-    await produce(settings, [KafkaRecord(place.key, b"-") for place in PLACES], tmp_path)
+    await produce(settings, [KafkaRecord(each.key, b"-") for each in PLACES], tmp_path)
     assert {
         key: partition for partition, log in (await content(settings)).items() for key, _, _ in log
-    } == {place.key: place.partitions[partitions] for place in PLACES}
+    } == {each.key: each.partitions[partitions] for each in PLACES}
 
 
 async def topic(settings: Settings, partitions: int) -> Settings:

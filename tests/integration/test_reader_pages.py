@@ -322,8 +322,8 @@ async def test_a_page_reads_no_more_than_its_events(
 
 def position(body: bytes) -> Position:
     event = decode(body)
-    place = datetime.fromisoformat(event.first_timestamp)
-    return Position(place, event.metadata.name, event.metadata.namespace)
+    moment = datetime.fromisoformat(event.first_timestamp)
+    return Position(moment, event.metadata.name, event.metadata.namespace)
 
 
 async def explained(

@@ -130,8 +130,8 @@ def processes_of(directory: Path) -> list[str]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            places = [process / "cwd", *(process / "fd").iterdir()]
-            if any(place.readlink().is_relative_to(directory) for place in places):
+            links = [process / "cwd", *(process / "fd").iterdir()]
+            if any(link.readlink().is_relative_to(directory) for link in links):
                 found.append((process / "cmdline").read_text().replace("\0", " "))
         except OSError:
             continue  # The process has ended or belongs to another user.

@@ -1,12 +1,12 @@
-"""The growth benchmark's work, and its verdicts."""
+"""Work and verdicts of the growth benchmark."""
 
 from collections import Counter
 
 import pytest
 
-from tests.benchmarks import asks, consuming, growth_report, load, recurring
+from tests.benchmarks import consuming, growth_report, load, recurring, requests
 from tests.benchmarks.growth_report import LOOPS, VARIANTS, Found, Loops, Mixed
-from tests.benchmarks.load import Ask
+from tests.benchmarks.load import Request
 
 SIZES = [1000, 2000]
 
@@ -31,8 +31,8 @@ def test_each_run_of_mixed_work_has_executions_of_its_own() -> None:
     assert counts[0] == recurring.counts(recurring.records(500))
 
 
-def test_what_is_asked_again_is_asked_in_another_way() -> None:
-    found = asks.uncached([Ask("/a"), Ask("/b")])
+def test_repeated_requests_have_different_headers() -> None:
+    found = requests.uncached([Request("/a"), Request("/b")])
     assert Counter(each.path for each in found)["/a"] == len(found) / 2
     assert len({each.headers["Accept"] for each in found}) == len(found)
 
@@ -52,7 +52,7 @@ def answered(rate: int, wrong: int = 0) -> load.Sample:
         server_cpu=0.2,
         postgres_cpu=0.1,
         client_cpu=0.1,
-        asked=rate,
+        sent=rate,
         wrong=wrong,
         errors=["another body"] * wrong,
     )
@@ -85,5 +85,5 @@ def test_a_wrong_count_and_a_wrong_answer_break_a_report() -> None:
     report = growth_report.report(broken, SIZES, 1000, 500, 1, 3)
     assert report.broken == [
         "2,000 events stored: 1 occurrences missing, of 1 events",
-        "lists, 1,000 events stored: 1 of 1,000 answers wrong, ['another body']",
+        "lists, 1,000 events stored: 1 of 1,000 answers wrong: another body",
     ]

@@ -1,4 +1,4 @@
-"""The handover benchmark's own arithmetic."""
+"""Arithmetic and verdicts of the handover benchmark."""
 
 from dataclasses import replace
 from itertools import islice
@@ -12,21 +12,21 @@ KILLED = Sample("SIGKILL", True, [0, 2], code=-9, exited=0.1, assigned=8, moved=
 STOPPED = Sample("SIGTERM", True, [0, 2], code=0, exited=0.25, assigned=1, moved=1.5)
 
 
-def test_what_is_stored_before_the_other_one_holds_the_partitions_is_not_its_own() -> None:
+def test_records_stored_before_the_assignment_do_not_count_as_moved() -> None:
     found = Handover([0, 2], {0: 10, 1: 10, 2: 10})
-    found.look(0.1, {0: 15, 1: 20, 2: 10}, [1])
-    found.look(0.2, {0: 15, 1: 30, 2: 10}, [1])
+    found.observe(0.1, {0: 15, 1: 20, 2: 10}, [1])
+    found.observe(0.2, {0: 15, 1: 30, 2: 10}, [1])
     assert (found.assigned, found.moved) == (None, {})
-    found.look(0.3, {0: 15, 1: 30, 2: 10}, [0, 1, 2])
-    found.look(0.4, {0: 15, 1: 30, 2: 11}, [0, 1, 2])
+    found.observe(0.3, {0: 15, 1: 30, 2: 10}, [0, 1, 2])
+    found.observe(0.4, {0: 15, 1: 30, 2: 11}, [0, 1, 2])
     assert (found.assigned, found.moved, found.over) == (0.3, {2: 0.4}, False)
-    found.look(0.5, {0: 16, 1: 30, 2: 12}, [0, 1, 2])
+    found.observe(0.5, {0: 16, 1: 30, 2: 12}, [0, 1, 2])
     assert (found.moved, found.over) == ({2: 0.4, 0: 0.5}, True)
 
 
-def test_partitions_may_move_by_the_first_look() -> None:
+def test_partitions_may_have_moved_by_the_first_observation() -> None:
     found = Handover([0], {0: 10, 1: 10})
-    found.look(0.1, {0: 11, 1: 10}, [0, 1])
+    found.observe(0.1, {0: 11, 1: 10}, [0, 1])
     assert (found.assigned, found.moved, found.over) == (0.1, {0: 0.1}, True)
 
 
@@ -40,7 +40,9 @@ def test_partitions_may_move_by_the_first_look() -> None:
         ([[0, 2], [1, 3, 5]], False),
     ],
 )
-def test_partitions_are_shared(holding: list[list[int]], expected: bool) -> None:
+def test_partitions_are_shared_when_each_is_held_once(
+    holding: list[list[int]], expected: bool
+) -> None:
     assert handover.shared(holding) is expected
 
 
@@ -73,7 +75,7 @@ def test_the_slowest_run_is_judged() -> None:
     assert report.broken == []
 
 
-def test_a_consumer_ends_as_it_was_told_to() -> None:
+def test_an_unexpected_exit_code_breaks_a_report() -> None:
     found = [replace(KILLED, code=1), replace(STOPPED, code=-15)]
     assert handover.report(found, 600, 4711, ["3 occurrences missing, of 2 events"]).broken == [
         "a consumer ended with exit code 1 after SIGKILL",

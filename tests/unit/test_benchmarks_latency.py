@@ -1,4 +1,4 @@
-"""The latency benchmark's own arithmetic."""
+"""Arithmetic and verdicts of the latency benchmark."""
 
 from collections import Counter
 
@@ -17,14 +17,14 @@ from tests.benchmarks.course import (
 from tests.benchmarks.latency import Measured
 from tests.benchmarks.latency_worker import Published
 from tests.benchmarks.watchers import Note, Seen
-from tests.benchmarks.workload import SIDE_BY_SIDE
+from tests.benchmarks.workload import CONCURRENT
 
 SLOW, FAST, FASTEST = (Course("run", rate, 120) for rate in (10, 1000, 10_000))
 
 
 @pytest.mark.parametrize(
     ("course", "apart", "events", "executions"),
-    [(SLOW, 1, 120, 3), (FAST, 10, 2000, 4 + SIDE_BY_SIDE), (FASTEST, 50, 20_000, 8 + 64)],
+    [(SLOW, 1, 120, 3), (FAST, 10, 2000, 4 + CONCURRENT), (FASTEST, 50, 20_000, 8 + 64)],
 )
 def test_a_course_polls_for_a_part_of_its_events(
     course: Course, apart: int, events: int, executions: int
@@ -32,14 +32,13 @@ def test_a_course_polls_for_a_part_of_its_events(
     assert (course.apart, course.events, len(course.executions)) == (apart, events, executions)
     assert len(course.polled) == -(-events // apart) == sum(course.polled_lists)
     assert max(course.polled_lists) == LISTED
-    in_executions = Counter(course.places())
-    assert [in_executions[place] for place in range(len(course.polled_lists))] == (
-        course.polled_lists
-    )
+    in_executions = Counter(course.execution_numbers())
+    polled = [in_executions[each] for each in range(len(course.polled_lists))]
+    assert polled == course.polled_lists
     assert course.counts().total() == len(course.counts()) == events
 
 
-def test_the_next_list_is_polled_before_it_has_events() -> None:
+def test_polling_of_the_next_list_begins_before_it_has_events() -> None:
     assert [course.ahead for course in (Course("run", 2, 1), SLOW, FAST, FASTEST)] == [1, 1, 10, 20]
 
 
@@ -49,26 +48,26 @@ def test_courses_have_executions_of_their_own() -> None:
     assert FAST.executions == msgspec.structs.replace(FAST).executions
 
 
-def test_a_name_says_which_event_it_is() -> None:
+def test_a_name_identifies_its_event() -> None:
     assert number_of(name_of(4711)) == 4711
-    with pytest.raises(ValueError, match="nobody published"):
+    with pytest.raises(ValueError, match="was not published"):
         number_of("another.1")
 
 
-def test_arrivals_are_compared_with_what_must_be_seen() -> None:
+def test_arrivals_are_compared_with_the_expected_events() -> None:
     assert arrivals([1.0, 2.0, 3.0], [0, 2], {0: 1.5, 2: 2.75}) == Arrivals([0.5, -0.25])
     found = arrivals([1.0, 2.0], range(2), {1: 2.0, 17: 3.0})
     assert found.seconds == [0.0]
     assert found.wrong == [
         f"1 events never seen, the first is {name_of(0)}",
-        f"1 events seen that nobody published, the first is {name_of(17)}",
+        f"1 events seen but not expected, the first is {name_of(17)}",
     ]
 
 
-def test_what_was_told_twice_is_wrong() -> None:
+def test_a_repeated_message_is_an_error() -> None:
     one, two = Note(1.0, name_of(1), 1), Note(2.0, name_of(2), 1)
-    assert latency.told([Seen(notes=[one]), Seen(notes=[two])]) == ({1: 1.0, 2: 2.0}, [])
-    moments, wrong = latency.told(
+    assert latency.first_messages([Seen(notes=[one]), Seen(notes=[two])]) == ({1: 1.0, 2: 2.0}, [])
+    moments, wrong = latency.first_messages(
         [Seen(notes=[one, one._replace(moment=3.0), two._replace(times=2)], problem="closed")]
     )
     assert moments == {1: 1.0, 2: 2.0}
@@ -87,7 +86,7 @@ def test_a_polled_list_has_each_event_once() -> None:
         poller.names(body(1, 2))
 
 
-def test_the_rate_is_that_of_what_was_published() -> None:
+def test_the_rate_counts_published_events() -> None:
     assert Published(returned=[10.5, 12.0], begun=10.0, late=0.0).rate == 1
 
 
@@ -120,7 +119,7 @@ def test_only_rates_with_a_bar_are_judged() -> None:
     assert not report.broken
 
 
-def test_what_was_never_seen_breaks_a_report() -> None:
+def test_an_event_never_seen_breaks_a_report() -> None:
     report = latency.report([measured(SLOW, Arrivals([]), Arrivals([], ["1 never seen"]))], 2)
     assert not any(each.met for each in report.verdicts)
     assert report.broken == ["10 events a second: polling: 1 never seen"]

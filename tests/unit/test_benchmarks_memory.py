@@ -1,4 +1,4 @@
-"""The memory benchmark's own arithmetic."""
+"""Verdicts of the memory benchmark."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ LISTS = load.Sample(
     server_cpu=4,
     postgres_cpu=1,
     client_cpu=1,
-    asked=5500,
+    sent=5500,
     wrong=0,
     errors=[],
 )
@@ -24,7 +24,7 @@ CONSUMER = Consumer(50, {1000: STORED, 3000: replace(STORED, peak=105)}, {1: 50,
 READER = Reader(60, 140, LISTS, Streamed(1.5, 70, 15, True))
 
 
-def test_the_port_of_the_management_is_in_the_log() -> None:
+def test_the_management_port_is_read_from_the_log() -> None:
     log = '{"event": "a"}\n{"event": "b", "management": "http://127.0.0.1:4711"}\n{"management'
     assert memory.management(log) == 4711
     assert memory.management('{"event": "a"}\n') is None
@@ -40,13 +40,13 @@ def test_peaks_are_judged() -> None:
     assert report.broken == []
 
 
-def test_what_grows_with_the_backlog_misses_both_bars() -> None:
+def test_memory_that_grows_with_the_backlog_misses_both_bars() -> None:
     grown = replace(CONSUMER, stored={1000: STORED, 3000: replace(STORED, peak=210)})
     report = memory.report(Dataset(20, 1000), grown, READER, 5)
     assert [verdict.met for verdict in report.verdicts] == [False, True, False]
 
 
-def test_what_is_wrong_is_told() -> None:
+def test_wrong_counts_and_answers_break_a_report() -> None:
     stored = {1000: STORED, 3000: replace(STORED, wrong=["1 occurrences missing, of 1 events"])}
     reader = replace(
         READER,
@@ -56,6 +56,6 @@ def test_what_is_wrong_is_told() -> None:
     report = memory.report(Dataset(20, 1000), replace(CONSUMER, stored=stored), reader, 5)
     assert report.broken == [
         "3,000 records: 1 occurrences missing, of 1 events",
-        "reader, lists over 8 connections: 2 of 5,500 answers wrong, ['x']",
-        "the long list is another one",
+        "reader, lists over 8 connections: 2 of 5,500 answers wrong: x",
+        "the long list is wrong",
     ]

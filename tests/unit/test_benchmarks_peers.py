@@ -1,4 +1,4 @@
-"""What is compared with the consumer: rows, locks and the report; no peer is started."""
+"""The consumer's peers: rows, locks and the report; no peer is started."""
 
 import re
 from collections import Counter
@@ -28,7 +28,7 @@ def test_a_row_has_the_columns_of_a_record() -> None:
     assert columns["count"] == 1
 
 
-def test_a_job_goes_through_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_is_passed_through_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job("127.0.0.1:9092", "topic", "group", "postgresql://owner@127.0.0.1/some", 10)
     for name, value in job.environment().items():
         monkeypatch.setenv(name, value)
@@ -52,7 +52,7 @@ def test_counts_are_compared_where_they_are_kept() -> None:
     assert comparison.difference(expected, found, folds=False) == (1, 0)
 
 
-def test_only_our_own_wrong_counts_break_a_report() -> None:
+def test_only_the_consumers_wrong_counts_break_a_report() -> None:
     def sample(rate: float, missing: int = 0, surplus: int = 0) -> Sample:
         return Sample(rate, 1.5, 0.1, 0.2, 99.5, missing, surplus)
 
@@ -69,11 +69,11 @@ def test_only_our_own_wrong_counts_break_a_report() -> None:
     ]
 
 
-def test_the_environment_of_another_lock_is_another(tmp_path: Path) -> None:
+def test_each_lock_has_its_own_environment(tmp_path: Path) -> None:
     assert installed.directory(tmp_path, b"a") != installed.directory(tmp_path, b"b")
 
 
-def test_the_lock_is_hashed_and_names_no_place() -> None:
+def test_the_lock_has_hashes_and_no_index() -> None:
     text = installed.LOCK.read_text()
     assert not re.search(r"://|index|find-links", text)
     lines = [
@@ -88,7 +88,7 @@ def test_the_lock_is_hashed_and_names_no_place() -> None:
     assert wanted <= {line.split("==")[0] for line in lines}
 
 
-def test_the_schema_of_connect_is_that_of_a_record(tmp_path: Path) -> None:
+def test_the_connect_schema_matches_a_record(tmp_path: Path) -> None:
     _, value = wire.encode(next(recurring.records(1)))
 
     def names(schema: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def test_the_schema_of_connect_is_that_of_a_record(tmp_path: Path) -> None:
     assert debezium.properties({"a": "b:c", "d": "1"}) == "a=b:c\nd=1\n"
 
 
-def test_the_jars_of_connect_are_those_of_the_broker() -> None:
+def test_connect_and_the_broker_have_the_same_version() -> None:
     versions = {jar.artifact: jar.version for jar in JarList.load(debezium.JARS).jars}
     broker = {jar.artifact: jar.version for jar in jar_list().jars}
     assert versions["connect-runtime"] == versions["kafka-clients"] == broker["kafka-clients"]

@@ -1,4 +1,4 @@
-"""The watch benchmark's own parsing and judging."""
+"""Parsing and verdicts of the watch benchmark."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -42,7 +42,7 @@ MESSAGES = [
 ]
 
 
-def test_a_stream_is_parsed_by_the_standard() -> None:
+def test_a_stream_is_parsed_as_the_standard_says() -> None:
     parser = Parser()
     assert parser.feed(STREAM) == MESSAGES
     assert parser.comments == 2
@@ -50,7 +50,7 @@ def test_a_stream_is_parsed_by_the_standard() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7])
-def test_a_stream_comes_in_any_pieces(size: int) -> None:
+def test_a_stream_may_arrive_in_any_pieces(size: int) -> None:
     parser = Parser()
     pieces = [STREAM[start : start + size] for start in range(0, len(STREAM), size)]
     assert [message for piece in pieces for message in parser.feed(piece)] == MESSAGES
@@ -62,7 +62,7 @@ def test_a_stream_may_be_short() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
-def test_chunks_come_in_any_pieces(size: int) -> None:
+def test_chunks_may_arrive_in_any_pieces(size: int) -> None:
     body = b"5\r\nhel\r\n\r\nA;x=y\r\n0123456789\r\n0\r\n\r\n"
     chunks = Chunks()
     pieces = [body[start : start + size] for start in range(0, len(body), size)]
@@ -72,27 +72,27 @@ def test_chunks_come_in_any_pieces(size: int) -> None:
         Chunks().feed(b"hello\r\n")
 
 
-def told(name: str, count: int | None = None) -> str:
+def content_of(name: str, count: int | None = None) -> str:
     fields = {} if count is None else {"count": count}
     return msgspec.json.encode({"metadata": {"name": name}, **fields}).decode()
 
 
-def test_a_view_is_what_the_messages_amount_to() -> None:
+def test_a_view_is_the_sum_of_its_messages() -> None:
     view = View()
     view.take(Message("reset", "{}", None), 1)
     for name, count in (("a", 1), ("b", 1), ("a", 3)):
-        view.take(Message("message", told(name, count), "i"), 2)
-    view.take(Message("gone", told("b"), None), 3)
+        view.take(Message("message", content_of(name, count), "i"), 2)
+    view.take(Message("gone", content_of("b"), None), 3)
     seen = view.seen
-    assert seen.view == {"a": told("a", 3)}
+    assert seen.view == {"a": content_of("a", 3)}
     assert seen.notes == [Note(2, "a", 1), Note(2, "b", 1), Note(2, "a", 3), Note(3, "b", 0)]
     assert (seen.began_with_reset, seen.resets, seen.went_back, seen.ids) == (True, 1, 0, 3)
-    view.take(Message("message", told("a", 2), None), 4)
+    view.take(Message("message", content_of("a", 2), None), 4)
     assert seen.went_back == 1
     view.take(Message("reset", "", None), 5)
-    view.take(Message("message", told("a", 1), None), 5)
-    assert (seen.view, seen.resets, seen.went_back) == ({"a": told("a", 1)}, 2, 1)
-    with pytest.raises(ValueError, match="of type 'other'"):
+    view.take(Message("message", content_of("a", 1), None), 5)
+    assert (seen.view, seen.resets, seen.went_back) == ({"a": content_of("a", 1)}, 2, 1)
+    with pytest.raises(ValueError, match="of type other"):
         view.take(Message("other", "", None), 6)
     with pytest.raises(ValueError, match="metadata"):
         view.take(Message("message", "{}", None), 6)
@@ -134,17 +134,19 @@ def shown(change: Change) -> dict[str, Any]:
 
 
 def perfect() -> tuple[list[Seen], dict[str, dict[str, Any]]]:
-    """What watchers see who are told of each change a quarter of a second after its commit."""
+    """Return the messages of watchers that get each change 0.25 s after its commit."""
     found, lists = [], {}
     for watcher in WATCHING:
         view = View()
         view.take(Message("reset", "", None), 0)
         for event in filter(watcher.filter.matches, listed(0)):
-            view.take(Message("message", told(event.name, 1), None), 0)
+            view.take(Message("message", content_of(event.name, 1), None), 0)
         for change, commit in zip(CHANGED, COMMITS, strict=True):
             if due(watcher, change):
                 kind = "message" if watcher.filter.matches(change.after) else "gone"
-                content = told(change.after.name, None if kind == "gone" else change.after.count)
+                content = content_of(
+                    change.after.name, None if kind == "gone" else change.after.count
+                )
                 view.take(Message(kind, content, "i"), commit.ended + 0.25)
         found.append(view.seen)
         lists[watcher.path] = {
@@ -157,7 +159,7 @@ def judged(seen: Sequence[Seen], lists: dict[str, dict[str, Any]]) -> Judgement:
     return judge(WATCHING, seen, CHANGED, COMMITS, lists)
 
 
-def test_who_is_told_of_everything_is_judged_well() -> None:
+def test_watchers_that_receive_every_change_pass() -> None:
     judgement = judged(*perfect())
     assert set(judgement.latencies) == {"", "type=Warning", "elemId=job-1-init"}
     assert {each for found in judgement.latencies.values() for each in found} == {0.25}
@@ -169,7 +171,7 @@ def test_who_is_told_of_everything_is_judged_well() -> None:
 
 
 @pytest.mark.parametrize("watcher", range(len(WATCHING)))
-def test_each_message_that_is_missing_is_noticed(watcher: int) -> None:
+def test_each_missing_message_is_noticed(watcher: int) -> None:
     whole = perfect()[0][watcher].notes
     first = sum(map(WATCHING[watcher].filter.matches, listed(0)))
     assert len(whole) > first
@@ -179,13 +181,13 @@ def test_each_message_that_is_missing_is_noticed(watcher: int) -> None:
         assert len(judged(seen, lists).missed) == 1
 
 
-def test_a_message_before_the_commit_has_returned_is_at_once() -> None:
+def test_a_message_before_the_return_of_the_commit_has_no_latency() -> None:
     seen, lists = perfect()
     seen[0].notes = [note._replace(moment=note.moment - 0.5) for note in seen[0].notes]
     assert set(judged(seen, lists).latencies[""]) == {0}
 
 
-def test_what_is_wrong_in_the_end_is_noticed() -> None:
+def test_a_wrong_final_state_is_noticed() -> None:
     seen, lists = perfect()
     seen[0].view.popitem()
     seen[1].began_with_reset = False
@@ -208,4 +210,4 @@ def test_a_missed_change_breaks_a_report() -> None:
     del seen[0].notes[-1]
     broken = watch.report(WATCHING, judged(seen, lists), measured, 1, 10, 2).broken
     assert len(broken) == 1
-    assert broken[0].startswith("1 changes that a watcher was not told of: /v1/executions/")
+    assert broken[0].startswith("1 changes that a watcher did not receive: /v1/executions/")

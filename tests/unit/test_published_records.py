@@ -14,7 +14,7 @@ PLACES = golden.places()
 NUMBERS = (6, 12)
 
 each_record = pytest.mark.parametrize("case", [pytest.param(r, id=r.name) for r in PUBLISHED])
-each_place = pytest.mark.parametrize("place", [pytest.param(p, id=f"{p.key!r}") for p in PLACES])
+each_key = pytest.mark.parametrize("case", [pytest.param(p, id=f"{p.key!r}") for p in PLACES])
 
 
 @each_record
@@ -35,7 +35,7 @@ def test_the_golden_records_cover_every_kind() -> None:
     assert any(not value.isascii() for value in values)
     assert any(rb"\n" in value for value in values)
     assert {case.origin.sequence for case in PUBLISHED if case.origin} >= {0, wire.SEQUENCE_MAX}
-    assert {case.record.key for case in PUBLISHED} <= {place.key for place in PLACES}
+    assert {case.record.key for case in PUBLISHED} <= {each.key for each in PLACES}
 
 
 def test_headers_are_not_shared_between_callers() -> None:
@@ -46,19 +46,19 @@ def test_headers_are_not_shared_between_callers() -> None:
     assert wire.encode_headers(origin.source, origin.sequence) == before
 
 
-@each_place
-def test_partitions_are_murmur2s(place: Place) -> None:
-    assert place.hash == murmur2(place.key) & 0x7FFFFFFF
-    assert place.partitions == {
-        number: DefaultPartitioner()(place.key, list(range(number)), []) for number in NUMBERS
+@each_key
+def test_partitions_are_murmur2s(case: Place) -> None:
+    assert case.hash == murmur2(case.key) & 0x7FFFFFFF
+    assert case.partitions == {
+        number: DefaultPartitioner()(case.key, list(range(number)), []) for number in NUMBERS
     }
 
 
 def test_the_keys_cover_every_length_and_partition() -> None:
-    lengths = {len(place.key) for place in PLACES}
+    lengths = {len(each.key) for each in PLACES}
     assert {length % 4 for length in lengths} == {0, 1, 2, 3}
     assert {1, 128} <= lengths
-    assert {place.partitions[6] for place in PLACES} == set(range(6))
+    assert {each.partitions[6] for each in PLACES} == set(range(6))
 
 
 @pytest.mark.parametrize("number", NUMBERS)

@@ -10,7 +10,7 @@ from execution_events.reader.app import read_contract
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "services"
 CONTRACT = "execution_events/reader/openapi.json"
-"""Where `read_contract` finds the document in an installed wheel."""
+"""The document that `read_contract` reads from an installed wheel."""
 
 
 def test_the_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How fast a topic gets into PostgreSQL with what others use, beside one consumer."""
+"""Rate of storing a topic in PostgreSQL with other projects, next to one consumer."""
 
 import asyncio
 import math
@@ -26,6 +26,7 @@ from tests.benchmarks.recurring import Counts
 from tests.benchmarks.reference import create_table
 from tests.benchmarks.report import Report
 from tests.benchmarks.servers import Postgres, postgres
+from tests.benchmarks.trees import THIS
 from tests.support import databases
 from tests.support.configuration import configured
 from tests.support.consumers import end_offsets
@@ -34,42 +35,42 @@ from tests.support.processes import Service, environment
 
 OURS, TITLE = "consumer", "one consumer"
 COLUMNS = (
-    *("Stored by", "batch", "records/s", "min", "max", "of the consumer", "seconds in all"),
+    *("Stored by", "batch", "records/s", "min", "max", "of the consumer", "total seconds"),
     *("CPU µs/record", "PostgreSQL µs/record", "peak MiB", "counts"),
 )
 KILL_COLUMNS = ("kills", "counted twice", "lost")
 
-_LOOK = 0.02
-"""Seconds between two looks at what is stored."""
-_LIMIT = 600
-"""Seconds until all must be stored."""
+_POLL_INTERVAL = 0.02
+"""Seconds between two readings of the table."""
+_TIMEOUT = 600
+"""Seconds until all records must be stored."""
 _REST = 2.0
-"""Seconds without a change after which nothing comes any more, after a kill."""
+"""Seconds without a change after which a killed peer is done."""
 
 Identity = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is stored: counts by event, and the last record of each partition."""
+    """The records to store: counts by event, and the last record of each partition."""
 
     counts: Counts
     last: dict[Identity, datetime]
 
     @classmethod
     def of(cls, records: Iterable[Occurrence], partitions: int) -> "Work":
-        """Of records in the order in which they are produced."""
+        """Summarize records in the order in which they are produced."""
         counts: Counts = Counts()
         last: dict[int, tuple[Identity, datetime]] = {}
-        places: dict[str, int] = {}
+        assigned: dict[str, int] = {}
         partitioner, numbers = DefaultPartitioner(), list(range(partitions))
         for record in records:
             execution_id = record.execution_id
             counts[execution_id, record.name] += record.count
-            if execution_id not in places:
-                places[execution_id] = partitioner(execution_id.encode(), numbers, numbers)
+            if execution_id not in assigned:
+                assigned[execution_id] = partitioner(execution_id.encode(), numbers, numbers)
             identity = execution_id, record.namespace, record.name
-            last[places[execution_id]] = identity, record.last_timestamp
+            last[assigned[execution_id]] = identity, record.last_timestamp
         return cls(counts, dict(last.values()))
 
 
@@ -84,7 +85,7 @@ class Sample:
     postgres_cpu: float
     peak: float
     missing: int
-    """Occurrences; of rows where counts are not compared."""
+    """Occurrences, or rows if counts are not compared."""
     surplus: int
 
 
@@ -100,7 +101,7 @@ class Found:
 
 
 async def run(records: int, rounds: int, kill: bool, only: Sequence[str] = ()) -> Report:
-    """Store one topic with each, each time into a database of its own."""
+    """Store one topic with each peer once a round, each time in a database of its own."""
     peers = [peer for peer in PEERS if not only or peer.key in only]
     found = {OURS: Found(TITLE, "", True)} | {
         peer.key: Found(peer.title, f"{peer.batch:,}", peer.folds) for peer in peers
@@ -110,12 +111,12 @@ async def run(records: int, rounds: int, kill: bool, only: Sequence[str] = ()) -
     progress = Progress(rounds * len(found) * (1 + kill))
     done = 0
     async with postgres() as server, broker() as kafka:
-        progress.show(0, "runs; records are produced")
+        progress.show(0, "runs; producing records")
         recurring.produce(kafka.settings, list(recurring.records(records)))
         if sum((await end_offsets(kafka.settings)).values()) != records:
             raise RuntimeError("some records are not in the topic")
         for number in range(rounds):
-            # Every other round backwards: what drifts does not favour one of a pair.
+            # Every other round runs backwards: drift does not favour one of a pair.
             for key in list(found)[:: -1 if number % 2 else 1]:
                 row = found[key]
                 for samples in (row.samples, row.killed)[: 1 + kill]:
@@ -132,11 +133,11 @@ async def _sample(
     server: Postgres, kafka: Broker, peer: Peer | None, work: Work, kill: bool
 ) -> Sample:
     group = f"benchmark-{secrets.token_hex(4)}"
-    with tempfile.TemporaryDirectory(dir=kafka.place) as place:
+    with tempfile.TemporaryDirectory(dir=kafka.directory) as directory:
         async with databases.empty(server.administrator_url) as database:
-            command, table = await _prepared(kafka, database, group, peer, Path(place))
+            command, table = await _prepared(kafka, database, group, peer, Path(directory))
             async with administrator(server.administrator_url) as connection:
-                # Or what the last run left to be written would be written in this one.
+                # Otherwise this run would pay for writes that the last one left.
                 await connection.execute("CHECKPOINT")
             connection = await asyncpg.connect(database.owner)
             try:
@@ -148,16 +149,16 @@ async def _sample(
 
 
 async def _prepared(
-    kafka: Broker, database: Database, group: str, peer: Peer | None, place: Path
+    kafka: Broker, database: Database, group: str, peer: Peer | None, directory: Path
 ) -> tuple[Command, str]:
-    """The command of a run, and the table or view where its rows appear."""
+    """Return the command of a run, and the table or view with its rows."""
     if peer is None:
-        await consuming.migrate(database, None)
+        await consuming.migrate(database)
         settings = configured(
             kafka.settings, database_url=database.writer, group=group, management_port=0
         )
         variables = environment(settings, EXECUTION_EVENTS_LOG_FORMAT="json")
-        return ((*consuming.command(None), "consumer"), variables), "ops.events_v1"
+        return ((*THIS.command, "consumer"), variables), "ops.events_v1"
     connection = await asyncpg.connect(database.owner)
     try:
         await connection.execute(create_table(TABLE))
@@ -167,11 +168,11 @@ async def _prepared(
     job = Job(
         settings.kafka.bootstrap_servers, settings.kafka.topic, group, database.owner, peer.batch
     )
-    return await peer.start(job, place), TABLE
+    return await peer.start(job, directory), TABLE
 
 
 class _Stored:
-    """What one run has stored until now."""
+    """The current content of one run's table."""
 
     def __init__(self, connection: asyncpg.Connection, table: str, work: Work) -> None:
         self._connection = connection
@@ -197,7 +198,7 @@ class _Stored:
         return await self.rows() * 2 >= len(self.work.counts)
 
     async def all(self) -> bool:
-        """Whether the last record of each partition is: each is stored in the log's order."""
+        """Return true if the last record of each partition is stored; each is stored in order."""
         identities, moments = self._last
         number: int = await self._connection.fetchval(
             f"""
@@ -241,7 +242,7 @@ async def _measured(
             await _at_rest(stored)
     missing, surplus = difference(stored.work.counts, await stored.counts(), folds)
     return Sample(
-        rate=records * (1 - at_first / rows) / max(end - first, _LOOK),
+        rate=records * (1 - at_first / rows) / max(end - first, _POLL_INTERVAL),
         total=end - begun,
         cpu=cpu,
         postgres_cpu=postgres_cpu,
@@ -252,11 +253,11 @@ async def _measured(
 
 
 async def _until(condition: Callable[[], Awaitable[bool]], service: Service) -> None:
-    async with asyncio.timeout(_LIMIT):
+    async with asyncio.timeout(_TIMEOUT):
         while not await condition():
             if service.process.returncode is not None:
-                raise RuntimeError(f"it has ended:\n{service.output}")
-            await asyncio.sleep(_LOOK)
+                raise RuntimeError(f"the peer ended:\n{service.output}")
+            await asyncio.sleep(_POLL_INTERVAL)
 
 
 async def _at_rest(stored: _Stored) -> None:
@@ -267,14 +268,14 @@ async def _at_rest(stored: _Stored) -> None:
 
 
 def difference(expected: Counts, found: Counts, folds: bool) -> tuple[int, int]:
-    """How many occurrences are missing and too many; of rows where counts are not added."""
+    """Return the numbers of missing and surplus occurrences, or of rows if counts are not added."""
     if folds:
         return (expected - found).total(), (found - expected).total()
     return len(expected.keys() - found.keys()), len(found.keys() - expected.keys())
 
 
 def report(found: dict[str, Found], expected: Counts, rounds: int, kill: bool) -> Report:
-    """The table of what was measured."""
+    """Return the table of the samples."""
     records = expected.total()
     ours = [sample.rate for sample in found[OURS].samples]
     exact = [*found[OURS].samples, *found[OURS].killed]
@@ -333,25 +334,25 @@ def _kill_cells(row: Found) -> tuple[str, ...]:
 def _notes(expected: Counts, rounds: int, kill: bool) -> list[str]:
     records, events = expected.total(), len(expected)
     notes = [
-        f"Medians of {rounds} rounds; each run stores the same {records:,} records of {events:,}"
-        f" events, {1 - events / records:.0%} of them recurrences, from {PARTITIONS} partitions,"
-        " into a database of its own, after a checkpoint. One process each.",
+        f"Medians of {rounds} rounds. Each run is one process and stores the same {records:,}"
+        f" records of {events:,} events, {1 - events / records:.0%} of them recurrences, from"
+        f" {PARTITIONS} partitions, in a database of its own after a checkpoint.",
         "The consumer keeps offsets, watermarks, executions and refused records in the same"
         " transactions; the others write one plain table of 14 columns with its primary key, and"
         " commit offsets to Kafka afterwards.",
-        "The clock of a rate runs from the first row that is seen to the last record of each"
-        " partition, without the rows that were there at the first look; `seconds in all` has the"
-        " start. CPU has it too. PostgreSQL with default durability (fsync, synchronous_commit).",
+        "A rate covers the time from the first observed row to the last record of each partition"
+        " and leaves out the rows of the first observation. `total seconds` and CPU include the"
+        " start. PostgreSQL with default durability (fsync, synchronous_commit).",
         "FastStream: batches through asyncpg, orjson and uvloop, types not applied, log off,"
-        " offsets committed after the rows; count is added, last write wins on the rest.",
-        "Quix Streams: its sink writes what a checkpoint brings, one transaction a partition, and"
-        " replaces rows: occurrences are not counted.",
-        "Debezium: one task of its JDBC sink on a standalone worker of Kafka Connect, upsert by"
-        " UNNEST with the reduction buffer; it replaces rows: occurrences are not counted.",
+        " offsets committed after the rows; counts are added, the last write wins elsewhere.",
+        "Quix Streams: its sink writes each checkpoint, one transaction a partition, and replaces"
+        " rows: occurrences are not counted.",
+        "Debezium: one task of its JDBC sink on a standalone worker of Kafka Connect, upsert with"
+        " UNNEST and the reduction buffer; it replaces rows: occurrences are not counted.",
     ]
     if kill:
         notes.append(
-            "Kills: of as many more runs, each with one SIGKILL when half of the rows are there"
-            " and a start right after it; occurrences, summed over those runs."
+            "Kills: as many more runs, each with one SIGKILL once half of the rows are stored and"
+            " an immediate restart; occurrences are summed over those runs."
         )
     return notes

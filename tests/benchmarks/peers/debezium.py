@@ -1,8 +1,8 @@
 """Debezium's JDBC sink on a standalone worker of Kafka Connect, with the broker's Kafka version.
 
-Records have no schema of Connect's, so the worker's converter is given one; transforms make columns
-of the nested object. The sink commits rows before their offsets: at least once. Its upsert replaces
-rows.
+Records carry no Connect schema, so the worker's converter has a fixed one; transforms flatten the
+nested object into columns. The sink commits rows before their offsets: at least once. Its upsert
+replaces rows.
 """
 
 import json
@@ -19,7 +19,7 @@ from tests.support.configuration import CACHE_DIR
 
 JARS = Path(__file__).with_name("debezium-jars.toml")
 _HEAP = "-Xmx2g"
-"""Heap and collector are those of Kafka's own script."""
+"""Heap and collector as in Kafka's own script."""
 _FETCH = 10 * 1024 * 1024
 _LOG = """\
 status = error
@@ -38,7 +38,7 @@ _SPECIAL: Mapping[str, Mapping[str, str]] = {
 
 
 def schema() -> dict[str, Any]:
-    """A record's value as JsonConverter describes it."""
+    """Return the schema of a record's value for JsonConverter."""
     root: dict[str, Any] = {"type": "struct", "optional": False, "fields": []}
     structs: dict[str, dict[str, Any]] = {}
     for column, path in FIELDS.items():
@@ -58,15 +58,15 @@ def schema() -> dict[str, Any]:
     return root
 
 
-def worker(job: Job, place: Path) -> dict[str, str]:
-    """The worker's properties."""
+def worker(job: Job, directory: Path) -> dict[str, str]:
+    """Return the worker's properties."""
     return {
         "bootstrap.servers": job.servers,
         "key.converter": "org.apache.kafka.connect.storage.StringConverter",
         "value.converter": "org.apache.kafka.connect.json.JsonConverter",
         "value.converter.schemas.enable": "true",
         "value.converter.schema.content": json.dumps(schema()),
-        "offset.storage.file.filename": str(place / "offsets"),
+        "offset.storage.file.filename": str(directory / "offsets"),
         "listeners": "http://127.0.0.1:0",
         "plugin.discovery": "service_load",
         "offset.flush.interval.ms": "5000",
@@ -74,7 +74,7 @@ def worker(job: Job, place: Path) -> dict[str, str]:
 
 
 def connector(job: Job) -> dict[str, str]:
-    """The sink's properties: its batch is a poll of the consumer."""
+    """Return the sink's properties; its batch is one poll of the consumer."""
     url = urlsplit(job.database_url)
     return {
         "name": job.group,
@@ -106,23 +106,23 @@ def connector(job: Job) -> dict[str, str]:
     }
 
 
-async def start(job: Job, place: Path) -> tuple[tuple[str, ...], Mapping[str, str]]:
-    """The command of a worker whose files are in `place`."""
+async def start(job: Job, directory: Path) -> tuple[tuple[str, ...], Mapping[str, str]]:
+    """Write a worker's files to `directory` and return its command."""
     jars = await JarList.load(JARS).provide(CACHE_DIR)
-    (place / "worker.properties").write_text(properties(worker(job, place)))
-    (place / "connector.properties").write_text(properties(connector(job)))
-    (place / "log4j2.properties").write_text(_LOG)
+    (directory / "worker.properties").write_text(properties(worker(job, directory)))
+    (directory / "connector.properties").write_text(properties(connector(job)))
+    (directory / "log4j2.properties").write_text(_LOG)
     command = (
         *(str(JAVA), _HEAP, "-XX:+UseG1GC"),
         *("--sun-misc-unsafe-memory-access=allow", "--enable-native-access=ALL-UNNAMED"),
-        f"-Dlog4j2.configurationFile={place / 'log4j2.properties'}",
+        f"-Dlog4j2.configurationFile={directory / 'log4j2.properties'}",
         *("-cp", ":".join(map(str, jars))),
         "org.apache.kafka.connect.cli.ConnectStandalone",
-        *(str(place / name) for name in ("worker.properties", "connector.properties")),
+        *(str(directory / name) for name in ("worker.properties", "connector.properties")),
     )
     return command, {}
 
 
 def properties(values: Mapping[str, str]) -> str:
-    """Java's format of properties; colons and equals signs in values need no escape."""
+    """Encode Java properties; colons and equals signs in values need no escape."""
     return "".join(f"{key}={value}\n" for key, value in values.items())

@@ -1,9 +1,9 @@
-"""FastStream: a subscriber of batches, each an `executemany` of asyncpg.
+"""FastStream: a batch subscriber with one `executemany` of asyncpg for each batch.
 
     python -m tests.benchmarks.peers.faststream_peer
 
 Offsets are committed after the rows: at least once. Types are not applied, nothing is logged, and
-the loop is uvloop, as its command line's.
+the loop is uvloop, as on FastStream's command line.
 """
 
 from datetime import datetime

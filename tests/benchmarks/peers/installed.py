@@ -1,4 +1,4 @@
-"""The peers' own Python: what `requirements.txt` pins, in the cache directory."""
+"""Python environment of the peers: the versions of `requirements.txt`, in the cache directory."""
 
 import asyncio
 import hashlib
@@ -11,17 +11,17 @@ LOCK = Path(__file__).with_name("requirements.txt")
 
 
 def directory(cache: Path, lock: bytes) -> Path:
-    """Where the environment of a lock is, made by this version of Python."""
+    """Return the directory of a lock's environment for this version of Python."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     return cache / f"benchmark-peers-{version}-{hashlib.sha256(lock).hexdigest()[:12]}"
 
 
 async def python() -> Path:
-    """The interpreter that has the peers; the first call installs them."""
-    place = directory(CACHE_DIR, LOCK.read_bytes())
-    interpreter, done = place / "bin" / "python", place / "installed"
+    """Return the interpreter of the peers' environment; the first call installs it."""
+    root = directory(CACHE_DIR, LOCK.read_bytes())
+    interpreter, done = root / "bin" / "python", root / "installed"
     if not done.exists():
-        await _run(sys.executable, "-m", "venv", "--clear", str(place))
+        await _run(sys.executable, "-m", "venv", "--clear", str(root))
         await _run(
             *(str(interpreter), "-m", "pip", "--quiet", "--disable-pip-version-check"),
             *("install", "--require-hashes", "-r", str(LOCK)),

@@ -1,6 +1,6 @@
-"""What a peer is told: where records are, where rows go, and how the one becomes the other.
+"""A peer's job: the addresses of records and rows, and the mapping between them.
 
-Peers run in an environment of their own, so this module needs nothing but the standard library.
+Peers run in an environment of their own, so this module imports only the standard library.
 """
 
 import json
@@ -27,7 +27,7 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "elem_id": ("elemId",),
     "action_name": ("actionName",),
 }
-"""Where in a record's JSON the value of each column is."""
+"""The path of each column's value in a record's JSON."""
 
 UPSERT = f"""
     INSERT INTO {TABLE} ({", ".join(FIELDS)})
@@ -36,7 +36,7 @@ UPSERT = f"""
         count = {TABLE}.count + excluded.count,
         {", ".join(f"{name} = excluded.{name}" for name in FIELDS if name not in (*KEY, "count"))}
 """
-"""Counts are added; of all else the last write wins."""
+"""Adds counts; the last write wins in all other columns."""
 
 _VARIABLE = "EXECUTION_EVENTS_BENCHMARK_JOB"
 
@@ -50,10 +50,10 @@ class Job:
     group: str
     database_url: str
     batch: int
-    """Records of a transaction, at most."""
+    """Limit of records in a transaction."""
 
     def environment(self) -> dict[str, str]:
-        """The variables from which `load` reads it."""
+        """Return the variables that `load` reads."""
         return {_VARIABLE: json.dumps(asdict(self))}
 
     @classmethod
@@ -62,7 +62,7 @@ class Job:
 
 
 def row(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A record's JSON object as columns; timestamps stay text."""
+    """Return the columns of a record's JSON object; timestamps stay text."""
     columns = {}
     for column, path in FIELDS.items():
         found: Any = value

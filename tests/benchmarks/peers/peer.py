@@ -1,4 +1,4 @@
-"""Who is compared: how each is started, and what it promises."""
+"""Peers of the comparison: their start commands and guarantees."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -6,20 +6,20 @@ from pathlib import Path
 
 from tests.benchmarks.peers import debezium, installed
 from tests.benchmarks.peers.job import Job
-from tests.benchmarks.worker import ROOT
+from tests.benchmarks.trees import THIS
 
 Command = tuple[tuple[str, ...], Mapping[str, str]]
-"""Arguments, and variables beside those of this process."""
+"""Arguments, and variables added to those of this process."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A row of the table. `start` gets a job and a directory for files that a restart needs."""
+    """A row of the table. `start` takes a job and a directory for files that a restart needs."""
 
     key: str
     title: str
     folds: bool
-    """Whether it adds counts; otherwise the last write wins, and counts are not compared."""
+    """True if it adds counts. Otherwise the last write wins, and counts are not compared."""
     batch: int
     start: Callable[[Job, Path], Awaitable[Command]]
 
@@ -28,7 +28,7 @@ def _module(name: str) -> Callable[[Job, Path], Awaitable[Command]]:
     async def start(job: Job, _: Path) -> Command:
         interpreter = str(await installed.python())
         command = (interpreter, "-m", f"tests.benchmarks.peers.{name}")
-        return command, {**job.environment(), "PYTHONPATH": str(ROOT)}
+        return command, {**job.environment(), "PYTHONPATH": str(THIS.root)}
 
     return start
 

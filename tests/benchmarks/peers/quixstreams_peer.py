@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.peers.quixstreams_peer
 
-The sink writes what a checkpoint brings, one transaction for each partition, before its offsets
-are committed: at least once. Its upsert replaces rows.
+The sink writes each checkpoint in one transaction a partition before its offsets are committed: at
+least once. Its upsert replaces rows.
 """
 
 import tempfile
@@ -15,7 +15,7 @@ from quixstreams.sinks.community.postgresql import PostgreSQLSink
 from tests.benchmarks.peers.job import KEY, TABLE, Job, row
 
 _COMMIT_INTERVAL = 1.0
-"""Seconds until what is less than a batch is written."""
+"""Seconds until an incomplete batch is written."""
 
 
 def main(job: Job) -> None:
@@ -33,7 +33,7 @@ def main(job: Job) -> None:
         upsert_on_primary_key=True,
         include_metadata=False,
     )
-    # It makes directories, though nothing here has a state.
+    # Quix Streams creates state directories even without state.
     with tempfile.TemporaryDirectory() as state:
         application = Application(
             broker_address=job.servers,
