@@ -54,13 +54,13 @@ bench-growth: install ## Measure rates with up to ten million stored events, cra
 bench-peers: install ## Compare one consumer with other tools, which the first run downloads; ARGS=--kill
 	@exec $(BIN)/python -m tests.benchmarks peers $(ARGS)
 
-check: install ## Check format, lint, strict types and import rules
+check: install ## Check format, lint, strict types, import rules and prose
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.prose
 
-# To make it part of `check`, add the command there, and a hook to .pre-commit-config.yaml.
 prose: install ## Check docstrings, names, texts and log events
 	@$(BIN)/python -m tests.prose $(ARGS)
 
