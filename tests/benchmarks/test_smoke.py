@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.benchmarks import growth_report, publish, read
 from tests.benchmarks.trees import THIS
 
@@ -36,6 +38,7 @@ def test_publish(tmp_path: Path) -> None:
     assert len(report["verdicts"]) == 3 + sum(variant.other_tree for variant in variants)
 
 
+@pytest.mark.more
 def test_outage(tmp_path: Path) -> None:
     report = run(tmp_path, "outage", "--seconds", "2", "--rate", "50")
     figures = report["figures"]
@@ -79,6 +82,7 @@ def test_watch(tmp_path: Path) -> None:
     assert report["figures"]["measured"]["rate"] > 1
 
 
+@pytest.mark.more
 def test_latency(tmp_path: Path) -> None:
     report = run(tmp_path, "latency", "--rates", "10,1000", "--samples", "20")
     assert [row[:3] for row in report["rows"]] == [
@@ -91,6 +95,7 @@ def test_latency(tmp_path: Path) -> None:
     assert report["figures"]["10"]["requests"] > 20
 
 
+@pytest.mark.more
 def test_handover(tmp_path: Path) -> None:
     report = run(tmp_path, "handover", "--runs", "1", "--rate", "200")
     killed, stopped = report["figures"]["samples"]
@@ -102,6 +107,7 @@ def test_handover(tmp_path: Path) -> None:
     assert len(report["verdicts"]) == 2
 
 
+@pytest.mark.more
 def test_memory(tmp_path: Path) -> None:
     report = run(
         *(tmp_path, "memory", "--events", "2000", "--seconds", "0.1"),
@@ -117,6 +123,7 @@ def test_memory(tmp_path: Path) -> None:
     assert len(report["verdicts"]) == 3
 
 
+@pytest.mark.more
 def test_growth(tmp_path: Path) -> None:
     report = run(
         *(tmp_path, "growth", "--events", "2000", "--sizes", "0.001,0.003", "--loop", "500"),

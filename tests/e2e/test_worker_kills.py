@@ -20,7 +20,8 @@ from tests.support.servers import kafka as start_kafka
 from tests.support.spooling_worker import Journal
 from tests.support.topics import make_topic
 
-KILLS = 50
+KILLS = 24
+MORE_KILLS = 50
 WORKERS = 2
 
 
@@ -106,12 +107,14 @@ def phases(count: int) -> Iterator[int]:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("kills", [KILLS, pytest.param(MORE_KILLS, marks=pytest.mark.more)])
 async def test_published_events_count_once_through_kills(
     worker_settings: Settings,
     kafka: EmbeddedKafka,
     fetch: Fetch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    kills: int,
 ) -> None:
     seed = random.randrange(2**32)
     rng = random.Random(seed)
@@ -119,9 +122,9 @@ async def test_published_events_count_once_through_kills(
         workers = [Worker(worker_settings, tmp_path / f"worker-{n}") for n in range(WORKERS)]
         for worker in workers:
             await worker.start()
-        for state, kills in zip((up, down, restarting), phases(KILLS), strict=True):
+        for state, share in zip((up, down, restarting), phases(kills), strict=True):
             async with state(kafka):
-                for _ in range(kills):
+                for _ in range(share):
                     await rng.choice(workers).kill_at_random(rng)
         for worker in workers:
             await worker.stop(signal.SIGKILL)
@@ -138,7 +141,7 @@ async def test_published_events_count_once_through_kills(
     with capsys.disabled():
         print(
             f"\n{len(durable)} events published, {len(stored) - len(durable)} more stored whose"
-            f" publish was killed, {KILLS + WORKERS} kills, seed {seed}"
+            f" publish was killed, {kills + WORKERS} kills, seed {seed}"
         )
     assert {name: count for name, count in durable.items() if stored.get(name) != count} == {}
     assert {name: count for name, count in stored.items() if begun.get(name) != count} == {}

@@ -156,7 +156,7 @@ async def test_tokens(database: Database, stored: None, tmp_path: Path) -> None:
     document = without("marker")
     # A reader without tokens answers without one; this has some.
     document["security"] = [{"token": []}, {"bearer": []}]
-    options = ("--phases", "examples,coverage,fuzzing", "--max-examples", "50")
+    options = ("--phases", "examples,coverage")
     async with reading(database.reader, tokens_file=str(tokens)) as reader:
         header = ("--header", f"X-Auth-Token: {ONE['X-Auth-Token']}")
         sent = await fuzz(reader, document, tmp_path, *options, *header)
