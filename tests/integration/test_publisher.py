@@ -15,9 +15,10 @@ import uvloop
 from execution_events.embedded import EmbeddedKafka
 from execution_events.errors import RetryableError, SettingsError
 from execution_events.kafka import producer
-from execution_events.publisher import Publisher
+from execution_events.publisher import EventNamer, Publisher
 from execution_events.publisher.delivery import connection, direct
 from execution_events.publisher.delivery.direct import DirectDelivery
+from execution_events.publisher.record import PendingRecord
 from execution_events.publisher.spool.directory import list_spools
 from execution_events.settings import Settings
 from tests.support.configuration import configured
@@ -81,6 +82,14 @@ async def test_events_of_one_execution_are_in_the_order_of_publishing(either: Se
     for execution in range(20):
         mine = [r.name for r in found if r.name.startswith(f"execution-{execution}.")]
         assert mine == [f"execution-{execution}.{number}" for number in range(50)]
+
+
+async def test_a_source_may_begin_with_sequence_0(settings: Settings) -> None:
+    record = PendingRecord.of(EventNamer().occurrence(events(1)[0]))
+    async with DirectDelivery(settings, first_sequence=0) as delivery:
+        await delivery.deliver(record)
+    [found] = await log(settings)
+    assert found.sequence == 0
 
 
 @pytest.mark.parametrize("loop_factory", [uvloop.new_event_loop, asyncio.new_event_loop])

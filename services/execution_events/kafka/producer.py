@@ -1,7 +1,6 @@
 """aiokafka's producer, with a close that does not wait for Kafka."""
 
 import asyncio
-import time
 import traceback
 from collections.abc import Iterable
 from itertools import chain
@@ -18,6 +17,7 @@ from aiokafka.errors import (
 )
 from aiokafka.producer.sender import SendProduceReqHandler
 
+from execution_events.clock import now_ms
 from execution_events.errors import RetryableError
 from execution_events.kafka.protocol import forbid_topic_creation
 
@@ -150,7 +150,7 @@ def _are_recent(batches: Iterable[Any], resend_ms: int) -> bool:
     aiokafka resends a batch by itself, also after the process was frozen or the machine asleep,
     when timers of the event loop have not run.
     """
-    now = time.time_ns() // 1_000_000
+    now = now_ms()
     for batch in batches:
         if batch.retry_count == 1:
             batch.first_sent = now

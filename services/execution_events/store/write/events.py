@@ -127,8 +127,8 @@ async def write_events(connection: asyncpg.Connection, events: Sequence[FoldedEv
 
 async def purge_changes(connection: asyncpg.Connection, retention: timedelta) -> bool:
     """Delete a batch of changes older than `retention`; return whether more are left."""
-    forgotten = await connection.fetchval(_SQL["purge_changes"], retention, _PURGE_BATCH)
-    return bool(forgotten == _PURGE_BATCH)
+    deleted = await connection.fetchval(_SQL["purge_changes"], retention, _PURGE_BATCH)
+    return bool(deleted == _PURGE_BATCH)
 
 
 def _by_execution(events: Iterable[FoldedEvent]) -> dict[tuple[str, str], _ExecutionUpdate]:
