@@ -186,10 +186,7 @@ class _LogReader:
         except (KafkaError, OSError, TimeoutError) as error:
             failure = error
         for partition, (_, [offset, *_]) in left.items():
-            if failure is None or isinstance(failure, TimeoutError):
-                text = "no answer"
-            else:
-                text = error_text(failure)
+            text = "no answer" if failure is None else error_text(failure)
             report(
                 partition.partition,
                 kafka_error(

@@ -18,7 +18,7 @@ from aiokafka.protocol.offset import OffsetRequest
 
 from execution_events.errors import RetryableError
 from execution_events.kafka.connection import client_options
-from execution_events.kafka.errors import kafka_error, translated
+from execution_events.kafka.errors import kafka_error, missing_topic, translated
 from execution_events.settings import KafkaSettings
 
 EARLIEST = -2
@@ -94,8 +94,7 @@ class Brokers:
         leaders: dict[int, Address] = {}
         for code, topic, _, partitions in response.topics:
             if for_code(code) is UnknownTopicOrPartitionError:
-                missing = f"the topic {topic} does not exist: run `execution-events topic create`"
-                raise _failed(self._name(), missing, code)
+                raise _failed(self._name(), missing_topic(topic), code)
             if code:
                 raise _failed(self._name(), f"{for_code(code).__name__}: topic {topic}", code)
             for _, partition, leader, *_ in partitions:
@@ -139,8 +138,6 @@ class Brokers:
         except (KafkaError, OSError, TimeoutError) as error:
             if (dropped := self._connections.pop(address, None)) is not None:
                 dropped.close()
-            if isinstance(error, TimeoutError):
-                raise kafka_error(address, "no answer", type(error).__name__) from error
             raise translated(address, error) from error
 
     async def _request_any(self, request: Any) -> tuple[Address, Any]:

@@ -20,7 +20,7 @@ from aiokafka.protocol.admin import CreatePartitionsRequest
 
 from execution_events.errors import HaltError, RetryableError
 from execution_events.kafka.connection import client_options
-from execution_events.kafka.errors import kafka_error
+from execution_events.kafka.errors import kafka_error, missing_topic
 from execution_events.kafka.protocol import IncrementalAlterConfigs, forbid_topic_creation
 from execution_events.settings import KafkaSettings
 
@@ -164,10 +164,7 @@ async def check_topic(settings: KafkaSettings) -> list[int]:
     async with open_admin(settings) as admin:
         topic = await _describe_topic(admin, settings)
     if topic is None:
-        raise kafka_error(
-            settings.bootstrap_servers,
-            f"the topic {settings.topic} does not exist: run `execution-events topic create`",
-        )
+        raise kafka_error(settings.bootstrap_servers, missing_topic(settings.topic))
     if "compact" in topic.configs.get("cleanup.policy", ""):
         raise HaltError(
             f"the topic {settings.topic} is compacted, so its log lacks records: "

@@ -10,7 +10,6 @@ from math import inf
 import msgspec
 from aiokafka.errors import (
     InvalidTimestampError,
-    KafkaError,
     ProducerClosed,
     TopicAuthorizationFailedError,
 )
@@ -20,6 +19,7 @@ from execution_events import wire
 from execution_events.backoff import backoff
 from execution_events.clock import now_ms
 from execution_events.errors import RetryableError
+from execution_events.kafka.errors import error_text
 from execution_events.kafka.producer import NOT_APPENDED, TOO_LARGE
 from execution_events.logs import Logger
 from execution_events.publisher.delivery.connection import KafkaConnection
@@ -254,7 +254,7 @@ class Sender:
                 return "the connection was renewed"
             case TimeoutError():
                 return f"no acknowledgement for {_DELIVERY_TIMEOUT} s"
-        return str(error) if isinstance(error, KafkaError) else f"{type(error).__name__}: {error}"
+        return error_text(error)
 
 
 class _PartitionQueue:
