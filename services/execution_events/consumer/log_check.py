@@ -1,7 +1,6 @@
 """Comparison of a partition's log in Kafka with its stored position."""
 
 import asyncio
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -75,12 +74,9 @@ async def read_log(
     """
     async with Brokers(settings, "execution-events-log") as brokers:
         topology = await brokers.topology()
-        by_leader: dict[Address, list[int]] = defaultdict(list)
-        for number in stored:
-            if (leader := topology.leaders.get(number)) is None:
-                report(number, no_leader_error(settings.bootstrap_servers, number))
-            else:
-                by_leader[leader].append(number)
+        by_leader, leaderless = topology.by_leader(stored)
+        for number in leaderless:
+            report(number, no_leader_error(settings.bootstrap_servers, number))
         offsets_by_number = {
             number: offsets
             for number, position in stored.items()

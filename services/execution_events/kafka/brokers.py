@@ -5,6 +5,7 @@ a frozen broker delays no request to another.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -47,6 +48,15 @@ class Topology(NamedTuple):
     cluster_id: str
     leaders: Mapping[int, Address]
     responder: Address
+
+    def by_leader(self, partitions: Iterable[int]) -> tuple[dict[Address, list[int]], list[int]]:
+        """Return the partitions of each leader, and those that have no leader."""
+        led: dict[Address, list[int]] = defaultdict(list)
+        leaderless: list[int] = []
+        for partition in partitions:
+            leader = self.leaders.get(partition)
+            (leaderless if leader is None else led[leader]).append(partition)
+        return led, leaderless
 
 
 class Brokers:

@@ -20,7 +20,7 @@ from aiokafka.protocol.admin import CreatePartitionsRequest
 
 from execution_events.errors import HaltError, RetryableError
 from execution_events.kafka.connection import client_options
-from execution_events.kafka.errors import kafka_error, missing_topic
+from execution_events.kafka.errors import kafka_error, missing_topic, translated
 from execution_events.kafka.protocol import IncrementalAlterConfigs, forbid_topic_creation
 from execution_events.settings import KafkaSettings
 
@@ -182,8 +182,7 @@ async def open_admin(settings: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClie
         await admin.start()
         yield admin
     except (KafkaError, TimeoutError) as error:
-        text = str(error) or type(error).__name__
-        raise kafka_error(settings.bootstrap_servers, text) from error
+        raise translated(settings.bootstrap_servers, error) from error
     finally:
         await admin.close()
 
