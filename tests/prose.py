@@ -40,6 +40,7 @@ WHOLE_STRINGS = frozenset({"do it"})
 NAMES = frozenset(
     {"Asked", "Step", "Lists", "place", "Move", "Kept", "Reach"}
     | {"_book", "_COMPANY", "_AWAY", "_Lane", "Background", "Names"}
+    | {"asked", "Place", "places", "lane", "lanes", "Said", "said", "_AttributeNames", "_Whole"}
 )
 METHODS = frozenset({"keep"})
 """Refused only as the name of a method."""

@@ -170,7 +170,7 @@ async def test_an_execution_without_watchers_is_not_polled(
         steps = api.lists.deltas
 
         async def noted(known: Any) -> Any:
-            looks.append({asked.execution_id for asked, _ in known})
+            looks.append({scope.execution_id for scope, _ in known})
             return await steps(known)
 
         monkeypatch.setattr(api.lists, "deltas", noted)
