@@ -195,7 +195,7 @@ async def test_another_log_of_the_same_length_halts(
     async with consuming(settings):
 
         async def halted() -> bool:
-            return (await ready(unused_port))[1].count("another record at offset") == 3
+            return (await ready(unused_port))[1].count("is not the one that was stored") == 3
 
         await until(halted, "readiness names all partitions")
     assert await stored_offsets(settings) == before

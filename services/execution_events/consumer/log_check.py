@@ -55,7 +55,7 @@ def log_mismatch(stored: StoredPosition, log: LogState) -> str | None:
     if log.unreadable is not None:
         return log.unreadable
     if stored.last is not None and stored.last.offset >= log.begin and log.last != stored.last:
-        return f"the log has another record at offset {stored.last.offset} than the stored one"
+        return f"the record at offset {stored.last.offset} is not the one that was stored"
     return None
 
 

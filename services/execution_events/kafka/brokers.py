@@ -1,7 +1,7 @@
-"""Single requests to single brokers, for health checks and offsets.
+"""Requests to individual brokers, for health checks and offsets.
 
 aiokafka's clients retry and only log the cause. Here a request gives one response or one error, and
-a frozen broker delays no request to another.
+a frozen broker does not delay requests to the others.
 """
 
 import asyncio

@@ -64,7 +64,7 @@ class _WantedTopic(NamedTuple):
             **topic.configs,
         }
         return [
-            Difference(name, found.get(name, "nothing"), value)
+            Difference(name, found.get(name, "unset"), value)
             for name, value in wanted.items()
             if found.get(name) != value
         ]
@@ -243,8 +243,8 @@ async def _wait_for_topic(
         if loop.time() > deadline:
             raise kafka_error(
                 settings.bootstrap_servers,
-                f"the topic {settings.topic} was created or altered, and a broker does not report "
-                f"it after {_APPLY_TIMEOUT} s",
+                f"the topic {settings.topic} was created or altered, but a broker still does not "
+                f"report it after {_APPLY_TIMEOUT} s",
             )
         await asyncio.sleep(_POLL_INTERVAL)
     return topic
