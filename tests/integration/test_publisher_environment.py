@@ -172,7 +172,7 @@ async def test_a_clock_ahead_keeps_events_in_the_spool_with_the_error(
                 found = listed(settings)
                 assert (found.pending, found.refused, found.held) == (200, 0, 0)
                 for error in found.errors.values():
-                    assert "refuses the time of this machine's clock" in error
+                    assert "refuses the timestamp of this machine's clock" in error
                     assert "out of acceptable range. (InvalidTimestampError)" in error
                 assert await log(settings) == []
             await asyncio.gather(*map(publisher.publish, published[200:]))

@@ -115,7 +115,7 @@ _scopes: ContextVar[tuple[Scope, ...]] = ContextVar("execution_events_scopes", d
 
 
 def note_unpublished(event: Event, failure: BaseException, error: BaseException) -> None:
-    """Report the loss of `event` by `failure` in the log and in a note of `error`."""
+    """Log that `failure` kept `event` from being published, and add a note to `error`."""
     text = lifecycle.describe(failure)
     _log.error("event_not_published", reason=event.reason, error=text)
     error.add_note(f"The event {event.reason} was not published: {text}")

@@ -154,7 +154,7 @@ async def _open_spooled(settings: Settings, directory: Path) -> SpooledDelivery:
     try:
         spool = await asyncio.shield(opening)
     except asyncio.CancelledError:
-        # The thread opens it all the same.
+        # The thread opens it anyway.
         (await opening).close()
         raise
     try:

@@ -125,7 +125,7 @@ class DirectDelivery:
         """Wait for pending records for at most `close_timeout` and 5 s; return how many remain.
 
         Callers of the remaining ones get a `RetryableError`; these records may or may not arrive.
-        A cancellation ends the waiting for Kafka, and everything is closed all the same.
+        A cancellation ends only the wait for Kafka; everything is still closed.
         """
         try:
             async with asyncio.timeout(self._close_timeout):

@@ -138,8 +138,8 @@ class SpooledDelivery:
         """Wait for pending records and return how many remain.
 
         Takes at most `close_timeout`, or no time without `wait`; then 5 s, and the time that the
-        disk needs for the current transaction and one more. A cancellation ends the waiting for
-        Kafka, and everything is closed all the same. Closing again does nothing.
+        disk needs for the current transaction and one more. A cancellation ends only the
+        wait for Kafka; everything is still closed. Closing again does nothing.
         """
         if self._closed:
             return 0
@@ -230,7 +230,7 @@ class SpooledDelivery:
             try:
                 await self._commit_or_replace()
             except Exception as error:
-                # Any error at all: there is no other way out for the records of a spool.
+                # Any error is retried: the records of a spool have no other way out.
                 self._on_failure(error)
                 await asyncio.sleep(_RETRY_DELAY)
                 self._commit_due.set()
