@@ -193,7 +193,7 @@ async def test_an_execution_written_after_the_scan_is_kept(
     assert await kept(owner) == {"b": (1, 4)}
 
 
-async def test_an_execution_that_is_being_deleted_begins_anew(
+async def test_an_execution_that_is_being_deleted_starts_again(
     database: Database, writer: BatchWriter, owner: asyncpg.Connection, cutoff: datetime
 ) -> None:
     await store(writer, ["a"])

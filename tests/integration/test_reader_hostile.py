@@ -57,7 +57,7 @@ NONE = "[]"
 ALL = "[…]"
 """The whole list."""
 
-# Name, request, status, and what its text holds: of an error the message, else the body.
+# Name, request, status, and a part of the error's message or of the body.
 HOSTILE: list[tuple[str, bytes, int, str]] = [
     # The path.
     ("NUL in the path", request(path("a%00b")), 400, ID),
@@ -133,7 +133,7 @@ HOSTILE: list[tuple[str, bytes, int, str]] = [
     ("a range", request(EVENTS, "Range: bytes=0-0"), 200, ALL),
     ("another method by a header", request(EVENTS, "X-HTTP-Method-Override: DELETE"), 200, ALL),
     ("an upgrade", request(EVENTS, "Upgrade: h2c", "HTTP2-Settings: AAMAAABk"), 200, ALL),
-    # Bodies, and what hides behind them.
+    # Bodies, and requests hidden behind them.
     ("a body", with_body("Content-Length: 5", body=b"hello"), 413, BODY),
     ("a body of an exabyte", with_body("Content-Length: 1" + "0" * 18), 413, BODY),
     ("a chunked body", with_body("Transfer-Encoding: chunked", body=b"0\r\n\r\n"), 413, BODY),
@@ -185,7 +185,7 @@ HOSTILE: list[tuple[str, bytes, int, str]] = [
     ("TLS", bytes.fromhex("16030100c8010000c40303") + bytes(range(200)), 400, MALFORMED),
     ("PROXY", b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + request(EVENTS), 400, MALFORMED),
     ("line breaks first", b"\r\n\r\n" + request(EVENTS), 400, MALFORMED),
-    # What does not come.
+    # Requests that never end.
     ("half a method", b"GE", 408, LATE),
     ("half a line", f"GET {EVENTS} HT".encode(), 408, LATE),
     ("half a head", request(EVENTS)[:-2], 408, LATE),

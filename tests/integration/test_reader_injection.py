@@ -1,4 +1,4 @@
-"""Injection: input of callers becomes no SQL, no forged position and no line of the log."""
+"""Injection: no input of a caller becomes SQL, a forged position or a line of the log."""
 
 import base64
 import io
@@ -64,7 +64,7 @@ async def test_sql_in_the_path_is_only_a_value(still: Reader) -> None:
     harmless = unvarying(await still.get("/v1/executions/~/events"))
     assert harmless[0] == 400
     for value in SQL:
-        # A slash is one of the path.
+        # A slash separates parts of the path.
         escaped = quote(value.replace("/", ""), safe="")
         assert unvarying(await still.get(f"/v1/executions/{escaped}/events")) == harmless
 
@@ -195,7 +195,7 @@ FORGED = [
 async def test_a_caller_cannot_write_into_the_log(
     reader: Reader, owner: asyncpg.Connection, log_format: str
 ) -> None:
-    # From here on each request that gets to the database is logged.
+    # From here on, each request that reaches the database is logged.
     await owner.execute("REVOKE USAGE ON SCHEMA execution_events FROM execution_events_reader")
     with logging_to(log_format) as stream:
         statuses = []
@@ -213,11 +213,11 @@ def check_log(stream: io.StringIO, log_format: str, failures: int) -> None:
     """Check that each failed request has one entry with its id and none of its input."""
     content = stream.getvalue()
     assert "forged" not in content.lower()
-    # The probe says that PostgreSQL is away, and knows of no caller.
+    # The probe reports that PostgreSQL is unavailable, without any caller's input.
     lines = [line for line in content.splitlines() if "peer_unavailable" not in line]
     assert all(line.isprintable() for line in lines)
     if log_format == "text":
-        # What is no head of an entry is a traceback's, and indented.
+        # Lines that begin no entry are indented lines of a traceback.
         lines = [line for line in lines if not line.startswith("  ")]
         assert all(re.match(r"[0-9:]{8} ERROR   request_failed  request_id=", x) for x in lines)
         assert lines[-1].endswith(" request_id=safe-1.a:b_c")

@@ -42,7 +42,7 @@ from tests.support.sse import Chunks
 
 
 class Answer(NamedTuple):
-    """A response; `whole` is false where its last chunk is missing."""
+    """A response; `whole` is false if its last chunk is missing."""
 
     head: bytes
     body: bytes
@@ -154,7 +154,7 @@ async def test_a_stream_is_one_snapshot_with_its_tag(
     before = (await reader.api.get(EVENTS, params={"limit": 1})).json()
     async with requested(str(reader.api.base_url)) as source:
         content = await source.readuntil(b"\r\n\r\n")
-        # What is not sent yet changes, and something comes before it.
+        # Events that are not sent yet change, and a new one precedes them.
         await owner.execute(
             "UPDATE execution_events.event SET body = convert_to(replace("
             "convert_from(body, 'UTF8'), 'Normal', 'Changed'), 'UTF8')"
@@ -215,7 +215,7 @@ async def test_a_caller_that_stops_reading_is_cut_off(
                 await until(cut, "the stuck stream is cut")
             content += await stuck.read()
         assert not answer(content).whole
-        with pytest.raises(ValueError, match=r"."):  # Cut within a character, or within JSON.
+        with pytest.raises(ValueError, match=r"."):  # Truncated within a character, or within JSON.
             json.loads(answer(content).body)
         async with requested(address) as source:
             assert answer(await source.read()).whole
@@ -227,7 +227,7 @@ async def test_a_disconnect_ends_the_stream(
     admin: asyncpg.Connection,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Else it might be at its end before anybody looks.
+    # Otherwise it might end before the check.
     monkeypatch.setattr(listing, "_STREAM_BATCH", 1)
     await fill(owner, 100_000)
     async with limited(database, StreamTimeouts()) as address:

@@ -86,12 +86,12 @@ async def running(
 
 @pytest.fixture
 async def tenants(running: Running) -> Tenants:
-    """New executions for each test: a reader may reuse what it knows of one."""
+    """New executions for each test: a reader may reuse what it has read of one."""
     number = next(_number)
     reader, dialog, log, elsewhere, log_elsewhere = running
     await log.add(*events_of_two(f"execution-1{number}"))
     await log_elsewhere.add(*events_of_two(f"execution-9{number}"))
-    # The driver looks types up once for each connection.
+    # The driver reads types once for each connection.
     for headers in (ONE, {**ONE, "If-None-Match": "*"}):
         await reader.get(path_of(f"execution-7{number}"), headers=headers)
     foreign, absent = path_of(f"execution-1{number}"), path_of(f"execution-9{number}")
@@ -103,7 +103,7 @@ def path_of(execution_id: str) -> str:
 
 
 class Seen(NamedTuple):
-    """The effects of one request on its caller and the database, without what always varies."""
+    """The effects of one request on its caller and the database, without parts that always vary."""
 
     head: list[bytes]
     body: bytes
@@ -215,7 +215,7 @@ async def test_the_owner_gets_another_response(tenants: Tenants, query: str) -> 
     assert own.head != absent.head
     assert own.messages != absent.messages
     if query != "limit=1":
-        # A stream is more questions than a page.
+        # A stream takes more queries than a page.
         assert len(executed(own)) > len(executed(absent))
 
 
@@ -277,7 +277,7 @@ async def test_changes_of_other_tenants_are_invisible(tenants: Tenants) -> None:
         named(name, execution_id=execution_id, namespace=name) for name in ("one", "two")
     )
     await tenants.log.add(mine)
-    # Until it is answered from what was answered before.
+    # Until the response comes from the cache.
     *_, before = [await ask(tenants, path, *of(ONE)) for _ in range(3)]
     assert before.body.count(b'"metadata"') == 1
     for _ in range(2):

@@ -51,13 +51,13 @@ async def test_a_watch_ends_when_its_token_is_removed_or_changed(
             await other.next(2)
             await watch.next(2)
             write(path, {"same": ["tenant"]} | ({"changed": after} if after else {}))
-            # In order: an answer that was cut raises.
+            # In order: a truncated response raises.
             await watch.end()
             assert [message.data for message in changed.seen][1:] == [*changed.events.values()]
             await written.add(named("c"), named("d", namespace="other"))
             [message] = await other.next()
             assert message.data["metadata"]["name"] == "c"
-        # Whoever comes again gets what it may read now, and nothing of what it may not any more.
+        # A client that reconnects gets the namespaces that it may read now, and no others.
         response = await api.client.get(EVENTS, headers=headers)
         assert response.status_code == (200 if after else 401)
         if after:

@@ -23,8 +23,8 @@ class DialogMessage(NamedTuple):
 class Dialog:
     """The messages of all connections of one service to its database.
 
-    Statements are told by their text, without arguments, each time that one is executed: whether
-    it had been prepared before makes no difference.
+    A statement is recorded as its text, without arguments, each time that it is executed, whether
+    or not it had been prepared before.
     """
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class _Connection:
         self._messages = messages
         self._statements: dict[bytes, str] = {}
         self._portals: dict[bytes, str] = {}
-        # The start of a session has a ReadyForQuery, too.
+        # The start of a session has a ReadyForQuery as well.
         self._due = 1
         self._in_transaction = False
 
@@ -138,7 +138,7 @@ async def _pump(
     sink: asyncio.StreamWriter,
     record: Callable[[bytes, bytes], None],
 ) -> None:
-    """Forward messages, each after it was recorded."""
+    """Forward messages; record each one first."""
     try:
         while True:
             head = await source.readexactly(5)

@@ -217,10 +217,10 @@ def test_the_list_shows_the_errors_of_blocked_partitions(
             {"partitions": [2, 7], "error": "no leader"},
             {"partitions": [5], "error": "the clock"},
         ]
-        spool.store_errors({-1: "Kafka is away", 7: "no leader"})
+        spool.store_errors({-1: "Kafka is unavailable", 7: "no leader"})
     assert main(["spool", "list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["blocked"] == [
-        {"partitions": [], "error": "Kafka is away"}
+        {"partitions": [], "error": "Kafka is unavailable"}
     ]
 
 
