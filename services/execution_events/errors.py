@@ -64,7 +64,7 @@ class PartitionsLockedError(ExecutionEventsError):
 
 
 class HaltError(ExecutionEventsError):
-    """Stop and alert the operator: continuing could lose or duplicate occurrences."""
+    """Stop and alert the operator: continuing could lose or double-count occurrences."""
 
 
 class SpoolFullError(RetryableError):

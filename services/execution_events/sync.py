@@ -19,7 +19,7 @@ from execution_events import settings as settings_module
 from execution_events.errors import RetryableError
 from execution_events.events import NORMAL
 from execution_events.logs import Logger
-from execution_events.publisher.element import Identity, Scope, Subject, note_unpublished
+from execution_events.publisher.element import ElementIdentity, Scope, Subject, note_unpublished
 from execution_events.publisher.event import Event
 from execution_events.publisher.lifecycle import describe
 from execution_events.settings import Settings
@@ -184,7 +184,7 @@ class Publisher:
 class Element:
     """An element of an execution, whose actions and events are published."""
 
-    def __init__(self, publisher: Publisher, **identity: Unpack[Identity]) -> None:
+    def __init__(self, publisher: Publisher, **identity: Unpack[ElementIdentity]) -> None:
         self._publisher = publisher
         self._subject = Subject(identity)
 

@@ -177,8 +177,8 @@ MUTANTS = (
                 "consumer/log_check.py",
                 "    if stored.last is not None and stored.last.offset >= log.begin"
                 " and log.last != stored.last:\n"
-                '        return f"the log has another record at offset {stored.last.offset}'
-                ' than the stored one"\n',
+                '        return f"the record at offset {stored.last.offset} is not the one that was'
+                ' stored"\n',
                 "",
             ),
         ),

@@ -27,7 +27,7 @@ from tests.support.consumers import consuming, end_offsets, stored_offsets, unti
 from tests.support.databases import Database
 from tests.support.occurrences import Fetch, counts, producer, publish, ready
 from tests.support.processes import environment, run_cli
-from tests.support.records import OddName, occurrence
+from tests.support.records import NonUtf8Name, occurrence
 from tests.support.topics import make_topic
 
 
@@ -195,7 +195,7 @@ async def test_another_log_of_the_same_length_halts(
     async with consuming(settings):
 
         async def halted() -> bool:
-            return (await ready(unused_port))[1].count("another record at offset") == 3
+            return (await ready(unused_port))[1].count("is not the one that was stored") == 3
 
         await until(halted, "readiness names all partitions")
     assert await stored_offsets(settings) == before
@@ -257,7 +257,7 @@ async def test_an_unreadable_record_halts_its_partition_alone(
     settings = configured(settings, management_port=unused_port)
     await publish(settings, range(60))
     bad = (await end_offsets(settings))[1]
-    await produce_batch(settings, 1, [b"x"], ((OddName("name"), b""),))
+    await produce_batch(settings, 1, [b"x"], ((NonUtf8Name("name"), b""),))
     await publish(settings, range(60))
 
     async with consuming(settings):

@@ -201,9 +201,9 @@ async def test_a_truncated_record_has_its_length_and_hash_and_cannot_be_retried(
     assert tuple(row) == (len(key), len(large), large[:TRUNCATED_BYTES], True, digest, 0, "open")
 
     assert "[truncated]" in await run("list")
-    said = await run("retry", "--all", code=1)
-    assert "cannot be retried" in said
-    assert said.endswith("retried: 0, truncated: 1\n")
+    output = await run("retry", "--all", code=1)
+    assert "cannot be retried" in output
+    assert output.endswith("retried: 0, truncated: 1\n")
     shown = await run("show", str(letter.id))
     assert f"value      {len(large)} bytes, the first {TRUNCATED_BYTES} kept" in shown
     assert digest.hex() in shown

@@ -422,7 +422,7 @@ async def _write(kafka: EmbeddedKafka, database: EmbeddedPostgres, word: str) ->
 
 
 async def _read(kafka: EmbeddedKafka, database: EmbeddedPostgres) -> list[str]:
-    """The words in both, which are the same."""
+    """The words in both, which must be equal."""
     words = await _select(database.dsn())
     assert await _consume(kafka.bootstrap_servers, len(words)) == words
     return words

@@ -193,7 +193,7 @@ async def test_an_execution_written_after_the_scan_is_kept(
     assert await kept(owner) == {"b": (1, 4)}
 
 
-async def test_an_execution_that_is_being_deleted_begins_anew(
+async def test_an_execution_that_is_being_deleted_starts_again(
     database: Database, writer: BatchWriter, owner: asyncpg.Connection, cutoff: datetime
 ) -> None:
     await store(writer, ["a"])
@@ -313,21 +313,21 @@ async def test_the_command_prints_what_it_removed(
     await owner.execute("UPDATE dead_letter SET retried_at = now() - interval '91 days'")
     env = environment(configured(database_url=database.owner))
 
-    def said(output: str) -> list[str]:
+    def counts_of(output: str) -> list[str]:
         return [line.partition(", unchanged since ")[0] for line in output.splitlines()]
 
     output = await run_cli("prune", "--older-than", "90d", "--dry-run", "--dead-letters", env=env)
-    assert said(output) == [
+    assert counts_of(output) == [
         "would delete: 1 executions with 1 events",
         "would delete: 1 idle sources",
         "would delete: 1 closed dead letters",
     ]
     output = await run_cli("prune", "--older-than", "90d", env=env)
-    assert said(output) == ["deleted: 1 executions with 1 events", "deleted: 1 idle sources"]
+    assert counts_of(output) == ["deleted: 1 executions with 1 events", "deleted: 1 idle sources"]
     assert await kept(owner) == {"new": (1, 2)}
     assert await owner.fetchval("SELECT count(*) FROM dead_letter") == 1
     output = await run_cli("prune", "--older-than", "2160h", "--dead-letters", env=env)
-    assert said(output)[2] == "deleted: 1 closed dead letters"
+    assert counts_of(output)[2] == "deleted: 1 closed dead letters"
 
 
 async def test_a_service_role_cannot_prune(

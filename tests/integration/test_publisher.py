@@ -86,7 +86,7 @@ async def test_events_of_one_execution_are_in_the_order_of_publishing(either: Se
 
 async def test_a_source_may_begin_with_sequence_0(settings: Settings) -> None:
     record = PendingRecord.of(EventNamer().occurrence(events(1)[0]))
-    async with DirectDelivery(settings, first_sequence=0) as delivery:
+    async with DirectDelivery(settings.kafka, settings.publisher, first_sequence=0) as delivery:
         await delivery.deliver(record)
     [found] = await log(settings)
     assert found.sequence == 0

@@ -1,7 +1,7 @@
 """Schemathesis tests a running reader against its OpenAPI document.
 
 It generates valid and invalid requests and checks each response. It sends `Accept: */*` by default
-and so opens no watch; each response and each run has a timeout all the same.
+and so opens no watch; each response and each run still has a timeout.
 """
 
 import asyncio

@@ -56,7 +56,10 @@ def opened_spool(settings: Settings) -> Spool:
 
 @asynccontextmanager
 async def delivering(settings: Settings) -> AsyncIterator[SpooledDelivery]:
-    async with nothing_left(), SpooledDelivery(settings, opened_spool(settings)) as delivery:
+    async with (
+        nothing_left(),
+        SpooledDelivery(settings.kafka, settings.publisher, opened_spool(settings)) as delivery,
+    ):
         yield delivery
     assert not [t for t in threading.enumerate() if t.name.startswith("execution-events-spool")]
 
@@ -150,7 +153,7 @@ async def test_a_record_is_sent_once_it_and_its_partition_are_on_the_disk(
         submit(self, record)
 
     monkeypatch.setattr(Sender, "submit", checked)
-    async with SpooledDelivery(settings, spool) as delivery:
+    async with SpooledDelivery(settings.kafka, settings.publisher, spool) as delivery:
         await deliver_all(delivery, records(events(50)))
         await until_open(delivery)
         await deliver_all(delivery, records(events(50)))
@@ -170,7 +173,9 @@ async def test_a_backlog_is_sent_first_and_to_its_partitions_after_the_topic_gre
             assert await delivery.close() == 200
     await grow(settings, 6)
     async with consuming(settings):
-        async with SpooledDelivery(settings, opened_spool(settings)) as delivery:
+        async with SpooledDelivery(
+            settings.kafka, settings.publisher, opened_spool(settings)
+        ) as delivery:
             assert delivery.pending == 200
             await deliver_all(delivery, records(after))
             await flush(delivery)
@@ -193,7 +198,9 @@ async def test_records_are_stored_without_kafka_and_delivered_when_it_is_back(
 ) -> None:
     settings = await topic_on(own_kafka, settings)
     await own_kafka.stop()
-    async with SpooledDelivery(settings, opened_spool(settings)) as delivery:
+    async with SpooledDelivery(
+        settings.kafka, settings.publisher, opened_spool(settings)
+    ) as delivery:
         try:
             async with asyncio.timeout(5):
                 await deliver_all(delivery, records(events(100)))
@@ -289,7 +296,7 @@ async def test_a_failing_disk_is_retried(
 
     intercept(monkeypatch, spool, commit)
     stored = []
-    async with SpooledDelivery(settings, spool) as delivery:
+    async with SpooledDelivery(settings.kafka, settings.publisher, spool) as delivery:
         await until_open(delivery)
         for number, record in enumerate(records(events(300))):
             fails = 50 <= number < 100
@@ -315,7 +322,9 @@ async def test_a_spool_damaged_in_use_is_replaced(
     published = [msgspec.structs.replace(event, message="x" * 2000) for event in events(3000)]
     before, after = records(published[:2000]), records(published[2000:])
     async with consuming(settings):
-        async with SpooledDelivery(settings, opened_spool(settings)) as delivery:
+        async with SpooledDelivery(
+            settings.kafka, settings.publisher, opened_spool(settings)
+        ) as delivery:
             await until_open(delivery)
             with silent(own_kafka):
                 await deliver_all(delivery, before)
@@ -371,7 +380,8 @@ async def test_a_damaged_spool_is_replaced_once_the_disk_works_again(
         return commit.run()
 
     one, two, three = records(events(3))
-    async with SpooledDelivery(configured(settings, spool_full=policy), spool) as delivery:
+    own = configured(settings, spool_full=policy)
+    async with SpooledDelivery(own.kafka, own.publisher, spool) as delivery:
         await delivery.deliver(one)
         await flush(delivery)
         intercept(monkeypatch, spool, damaged)
@@ -399,7 +409,7 @@ async def test_a_flush_ends_after_the_spool_is_replaced(
 ) -> None:
     settings = await topic_on(own_kafka, settings)
     spool = opened_spool(settings)
-    async with SpooledDelivery(settings, spool) as delivery:
+    async with SpooledDelivery(settings.kafka, settings.publisher, spool) as delivery:
         await until_open(delivery)
         with silent(own_kafka):
             await deliver_all(delivery, records(events(100)))
@@ -431,7 +441,7 @@ async def test_undelivered_events_of_a_damaged_spool_are_logged_at_closing(
     def damaged(commit: Commit) -> Any:
         raise SpoolCorruptError("damaged")
 
-    async with SpooledDelivery(settings, spool) as delivery:
+    async with SpooledDelivery(settings.kafka, settings.publisher, spool) as delivery:
         await until_open(delivery)
         with silent(own_kafka):
             await deliver_all(delivery, records(events(10)))
@@ -467,7 +477,7 @@ async def test_closing_during_a_commit_returns_the_number_on_the_disk(
 ) -> None:
     spool = opened_spool(settings)
     reached, resume = await paused_commit(monkeypatch, spool)
-    async with SpooledDelivery(settings, spool) as delivery:
+    async with SpooledDelivery(settings.kafka, settings.publisher, spool) as delivery:
         await until_open(delivery)
         delivering_all = asyncio.gather(*map(delivery.deliver, records(events(10))))
         await reached.wait()
@@ -489,7 +499,7 @@ async def test_cancelling_all_tasks_during_a_commit_loses_nothing(
     before = asyncio.all_tasks()
     spool = opened_spool(settings)
     reached, resume = await paused_commit(monkeypatch, spool)
-    async with SpooledDelivery(settings, spool) as delivery:
+    async with SpooledDelivery(settings.kafka, settings.publisher, spool) as delivery:
         await until_open(delivery)
         tasks = asyncio.all_tasks() - before
         delivering_all = asyncio.gather(*map(delivery.deliver, records(events(10))))
@@ -522,7 +532,7 @@ async def test_a_flush_does_not_overtake_a_fetch(
         return fetched
 
     intercept(monkeypatch, spool, commit)
-    async with SpooledDelivery(settings, spool) as delivery:
+    async with SpooledDelivery(settings.kafka, settings.publisher, spool) as delivery:
         await reached.wait()
         assert spool.fetched == spool.last
         flushing = asyncio.create_task(delivery.flush())
@@ -609,7 +619,12 @@ async def test_draining_sends_all_records(settings: Settings) -> None:
     shown: list[int] = []
     async with nothing_left():
         spool = opened_spool(settings)
-        assert await drain(settings, spool, timeout=DEADLINE, progress=shown.append) == 0
+        assert (
+            await drain(
+                settings.kafka, settings.publisher, spool, timeout=DEADLINE, progress=shown.append
+            )
+            == 0
+        )
     assert shown == sorted(shown)
     assert shown[-1] == 7000
     assert len(counted(await log(settings))) == 7000
@@ -626,11 +641,16 @@ async def test_draining_gives_up_without_acknowledgements(
     spool.commit(records(events(10)), [], limit=0, partition_of=None)
     begin = asyncio.get_running_loop().time()
     async with nothing_left():
-        assert await drain(settings, spool, timeout=0.2, progress=lambda sent: None) == 10
+        assert (
+            await drain(
+                settings.kafka, settings.publisher, spool, timeout=0.2, progress=lambda sent: None
+            )
+            == 10
+        )
     assert asyncio.get_running_loop().time() - begin < 1
     with opened_spool(settings) as again:
         draining = asyncio.create_task(
-            drain(settings, again, timeout=30, progress=lambda sent: None)
+            drain(settings.kafka, settings.publisher, again, timeout=30, progress=lambda sent: None)
         )
         await asyncio.sleep(0.1)
         draining.cancel()

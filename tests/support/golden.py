@@ -40,7 +40,7 @@ class Golden(NamedTuple):
     beyond_schema: str | None
 
 
-class Place(NamedTuple):
+class KeyPartition(NamedTuple):
     """The partition of a key by murmur2, by the number of partitions."""
 
     key: bytes
@@ -60,11 +60,11 @@ def records() -> list[Golden]:
     return load("seed.json") + load("records.json") + load("published.json")
 
 
-def places() -> list[Place]:
+def key_partitions() -> list[KeyPartition]:
     """Load the keys and their partitions."""
     document = json.loads((SCHEMAS / "golden" / "partitions.json").read_text(encoding="utf-8"))
     return [
-        Place(
+        KeyPartition(
             case["key"].encode(),
             case["hash"],
             {int(number): partition for number, partition in case["partitions"].items()},

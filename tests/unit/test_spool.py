@@ -454,8 +454,8 @@ def test_requeued_records_are_fetched_again_before_later_ones(spool: Spool) -> N
 
 def test_errors_of_blocked_partitions_are_readable_in_use_and_afterwards(path: Path) -> None:
     with Spool(path, MAX_BYTES) as spool:
-        spool.store_errors({3: "no leader", -1: "Kafka is away"})
-        assert summary(path).errors == {-1: "Kafka is away", 3: "no leader"}
+        spool.store_errors({3: "no leader", -1: "Kafka is unavailable"})
+        assert summary(path).errors == {-1: "Kafka is unavailable", 3: "no leader"}
         spool.store_errors({4: "no leader"})
     assert summary(path).errors == {4: "no leader"}
     with Spool(path, MAX_BYTES) as spool:

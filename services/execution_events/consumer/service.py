@@ -48,7 +48,7 @@ async def run_consumer(settings: Settings, stop: asyncio.Event) -> None:
     """Consume until `stop` is set; then finish the fetched batch and leave the group.
 
     While Kafka or PostgreSQL is unavailable, it waits and retries. Raises `HaltError` when
-    continuing could lose or double occurrences.
+    continuing could lose or double-count occurrences.
     """
     url = settings.database.require_url()
     async with (

@@ -25,7 +25,9 @@ _PAUSE = (0.2, 1.0)
 async def publish_seed(settings: Settings) -> None:
     """Publish the seed execution; each time as the same records, which are counted once."""
     namer = EventNamer()
-    async with DirectDelivery(settings, source=_SEED_SOURCE, first_sequence=0) as delivery:
+    async with DirectDelivery(
+        settings.kafka, settings.publisher, source=_SEED_SOURCE, first_sequence=0
+    ) as delivery:
         for event in _seed():
             await delivery.deliver(PendingRecord.of(namer.occurrence(event)))
 

@@ -24,7 +24,7 @@ _RESOLUTION = timedelta(microseconds=1)
 _CANCELLATIONS = (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
-class Identity(TypedDict):
+class ElementIdentity(TypedDict):
     """The identity of an element: its execution, its object, and the element itself."""
 
     execution_id: str
@@ -42,7 +42,7 @@ class Subject:
     state follows the event reported last.
     """
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: ElementIdentity) -> None:
         self._identity = identity
         self._lock = threading.Lock()
         self._latest = datetime.min.replace(tzinfo=UTC)
@@ -115,7 +115,7 @@ _scopes: ContextVar[tuple[Scope, ...]] = ContextVar("execution_events_scopes", d
 
 
 def note_unpublished(event: Event, failure: BaseException, error: BaseException) -> None:
-    """Report the loss of `event` by `failure` in the log and in a note of `error`."""
+    """Log that `failure` kept `event` from being published, and add a note to `error`."""
     text = lifecycle.describe(failure)
     _log.error("event_not_published", reason=event.reason, error=text)
     error.add_note(f"The event {event.reason} was not published: {text}")
@@ -130,7 +130,7 @@ class EventPublisher(Protocol):
 class Element:
     """An element of an execution, whose actions and events are published."""
 
-    def __init__(self, publisher: EventPublisher, **identity: Unpack[Identity]) -> None:
+    def __init__(self, publisher: EventPublisher, **identity: Unpack[ElementIdentity]) -> None:
         self._publisher = publisher
         self._subject = Subject(identity)
 

@@ -27,7 +27,7 @@ class Reason(NamedTuple):
 
         The error's text is cut so that the message stays within its limit.
         """
-        element, action = _escaped(str(element)), _escaped(str(action))
+        element, action = _without_separators(str(element)), _without_separators(str(action))
         zh = self.zh.format(element=element, action=action)
         en = self.en.format(element=element, action=action)
         if error is None:
@@ -97,10 +97,10 @@ def describe(error: BaseException) -> str:
     except Exception:  # __str__ of a foreign exception can fail
         text = ""
     line = f"{type(error).__name__}: {text[:MESSAGE_MAX_BYTES]}"
-    line = _escaped(_CONTROLS.sub(" ", line))
+    line = _without_separators(_CONTROLS.sub(" ", line))
     return line.strip().removesuffix(":")[:MESSAGE_MAX_BYTES]
 
 
-def _escaped(text: str) -> str:
+def _without_separators(text: str) -> str:
     """Return `text` without a separator, which would end the first half."""
     return re.sub("##+", "#", text)

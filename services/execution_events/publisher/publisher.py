@@ -59,7 +59,7 @@ class Publisher:
             raise RuntimeError("the publisher is already open")
         settings = self._settings
         if settings.publisher.spool_dir is None:
-            self._delivery = await DirectDelivery(settings).__aenter__()
+            self._delivery = await DirectDelivery(settings.kafka, settings.publisher).__aenter__()
         else:
             self._delivery = await _open_spooled(settings, Path(settings.publisher.spool_dir))
         self._process = os.getpid()
@@ -154,11 +154,11 @@ async def _open_spooled(settings: Settings, directory: Path) -> SpooledDelivery:
     try:
         spool = await asyncio.shield(opening)
     except asyncio.CancelledError:
-        # The thread opens it all the same.
+        # The thread opens it anyway.
         (await opening).close()
         raise
     try:
-        return await SpooledDelivery(settings, spool).__aenter__()
+        return await SpooledDelivery(settings.kafka, settings.publisher, spool).__aenter__()
     except BaseException:
         spool.close()
         raise
