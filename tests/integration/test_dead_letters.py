@@ -6,7 +6,7 @@ import json
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import UTC, timedelta
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
@@ -280,6 +280,16 @@ async def test_a_retry_uses_the_records_timestamp_as_default(
     assert await letters.retry((await ids(letters))[0]) == DONE
     stored = await owner.fetchval("SELECT last_timestamp FROM event")
     assert stored.timestamp() == 1_700_000_000.123
+
+
+async def test_a_retry_stores_the_last_microsecond_of_the_contract(
+    writer: BatchWriter, owner: asyncpg.Connection, letters: DeadLetters
+) -> None:
+    """asyncpg's own codec makes it infinity."""
+    last = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
+    await writer.store(refused(log([occurrence(last_timestamp=last)])))
+    assert await letters.retry((await ids(letters))[0]) == DONE
+    assert await owner.fetchval("SELECT isfinite(last_timestamp) FROM event")
 
 
 async def test_a_retried_record_is_the_last_of_its_partition(

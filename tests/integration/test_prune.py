@@ -157,6 +157,22 @@ async def test_each_namespace_of_an_execution_is_pruned_on_its_own(
     assert await kept(owner) == {"execution-1": (1, 2)}
 
 
+async def test_a_page_ends_at_any_namespace_of_an_execution(
+    writer: BatchWriter,
+    owner: asyncpg.Connection,
+    cutoff: datetime,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prune, "_PAGE", 3)
+    keys = [("a", "k"), ("a", "z"), ("b", "m"), ("b", "n")]
+    await writer.store(
+        batch(log([occurrence(execution_id=name, namespace=namespace) for name, namespace in keys]))
+    )
+    await age(owner, 91, "a", "b")
+    assert await total(prune_executions(owner, cutoff, dry_run=False)) == (4, 4, 4)
+    assert await kept(owner) == {}
+
+
 async def test_an_execution_that_is_being_written_is_kept_whole(
     database: Database, writer: BatchWriter, owner: asyncpg.Connection, cutoff: datetime
 ) -> None:
