@@ -11,6 +11,8 @@ from execution_events.events import MESSAGE_MAX_BYTES, NORMAL, WARNING
 SEPARATOR = "##"
 """The separator between the halves of a bilingual text."""
 
+# In the default repr of an object; it differs in each process, and a recurrence must not.
+_ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+(?=>)")
 _CONTROLS = re.compile(r"[\s\0-\x1f\x7f-\x9f\ud800-\udfff]+")
 
 
@@ -88,7 +90,8 @@ CATALOGUE = (
 def describe(error: BaseException) -> str:
     """Return the type and text of `error`, and of a group's members, on one printable line.
 
-    Has at most as many characters as a message may have bytes. Never raises.
+    Addresses of objects are left out, so that equal errors of two processes have equal texts. Has
+    at most as many characters as a message may have bytes. Never raises.
     """
     try:
         text = str(error)
@@ -97,7 +100,7 @@ def describe(error: BaseException) -> str:
     except Exception:  # __str__ of a foreign exception can fail
         text = ""
     line = f"{type(error).__name__}: {text[:MESSAGE_MAX_BYTES]}"
-    line = _escaped(_CONTROLS.sub(" ", line))
+    line = _escaped(_CONTROLS.sub(" ", _ADDRESS.sub("", line)))
     return line.strip().removesuffix(":")[:MESSAGE_MAX_BYTES]
 
 
