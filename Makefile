@@ -64,7 +64,7 @@ check: install ## Check format, lint, strict types, import rules and prose
 prose: install ## Check docstrings, names, texts and log events
 	@$(BIN)/python -m tests.prose $(ARGS)
 
-references: install ## Generate schemas/settings.md and schemas/cli.md
+references: install ## Generate the references in schemas/ that come from the code
 	@$(BIN)/python -m tests.support.references
 
 format: install ## Format, and apply the linter's fixes
