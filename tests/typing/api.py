@@ -120,6 +120,7 @@ async def wrong_uses(publisher: Publisher, threaded: sync.Publisher, element: El
     await publisher.flush("1")  # type: ignore[arg-type]
     await element.event(b"a##A")  # type: ignore[arg-type]
     await element.event("a##A", "m", "Normal")  # type: ignore[call-arg]
+    element.action("create", event_name="mine.1")  # type: ignore[call-arg]
     await work(threaded)  # type: ignore[arg-type]
     threaded_work(publisher)  # type: ignore[arg-type]
     with element.action("create"):  # type: ignore[attr-defined]
