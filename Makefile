@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCKS := infra/locks
 PEERS := tests/benchmarks/peers
+FOREIGN := tests/foreign
 UV := $(BIN)/uv --quiet
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-annotate \
@@ -64,7 +65,7 @@ check: install ## Check format, lint, strict types, import rules and prose
 prose: install ## Check docstrings, names, texts and log events
 	@$(BIN)/python -m tests.prose $(ARGS)
 
-references: install ## Generate schemas/settings.md and schemas/cli.md
+references: install ## Generate the references in schemas/ that come from the code
 	@$(BIN)/python -m tests.support.references
 
 format: install ## Format, and apply the linter's fixes
@@ -77,6 +78,7 @@ lock: $(VENV)/made ## Lock the dependencies in pyproject.toml; ARGS=--upgrade mo
 	$(COMPILE) pyproject.toml --extra consumer --extra reader -c $(LOCKS)/all.txt -o $(LOCKS)/services.txt
 	$(COMPILE) $(LOCKS)/build.in -c $(LOCKS)/all.txt -o $(LOCKS)/build.txt
 	$(COMPILE) $(PEERS)/requirements.in -o $(PEERS)/requirements.txt
+	$(COMPILE) $(FOREIGN)/requirements.in -o $(FOREIGN)/requirements.txt
 
 build: install ## Build the wheel in dist/
 	$(UV) build --wheel --no-build-isolation --python $(BIN)/python

@@ -7,7 +7,7 @@ from statistics import median
 
 from execution_events import wire
 from execution_events.cli.progress import Progress
-from execution_events.publisher import EventNamer
+from execution_events.publisher.event import occurrence_of
 from tests.benchmarks import trees, workload
 from tests.benchmarks.broker import PARTITIONS, Broker, broker
 from tests.benchmarks.figures import Spread, Verdict, ratio, short
@@ -179,9 +179,8 @@ def _row(
 
 
 def _notes(events: int, rounds: int) -> list[str]:
-    namer = EventNamer()
     values = [
-        len(wire.encode(namer.occurrence(event))[1])
+        len(wire.encode(occurrence_of(event))[1])
         for event in workload.seed_shaped(workload.EVENTS_OF_AN_EXECUTION)
     ]
     return [

@@ -48,6 +48,14 @@ class KeyPartition(NamedTuple):
     partitions: Mapping[int, int]
 
 
+class Named(NamedTuple):
+    """A record without `metadata.name`, and the name that its producer gives it."""
+
+    case: str
+    record: dict[str, Any]
+    name: str
+
+
 def load(file: str) -> list[Golden]:
     """Load the records of one file."""
     document = json.loads((SCHEMAS / "golden" / file).read_text(encoding="utf-8"))
@@ -71,6 +79,12 @@ def key_partitions() -> list[KeyPartition]:
         )
         for case in document["keys"]
     ]
+
+
+def names() -> list[Named]:
+    """Load the records and their names."""
+    document = json.loads((SCHEMAS / "golden" / "names.json").read_text(encoding="utf-8"))
+    return [Named(**case) for case in document["names"]]
 
 
 def _golden(base: Mapping[str, Any], case: Mapping[str, Any]) -> Golden:

@@ -13,7 +13,7 @@ import pytest
 
 from execution_events import wire
 from execution_events.events import Occurrence
-from execution_events.publisher import EventNamer
+from execution_events.publisher.event import occurrence_of
 from tests.benchmarks import (
     consuming,
     dataset,
@@ -91,8 +91,7 @@ def test_events_are_seed_shaped() -> None:
     assert list(executions.values()) == [EVENTS_OF_AN_EXECUTION] * CONCURRENT
     assert len({event.execution_id for event in events[:CONCURRENT]}) == CONCURRENT
     assert events[-1].execution_id not in executions
-    namer = EventNamer()
-    occurrences = [namer.occurrence(event) for event in events]
+    occurrences = [occurrence_of(event) for event in events]
     assert len({occurrence.name for occurrence in occurrences}) == len(events)
     assert all(450 < len(wire.encode(occurrence)[1]) < 650 for occurrence in occurrences)
 

@@ -37,6 +37,8 @@ def test_the_golden_records_cover_every_kind() -> None:
     assert any(not value.isascii() for value in values)
     assert any(rb"\n" in value for value in values)
     assert {case.origin.sequence for case in PUBLISHED if case.origin} >= {0, wire.SEQUENCE_MAX}
+    names = {case.occurrence.name for case in PUBLISHED if case.occurrence}
+    assert names & {case.name for case in golden.names()}
     assert {case.record.key for case in PUBLISHED} <= {each.key for each in KEY_PARTITIONS}
 
 

@@ -13,8 +13,7 @@ from execution_events.logs import Logger
 from execution_events.publisher.delivery.direct import DirectDelivery
 from execution_events.publisher.delivery.spooled import SpooledDelivery
 from execution_events.publisher.element import Element
-from execution_events.publisher.event import Event
-from execution_events.publisher.naming import EventNamer
+from execution_events.publisher.event import Event, occurrence_of
 from execution_events.publisher.record import PendingRecord
 from execution_events.publisher.spool.directory import open_spool
 from execution_events.publisher.tracing import current_traceparent
@@ -41,7 +40,6 @@ class Publisher:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._namer = EventNamer()
         self._delivery: DirectDelivery | SpooledDelivery | None = None
         self._process = 0
         self._own_loop: asyncio.AbstractEventLoop | None = None
@@ -105,8 +103,7 @@ class Publisher:
         cancelled meanwhile, the event may still be published.
         """
         delivery = self._open()
-        occurrence = self._namer.occurrence(event)
-        await delivery.deliver(PendingRecord.of(occurrence, current_traceparent()))
+        await delivery.deliver(PendingRecord.of(occurrence_of(event), current_traceparent()))
 
     async def flush(self, timeout: float | None = None) -> None:
         """Return when Kafka has acknowledged every event published before.
