@@ -23,9 +23,9 @@ pytestmark = [pytest.mark.more, pytest.mark.timeout(900)]
 DOCUMENT = json.loads((SCHEMAS / "asyncapi.json").read_text(encoding="utf-8"))
 SETTINGS = DOCUMENT["operations"]["reportOccurrences"]["x-producer-settings"]
 NAMES = golden.names()
-PLACES = golden.places()
+KEY_PARTITIONS = golden.key_partitions()
 EVENT = {**NAMES[0].record, "involvedObject": {"name": "o"}}
-KEYS = [{**EVENT, "executionId": each.key.decode()} for each in PLACES]
+KEYS = [{**EVENT, "executionId": each.key.decode()} for each in KEY_PARTITIONS]
 
 each_program = pytest.mark.parametrize(
     "program", [pytest.param(each, id=each.key) for each in PROGRAMS]
@@ -68,7 +68,7 @@ async def test_names_and_partitions_are_those_of_the_golden_files(
     assert sorted(found) == list(range(1, len(named) + len(KEYS) + 1))
     names = [found[number].name for number in range(1, len(named) + 1)]
     assert names == [case.name for case in NAMES]
-    expected = {each.key: each.partitions[partitions] for each in PLACES}
+    expected = {each.key: each.partitions[partitions] for each in KEY_PARTITIONS}
     assert await placed(settings) == expected
 
 
@@ -82,8 +82,8 @@ async def test_another_partitioner_of_a_client_is_wrong(
     settings = await topic(settings, partitions)
     await program.publish(settings, "worker-1", lines(KEYS), "wrong")
     found = await placed(settings)
-    wrong = [each for each in PLACES if found[each.key] != each.partitions[partitions]]
-    assert len(wrong) >= len(PLACES) - 1
+    wrong = [each for each in KEY_PARTITIONS if found[each.key] != each.partitions[partitions]]
+    assert len(wrong) >= len(KEY_PARTITIONS) - 1
 
 
 @each_program
