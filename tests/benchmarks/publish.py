@@ -91,8 +91,7 @@ async def run(events: int, rounds: int, tree: Tree | None = None) -> Report:
     progress = Progress(rounds * len(turns))
     async with broker() as kafka:
         for number in range(rounds):
-            # Every other round runs backwards: drift does not favour one of a pair.
-            for variant in turns[:: -1 if number % 2 else 1]:
+            for variant in trees.in_turn(turns, number):
                 done = sum(map(len, samples.values()))
                 progress.show(done, f"runs; round {number + 1}, {variant.key}")
                 samples[variant.key].append(

@@ -98,14 +98,6 @@ COLUMNS = {
 
 
 @pytest.fixture
-async def writer(database: Database) -> AsyncIterator[BatchWriter]:
-    async with BatchWriter(database.writer, TOPIC) as writer:
-        for partition in range(3):
-            await writer.begin_partition(partition, 0, "cluster")
-        yield writer
-
-
-@pytest.fixture
 async def ops(database: Database) -> AsyncIterator[asyncpg.Connection]:
     async with administrator(database.ops) as connection:
         yield connection

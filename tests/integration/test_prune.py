@@ -33,20 +33,6 @@ DAY = timedelta(days=1)
 
 
 @pytest.fixture
-async def writer(database: Database) -> AsyncIterator[BatchWriter]:
-    async with BatchWriter(database.writer, "events") as writer:
-        await writer.begin_partition(0, 0, "cluster")
-        yield writer
-
-
-@pytest.fixture
-async def owner(database: Database) -> AsyncIterator[asyncpg.Connection]:
-    async with administrator(database.owner) as connection:
-        await connection.execute("SET search_path = execution_events")
-        yield connection
-
-
-@pytest.fixture
 async def cutoff(owner: asyncpg.Connection) -> datetime:
     return await time_before(owner, 90 * DAY)
 

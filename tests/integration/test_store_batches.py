@@ -1,7 +1,6 @@
 """Batches in the database: rows, fencing, watermarks and dead letters of one transaction."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from random import Random
 from typing import Any
@@ -30,23 +29,6 @@ from tests.support.databases import Database
 from tests.support.records import EPOCH, LogRecord, batch, log, occurrence
 
 TOPIC = "events"
-
-
-@pytest.fixture
-async def writer(database: Database) -> AsyncIterator[BatchWriter]:
-    async with BatchWriter(database.writer, TOPIC) as writer:
-        for partition in range(3):
-            await writer.begin_partition(partition, 0, "cluster")
-        yield writer
-
-
-@pytest.fixture
-async def owner(database: Database) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(
-        database.owner, server_settings={"search_path": "execution_events"}
-    )
-    yield connection
-    await connection.close()
 
 
 async def stored_events(owner: asyncpg.Connection) -> list[tuple[Any, ...]]:
