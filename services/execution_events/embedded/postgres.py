@@ -20,7 +20,7 @@ from execution_events.embedded.directory import HOST, DataDirectory
 from execution_events.embedded.errors import EmbeddedError, MissingExtraError
 from execution_events.embedded.process import ChildProcess, ignore, run
 from execution_events.embedded.server import Server
-from execution_events.errors import HaltError, RetryableError
+from execution_events.errors import HaltError, MisconfiguredError, RetryableError
 
 GRACE = 20.0  # seconds
 PROBE_TIMEOUT = 5.0  # seconds
@@ -173,10 +173,10 @@ class EmbeddedPostgres(Server):
         try:
             async with asyncio.timeout(PROBE_TIMEOUT), connect(self.dsn(), "execution-events dev"):
                 return True
+        except (HaltError, MisconfiguredError) as error:
+            raise EmbeddedError(f"PostgreSQL refuses its superuser: {error}") from error
         except (RetryableError, TimeoutError):
             return False
-        except HaltError as error:
-            raise EmbeddedError(f"PostgreSQL refuses its superuser: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

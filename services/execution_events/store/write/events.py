@@ -109,6 +109,7 @@ async def write_events(connection: asyncpg.Connection, events: Sequence[FoldedEv
             update.rewritten.add(event.latest.name)
     await connection.copy_records_to_table(
         "event",
+        schema_name="execution_events",
         columns=_EVENT_COLUMNS,
         records=[
             _row(event, body_of(event))
@@ -231,6 +232,7 @@ async def _record_changes(
 ) -> None:
     await connection.copy_records_to_table(
         "execution_change",
+        schema_name="execution_events",
         columns=_CHANGE_COLUMNS,
         records=[
             (
