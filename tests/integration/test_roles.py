@@ -220,6 +220,7 @@ async def test_the_reader_cannot_write(database: Database) -> None:
             page = await lists.page("execution-1", selection, frozenset({"tenant"}), 1)
             assert page == Page("", [], None)
     async with administrator(database.reader) as reader:
+        await reader.execute("SET default_transaction_read_only = off")
         statements = [
             verb.format(f"execution_events.{table}")
             for verb, table in product(

@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -9,9 +11,17 @@ import asyncpg
 
 from execution_events.errors import HaltError
 from execution_events.store.connection import translated_errors
+from execution_events.store.schema import roles
+from execution_events.store.schema.lock import run_locked
 
-# An arbitrary constant: concurrent migrations of one database wait for each other.
-_ADVISORY_LOCK = 0x65_78_65_63_65_76
+_CREATE_SCHEMA_VERSION = """
+CREATE SCHEMA IF NOT EXISTS execution_events;
+CREATE TABLE IF NOT EXISTS execution_events.schema_version (
+    version    integer PRIMARY KEY,
+    name       text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+)
+"""
 
 _FILE_NAME = re.compile(r"(\d{4})_(\w+)\.sql")
 
@@ -60,45 +70,35 @@ async def require_current(connection: asyncpg.Connection) -> None:
 
 
 async def migrate(connection: asyncpg.Connection, passwords: Mapping[str, str]) -> list[Migration]:
-    """Apply pending migrations and privileges; return the migrations applied.
+    """Apply pending migrations, set roles and privileges; return the migrations applied.
 
     Each role in `passwords` gets LOGIN and its password. Concurrent calls wait for each other.
+    Raises `RetryableError` if other sessions hold a lock for a minute, and `MisconfiguredError`,
+    with the SQL that an administrator has to run, if the login may not create a role or set a
+    password.
     """
+
+    async def apply_next() -> Migration | None:
+        missing = await pending(connection)
+        if not missing:
+            return None
+        await _apply(connection, missing[0])
+        return missing[0]
+
+    applied = []
     with translated_errors():
-        await connection.execute("SELECT pg_advisory_lock($1)", _ADVISORY_LOCK)
-        try:
-            applied = await pending(connection)
-            for migration in applied:
-                async with connection.transaction():
-                    await _apply(connection, migration)
-            async with connection.transaction():
-                await connection.execute((files(__package__) / "privileges.sql").read_text())
-                for role, password in passwords.items():
-                    await connection.execute(
-                        await connection.fetchval(
-                            "SELECT format('ALTER ROLE %I LOGIN PASSWORD %L', $1::text, $2::text)",
-                            role,
-                            password,
-                        )
-                    )
-        finally:
-            if not connection.is_closed():
-                await connection.execute("SELECT pg_advisory_unlock($1)", _ADVISORY_LOCK)
+        await roles.set_roles(connection)
+        # A concurrent call may create them at the same time.
+        with suppress(asyncpg.UniqueViolationError):
+            await connection.execute(_CREATE_SCHEMA_VERSION)
+        while (migration := await run_locked(connection, apply_next)) is not None:
+            applied.append(migration)
+        await run_locked(connection, partial(roles.set_privileges, connection))
+        await roles.set_passwords(connection, passwords)
     return applied
 
 
 async def _apply(connection: asyncpg.Connection, migration: Migration) -> None:
-    if migration.version == 1:
-        await connection.execute(
-            """
-            CREATE SCHEMA IF NOT EXISTS execution_events;
-            CREATE TABLE execution_events.schema_version (
-                version    integer PRIMARY KEY,
-                name       text NOT NULL,
-                applied_at timestamptz NOT NULL DEFAULT now()
-            )
-            """
-        )
     await connection.execute("SET LOCAL search_path = execution_events")
     await connection.execute(migration.sql)
     await connection.execute(
