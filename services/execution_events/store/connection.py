@@ -27,6 +27,8 @@ _SERVER_SETTINGS = {
     "idle_in_transaction_session_timeout": "60s",
     "timezone": "UTC",
 }
+_SUPPORTED_VERSIONS = range(15, 19)
+"""Major versions that the statements are tested on."""
 _RETRYABLE_CLASSES = ("08", "40", "53", "57")
 _REFUSED_CLASSES = ("22", "23", "54")
 _UNIQUE_VIOLATION = "23505"
@@ -104,6 +106,37 @@ def options(application: str, settings: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
+async def open_connection(database_url: str, arguments: Mapping[str, Any]) -> asyncpg.Connection:
+    """Open a connection with `options`; raise `HaltError` if its server is not supported."""
+    connection: asyncpg.Connection = await asyncpg.connect(database_url, **arguments)
+    try:
+        _require_supported(
+            connection.get_server_version().major, connection.get_settings().server_encoding
+        )
+    except HaltError:
+        connection.terminate()
+        raise
+    return connection
+
+
+def _require_supported(version: int, encoding: str) -> None:
+    """Raise `HaltError` unless the server's major version and the encoding are supported.
+
+    The server reports both when a connection begins, before the first statement.
+    """
+    if version not in _SUPPORTED_VERSIONS:
+        oldest, newest = _SUPPORTED_VERSIONS[0], _SUPPORTED_VERSIONS[-1]
+        raise HaltError(
+            f"the database is on PostgreSQL {version}, which this version of execution-events does"
+            f" not support: use PostgreSQL {oldest} to {newest}"
+        )
+    if encoding != "UTF8":
+        raise HaltError(
+            f"the database has the encoding {encoding}, supported is UTF8 alone: create one with"
+            " `CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0`"
+        )
+
+
 @asynccontextmanager
 async def connect(
     database_url: str,
@@ -122,7 +155,7 @@ async def connect(
         arguments["command_timeout"] = None
         arguments["server_settings"] |= {"statement_timeout": "0", "lock_timeout": "60s"}
     with translated_errors(address_of(database_url)):
-        connection = await asyncpg.connect(database_url, **arguments)
+        connection = await open_connection(database_url, arguments)
     try:
         yield connection
     finally:

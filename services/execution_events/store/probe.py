@@ -6,8 +6,13 @@ from typing import Self
 import asyncpg
 
 from execution_events.errors import RetryableError
-from execution_events.store.connection import address_of, options, translated_errors
-from execution_events.store.schema.migrate import require_current
+from execution_events.store.connection import (
+    address_of,
+    open_connection,
+    options,
+    translated_errors,
+)
+from execution_events.store.schema.migrate import require_compatible
 
 _APPLICATION = "execution-events probe"
 _READ_ONLY = "SELECT current_setting('transaction_read_only')::boolean"
@@ -42,11 +47,11 @@ class DatabaseProbe:
         try:
             with translated_errors(self.address):
                 if self._connection is None or self._connection.is_closed():
-                    self._connection = await asyncpg.connect(
-                        self._database_url, **options(_APPLICATION, {})
+                    self._connection = await open_connection(
+                        self._database_url, options(_APPLICATION, {})
                     )
                 read_only = await self._connection.fetchval(_READ_ONLY)
-                await require_current(self._connection)
+                await require_compatible(self._connection)
         except BaseException:
             self._drop()
             raise

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from execution_events.store.connection import CONNECT_TIMEOUT, options
+from execution_events.store.connection import CONNECT_TIMEOUT, open_connection, options
 
 _IDLE_TIMEOUT = 300
 """Seconds after which an unused connection is replaced: a firewall may have dropped it."""
@@ -58,9 +58,7 @@ class ReadingPool:
         else:
             await self._available.acquire()
         try:
-            connection = self._usable() or await asyncpg.connect(
-                self._database_url, **self._connect
-            )
+            connection = self._usable() or await open_connection(self._database_url, self._connect)
             try:
                 yield connection
             except asyncpg.PostgresError:
