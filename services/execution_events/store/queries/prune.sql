@@ -46,7 +46,7 @@ SELECT count(*) FROM execution_events.producer_progress WHERE changed_at < $1
 
 -- name: delete_idle_sources
 WITH idle AS (
-    SELECT topic, partition, source
+    SELECT topic, partition, source_hash
     FROM execution_events.producer_progress
     WHERE changed_at < $1
     LIMIT $2
@@ -57,7 +57,7 @@ gone AS (
     USING idle
     WHERE progress.topic = idle.topic
         AND progress.partition = idle.partition
-        AND progress.source = idle.source
+        AND progress.source_hash = idle.source_hash
     RETURNING 1
 )
 SELECT count(*) FROM gone

@@ -19,7 +19,7 @@ from execution_events.store.read.changes import (
 )
 from execution_events.store.read.pool import ReadingPool
 from execution_events.store.read.selection import Position, Selection
-from execution_events.store.schema.migrate import require_current
+from execution_events.store.schema.migrate import require_compatible
 from execution_events.store.sessions import READER
 from execution_events.store.sql import load_queries, number_arguments
 
@@ -157,7 +157,7 @@ class EventReader:
         """Raise `RetryableError` or `HaltError` unless the schema is current."""
         with translated_errors():
             async with self._pool.acquire() as connection:
-                await require_current(connection)
+                await require_compatible(connection)
 
 
 class _ListQuery:

@@ -13,15 +13,11 @@ from execution_events.store.sql import load_queries
 
 _log = Logger(__name__)
 
-_SQL = load_queries("roles")
+_ROLES = load_queries("roles")
+_SCHEMA = load_queries("schema")
 
-_LOCK = """
-SET LOCAL lock_timeout = '1s';
-LOCK TABLE execution_events.schema_version IN SHARE ROW EXCLUSIVE MODE
-"""
-"""Services still read the table. Their statements queue behind each lock that is waited for."""
 _PAUSE = 1
-"""Seconds between two attempts, in which the statements that queued are executed."""
+"""Seconds between two attempts, in which the statements that queued behind one are executed."""
 _TIMEOUT = 60
 _OPS_TIMEOUT = timedelta(seconds=10)
 """Time for which a session of operators may block a migration; it is ended then."""
@@ -32,15 +28,15 @@ _T = TypeVar("_T")
 async def run_locked(connection: asyncpg.Connection, step: Callable[[], Awaitable[_T]]) -> _T:
     """Run `step` in a transaction that excludes other migrations; return its result.
 
-    It is begun anew after a second in which another session holds a lock that it needs, for at most
-    a minute. Then raises `RetryableError` with these sessions.
+    It is begun anew when another session has held a lock that it needs for two seconds, for at most
+    a minute. Then raises `RetryableError`, which names these sessions.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _TIMEOUT
     while True:
         try:
             async with connection.transaction():
-                await connection.execute(_LOCK)
+                await connection.execute(_SCHEMA["lock_schema_version"])
                 return await step()
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
             if loop.time() >= deadline:
@@ -50,11 +46,11 @@ async def run_locked(connection: asyncpg.Connection, step: Callable[[], Awaitabl
                     " `SELECT pg_terminate_backend(pid)`, or try again later",
                     error.sqlstate or "55P03",
                 ) from error
-            for session in await connection.fetch(_SQL["end_ops_blockers"], _OPS_TIMEOUT):
+            for session in await connection.fetch(_ROLES["end_ops_blockers"], _OPS_TIMEOUT):
                 _log.warning("blocking_session_ended", **session)
         await asyncio.sleep(_PAUSE)
 
 
 async def _blockers(connection: asyncpg.Connection) -> str:
-    sessions = await connection.fetch(_SQL["blockers"])
+    sessions = await connection.fetch(_ROLES["blockers"])
     return ", ".join(f"pid {pid} ({user}, {name or 'unnamed'})" for pid, user, name in sessions)

@@ -17,7 +17,7 @@ from execution_events.store.connection import (
     refused_rows,
     translated_errors,
 )
-from execution_events.store.schema.migrate import require_current
+from execution_events.store.schema.migrate import require_compatible
 from execution_events.store.sessions import CONSUMER
 from execution_events.store.sql import load_queries
 from execution_events.store.write import progress
@@ -206,7 +206,7 @@ class BatchWriter:
                 )
             )
             with translated_errors(self.address):
-                await require_current(connection)
+                await require_compatible(connection)
                 await prepare(connection)
             self._connection = connection
             self.connections += 1
