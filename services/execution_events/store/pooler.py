@@ -1,11 +1,12 @@
 """Detection of a pooler in transaction mode, in which a session ends with its transaction."""
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 
 import asyncpg
 
-_ATTEMPTS = 5
+_ATTEMPTS = 20
 _TIMEOUT = 2
 """Seconds to wait for a second session, which a small pool may not have."""
 
@@ -25,8 +26,10 @@ async def shares_sessions(
         async with asyncio.timeout(_TIMEOUT):
             other = await connect()
             try:
-                # A pooler prefers the session used last. Other clients may take it first.
+                # A pooler mostly gives out the session that was used last, or least recently. Other
+                # clients may take it first: at random times, so that two checks find no rhythm.
                 for _ in range(_ATTEMPTS):
+                    await asyncio.sleep(random.uniform(0, 0.01))  # noqa: S311
                     async with other.transaction():
                         if await _pid(other) == session:
                             return True
