@@ -15,8 +15,10 @@ from execution_events.store.schema.migrate import Migration, migrations, pending
 from execution_events.store.write.batches import BatchWriter
 from tests.support import databases
 from tests.support.configuration import configured
+from tests.support.consumers import until
 from tests.support.databases import Database, migrate_as_owner
 from tests.support.processes import environment, run_cli
+from tests.support.records import batch, log, occurrence
 from tests.support.servers import Servers
 
 ALL = [migration.name for migration in migrations()]
@@ -126,6 +128,84 @@ async def test_no_service_runs_on_another_schema_version(
     async with EventReader.open(database.reader) as lists:
         with pytest.raises(HaltError, match=command):
             await lists.check()
+
+
+NEWER = "INSERT INTO schema_version VALUES (2, 'later', '', $1)"
+
+
+async def test_services_run_on_a_newer_schema_that_is_compatible(
+    database: Database, owner: asyncpg.Connection
+) -> None:
+    await owner.execute("SET search_path = execution_events")
+    await owner.execute(NEWER, migrate.program_version())
+    async with BatchWriter(database.writer, "topic") as writer:
+        await writer.connect()
+    async with EventReader.open(database.reader) as lists:
+        await lists.check()
+
+
+async def test_no_batch_is_stored_after_an_incompatible_migration(
+    database: Database, writer: BatchWriter, owner: asyncpg.Connection
+) -> None:
+    await owner.execute("SET search_path = execution_events")
+    records = log([occurrence()] * 3)
+    await writer.store(batch(records[:1]))
+    await owner.execute(NEWER, migrate.program_version())
+    await writer.store(batch(records[1:2]))
+    await owner.execute(NEWER.replace("2,", "3,"), "9999.1")
+    with pytest.raises(HaltError, match=r"requires execution-events 9999\.1"):
+        await writer.store(batch(records[2:]))
+    rows = await fetch_one(owner, "SELECT next_offset, count FROM partition_progress, event")
+    assert tuple(rows) == (2, 2)
+
+
+async def test_an_incompatible_migration_waits_for_batches(
+    database: Database, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that has begun on the old schema is committed before the new one is visible."""
+    sql = "-- compatible_from: 9999.1\nCREATE TABLE later ()"
+    later = Migration(len(ALL) + 1, "later", sql, "9999.1")
+    monkeypatch.setattr(migrate, "migrations", lambda: [*migrations(), later])
+    async with databases.administrator(database.writer) as batch_in_progress:
+        transaction = batch_in_progress.transaction()
+        await transaction.start()
+        await batch_in_progress.execute("UPDATE execution_events.partition_progress SET epoch = 0")
+        migrating = asyncio.create_task(migrate_as_owner(database))
+        await until_blocked(owner)
+        assert not migrating.done()
+        await transaction.commit()
+    assert await migrating == ["later"]
+
+
+async def test_statements_are_executed_while_a_migration_waits_for_a_lock(
+    database: Database, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = Migration(len(ALL) + 1, "later", "LOCK TABLE event", "0.1.0")
+    monkeypatch.setattr(migrate, "migrations", lambda: [*migrations(), later])
+    async with (
+        databases.administrator(database.reader) as holder,
+        databases.administrator(database.reader) as other,
+    ):
+        async with holder.transaction():
+            await holder.execute("SELECT FROM execution_events.event")
+            migrating = asyncio.create_task(migrate_as_owner(database))
+            await until_blocked(owner)
+            await other.execute("SELECT FROM execution_events.event", timeout=30)
+            assert not migrating.done()
+        assert await migrating == ["later"]
+
+
+async def until_blocked(owner: asyncpg.Connection) -> None:
+    """Return once a session of the database waits for another's lock."""
+
+    async def blocked() -> bool:
+        waiting = (
+            "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database"
+            " WHERE NOT granted AND datname = current_database()"
+        )
+        return bool(await owner.fetchval(waiting))
+
+    await until(blocked, "a session is blocked")
 
 
 async def test_a_newer_schema_is_not_migrated(database: Database) -> None:
