@@ -1,7 +1,10 @@
 """Migrations are applied once, and no service runs on another schema version."""
 
 import asyncio
+import re
+from contextlib import nullcontext
 from importlib.resources import files
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -41,6 +44,45 @@ def test_migrations_are_numbered_from_one_without_a_gap() -> None:
         f"{number:04}_{migration.name}.sql" for number, migration in enumerate(migrations(), 1)
     ]
     assert [migration.version for migration in migrations()] == list(range(1, len(ALL) + 1))
+
+
+def test_every_version_has_three_numbers() -> None:
+    versions = [migrate.program_version(), *(one.compatible_from for one in migrations())]
+    assert [v for v in versions if not re.match(r"\d+\.\d+\.\d+(?!\.)", v)] == []
+
+
+@pytest.mark.parametrize(
+    ("version", "compatible_from", "is_allowed"),
+    [
+        ("0.1.0", "0.1.0", True),
+        ("0.10.0", "0.9.1", True),
+        ("1.0.0rc1", "1.0.0", True),
+        ("0.9.10", "0.10.0", False),
+        ("0.9.9", "0.9.10", False),
+    ],
+)
+def test_versions_are_compared_by_number(
+    monkeypatch: pytest.MonkeyPatch, version: str, compatible_from: str, is_allowed: bool
+) -> None:
+    monkeypatch.setattr(migrate, "program_version", lambda: version)
+    with nullcontext() if is_allowed else pytest.raises(HaltError, match=f"this is {version}"):
+        migrate.require_version(compatible_from)
+
+
+def test_a_migration_is_as_compatible_as_the_one_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    directory = tmp_path / "migrations"
+    directory.mkdir()
+    for name, sql in (
+        ("0001_one", "-- compatible_from: 0.1.0\n"),
+        ("0002_two", "SELECT 1"),
+        ("0003_three", "SELECT 1;\n-- compatible_from: 0.3.0\nSELECT 1"),
+        ("0004_four", ""),
+    ):
+        (directory / f"{name}.sql").write_text(sql)
+    monkeypatch.setattr(migrate, "files", lambda _: tmp_path)
+    assert [one.compatible_from for one in migrations()] == ["0.1.0", "0.1.0", "0.3.0", "0.3.0"]
 
 
 def test_a_released_migration_never_changes() -> None:
