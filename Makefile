@@ -28,8 +28,11 @@ run: install ## Run Kafka, PostgreSQL and all services on this machine, data in 
 test: install ## Run all tests; ARGS="tests/unit -k fold"
 	@exec $(BIN)/pytest $(ARGS)
 
-test-more: install ## Run the tests marked "more" and the long faults, which take too long for every merge
+test-more: install ## Run the tests marked "more", those of SQL on PostgreSQL 15 to 17, and the long faults
 	$(BIN)/pytest -m more $(ARGS)
+	for version in 15 16 17; do \
+		EXECUTION_EVENTS_TEST_POSTGRESQL=$$version $(BIN)/pytest tests/integration || exit; \
+	done
 	$(BIN)/python -m tests.faults run --long
 
 faults: install ## Run each short row of the fault matrix once, on the real servers; ARGS="--row scale --seed 5"

@@ -1,7 +1,10 @@
 """Migrations are applied once, and no service runs on another schema version."""
 
 import asyncio
+import re
+from contextlib import nullcontext
 from importlib.resources import files
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -15,8 +18,10 @@ from execution_events.store.schema.migrate import Migration, migrations, pending
 from execution_events.store.write.batches import BatchWriter
 from tests.support import databases
 from tests.support.configuration import configured
+from tests.support.consumers import until
 from tests.support.databases import Database, migrate_as_owner
 from tests.support.processes import environment, run_cli
+from tests.support.records import batch, log, occurrence
 from tests.support.servers import Servers
 
 ALL = [migration.name for migration in migrations()]
@@ -39,6 +44,45 @@ def test_migrations_are_numbered_from_one_without_a_gap() -> None:
         f"{number:04}_{migration.name}.sql" for number, migration in enumerate(migrations(), 1)
     ]
     assert [migration.version for migration in migrations()] == list(range(1, len(ALL) + 1))
+
+
+def test_every_version_has_three_numbers() -> None:
+    versions = [migrate.program_version(), *(one.compatible_from for one in migrations())]
+    assert [v for v in versions if not re.match(r"\d+\.\d+\.\d+(?!\.)", v)] == []
+
+
+@pytest.mark.parametrize(
+    ("version", "compatible_from", "is_allowed"),
+    [
+        ("0.1.0", "0.1.0", True),
+        ("0.10.0", "0.9.1", True),
+        ("1.0.0rc1", "1.0.0", True),
+        ("0.9.10", "0.10.0", False),
+        ("0.9.9", "0.9.10", False),
+    ],
+)
+def test_versions_are_compared_by_number(
+    monkeypatch: pytest.MonkeyPatch, version: str, compatible_from: str, is_allowed: bool
+) -> None:
+    monkeypatch.setattr(migrate, "program_version", lambda: version)
+    with nullcontext() if is_allowed else pytest.raises(HaltError, match=f"this is {version}"):
+        migrate.require_version(compatible_from)
+
+
+def test_a_migration_is_as_compatible_as_the_one_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    directory = tmp_path / "migrations"
+    directory.mkdir()
+    for name, sql in (
+        ("0001_one", "-- compatible_from: 0.1.0\n"),
+        ("0002_two", "SELECT 1"),
+        ("0003_three", "SELECT 1;\n-- compatible_from: 0.3.0\nSELECT 1"),
+        ("0004_four", ""),
+    ):
+        (directory / f"{name}.sql").write_text(sql)
+    monkeypatch.setattr(migrate, "files", lambda _: tmp_path)
+    assert [one.compatible_from for one in migrations()] == ["0.1.0", "0.1.0", "0.3.0", "0.3.0"]
 
 
 def test_a_released_migration_never_changes() -> None:
@@ -126,6 +170,84 @@ async def test_no_service_runs_on_another_schema_version(
     async with EventReader.open(database.reader) as lists:
         with pytest.raises(HaltError, match=command):
             await lists.check()
+
+
+NEWER = "INSERT INTO schema_version VALUES (2, 'later', '', $1)"
+
+
+async def test_services_run_on_a_newer_schema_that_is_compatible(
+    database: Database, owner: asyncpg.Connection
+) -> None:
+    await owner.execute("SET search_path = execution_events")
+    await owner.execute(NEWER, migrate.program_version())
+    async with BatchWriter(database.writer, "topic") as writer:
+        await writer.connect()
+    async with EventReader.open(database.reader) as lists:
+        await lists.check()
+
+
+async def test_no_batch_is_stored_after_an_incompatible_migration(
+    database: Database, writer: BatchWriter, owner: asyncpg.Connection
+) -> None:
+    await owner.execute("SET search_path = execution_events")
+    records = log([occurrence()] * 3)
+    await writer.store(batch(records[:1]))
+    await owner.execute(NEWER, migrate.program_version())
+    await writer.store(batch(records[1:2]))
+    await owner.execute(NEWER.replace("2,", "3,"), "9999.1")
+    with pytest.raises(HaltError, match=r"requires execution-events 9999\.1"):
+        await writer.store(batch(records[2:]))
+    rows = await fetch_one(owner, "SELECT next_offset, count FROM partition_progress, event")
+    assert tuple(rows) == (2, 2)
+
+
+async def test_an_incompatible_migration_waits_for_batches(
+    database: Database, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that has begun on the old schema is committed before the new one is visible."""
+    sql = "-- compatible_from: 9999.1\nCREATE TABLE later ()"
+    later = Migration(len(ALL) + 1, "later", sql, "9999.1")
+    monkeypatch.setattr(migrate, "migrations", lambda: [*migrations(), later])
+    async with databases.administrator(database.writer) as batch_in_progress:
+        transaction = batch_in_progress.transaction()
+        await transaction.start()
+        await batch_in_progress.execute("UPDATE execution_events.partition_progress SET epoch = 0")
+        migrating = asyncio.create_task(migrate_as_owner(database))
+        await until_blocked(owner)
+        assert not migrating.done()
+        await transaction.commit()
+    assert await migrating == ["later"]
+
+
+async def test_statements_are_executed_while_a_migration_waits_for_a_lock(
+    database: Database, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = Migration(len(ALL) + 1, "later", "LOCK TABLE event", "0.1.0")
+    monkeypatch.setattr(migrate, "migrations", lambda: [*migrations(), later])
+    async with (
+        databases.administrator(database.reader) as holder,
+        databases.administrator(database.reader) as other,
+    ):
+        async with holder.transaction():
+            await holder.execute("SELECT FROM execution_events.event")
+            migrating = asyncio.create_task(migrate_as_owner(database))
+            await until_blocked(owner)
+            await other.execute("SELECT FROM execution_events.event", timeout=30)
+            assert not migrating.done()
+        assert await migrating == ["later"]
+
+
+async def until_blocked(owner: asyncpg.Connection) -> None:
+    """Return once a session of the database waits for another's lock."""
+
+    async def blocked() -> bool:
+        waiting = (
+            "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database"
+            " WHERE NOT granted AND datname = current_database()"
+        )
+        return bool(await owner.fetchval(waiting))
+
+    await until(blocked, "a session is blocked")
 
 
 async def test_a_newer_schema_is_not_migrated(database: Database) -> None:

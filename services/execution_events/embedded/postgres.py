@@ -163,7 +163,7 @@ class EmbeddedPostgres(Server):
                 f"--pwfile={installation.password}",
                 "--auth=scram-sha-256",
                 "--encoding=UTF8",
-                # Of no effect on our columns, which all have the collation "C".
+                # Of no effect: all text that is compared has the collation "C".
                 "--locale=C",
                 *sync,
             ],
