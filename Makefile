@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --custom-compile-command "make lock" $(ARGS)
 
-.PHONY: help install run test test-more faults faults-full faults-tools mutants bench bench-growth bench-peers check prose references format lock build release clean
+.PHONY: help install run test test-more faults faults-full faults-tools pooler mutants bench bench-growth bench-peers check prose references format lock build release clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -44,6 +44,9 @@ faults-full: install ## Run the whole fault matrix in about three hours, resumab
 
 faults-tools: ## Install tools that shift a clock and slow a disk (Debian, root); without them their rows are skipped
 	apt-get install -y -qq faketime gcc libc6-dev
+
+pooler: ## Install PgBouncer, for its tests in make test-more (Debian, root); without it they are skipped
+	apt-get install -y -qq pgbouncer
 
 mutants: install ## Break each guarantee on purpose; the fault matrix must detect it
 	@exec $(BIN)/python -m tests.faults mutants

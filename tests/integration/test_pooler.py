@@ -16,12 +16,15 @@ from tests.support.configuration import configured
 from tests.support.consumers import consuming, until
 from tests.support.databases import Database, administrator
 from tests.support.occurrences import Fetch
-from tests.support.poolers import pooled
+from tests.support.poolers import PGBOUNCER, pooled
 from tests.support.processes import environment, run_cli
 from tests.support.readers import EVENTS, named, reading
 from tests.support.records import batch, log
 
-pytestmark = pytest.mark.more
+pytestmark = [
+    pytest.mark.more,
+    pytest.mark.skipif(PGBOUNCER is None, reason="`make pooler` installs PgBouncer"),
+]
 
 REFUSAL = "is behind a pooler in transaction mode"
 

@@ -26,7 +26,7 @@ async def pooled(
     It gives a client the session that was used least recently, so that a client seldom gets the
     same one twice.
     """
-    assert PGBOUNCER, "run `make pooler`"
+    assert PGBOUNCER
     server = urlsplit(database.reader)
     with (
         tempfile.TemporaryDirectory() as directory,

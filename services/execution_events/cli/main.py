@@ -24,7 +24,8 @@ from execution_events.settings import PREFIX, load
 
 _EPILOG = f"""\
 Settings are environment variables {PREFIX}…; `execution-events settings` lists them.
-Exit codes: 0 success, also after SIGINT or SIGTERM; 1 failure; 2 wrong usage or settings.
+Exit codes: 0 success, also after SIGINT or SIGTERM; 1 failure; 2 wrong usage or settings,
+also a login or a privilege that PostgreSQL refuses.
 """
 
 
