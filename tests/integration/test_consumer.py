@@ -171,7 +171,10 @@ async def test_a_log_that_ends_before_the_stored_offset_halts(
 ) -> None:
     """The topic was deleted and created again."""
     settings = configured(settings, management_port=unused_port)
-    await fetch(f"INSERT INTO partition_progress VALUES ('{settings.kafka.topic}', 1, 5, now())")
+    await fetch(
+        "INSERT INTO partition_progress (topic, partition, next_offset, changed_at)"
+        f" VALUES ('{settings.kafka.topic}', 1, 5, now())"
+    )
     async with consuming(settings):
 
         async def halted() -> bool:

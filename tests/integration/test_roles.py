@@ -157,8 +157,11 @@ UNION ALL
 SELECT format('table %s.%s', nspname, relname), privilege
 FROM pg_class
 JOIN pg_namespace ON pg_namespace.oid = relnamespace,
-    unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER',
-        'MAINTAIN']) AS privilege
+    unnest(
+        ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']
+        || CASE WHEN current_setting('server_version_num')::integer >= 170000
+            THEN ARRAY['MAINTAIN'] END
+    ) AS privilege
 WHERE nspname = ANY ($2) AND relkind IN ('r', 'p', 'v', 'm', 'f')
     AND has_table_privilege($1, pg_class.oid, privilege)
 UNION ALL
