@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --custom-compile-command "make lock" $(ARGS)
 
-.PHONY: help install run test test-more faults faults-full faults-tools mutants bench bench-growth bench-peers check prose references format lock build release clean
+.PHONY: help install run test test-more faults faults-full faults-tools pooler mutants bench bench-growth bench-peers check prose references format lock build release clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -29,8 +29,11 @@ run: install ## Run Kafka, PostgreSQL and all services on this machine, data in 
 test: install ## Run all tests; ARGS="tests/unit -k fold"
 	@exec $(BIN)/pytest $(ARGS)
 
-test-more: install ## Run the tests marked "more" and the long faults, which take too long for every merge
+test-more: install ## Run the tests marked "more", those of SQL on PostgreSQL 15 to 17, and the long faults
 	$(BIN)/pytest -m more $(ARGS)
+	for version in 15 16 17; do \
+		EXECUTION_EVENTS_TEST_POSTGRESQL=$$version $(BIN)/pytest tests/integration || exit; \
+	done
 	$(BIN)/python -m tests.faults run --long
 
 faults: install ## Run each short row of the fault matrix once, on the real servers; ARGS="--row scale --seed 5"
@@ -42,6 +45,9 @@ faults-full: install ## Run the whole fault matrix in about three hours, resumab
 
 faults-tools: ## Install tools that shift a clock and slow a disk (Debian, root); without them their rows are skipped
 	apt-get install -y -qq faketime gcc libc6-dev
+
+pooler: ## Install PgBouncer, for its tests in make test-more (Debian, root); without it they are skipped
+	apt-get install -y -qq pgbouncer
 
 mutants: install ## Break each guarantee on purpose; the fault matrix must detect it
 	@exec $(BIN)/python -m tests.faults mutants

@@ -266,6 +266,21 @@ MUTANTS = (
         ("pg-failover", "pg-restore"),
     ),
     Mutant(
+        "any-schema",
+        "A batch is stored on a schema that excludes this version",
+        (
+            Edit(
+                "store/write/progress.py",
+                "        require_version(compatible_from)\n",
+                "        pass\n",
+            ),
+        ),
+        tests=(
+            "tests/integration/test_migrate.py"
+            "::test_no_batch_is_stored_after_an_incompatible_migration",
+        ),
+    ),
+    Mutant(
         "waiting-for-locks",
         "A batch waits for sessions that lock its partitions",
         (

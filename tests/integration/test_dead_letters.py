@@ -95,10 +95,11 @@ async def locked_mark(database: Database) -> AsyncIterator[Waiters]:
     """Delay the update of dead letters, so that a retry waits after it has stored the record."""
     async with (
         administrator(database.administrator) as watcher,
-        administrator(database.owner) as holder,
+        administrator(database.administrator) as holder,
     ):
         await holder.execute(
-            "CREATE FUNCTION execution_events.wait() RETURNS trigger LANGUAGE plpgsql AS"
+            "CREATE FUNCTION execution_events.wait() RETURNS trigger"
+            " LANGUAGE plpgsql SECURITY DEFINER AS"
             " 'BEGIN PERFORM pg_advisory_xact_lock(1); RETURN new; END';"
             " CREATE TRIGGER wait BEFORE UPDATE ON execution_events.dead_letter"
             " FOR EACH ROW EXECUTE FUNCTION execution_events.wait()"

@@ -338,7 +338,7 @@ async def test_a_service_role_cannot_prune(
     await store(writer, ["old"])
     await age(owner, 91, "old")
     env = environment(configured(database_url=database.writer))
-    output = await run_cli("prune", "--older-than", "90d", env=env, code=1)
+    output = await run_cli("prune", "--older-than", "90d", env=env, code=2)
     assert output.startswith("deleted: 0 executions with 0 events")
     assert await kept(owner) == {"old": (1, 2)}
 

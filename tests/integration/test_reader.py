@@ -372,8 +372,11 @@ async def test_a_list_that_exceeds_its_timeout_is_cancelled(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ("DELETE FROM schema_version WHERE version > 1", "run `execution-events migrate`"),
-        ("INSERT INTO schema_version VALUES (9999, 'later')", "upgrade execution-events"),
+        ("DELETE FROM schema_version", "run `execution-events migrate`"),
+        (
+            "INSERT INTO schema_version VALUES (2, 'later', '', '9999.1')",
+            "requires execution-events 9999.1",
+        ),
     ],
     ids=["older", "newer"],
 )

@@ -13,12 +13,12 @@ from tests.support.consumers import DEADLINE, until
 from tests.support.databases import Database, administrator
 
 _APPLICATION = "pool under test"
-_NO_SETTINGS: Mapping[str, str] = {}
+_SETTINGS: Mapping[str, str] = {"timezone": "UTC"}
 
 
 @asynccontextmanager
 async def opened(database: Database, size: int) -> AsyncIterator[ReadingPool]:
-    async with ReadingPool.open(database.reader, _APPLICATION, size, _NO_SETTINGS) as pool:
+    async with ReadingPool.open(database.reader, _APPLICATION, size, _SETTINGS) as pool:
         yield pool
 
 

@@ -119,6 +119,7 @@ async def write_events(connection: asyncpg.Connection, events: Sequence[FoldedEv
             update.rewritten.add(event.latest.name)
     await connection.copy_records_to_table(
         "event",
+        schema_name="execution_events",
         columns=EVENT_COLUMNS,
         records=[
             event_row(event, body_of(event))
@@ -241,6 +242,7 @@ async def _record_changes(
 ) -> None:
     await connection.copy_records_to_table(
         "execution_change",
+        schema_name="execution_events",
         columns=_CHANGE_COLUMNS,
         records=[
             (
