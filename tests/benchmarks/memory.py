@@ -150,6 +150,8 @@ async def _consumer(server: Postgres, topics: Topics, tree: Tree) -> Consumer:
         {
             batches: await _hostile(server, settings, batches, tree)
             for batches, settings in topics.hostile.items()
+            # An earlier consumer need not refuse these records, or tell so with the same words.
+            if tree is THIS
         },
     )
 
@@ -280,7 +282,7 @@ def report(
     compared: list[Verdict] = []
     rounds = [[_figures(each, dataset.long) for each in tree] for tree in (ours, others)]
     for title in rounds[0][0]:
-        mine, theirs = ([each[title] for each in tree] for tree in rounds)
+        mine, theirs = ([each[title] for each in tree if title in each] for tree in rounds)
         rows.append(_row(title, mine))
         if theirs:
             rows.append(_row(trees.OTHER_TITLE, theirs))

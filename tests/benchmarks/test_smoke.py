@@ -27,6 +27,7 @@ def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.more
 def test_publish(tmp_path: Path) -> None:
     report = run(
         *(tmp_path, "publish", "--events", "200", "--runs", "1"),
@@ -51,6 +52,7 @@ def test_import(tmp_path: Path) -> None:
     assert [len(found) for found in report["figures"]["seconds"].values()] == [1, 1]
 
 
+@pytest.mark.more
 def test_read(tmp_path: Path) -> None:
     report = run(
         *(tmp_path, "read", "--seconds", "0.1", "--runs", "1"),
@@ -126,8 +128,9 @@ def test_memory(tmp_path: Path) -> None:
     assert reader["lists"]["answers"] > 0
     assert reader["long"]["same"]
     assert all(peak > consumer["idle"] / 2 for peak in consumer["hostile"].values())
-    assert len(report["rows"]) == 2 * 8
-    assert len(report["verdicts"]) == 3 + 8
+    # Hostile records are not compared.
+    assert len(report["rows"]) == 8 + 6
+    assert len(report["verdicts"]) == 3 + 6
 
 
 @pytest.mark.more

@@ -111,7 +111,7 @@ asyncio.run(main())
 
 
 @needs_proc
-@pytest.mark.parametrize("killed", ["parent", "everything"])
+@pytest.mark.parametrize("killed", ["parent", pytest.param("everything", marks=pytest.mark.more)])
 async def test_no_server_outlives_a_killed_parent_and_no_data_is_lost(
     path: Path, killed: str
 ) -> None:
@@ -258,6 +258,7 @@ async def test_a_server_moves_when_its_ports_are_taken(path: Path) -> None:
             assert await _consume(kafka.bootstrap_servers, 1) == ["kept"]
 
 
+@pytest.mark.more
 @pytest.mark.timeout(300)
 async def test_a_cluster_survives_a_node_and_a_restart(path: Path) -> None:
     async with DataDirectory(path) as directory:
@@ -294,6 +295,7 @@ async def test_a_server_that_does_not_start_shows_the_cause(path: Path) -> None:
         pass
 
 
+@pytest.mark.more
 async def test_kafkas_own_producer_runs(path: Path) -> None:
     jars = [*await jar_list().provide(CACHE), *await JarList.load(TOOLS).provide(CACHE)]
     async with DataDirectory(path) as directory, EmbeddedKafka(directory, CACHE) as kafka:

@@ -214,7 +214,7 @@ async def test_an_unbroken_watch_repeats_no_state(guarded: Reader, flow: Flow, r
 
     async def written() -> None:
         await asyncio.gather(
-            *(flow.write(n, lambda: begun < len(watching) or flow.batches < 300) for n in (0, 1))
+            *(flow.write(n, lambda: begun < len(watching) or flow.batches < 150) for n in (0, 1))
         )
         await flow.end()
 

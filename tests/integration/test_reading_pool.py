@@ -148,7 +148,7 @@ async def test_a_session_is_terminated_after_a_cancellation(database: Database) 
 
         async def wait() -> None:
             async with pool.acquire() as connection:
-                await connection.execute("SELECT pg_sleep(60)")
+                await connection.execute("SELECT pg_sleep(5)")
 
         waiting = asyncio.create_task(wait())
 

@@ -131,7 +131,7 @@ async def lists(database: Database) -> AsyncIterator[EventReader]:
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 async def test_a_watch_selects_the_events_of_a_list(

@@ -106,7 +106,7 @@ def test_a_kill_during_a_transaction_keeps_the_one_before(path: Path, statement:
 def test_a_killed_process_loses_no_stored_record(path: Path) -> None:
     rng = random.Random(5)
     last = 0
-    for _ in range(10):
+    for _ in range(5):
         stored, fetched = run_writer(path, lines=rng.randrange(1, 60))
         assert stored > last
         last = assert_nothing_lost(path, stored, fetched)

@@ -84,9 +84,7 @@ async def test_unknown_tokens_take_the_same_comparison(
         (" " * (FILE_MAX_BYTES + 1), f"expected at most {FILE_MAX_BYTES} bytes"),
     ],
 )
-def test_an_invalid_file_is_refused_without_showing_its_token_file(
-    text: str, expected: str
-) -> None:
+def test_an_invalid_file_is_refused_without_showing_its_content(text: str, expected: str) -> None:
     with pytest.raises(TokenFileError) as error:
         parse_tokens(text.encode())
     assert str(error.value).startswith(expected)
