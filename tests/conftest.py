@@ -19,8 +19,8 @@ from tests.support.servers import servers as start_servers
 from tests.support.topics import make_topic
 
 PARTITIONS = 3
-WORKERS = 2
-"""Processes that run the tests of several files, each with servers of its own."""
+WORKERS = 3
+"""Processes that run the tests of several files, each with servers of its own; many tests wait."""
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

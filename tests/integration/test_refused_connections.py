@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from execution_events.errors import MisconfiguredError
+from execution_events.errors import MisconfiguredError, RetryableError
 from execution_events.settings import Settings, variable_of
+from execution_events.store.connection import translated_errors
 from execution_events.store.probe import DatabaseProbe
 from execution_events.store.read.events import EventReader
 from execution_events.store.read.selection import Selection
@@ -74,3 +75,11 @@ async def test_a_running_service_survives_a_missing_privilege(database: Database
         await probe.check()
         assert (await lists.page("execution-1", Selection(), None, 1)).bodies == []
         assert await writer.stored_positions([0])
+
+
+def test_a_timeout_is_named() -> None:
+    with (
+        pytest.raises(RetryableError, match=r"^PostgreSQL at h:1 cannot be reached: timeout$"),
+        translated_errors("h:1"),
+    ):
+        raise TimeoutError

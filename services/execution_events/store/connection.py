@@ -98,7 +98,8 @@ def translated_errors(address: str | None = None) -> Iterator[None]:
         raise MisconfiguredError(text, type(error).__name__) from error
     except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
         name = type(error).__name__
-        raise RetryableError(f"{server} cannot be reached: {error or 'timeout'}", name) from error
+        reason = str(error) or "timeout"
+        raise RetryableError(f"{server} cannot be reached: {reason}", name) from error
     except ClientConfigurationError as error:
         raise MisconfiguredError(f"{_URL}: {error}", type(error).__name__) from error
     except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
