@@ -111,8 +111,8 @@ class Watch(Response):
         self._scope = ExecutionScope(query.execution_id, caller.namespaces)
         event_id = ",".join(headers.getlist("last-event-id"))
         self._revisions = decode_event_id(query, event_id) if event_id else None
-        # The database may never have had a client's revisions, after a restore for example: the
-        # first changes are read from it and not from the feed.
+        # The database may never have had the revisions that a client sends, after a restore for
+        # example: its first changes are read from the database and not from the feed.
         self._is_verified = False
         self._wake = asyncio.Event()
         self._is_disconnected = False
@@ -199,6 +199,7 @@ class Watch(Response):
                 yield chunk
                 if loop.time() > deadline:
                     raise TimeoutError
+        self._is_verified = True
 
     def _changes(self, delta: RevisionDelta) -> Iterator[bytes]:
         assert self._revisions is not None  # noqa: S101
