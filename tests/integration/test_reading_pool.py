@@ -142,13 +142,14 @@ async def test_a_session_is_terminated_after_an_error_inside_a_transaction(
         await until_only_one_session(database)
 
 
-async def test_a_session_is_terminated_after_a_cancellation(database: Database) -> None:
+async def test_a_cancelled_caller_ends_its_statement_and_session(database: Database) -> None:
     async with opened(database, size=1) as pool:
         first = await session_used(pool)
 
         async def wait() -> None:
             async with pool.acquire() as connection:
-                await connection.execute("SELECT pg_sleep(5)")
+                await connection.execute("SET statement_timeout = 0")
+                await connection.execute("SELECT pg_sleep(600)")
 
         waiting = asyncio.create_task(wait())
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -13,6 +13,8 @@ from execution_events.store.connection import CONNECT_TIMEOUT, open_session
 
 _IDLE_TIMEOUT = 300
 """Seconds after which an unused connection is replaced: a firewall may have dropped it."""
+_CLOSE_TIMEOUT = 2
+"""Seconds for PostgreSQL to cancel the statement of a connection that is closed."""
 
 
 class _Idle(NamedTuple):
@@ -89,7 +91,9 @@ class ReadingPool:
                     connection.terminate()
                 raise
             except BaseException:
-                connection.terminate()
+                # A statement whose caller was cancelled would otherwise run to its time limit.
+                with suppress(Exception):
+                    await connection.close(timeout=_CLOSE_TIMEOUT)
                 raise
             finally:
                 if not connection.is_closed():
