@@ -30,7 +30,7 @@ test: install ## Run all tests; ARGS="tests/unit -k fold"
 	@exec $(BIN)/pytest $(ARGS)
 
 test-more: install ## Run the tests marked "more", those of SQL on PostgreSQL 15 to 17, and the long faults
-	$(BIN)/pytest -m more $(ARGS)
+	$(BIN)/pytest -m more --timeout=1200 $(ARGS)
 	for version in 15 16 17; do \
 		EXECUTION_EVENTS_TEST_POSTGRESQL=$$version $(BIN)/pytest tests/integration || exit; \
 	done
