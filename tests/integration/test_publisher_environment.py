@@ -28,6 +28,7 @@ from execution_events.publisher.spool.directory import list_spools, open_spool
 from execution_events.settings import Settings
 from tests.support.configuration import CACHE_DIR, configured
 from tests.support.consumers import DEADLINE, consuming, until_stored
+from tests.support.logs import logged
 from tests.support.occurrences import Fetch
 from tests.support.published import (
     _records,
@@ -181,10 +182,10 @@ async def test_a_clock_ahead_keeps_events_in_the_spool_with_the_error(
                 while listed(settings).errors:
                     await asyncio.sleep(0.05)
         assert len(counted(await log(settings))) == 300
-    blocked = [record for record in caplog.records if record.message == "partitions_blocked"]
+    blocked = logged(caplog, "partitions_blocked")
     assert len(blocked) == 1
-    assert "out of acceptable range. (InvalidTimestampError)" in blocked[0].fields["error"]  # type: ignore[attr-defined]
-    assert "producer_replaced" not in caplog.messages
+    assert "out of acceptable range. (InvalidTimestampError)" in blocked[0]["error"]
+    assert not logged(caplog, "producer_replaced")
 
 
 async def test_a_clock_ahead_leaves_events_in_the_spool_at_closing(
@@ -376,7 +377,7 @@ async def test_batches_above_the_limit_of_the_topic_are_split_by_one_producer(
     assert first < 200
     # The limit found applies to later batches.
     assert len(sizes) - first < 100
-    assert "producer_replaced" not in caplog.messages
+    assert not logged(caplog, "producer_replaced")
 
 
 # Without the topic.

@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
-from math import inf
 
 import msgspec
 from aiokafka.errors import (
@@ -21,7 +20,7 @@ from execution_events.clock import now_ms
 from execution_events.errors import RetryableError
 from execution_events.kafka.errors import error_text
 from execution_events.kafka.producer import NOT_APPENDED, TOO_LARGE
-from execution_events.logs import Logger
+from execution_events.logs import Logger, Repetitions
 from execution_events.publisher.delivery.connection import KafkaConnection
 from execution_events.publisher.delivery.task import RestartingTask
 from execution_events.publisher.record import HOLD_MS, PendingRecord
@@ -33,7 +32,7 @@ _BATCH_RECORDS = 10_000
 _DELIVERY_TIMEOUT = 60
 """Seconds without an acknowledgement after which a producer is replaced."""
 _REPORT_INTERVAL = 60
-"""Seconds between two log lines about partitions blocked by the same error."""
+"""Seconds between two updates of a partition's stored error by errors of the same kind."""
 EVERY_PARTITION = -1
 """The key of an error that blocks all partitions."""
 
@@ -86,7 +85,7 @@ class Sender:
         self._expired = expired
         self._blocked = blocked
         self._reported: dict[int, tuple[type[Exception], float]] = {}
-        self._logged: dict[type[Exception], float] = {}
+        self._repetitions = Repetitions()
         self._queues: dict[int, _PartitionQueue] = {}
         self.pending = 0
         """Number of records submitted and not yet acknowledged, refused, expired or withdrawn."""
@@ -212,7 +211,7 @@ class Sender:
         self._expired(record)
 
     def block(self, partition: int, error: Exception) -> None:
-        """Report a failed attempt; the same error is logged once a minute."""
+        """Report a failed attempt; errors of the same kind are logged once a minute."""
         kind, now = type(error), asyncio.get_running_loop().time()
         # Some texts differ with every attempt; the stored one need not follow them.
         reported, at = self._reported.get(partition, (None, now))
@@ -220,13 +219,12 @@ class Sender:
             self._reported[partition] = kind, now
             self.errors[partition] = self._text(error)
         # The replacement of a producer has been logged already, for all partitions.
-        recent = self._logged.get(kind, -inf) > now - _REPORT_INTERVAL
-        if not recent and kind is not ProducerClosed:
-            self._logged[kind] = now
+        if kind is not ProducerClosed and (repeated := self._repetitions.count(kind)) is not None:
             _log.warning(
                 "partitions_blocked",
                 partitions=sorted(p for p, (other, _) in self._reported.items() if other is kind),
                 error=self.errors[partition],
+                **repeated,
             )
         self._blocked(partition)
 

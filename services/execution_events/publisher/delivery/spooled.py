@@ -102,6 +102,15 @@ class SpooledDelivery:
         """The number of records to send; held and refused ones do not count."""
         return self._spool.pending
 
+    @property
+    def pending_fields(self) -> dict[str, str]:
+        """Fields of a log event about records that are still pending after the end."""
+        return {
+            "path": str(self._spool.path),
+            "next_step": "they are on the disk: the next publisher on the directory, or "
+            "`execution-events spool drain`, sends them",
+        }
+
     async def deliver(self, record: PendingRecord) -> None:
         """Return when `record` is on the disk.
 
@@ -178,7 +187,11 @@ class SpooledDelivery:
                 new.fail(_closed_error())
             self._note_progress()
         if undelivered := sum(relay.sender.pending for relay in self._retired):
-            _log.error("damaged_spool_undelivered", events=undelivered)
+            _log.error(
+                "damaged_spool_undelivered",
+                events=undelivered,
+                next_step="recover them from the damaged file, which was set aside",
+            )
         return pending + undelivered
 
     def _close_spool(self) -> int:
