@@ -64,6 +64,7 @@ class Repetitions:
     """
 
     _INTERVAL = 60
+    _FORGOTTEN_AFTER = 3600
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -85,7 +86,7 @@ class Repetitions:
             self._logged = {
                 other: entry
                 for other, entry in self._logged.items()
-                if now - entry[0] < self._INTERVAL
+                if now - entry[0] < self._FORGOTTEN_AFTER
             }
             self._logged[key] = now, 0
             return {"repeated": left_out} if left_out else {}

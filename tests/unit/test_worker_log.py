@@ -1,0 +1,176 @@
+"""The log of a worker without Kafka, in a logging configuration of its own."""
+
+import asyncio
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from execution_events import Publisher
+from execution_events.logs import Repetitions
+from execution_events.publisher.delivery import connection, task
+from execution_events.publisher.delivery.connection import KafkaConnection
+from execution_events.publisher.delivery.task import RestartingTask
+from execution_events.settings import KafkaSettings
+from tests.support.logs import logged
+from tests.support.processes import environment
+
+DEADLINE = 20
+
+WORKER = """
+import asyncio, logging, os, sys
+from execution_events import Publisher, sync
+
+IDENTITY = {"execution_id": "e", "namespace": "n", "object_name": "o"}
+IDENTITY |= {"elem_type": "t", "elem_id": "job-a"}
+
+
+async def work(publisher):
+    async with publisher.element(**IDENTITY).action("create"):
+        pass
+
+
+async def main():
+    await work(await Publisher.from_settings().__aenter__())
+
+
+def threaded():
+    publisher = sync.Publisher.from_settings().__enter__()
+    with publisher.element(**IDENTITY).action("create"):
+        pass
+
+
+def forking():
+    threaded()
+    if os.fork() == 0:
+        sys.exit()
+    os.wait()
+
+
+async def closing():
+    async with Publisher.from_settings() as publisher:
+        await work(publisher)
+
+
+logging.basicConfig()
+logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+"""
+"""Programs that end with events in their spool, while Kafka is unavailable."""
+
+
+async def run(program: str, spool: Path, unused_port: int) -> list[str]:
+    """Run a function of `WORKER` to its end, and return the lines of its log."""
+    variables = {
+        "EXECUTION_EVENTS_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{unused_port}",
+        "EXECUTION_EVENTS_SPOOL_DIR": str(spool),
+        "EXECUTION_EVENTS_CLOSE_TIMEOUT": "1",
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", "-c", WORKER + program),
+        env=environment() | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    async with asyncio.timeout(DEADLINE):
+        output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    return output.decode().splitlines()
+
+
+@pytest.mark.parametrize("program", ["asyncio.run(main())", "threaded()", "forking()"])
+async def test_an_exit_without_a_close_says_what_is_left_and_where(
+    program: str, tmp_path: Path, unused_port: int
+) -> None:
+    lines = await run(program, tmp_path, unused_port)
+    [spool] = tmp_path.glob("spool-*.db")
+    assert [line for line in lines if "kafka_unavailable" not in line] == [
+        "WARNING:execution_events.publisher.publisher:publisher_not_closed  "
+        f"events=2 path={spool} next_step=they are on the disk: the next publisher on the "
+        "directory, or `execution-events spool drain`, sends them"
+    ]
+
+
+async def test_a_close_says_what_is_left_and_where(tmp_path: Path, unused_port: int) -> None:
+    lines = await run("asyncio.run(closing())", tmp_path, unused_port)
+    [spool] = tmp_path.glob("spool-*.db")
+    [left] = [line for line in lines if "kafka_unavailable" not in line]
+    assert left.startswith(
+        "WARNING:execution_events.publisher.publisher:events_undelivered  "
+        f"events=2 path={spool} next_step="
+    )
+
+
+async def test_an_outage_is_logged_once_a_minute_with_the_number_of_attempts(
+    unused_port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now, attempts, enough = 0.0, 0, asyncio.Event()
+
+    def unavailable(_: str) -> None:
+        nonlocal now, attempts
+        attempts += 1
+        now = 60.0 * (attempts // 10)
+        if attempts == 30:
+            enough.set()
+
+    monkeypatch.setattr(connection, "backoff", lambda _: 0)
+    monkeypatch.setattr(connection, "Repetitions", lambda: Repetitions(lambda: now))
+    address = f"127.0.0.1:{unused_port}"
+    kafka = KafkaConnection(KafkaSettings(bootstrap_servers=address), unavailable)
+    connecting = asyncio.create_task(kafka.producer())
+    async with asyncio.timeout(DEADLINE):
+        await enough.wait()
+    connecting.cancel()
+    await asyncio.wait([connecting])
+    assert [fields.get("repeated") for fields in logged(caplog, "kafka_unavailable")] == [
+        None,
+        9,
+        9,
+    ]
+    client = [record.getMessage() for record in caplog.records if record.name == "aiokafka"]
+    assert [message.partition("  ")[2] for message in client] == ["", "repeated=9", "repeated=9"]
+
+
+async def test_records_of_other_clients_are_not_collapsed(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        logging.getLogger("aiokafka").error("refused")
+    assert len(caplog.records) == 2
+
+
+async def test_a_task_that_fails_again_and_again_is_logged_once_a_minute(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(task, "_RESTART_DELAY", 0)
+    failures, enough = 0, asyncio.Event()
+
+    async def fail() -> None:
+        nonlocal failures
+        failures += 1
+        if failures == 5:
+            enough.set()
+        raise ValueError("fault")
+
+    restarting = RestartingTask(fail)
+    async with asyncio.timeout(DEADLINE):
+        await enough.wait()
+    await restarting.stop()
+    [fields] = logged(caplog, "task_restarted")
+    assert fields["error"] == "ValueError: fault"
+
+
+async def test_the_cancellation_of_all_tasks_is_no_error(
+    tmp_path: Path, unused_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As `asyncio.run` does when the main coroutine has ended."""
+    settings = {
+        "EXECUTION_EVENTS_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{unused_port}",
+        "EXECUTION_EVENTS_SPOOL_DIR": str(tmp_path),
+        "EXECUTION_EVENTS_CLOSE_TIMEOUT": "1",
+    }
+    async with Publisher.from_settings(settings):
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for other in others:
+            other.cancel()
+        await asyncio.wait(others)
+    assert "ERROR" not in {r.levelname for r in caplog.records if "event" in r.__dict__}
