@@ -20,7 +20,7 @@ from tests.support.processes import environment
 DEADLINE = 20
 
 WORKER = """
-import asyncio, logging, os, sys
+import asyncio, atexit, logging, os, sys
 from execution_events import Publisher, sync
 
 IDENTITY = {"execution_id": "e", "namespace": "n", "object_name": "o"}
@@ -47,6 +47,14 @@ def forking():
     if os.fork() == 0:
         sys.exit()
     os.wait()
+
+
+def registered():
+    publisher = sync.Publisher.from_settings().__enter__()
+    atexit.register(publisher.close)
+    atexit.register(publisher.element(**IDENTITY).event, "a##A", action_name="create")
+    with publisher.element(**IDENTITY).action("create"):
+        pass
 
 
 async def closing():
@@ -92,14 +100,18 @@ async def test_an_exit_without_a_close_says_what_is_left_and_where(
     ]
 
 
-async def test_a_close_says_what_is_left_and_where(tmp_path: Path, unused_port: int) -> None:
-    lines = await run("asyncio.run(closing())", tmp_path, unused_port)
+@pytest.mark.parametrize(
+    ("program", "events"), [("asyncio.run(closing())", 2), ("registered()", 3)]
+)
+async def test_a_close_says_what_is_left_and_where(
+    program: str, events: int, tmp_path: Path, unused_port: int
+) -> None:
+    lines = await run(program, tmp_path, unused_port)
     [spool] = tmp_path.glob("spool-*.db")
-    [left] = [line for line in lines if "kafka_unavailable" not in line]
-    assert left.startswith(
+    assert [line.partition(" next_step=")[0] for line in lines if "kafka_un" not in line] == [
         "WARNING:execution_events.publisher.publisher:events_undelivered  "
-        f"events=2 path={spool} next_step="
-    )
+        f"events={events} path={spool}"
+    ]
 
 
 async def test_an_outage_is_logged_once_a_minute_with_the_number_of_attempts(
@@ -173,4 +185,5 @@ async def test_the_cancellation_of_all_tasks_is_no_error(
         for other in others:
             other.cancel()
         await asyncio.wait(others)
-    assert "ERROR" not in {r.levelname for r in caplog.records if "event" in r.__dict__}
+    own = [record for record in caplog.records if record.name.startswith("execution_events")]
+    assert "ERROR" not in {record.levelname for record in own}

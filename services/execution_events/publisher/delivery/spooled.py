@@ -365,7 +365,11 @@ class SpooledDelivery:
         The cancellation takes effect where the task waits next, after the caller has used the
         result.
         """
-        done = asyncio.get_running_loop().run_in_executor(self._thread, call)
+        try:
+            done = asyncio.get_running_loop().run_in_executor(self._thread, call)
+        except RuntimeError:
+            # At the end of the process, for example in a function of `atexit`, threads have ended.
+            return call()
         cancelled = False
         while not done.done():
             try:
