@@ -138,21 +138,19 @@ async def test_a_reason_of_a_worker_decides_the_state_by_its_code(
 
 
 def test_the_page_for_workers_quotes_the_examples() -> None:
-    """Each block is a part of the file that the line above it links."""
-    page = PAGE.read_text()
-    quoted = re.findall(
-        r"\[`(\w+\.py)`\]\(\.\./tests/examples/(\w+\.py)\)[^\n]*\n\n```python\n(.*?)\n```",
-        page,
-        re.DOTALL,
-    )
-    assert len(quoted) == page.count("```python")
-    for shown, name, block in quoted:
-        assert shown == name
+    """Each block is a part of the file that the text above it links last."""
+    name, quoted = "", set()
+    pattern = r"\]\(\.\./tests/examples/(\w+\.py)\):$|^```python\n(.*?)\n```$"
+    for link, block in re.findall(pattern, PAGE.read_text(), re.MULTILINE | re.DOTALL):
+        if link:
+            name = link
+            continue
         source = (EXAMPLES / name).read_text()
-        margins = ("", "    ", "        ")
-        assert any(indent(block, margin) in source for margin in margins), f"{name}: {block}"
+        excerpts = [indent(block, " " * width) for width in (0, 4, 8, 12)]
+        assert any(excerpt in source for excerpt in excerpts), f"not in {name}:\n{block}"
+        quoted.add(name)
     own = {path.name for path in EXAMPLES.glob("*.py")} - {"dashboard.py", "follow_execution.py"}
-    assert {name for _, name, _ in quoted} == own
+    assert quoted == own
 
 
 async def test_an_execution_is_published_followed_and_queried(

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,17 @@ async def test_an_outage_is_logged_once_a_minute_with_the_number_of_attempts(
     ]
     client = [record.getMessage() for record in caplog.records if record.name == "aiokafka"]
     assert [message.partition("  ")[2] for message in client] == ["", "repeated=9", "repeated=9"]
+
+
+def test_the_page_for_workers_lists_every_event() -> None:
+    services = Path(__file__).parents[2] / "services"
+    package = services / "execution_events"
+    sources = [package / "sync.py", *(package / "publisher").rglob("*.py")]
+    text = "\n".join(path.read_text() for path in sources)
+    events = set(re.findall(r'_log\.\w+\(\s*"(\w+)"', text))
+    table = (services / "WORKERS.md").read_text().partition("## Logs")[2]
+    rows = re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE)
+    assert {name.strip("`") for row in rows for name in row.split(", ")} == events
 
 
 async def test_records_of_other_clients_are_not_collapsed(caplog: pytest.LogCaptureFixture) -> None:
