@@ -9,6 +9,7 @@ from itertools import islice
 import msgspec
 from aiokafka.errors import (
     InvalidTimestampError,
+    KafkaError,
     ProducerClosed,
     TopicAuthorizationFailedError,
 )
@@ -18,7 +19,7 @@ from execution_events import wire
 from execution_events.backoff import backoff
 from execution_events.clock import now_ms
 from execution_events.errors import RetryableError
-from execution_events.kafka.errors import error_text
+from execution_events.kafka.errors import error_text, kafka_error, missing_topic
 from execution_events.kafka.producer import NOT_APPENDED, TOO_LARGE
 from execution_events.logs import Logger, Repetitions
 from execution_events.publisher.delivery.connection import KafkaConnection
@@ -78,6 +79,7 @@ class Sender:
         blocked: Callable[[int], None] = _ignore,
     ) -> None:
         self._connection = KafkaConnection(settings, self._on_unavailable)
+        self._servers = settings.bootstrap_servers
         self._topic = settings.topic
         self._source = source
         self._acknowledged = acknowledged
@@ -110,7 +112,8 @@ class Sender:
 
     def error(self, partition: int) -> str | None:
         """Return the error that blocks `partition`, None if nothing does."""
-        return self.errors.get(partition, self.errors.get(EVERY_PARTITION))
+        # Without Kafka, the error of a partition is of the time before.
+        return self.errors.get(EVERY_PARTITION, self.errors.get(partition))
 
     def partition_of(self, key: bytes) -> int:
         """Return the partition of `key` by Java's murmur2; `partitions` must be known."""
@@ -185,6 +188,9 @@ class Sender:
             # No error, not even a fault of the library, is a reason to give up a record.
             if not isinstance(error, (*NOT_APPENDED, RetryableError)):
                 await self._connection.replace(producer, error)
+            if isinstance(error, KafkaError) and not producer.known_partitions(self._topic):
+                # Without the topic, aiokafka only knows that its partition has no leader.
+                return count, -1, kafka_error(self._servers, missing_topic(self._topic))
             return count, -1, error
 
     def limit_batches(self, size: int) -> None:
