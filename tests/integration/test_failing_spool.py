@@ -36,12 +36,13 @@ from tests.support.spooled import (
     intercept,
     opened_spool,
     until_open,
+    with_spool,
 )
 
 
 @pytest.fixture
 def settings(settings: Settings, tmp_path: Path) -> Settings:
-    return configured(settings, spool_dir=str(tmp_path / "spool"), close_timeout=1)
+    return with_spool(settings, tmp_path)
 
 
 @pytest.mark.parametrize("error", [SpoolFullError("disk"), RetryableError("disk"), ValueError("?")])

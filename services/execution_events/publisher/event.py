@@ -169,9 +169,10 @@ def _utc(field: str, moment: datetime) -> datetime:
 
 
 def _execution_id(value: object) -> str:
-    if isinstance(value, UUID):
-        return str(value)
-    text = value if type(value) is str else _clean("execution_id", value)
+    if type(value) is str:
+        text = value
+    else:
+        text = str(value) if isinstance(value, UUID) else _clean("execution_id", value)
     if not _match_execution_id(text):
         raise EventError("execution_id: not 1 to 128 characters of A-Z a-z 0-9 . _ : -")
     return text
