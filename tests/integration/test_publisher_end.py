@@ -26,11 +26,8 @@ logging.basicConfig()
 
 async def unclosed(*, acknowledged):
     publisher = await Publisher.from_settings().__aenter__()
-    publishing = asyncio.gather(*map(publisher.publish, events(5)))
-    if acknowledged:
-        await publishing
-    else:
-        await asyncio.sleep(0)
+    publishing = [asyncio.create_task(publisher.publish(event)) for event in events(5)]
+    await asyncio.wait(publishing, timeout=None if acknowledged else 0)
 
 
 def unclosed_by_threads():

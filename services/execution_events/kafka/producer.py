@@ -51,6 +51,9 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
         self._requests: set[asyncio.Task[Any]] = set()
         self._sender._send_produce_req = self._send_unless_ended
 
+    def __del__(self) -> None:
+        """Do nothing: aiokafka logs that it was not closed, the publisher what was left."""
+
     @property
     def alive(self) -> bool:
         """False once one of its tasks was cancelled: batches would then wait indefinitely."""
