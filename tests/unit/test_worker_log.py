@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 
 from execution_events import Publisher
+from execution_events.errors import SpoolFullError
 from execution_events.logs import Repetitions
-from execution_events.publisher.delivery import connection, task
+from execution_events.publisher.delivery import connection, spooled, task
 from execution_events.publisher.delivery.connection import KafkaConnection
+from execution_events.publisher.delivery.spooled import SpooledDelivery
 from execution_events.publisher.delivery.task import RestartingTask
 from execution_events.settings import KafkaSettings
-from tests.support.logs import logged
+from tests.support.logs import events, logged
 from tests.support.processes import environment
+from tests.support.publisher_contract import changed
 
 DEADLINE = 20
 
@@ -150,16 +153,45 @@ def test_the_page_for_workers_lists_every_event() -> None:
     package = services / "execution_events"
     sources = [package / "sync.py", *(package / "publisher").rglob("*.py")]
     text = "\n".join(path.read_text() for path in sources)
-    events = set(re.findall(r'_log\.\w+\(\s*"(\w+)"', text))
+    logged = set(re.findall(r'_log\.\w+\(\s*"(\w+)"', text))
     table = (services / "WORKERS.md").read_text().partition("## Logs")[2]
     rows = re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE)
-    assert {name.strip("`") for row in rows for name in row.split(", ")} == events
+    assert {name.strip("`") for row in rows for name in row.split(", ")} == logged
 
 
 async def test_records_of_other_clients_are_not_collapsed(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         logging.getLogger("aiokafka").error("refused")
     assert len(caplog.records) == 2
+
+
+async def test_a_full_spool_is_logged_once_a_minute(
+    tmp_path: Path,
+    unused_port: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(spooled, "_RETRY_DELAY", 0)
+    settings = {
+        "EXECUTION_EVENTS_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{unused_port}",
+        "EXECUTION_EVENTS_SPOOL_DIR": str(tmp_path),
+        "EXECUTION_EVENTS_SPOOL_MAX_BYTES": "1048576",
+        "EXECUTION_EVENTS_CLOSE_TIMEOUT": "1",
+    }
+    caplog.set_level(logging.INFO)
+    async with Publisher.from_settings(settings) as publisher:
+        delivery, full = publisher._delivery, 0
+        assert isinstance(delivery, SpooledDelivery)
+        while full < 5:
+            try:
+                await publisher.publish(changed(message="x" * 16384))
+            except SpoolFullError:
+                full += 1
+                # The next commit has nothing to store, and succeeds.
+                for _ in range(2):
+                    await delivery.progress()
+    assert events(caplog).count("spool_failed") == 1
+    assert events(caplog).count("spool_recovered") <= 1
 
 
 async def test_a_task_that_fails_again_and_again_is_logged_once_a_minute(

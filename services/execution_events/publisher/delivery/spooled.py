@@ -13,7 +13,7 @@ from typing import Self, TypeVar
 import msgspec
 
 from execution_events.errors import RetryableError, SpoolCorruptError, SpoolFullError
-from execution_events.logs import Logger
+from execution_events.logs import Logger, Repetitions
 from execution_events.publisher.delivery.commit import Fetch, commit
 from execution_events.publisher.delivery.relay import Relay
 from execution_events.publisher.delivery.sender import Sender
@@ -79,6 +79,7 @@ class SpooledDelivery:
         self._connecting: RestartingTask | None = None
         self._retired: list[Relay] = []
         self._held = 0
+        self._repetitions = Repetitions()
         self._damaged = self._failing = self._closed = False
         self._relay = self._open_relay(spool, reassign_partitions)
         self._warn_of_held()
@@ -250,7 +251,8 @@ class SpooledDelivery:
             else:
                 if self._failing:
                     self._failing = False
-                    _log.info("spool_recovered", path=str(self._spool.path))
+                    if (repeated := self._repetitions.count("recovered")) is not None:
+                        _log.info("spool_recovered", path=str(self._spool.path), **repeated)
             if self._new or self._may_fetch():
                 self._commit_due.set()
             self._note_progress()
@@ -316,7 +318,8 @@ class SpooledDelivery:
         """Fail the callers of a commit that failed, or keep their records for the next one."""
         if not self._failing:
             self._failing = True
-            _log.error("spool_failed", path=str(self._spool.path), error=str(error))
+            if (repeated := self._repetitions.count(type(error))) is not None:
+                _log.error("spool_failed", path=str(self._spool.path), error=str(error), **repeated)
         if isinstance(error, SpoolFullError) and self._settings.spool_full == "wait":
             self._store_later()
             return
