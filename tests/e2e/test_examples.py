@@ -83,7 +83,7 @@ async def test_a_batch_job_has_the_exit_code_of_its_command(
     assert await published(settings) == [("job-a", "ActionStart"), ("job-a", end)]
 
 
-async def test_retries_are_told(settings: Settings, worker: Settings) -> None:
+async def test_retries_are_reported(settings: Settings, worker: Settings) -> None:
     printed = await run("retries.py", "an-execution", settings=worker)
     assert printed == ["job-b failed: no node in time"]
     found = await occurrences(settings)

@@ -1,4 +1,4 @@
-"""Reasons of a worker's own: one that tells progress, and one that ends an action.
+"""Reasons of a worker's own: one for progress, and one that ends an action.
 
 python reasons.py EXECUTION_ID
 """
@@ -13,7 +13,7 @@ QUOTA_EXCEEDED = "配额不足##ActionFailed"
 
 
 def build(element: Element, quota: int) -> None:
-    """Tell the progress of an action, and its end."""
+    """Publish the progress of an action, and its end."""
     element.event("启动##ActionStart", action_name="build")
     element.event(IMAGE_PULLED, "镜像已拉取. ## Image pulled.", action_name="build")
     if quota < 1:

@@ -1,4 +1,4 @@
-"""An action with retries: each failed attempt is told, the last one ends the action.
+"""An action with retries: each failed attempt is reported, and the last one ends the action.
 
 python retries.py EXECUTION_ID
 """

@@ -1,4 +1,4 @@
-"""A test of a worker without Kafka, by a publisher that records events."""
+"""A test of a worker without Kafka, with a publisher that records events."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def create_node(publisher: Publisher, execution_id: str, *, free: int) -> None:
             raise RuntimeError("no free node")
 
 
-def test_a_created_node_is_told() -> None:
+def test_a_created_node_is_reported() -> None:
     with SyncRecordingPublisher() as publisher:
         create_node(publisher, "my-execution", free=1)
     assert [event.reason for event in publisher.events] == [
@@ -29,7 +29,7 @@ def test_a_created_node_is_told() -> None:
     ]
 
 
-def test_a_missing_node_is_told() -> None:
+def test_a_missing_node_is_reported() -> None:
     with SyncRecordingPublisher() as publisher, pytest.raises(RuntimeError):
         create_node(publisher, "my-execution", free=0)
     failed = publisher.events[-1]

@@ -1,4 +1,4 @@
-"""Timeouts inside of an action, which it ends by, and around it, which cancel it.
+"""Timeouts inside an action, which end it as timed out, and around it, which cancel it.
 
 python timeouts.py EXECUTION_ID
 """
