@@ -3,11 +3,10 @@
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import Any
 
 import asyncpg
 import pytest
@@ -29,33 +28,11 @@ from execution_events.store.write.dead_letters import (
 from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, until
 from tests.support.databases import Database, administrator
-from tests.support.processes import COMMAND, environment, run_cli
+from tests.support.dead_letters import Run, ids
+from tests.support.processes import COMMAND, environment
 from tests.support.records import DATABASE, EPOCH, LogRecord, batch, log, occurrence, refused
 
 DONE, CLOSED = Outcome(Result.DONE), Outcome(Result.CLOSED)
-
-Run = Callable[..., Coroutine[Any, Any, str]]
-
-
-@pytest.fixture
-async def letters(database: Database) -> AsyncIterator[DeadLetters]:
-    """Dead letters as the writer's role, the least privileged one for the commands."""
-    async with DeadLetters.open(database.writer) as letters:
-        yield letters
-
-
-@pytest.fixture
-async def run(database: Database) -> Run:
-    env = environment(configured(database_url=database.writer))
-
-    async def run(*arguments: str, code: int = 0) -> str:
-        return await run_cli("dead-letters", *arguments, env=env, code=code)
-
-    return run
-
-
-async def ids(letters: DeadLetters, **conditions: Any) -> list[int]:
-    return [letter.id async for letter in letters.list(Filter(**conditions))]
 
 
 class Waiters:

@@ -113,7 +113,7 @@ class _Started(logging.Handler):
         self.fields: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.getMessage() == "reader_started":
+        if record.__dict__.get("event") == "reader_started":
             self.fields.set_result(record.__dict__["fields"])
 
 

@@ -315,7 +315,7 @@ def test_a_damaged_spool_is_set_aside_and_another_is_used(
     assert aside.read_bytes() == content
     assert not path.exists()
     [entry] = caplog.records
-    assert (entry.levelno, entry.message) == (logging.ERROR, "spool_set_aside")
+    assert (entry.levelno, entry.__dict__["event"]) == (logging.ERROR, "spool_set_aside")
     fields = entry.__dict__["fields"]
     assert (fields["path"], fields["kept"]) == (str(path), str(aside))
     assert "recover" in fields["next_step"]
@@ -380,7 +380,7 @@ def test_a_spool_of_a_newer_version_is_skipped(
     with open_spool(directory, MAX_BYTES) as spool:
         assert spool.path != path
     [entry] = caplog.records
-    assert (entry.levelno, entry.message) == (logging.ERROR, "spool_skipped")
+    assert (entry.levelno, entry.__dict__["event"]) == (logging.ERROR, "spool_skipped")
     assert "newer version" in entry.__dict__["fields"]["error"]
     # It stays unlocked for a process of that version.
     lock = spool_directory._lock(path.with_suffix(".lock"), 2)

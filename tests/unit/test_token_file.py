@@ -178,7 +178,7 @@ async def test_loaded_tokens_stay_in_force_while_the_file_is_invalid(
         assert hashed(TOKEN) not in problem
     assert registry.get_sample_value(gauge) == before
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert [record.getMessage() for record in errors] == ["token_file_reload_failed"]
+    assert [record.__dict__["event"] for record in errors] == ["token_file_reload_failed"]
 
     if fault == "directory":
         path.rmdir()
