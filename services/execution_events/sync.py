@@ -15,13 +15,13 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, Unpack
 
 from execution_events import publisher as asynchronous
-from execution_events import settings as settings_module
 from execution_events.errors import RetryableError
 from execution_events.events import NORMAL
 from execution_events.logs import Logger
 from execution_events.publisher.element import ElementIdentity, Scope, Subject, note_unpublished
 from execution_events.publisher.event import Event
 from execution_events.publisher.lifecycle import describe
+from execution_events.publisher.publisher import load_settings
 from execution_events.settings import Settings
 
 _T = TypeVar("_T")
@@ -58,9 +58,9 @@ class Publisher:
     def from_settings(cls, environ: Mapping[str, str] | None = None) -> Self:
         """Return a publisher with the settings of `environ`, by default `os.environ`.
 
-        Raises `SettingsError`, which names the wrong variable.
+        Raises `SettingsError`, which names the wrong variable; warns of one that is no setting.
         """
-        return cls(settings_module.load(os.environ if environ is None else environ))
+        return cls(load_settings(environ))
 
     def __enter__(self) -> Self:
         thread = _LoopThread()

@@ -6,7 +6,7 @@ import pytest
 
 from execution_events.errors import SettingsError
 from execution_events.kafka.connection import client_options
-from execution_events.settings import PREFIX, Settings, describe, load, unknown, variable_of
+from execution_events.settings import PREFIX, Settings, describe, load, misspelt, variable_of
 from tests.support.configuration import configured, each_setting, value_of
 
 FIELDS = [(variable, field) for variable, _, field in each_setting()]
@@ -208,7 +208,7 @@ def test_only_a_secret_can_come_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "topic").write_text("other")
     environ = {f"{variable_of('topic')}_FILE": str(tmp_path / "topic")}
     assert load(environ) == Settings()
-    assert unknown(environ) == list(environ)
+    assert misspelt(environ) == {f"{variable_of('topic')}_FILE": variable_of("topic")}
 
 
 def test_an_unreadable_secret_file_is_named(tmp_path: Path) -> None:
@@ -281,11 +281,21 @@ def test_an_ambiguous_address_is_refused_without_being_shown(url: str) -> None:
     assert HIDDEN not in message
 
 
-def test_unknown_variables_are_found() -> None:
-    wrong = [f"{PREFIX}READER_PROT", f"{PREFIX}", f"{PREFIX}TOPIC_FILE"]
+def test_misspelt_variables_are_found_with_the_nearest_setting() -> None:
+    wrong = {
+        f"{PREFIX}READER_PROT": variable_of("reader_port"),
+        f"{PREFIX}DATABSE_URL": DATABASE_URL,
+        f"{PREFIX}WRITR_PASSWORD": variable_of("writer_password"),
+        f"{PREFIX}DATABASE_URL_FIEL": f"{DATABASE_URL}_FILE",
+        f"{PREFIX}TOPIC_FILE": variable_of("topic"),
+        "EXECUTION_EVENT_TOPIC": variable_of("topic"),
+        "execution_events_group": variable_of("group"),
+        f"{PREFIX}UNRELATED_THING": None,
+        PREFIX: None,
+    }
     right = [*(variable_of(name) for name, _ in FIELDS), f"{PREFIX}TEST_BACKEND", "PATH"]
     right += [f"{variable_of(name)}_FILE" for name in SECRETS]
-    assert unknown(dict.fromkeys([*wrong, *right], "x")) == sorted(wrong)
+    assert misspelt(dict.fromkeys([*wrong, *right], "x")) == wrong
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,16 @@
 import re
 
 from execution_events.errors import RetryableError
+from execution_events.text import system_error
 
 
 def error_text(error: BaseException) -> str:
-    """Return an error's type and text, or "no answer" for a timeout.
+    """Return an error's type and text, or the system's text alone; "no answer" for a timeout.
 
     The texts of aiokafka's errors repeat the type; here it is named once.
     """
-    if isinstance(error, TimeoutError):
-        return "no answer"
+    if isinstance(error, OSError):
+        return system_error(error)
     name = type(error).__name__
     text = re.sub(rf"^(\[Error -?\d+\] )?{name}(: |$)", "", str(error))
     return f"{name}: {text}" if text else name

@@ -48,9 +48,9 @@ class Publisher:
     def from_settings(cls, environ: Mapping[str, str] | None = None) -> Self:
         """Return a publisher with the settings of `environ`, by default `os.environ`.
 
-        Raises `SettingsError`, which names the wrong variable.
+        Raises `SettingsError`, which names the wrong variable; warns of one that is no setting.
         """
-        return cls(settings_module.load(os.environ if environ is None else environ))
+        return cls(load_settings(environ))
 
     async def __aenter__(self) -> Self:
         if self._delivery is not None:
@@ -141,6 +141,14 @@ class Publisher:
         if self._own_loop is not asyncio.get_running_loop():
             raise RuntimeError(OTHER_LOOP)
         return self._delivery
+
+
+def load_settings(environ: Mapping[str, str] | None) -> Settings:
+    """Return the settings of `environ`, by default `os.environ`; warn of misspelt variables."""
+    environ = os.environ if environ is None else environ
+    for variable, nearest in settings_module.misspelt(environ).items():
+        _log.warning("setting_unknown", variable=variable, nearest=nearest)
+    return settings_module.load(environ)
 
 
 async def _open_spooled(settings: Settings, directory: Path) -> SpooledDelivery:

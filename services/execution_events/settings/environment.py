@@ -1,8 +1,10 @@
 """The settings and the environment: reading, describing and writing variables."""
 
 import dataclasses
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -17,6 +19,8 @@ from execution_events.settings.groups import (
     variable_of,
 )
 from execution_events.text import one_line
+
+_LIKE_A_SETTING = re.compile(r"EXECUTION_?EVENTS?_+(.*)", re.IGNORECASE | re.DOTALL)
 
 
 class SettingInfo(NamedTuple):
@@ -122,18 +126,21 @@ def variables(settings: Settings) -> dict[str, str]:
     }
 
 
-def unknown(environ: Mapping[str, str]) -> list[str]:
-    """Return the variables with our prefix that are not settings, sorted."""
-    known = set()
+def misspelt(environ: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the variables that look like settings and are none, each with the nearest setting."""
+    known = {}
     for setting in _all_settings():
-        known.add(setting.variable)
+        name = setting.variable.removeprefix(PREFIX)
+        known[name] = setting.variable
         if setting.field.metadata["secret"]:
-            known.add(f"{setting.variable}_FILE")
-    return sorted(
-        name
-        for name in environ
-        if name.startswith(PREFIX) and not name.startswith(f"{PREFIX}TEST_") and name not in known
-    )
+            known[f"{name}_FILE"] = f"{setting.variable}_FILE"
+    found: dict[str, str | None] = {}
+    for variable in sorted(environ.keys() - known.values()):
+        match = _LIKE_A_SETTING.fullmatch(variable)
+        if match is not None and not variable.startswith(f"{PREFIX}TEST_"):
+            nearest = get_close_matches(match[1].upper(), known, 1)
+            found[variable] = known[nearest[0]] if nearest else None
+    return found
 
 
 def _find(setting: _Setting, environ: Mapping[str, str]) -> tuple[str, str] | None:
