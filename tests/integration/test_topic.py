@@ -179,7 +179,7 @@ async def test_topic_create_names_the_missing_right(
         *("topic", "create", *ONE_COPY, "--partitions", "2", *options),
         env=environment(guarded.limited(new)),
     )
-    assert await process.wait() == 1
+    assert await process.wait() == 2
     # aiokafka first warns of each connection with a password and without TLS.
     line = capfd.readouterr().err.splitlines()[-1]
     assert line.startswith("execution-events: Kafka at 127.0.0.1:")

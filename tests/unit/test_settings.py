@@ -215,7 +215,7 @@ def test_an_unreadable_secret_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin-1").write_bytes(b"p\xe9")
     for path in (tmp_path / "absent", tmp_path, tmp_path / "latin-1"):
         message = refusal({f"{DATABASE_URL}_FILE": str(path)})
-        assert message.startswith(f"{DATABASE_URL}_FILE: cannot read the file: ")
+        assert message.startswith(f"{DATABASE_URL}_FILE: cannot read the file {path}: ")
 
 
 def test_an_empty_secret_file_is_named(tmp_path: Path) -> None:

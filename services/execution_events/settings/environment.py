@@ -18,7 +18,7 @@ from execution_events.settings.groups import (
     Settings,
     variable_of,
 )
-from execution_events.text import one_line
+from execution_events.text import one_line, system_error
 
 _LIKE_A_SETTING = re.compile(r"EXECUTION_?EVENTS?_+(.*)", re.IGNORECASE | re.DOTALL)
 
@@ -149,10 +149,15 @@ def _find(setting: _Setting, environ: Mapping[str, str]) -> tuple[str, str] | No
     if setting.field.metadata["secret"] and file_variable in environ:
         if variable in environ:
             raise SettingsError(f"{file_variable} and {variable} are both set: set one of them")
+        path = one_line(environ[file_variable])
         try:
             return file_variable, Path(environ[file_variable]).read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{file_variable}: cannot read the file: {error}") from error
+        except OSError as error:
+            text = f"{file_variable}: cannot read the file {path}: {system_error(error)}"
+            raise SettingsError(text) from error
+        except ValueError as error:  # not UTF-8, or a NUL in the path
+            text = f"{file_variable}: cannot read the file {path}: expected text in UTF-8"
+            raise SettingsError(text) from error
     if variable in environ:
         return variable, environ[variable]
     return None

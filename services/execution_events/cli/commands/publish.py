@@ -100,7 +100,7 @@ def _publish(arguments: argparse.Namespace, settings: Settings) -> int:
         occurrences = list(_occurrences(content, arguments.execution_id))
         settings = replace(
             settings,
-            # What is left when an error ends the run is not waited for.
+            # An error ends the run without waiting for the records that are left.
             publisher=replace(
                 settings.publisher, publish_timeout=arguments.timeout, close_timeout=0
             ),
@@ -119,8 +119,8 @@ def _content(file: str) -> bytes:
             content = Path(file).read_bytes()
     except OSError as error:
         name = "standard input" if file == "-" else file
-        raise ExecutionEventsError(
-            f"{name}: {error.strerror}: nothing was published; give a readable file"
+        raise SettingsError(
+            f"{name}: {error.strerror}: nothing was published; give a readable FILE"
         ) from error
     if content.startswith(_GZIP):
         try:

@@ -75,7 +75,9 @@ def _directory(arguments: argparse.Namespace, settings: Settings) -> Path:
             raise SettingsError(f"{variable_of('spool_dir')} is not set: set it, or give DIRECTORY")
         directory = Path(settings.publisher.spool_dir)
     if not directory.is_dir():
-        raise ExecutionEventsError(f"{directory}: no such directory")
+        raise SettingsError(
+            f"{directory}: no such directory: correct {variable_of('spool_dir')}, or give DIRECTORY"
+        )
     return directory
 
 
