@@ -187,6 +187,8 @@ def _refused_logins(address: str) -> Iterator[None]:
         server = f"PostgreSQL at {address}"
         text = f"{server} refused the connection: {error.args[0]} ({state}): correct {_URL}"
         raise MisconfiguredError(text, state) from error
+    except ClientConfigurationError:
+        raise
     except (ValueError, OverflowError) as error:
         # Of a parameter that asyncpg parses, such as a port.
         raise MisconfiguredError(f"{_URL}: {error}", type(error).__name__) from error
