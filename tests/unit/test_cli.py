@@ -401,7 +401,8 @@ def test_a_missing_library_is_named_with_the_extra_that_installs_it(
     assert (ended.returncode, ended.stdout, ended.stderr) == (
         2,
         "",
-        f"execution-events: {library} is not installed: pip install 'execution-events[{extra}]'\n",
+        f"execution-events: {library} is not installed: in a checkout, pip install '.[{extra}]';"
+        f" elsewhere, pip install 'WHEEL[{extra}]' (README.md, Install it)\n",
     )
 
 
