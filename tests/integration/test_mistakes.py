@@ -100,8 +100,9 @@ MISTAKES = {
         2,
         "Kafka at {kafka}: the topic other cannot be created: InvalidReplicationFactorError: Unable"
         " to replicate the partition 3 time(s): The target replication factor of 3 cannot be"
-        " reached because only 1 broker(s) are registered. Lower --replication and"
-        " --min-insync-replicas to the number of brokers.",
+        " reached because only 1 broker(s) are registered or some brokers have all their log"
+        " directories cordoned. Lower --replication and --min-insync-replicas to the number of"
+        " brokers.",
     ),
     "a topic that does not exist": Mistake(
         "publish",

@@ -406,6 +406,25 @@ def test_a_missing_library_is_named_with_the_extra_that_installs_it(
     )
 
 
+def test_a_fault_of_the_program_is_reported_without_a_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise KeyError("a\nb")
+
+    monkeypatch.setitem(COMMANDS["settings",]._defaults, "run", fail)
+    monkeypatch.setattr("execution_events.cli.main.parser", lambda: COMMANDS[()])
+    assert run("settings") == 1
+    assert capsys.readouterr().err == (
+        "execution-events: unexpected KeyError: 'a\\nb'\n"
+        "execution-events: report it, with the traceback that "
+        f"{variable_of('log_level')}=debug shows\n"
+    )
+    monkeypatch.setenv(variable_of("log_level"), "debug")
+    with pytest.raises(KeyError):
+        run("settings")
+
+
 @pytest.mark.parametrize("command", ["settings --json", "publish --help", "migrate --help"])
 def test_the_dependencies_of_workers_suffice_for(command: str) -> None:
     services = ["asyncpg", "starlette", "uvicorn", "prometheus_client", "uvloop", "jgo"]

@@ -29,7 +29,7 @@ from execution_events.cli.streams import (
 )
 from execution_events.errors import ExecutionEventsError, MisconfiguredError, SettingsError
 from execution_events.logs import configure_logging
-from execution_events.settings import PREFIX, load, misspelt
+from execution_events.settings import PREFIX, load, misspelt, variable_of
 from execution_events.text import one_line
 
 _EPILOG = f"""\
@@ -91,6 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, 1)
     except KeyboardInterrupt as interruption:
         return _fail(interruption, 1)
+    except Exception as error:
+        if os.environ.get(variable_of("log_level")) == "debug":
+            raise
+        note(f"unexpected {type(error).__name__}: {one_line(str(error))}")
+        note(f"report it, with the traceback that {variable_of('log_level')}=debug shows")
+        return 1
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -24,7 +24,7 @@ _ETL = (("extract", 10), ("clean", 10), ("aggregate", 6), ("load", 3), ("report"
 """The stages of an ETL and their numbers of elements."""
 _SMALL_AT_ONCE = 3
 _FAILING = 30
-"""Of so many small executions, one fails."""
+"""Of so many small executions, one fails, with three elements."""
 _RETRYING = 7
 """Of so many elements, one retries."""
 _PULLING = 15
@@ -86,10 +86,13 @@ class Demo:
 
     async def run(self) -> None:
         """Run executions until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._repeat(self._run_etl))
-            for _ in range(_SMALL_AT_ONCE):
-                group.create_task(self._repeat(self._run_small))
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._repeat(self._run_etl))
+                for _ in range(_SMALL_AT_ONCE):
+                    group.create_task(self._repeat(self._run_small))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
 
     async def _repeat(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
         while True:
@@ -106,10 +109,10 @@ class Demo:
         element = self._new_execution("demo")
         fails = next(self._executions) % _FAILING == _FAILING // 2
         await self._run_stage([element("job-a")], (2, 8))
-        branches = [element(f"job-{letter}") for letter in "bc"]
+        branches = [element(f"job-{letter}") for letter in "bcd"]
         if not await self._run_stage(branches, (3, 15), fails=fails):
             return
-        await self._run_stage([element("job-d")], (2, 8))
+        await self._run_stage([element("job-e")], (2, 8))
 
     async def _run_stage(
         self, elements: list[Element], seconds: tuple[float, float], *, fails: bool = False

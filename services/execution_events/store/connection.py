@@ -140,8 +140,8 @@ async def open_session(
 
     With `prepares` the session must be the connection's own: raises `MisconfiguredError` behind a
     pooler in transaction mode. Without, the caller must run each statement in a transaction, and
-    the settings are those of the role. Raises asyncpg's errors, and `MisconfiguredError` for a
-    login that is refused.
+    the settings are those of the role. Raises the errors of `translated_errors` for the
+    connection, `MisconfiguredError` for a login that is refused, and asyncpg's errors.
     """
 
     async def connected() -> asyncpg.Connection:
@@ -155,7 +155,7 @@ async def open_session(
         )
 
     address = address_of(database_url)
-    with _refused_logins(address):
+    with translated_errors(address), _refused_logins(address):
         connection = await connected()
     try:
         _require_supported(connection)
