@@ -221,28 +221,39 @@ async def test_an_advertised_address_that_cannot_be_reached_is_named_within_10_s
     )
 
 
-async def test_topic_create_waits_for_a_broker_that_starts_late(
-    settings: Settings, unused_port: int
+CREATE = ("topic", "create", "--replication", "1", "--min-insync-replicas", "1")
+
+
+@pytest.mark.parametrize(
+    ("command", "said_then"), [(CREATE, "created: {topic}\n"), (("migrate",), "up to date\n")]
+)
+async def test_a_command_waits_for_a_server_that_starts_late(
+    settings: Settings,
+    database: Database,
+    unused_port: int,
+    command: tuple[str, ...],
+    said_then: str,
 ) -> None:
+    postgresql = database.owner.partition("@")[2].partition("/")[0]
+    address = f"127.0.0.1:{unused_port}"
     late = configured(
         settings,
-        kafka_bootstrap_servers=f"127.0.0.1:{unused_port}",
+        kafka_bootstrap_servers=address,
         topic=f"{settings.kafka.topic}-late",
+        database_url=database.owner.replace(postgresql, address),
     )
-    command = ("topic", "create", "--replication", "1", "--min-insync-replicas", "1", "--wait")
-    code, said = await run(late, *command, "1s")
+    code, said = await run(late, *command, "--wait", "1s")
     assert (code, len(said)) == (1, 1)
     process = await asyncio.create_subprocess_exec(
         *COMMAND,
-        *command,
-        "60s",
+        *(*command, "--wait", "60s"),
         env=environment(late),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
     assert process.stderr is not None
     assert b"server_unavailable" in await process.stderr.readline()
-    async with forwarding(settings.kafka.bootstrap_servers, unused_port):
-        async with asyncio.timeout(DEADLINE):
-            output, _ = await process.communicate()
-    assert (process.returncode, output.decode()) == (0, f"created: {late.kafka.topic}\n")
+    server = postgresql if command == ("migrate",) else settings.kafka.bootstrap_servers
+    async with forwarding(server, unused_port), asyncio.timeout(DEADLINE):
+        output, _ = await process.communicate()
+    assert (process.returncode, output.decode()) == (0, said_then.format(topic=late.kafka.topic))

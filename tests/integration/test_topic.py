@@ -11,7 +11,7 @@ from execution_events.errors import RetryableError
 from execution_events.kafka.topic import check_topic, open_admin
 from execution_events.settings import Settings
 from tests.support.configuration import configured
-from tests.support.consumers import consuming, stored_offsets, until, until_stored
+from tests.support.consumers import DEADLINE, consuming, stored_offsets, until, until_stored
 from tests.support.guarded_broker import GuardedBroker, guarded_broker
 from tests.support.occurrences import Fetch, counts, publish, ready
 from tests.support.processes import COMMAND, environment, run_cli
@@ -297,3 +297,22 @@ async def _recreate(settings: Settings) -> None:
 
     async with asyncio.timeout(60):
         await until(created, "the topic exists again")
+
+
+@pytest.mark.parametrize("command", ["topic create", "topic accept", "consumer"])
+async def test_a_refused_login_to_kafka_ends_a_command_with_what_to_change(
+    guarded: GuardedBroker, settings: Settings, command: str
+) -> None:
+    wrong = configured(guarded.limited(settings), kafka_sasl_password="wrong")
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, *command.split(), env=environment(wrong), stderr=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(DEADLINE):
+        _, error = await process.communicate()
+    [line] = [line for line in error.decode().splitlines() if line.startswith("execution-events:")]
+    assert process.returncode == 2
+    assert line.startswith(f"execution-events: Kafka at {wrong.kafka.bootstrap_servers}: ")
+    assert line.endswith(
+        ": correct one of EXECUTION_EVENTS_KAFKA_SASL_MECHANISM,"
+        " EXECUTION_EVENTS_KAFKA_SASL_USERNAME, EXECUTION_EVENTS_KAFKA_SASL_PASSWORD"
+    )

@@ -1,6 +1,8 @@
 """The stack of `dev`: choices that need no server."""
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,24 @@ def test_children_get_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.keys().isdisjoint(hostile)
     assert found["LANG"] == "C.UTF-8"
     assert "PATH" in found
+
+
+def test_lost_output_stops_nothing_and_is_said_once() -> None:
+    program = (
+        "import sys\n"
+        "from execution_events.dev.supervisor import printer\n"
+        "from execution_events.embedded import ProgressLine\n"
+        "say = printer(False)\n"
+        "ProgressLine(sys.stdout)(1, 1, 1)\n"
+        "say('dev', 'ready')\n"
+        "say('dev', 'stopped')\n"
+    )
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", program],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (ended.returncode, ended.stderr) == (0, "output_lost\n")

@@ -105,7 +105,9 @@ def printer(colour: bool) -> Say:
                 print(f"{prefix} {line}", flush=True)
         except OSError as error:
             lost = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sink = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(sink, sys.stdout.fileno())
+            os.close(sink)
             _log.error("output_lost", error=error.strerror, continues=True)
 
     return say

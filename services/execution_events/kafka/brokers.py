@@ -17,7 +17,7 @@ from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
 
-from execution_events.errors import RetryableError
+from execution_events.errors import MisconfiguredError, RetryableError
 from execution_events.kafka.connection import client_options
 from execution_events.kafka.errors import kafka_error, missing_topic, translated
 from execution_events.settings import PREFIX, KafkaSettings
@@ -115,6 +115,8 @@ class Brokers:
         """Return once a broker responds at an address that the brokers advertise."""
         try:
             responder, _ = await self._metadata()
+        except MisconfiguredError:
+            raise
         except RetryableError as error:
             text = f"{error}: start Kafka, or correct {PREFIX}KAFKA_BOOTSTRAP_SERVERS"
             raise RetryableError(text, error.cause) from error
@@ -200,7 +202,7 @@ class Brokers:
                     except RetryableError as error:
                         errors.append(error)
             texts = dict.fromkeys(map(str, errors))
-            raise RetryableError("; ".join(texts), errors[0].cause)
+            raise type(errors[0])("; ".join(texts), errors[0].cause)
         finally:
             for task in pending:
                 task.cancel()

@@ -2,8 +2,24 @@
 
 import re
 
-from execution_events.errors import RetryableError
+from aiokafka.errors import (
+    AuthenticationFailedError,
+    AuthenticationMethodNotSupported,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+)
+
+from execution_events.errors import MisconfiguredError, RetryableError
+from execution_events.settings import variable_of
 from execution_events.text import system_error
+
+
+_REFUSED_LOGINS = (
+    AuthenticationFailedError,
+    AuthenticationMethodNotSupported,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+)
 
 
 def error_text(error: BaseException) -> str:
@@ -25,6 +41,12 @@ def kafka_error(address: object, text: str, cause: str = "other") -> RetryableEr
 
 def translated(address: object, error: BaseException) -> RetryableError:
     """Return `error`, raised by a client of the broker at `address`, as a `RetryableError`."""
+    if isinstance(error, _REFUSED_LOGINS):
+        settings = ", ".join(
+            variable_of(f"kafka_sasl_{name}") for name in ("mechanism", "username", "password")
+        )
+        text = f"Kafka at {address}: {error_text(error)}: correct one of {settings}"
+        return MisconfiguredError(text, type(error).__name__)
     return kafka_error(address, error_text(error), type(error).__name__)
 
 
