@@ -13,7 +13,6 @@ from execution_events.errors import MisconfiguredError, RetryableError
 from execution_events.settings import variable_of
 from execution_events.text import system_error
 
-
 _REFUSED_LOGINS = (
     AuthenticationFailedError,
     AuthenticationMethodNotSupported,
