@@ -98,9 +98,10 @@ async def test_a_closed_pipe_stops_nothing(topic: Settings, file: Path) -> None:
     code, error = await ended(process)
     assert await records(topic) == EVENTS
     assert code == 0
-    assert error.splitlines()[-1] == (
-        "execution-events: cannot write to standard output: Broken pipe; acknowledged: 25000 events"
-    )
+    assert error.splitlines()[-2:] == [
+        "execution-events: cannot write to standard output: Broken pipe",
+        "execution-events: acknowledged: 25000 events",
+    ]
 
 
 @pytest.mark.parametrize("arguments", [(), ("--json",)], ids=["summary", "json"])
@@ -110,10 +111,10 @@ async def test_a_full_disk_behind_standard_output_stops_nothing(
     code, error = await ended(await start(topic, *arguments, file, stdout=full))
     assert await records(topic) == EVENTS
     assert code == 0
-    assert error.splitlines()[-1] == (
-        "execution-events: cannot write to standard output: No space left on device; "
-        "acknowledged: 25000 events"
-    )
+    assert error.splitlines()[-2:] == [
+        "execution-events: cannot write to standard output: No space left on device",
+        "execution-events: acknowledged: 25000 events",
+    ]
 
 
 async def test_a_name_that_the_terminal_cannot_show_stops_nothing(

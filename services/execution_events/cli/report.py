@@ -32,8 +32,8 @@ class Report:
     ) -> None:
         if exc is not None:
             self.flush()
-            if self.done:
-                exc.add_note(self.done)
+            for line in self.done.splitlines():
+                exc.add_note(line)
             # An error before the work began has its own remedy.
             if self.remedy and (self.done or isinstance(exc, KeyboardInterrupt)):
                 exc.add_note(self.remedy)
@@ -42,7 +42,9 @@ class Report:
             self.line(self.done)
         self.flush()
         if self._lost is not None:
-            note(f"{self._lost}{self.done and f'; {self.done}'}")
+            note(str(self._lost))
+            for line in self.done.splitlines():
+                note(line)
 
     def line(self, text: str) -> None:
         """Print a line, unless standard output has failed."""
