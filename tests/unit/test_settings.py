@@ -1,13 +1,16 @@
 """Settings: each is described, a wrong one is named, and no secret is shown."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from execution_events import Publisher, sync
 from execution_events.errors import SettingsError
 from execution_events.kafka.connection import client_options
 from execution_events.settings import PREFIX, Settings, describe, load, misspelt, variable_of
 from tests.support.configuration import configured, each_setting, value_of
+from tests.support.logs import logging_to
 
 FIELDS = [(variable, field) for variable, _, field in each_setting()]
 SECRETS = [variable for variable, field in FIELDS if field.metadata["secret"]]
@@ -296,6 +299,17 @@ def test_misspelt_variables_are_found_with_the_nearest_setting() -> None:
     right = [*(variable_of(name) for name, _ in FIELDS), f"{PREFIX}TEST_BACKEND", "PATH"]
     right += [f"{variable_of(name)}_FILE" for name in SECRETS]
     assert misspelt(dict.fromkeys([*wrong, *right], "x")) == wrong
+
+
+@pytest.mark.parametrize("publisher", [Publisher, sync.Publisher])
+def test_a_publisher_warns_of_a_misspelt_variable(
+    publisher: type[Publisher] | type[sync.Publisher],
+) -> None:
+    with logging_to("json") as stream:
+        publisher.from_settings({f"{PREFIX}TOPC": "other"})
+    [entry] = map(json.loads, stream.getvalue().splitlines())
+    assert (entry["level"], entry["event"]) == ("warning", "setting_unknown")
+    assert (entry["variable"], entry["nearest"]) == (f"{PREFIX}TOPC", variable_of("topic"))
 
 
 @pytest.mark.parametrize(
