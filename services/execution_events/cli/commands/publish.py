@@ -110,6 +110,7 @@ def _publish(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def _content(file: str) -> bytes:
+    name = "standard input" if file == "-" else file
     try:
         if file == "-":
             if sys.stdin.isatty():
@@ -118,7 +119,6 @@ def _content(file: str) -> bytes:
         else:
             content = Path(file).read_bytes()
     except OSError as error:
-        name = "standard input" if file == "-" else file
         raise SettingsError(
             f"{name}: {error.strerror}: nothing was published; give a readable FILE"
         ) from error
@@ -127,12 +127,12 @@ def _content(file: str) -> bytes:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
             raise ExecutionEventsError(
-                f"{file}: nothing was published; not a complete gzip file: {error}"
+                f"{name}: nothing was published; not a complete gzip file: {error}"
             ) from error
-    for mark, name in _OTHER_ENCODINGS.items():
+    for mark, encoding in _OTHER_ENCODINGS.items():
         if content.startswith(mark):
             raise ExecutionEventsError(
-                f"{file}: nothing was published; the file begins with {name}: save it as UTF-8"
+                f"{name}: nothing was published; the file begins with {encoding}: save it as UTF-8"
                 " without a byte order mark"
             )
     return content
