@@ -23,6 +23,7 @@ from tests.support.topics import make_topic
 
 EVENTS = 25_000
 """More than two windows of unacknowledged records."""
+KILLS = 3
 STARTING = 6
 """Seconds that a process may take to start and end on a busy machine."""
 SOURCE = re.compile(r"repeat the command with --source (\S+)$", re.MULTILINE)
@@ -166,7 +167,7 @@ async def test_a_file_sent_again_after_kills_counts_once(
     rng = random.Random(seed)
     source = None
     async with consuming(topic):
-        for _ in range(5):
+        for _ in range(KILLS):
             again = () if source is None else ("--source", source)
             before = await records(topic)
             process = await start(topic, *again, file, stdout=asyncio.subprocess.DEVNULL)
