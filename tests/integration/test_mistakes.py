@@ -130,7 +130,7 @@ EVENT = {
     "elemId": "job-a",
     "actionName": "create",
 }
-"""What `publish` gets, except where the mistake is in it."""
+"""The input of `publish`, except where the mistake is in it."""
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -154,12 +154,12 @@ async def test_a_mistake_is_explained(settings: Settings, database: Database, na
         reader_port=0,
     )
     event = {"executionId": "e"} if "--execution-id" in mistake.command else EVENT
-    code, said = await run(changed, *mistake.command.split(), stdin=json.dumps(event))
-    assert (code, said) == (mistake.code, mistake.lines.format(**values).splitlines())
+    code, printed = await run(changed, *mistake.command.split(), stdin=json.dumps(event))
+    assert (code, printed) == (mistake.code, mistake.lines.format(**values).splitlines())
 
 
 async def run(settings: Settings, *command: str, stdin: str = "") -> tuple[int | None, list[str]]:
-    """Return the exit code and what was said, without logs and the name of the program."""
+    """Return the exit code and what was printed, without logs and the name of the program."""
     process = await asyncio.create_subprocess_exec(
         *COMMAND,
         *command,
@@ -211,9 +211,9 @@ async def test_an_advertised_address_that_cannot_be_reached_is_named_within_10_s
     ) as address:
         changed = configured(settings, kafka_bootstrap_servers=address)
         async with asyncio.timeout(10):
-            code, said = await run(changed, *command.split(), stdin=json.dumps(EVENT))
+            code, printed = await run(changed, *command.split(), stdin=json.dumps(EVENT))
     advertised = f"{host}:{unused_port}"
-    assert (code, said[0]) == (
+    assert (code, printed[0]) == (
         1,
         f"Kafka at {address}: it advertises {advertised}, which cannot be reached from here (Kafka"
         f" at {advertised}: Connection refused): correct advertised.listeners of the broker, or"
@@ -242,8 +242,8 @@ async def test_a_command_waits_for_a_server_that_starts_late(
         topic=f"{settings.kafka.topic}-late",
         database_url=database.owner.replace(postgresql, address),
     )
-    code, said = await run(late, *command, "--wait", "1s")
-    assert (code, len(said)) == (1, 1)
+    code, printed = await run(late, *command, "--wait", "1s")
+    assert (code, len(printed)) == (1, 1)
     process = await asyncio.create_subprocess_exec(
         *COMMAND,
         *(*command, "--wait", "60s"),

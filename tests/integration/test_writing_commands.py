@@ -99,9 +99,11 @@ async def test_a_full_disk_behind_standard_output_stops_no_work(
     ):
         _, error = await process.communicate()
     assert process.returncode == 0, error.decode()
-    said = [line for line in error.decode().splitlines() if not line.startswith("{")]
-    assert said[0] == ("execution-events: cannot write to standard output: No space left on device")
-    assert said[1].startswith(f"execution-events: {command.done.format(topic=topic)}")
+    printed = [line for line in error.decode().splitlines() if not line.startswith("{")]
+    assert printed[0] == (
+        "execution-events: cannot write to standard output: No space left on device"
+    )
+    assert printed[1].startswith(f"execution-events: {command.done.format(topic=topic)}")
     if command.check:
         assert await owner.fetchval(command.check)
     else:
@@ -197,5 +199,5 @@ async def interrupted(
     async with asyncio.timeout(DEADLINE):
         _, error = await process.communicate()
     assert process.returncode == 1, error.decode()
-    said = [line for line in error.decode().splitlines() if not line.startswith("{")]
-    return [line.removeprefix("execution-events: ") for line in said]
+    printed = [line for line in error.decode().splitlines() if not line.startswith("{")]
+    return [line.removeprefix("execution-events: ") for line in printed]

@@ -407,10 +407,10 @@ def test_a_mistake_is_explained(
         code = int(ended.code or 0)
     output = capsys.readouterr()
     # Services log as well, in JSON; argparse prints the usage.
-    said = [line for line in output.err.splitlines() if not line.startswith("{")]
-    if said[0].startswith("usage: "):
-        said = said[-1:]
-    lines = [line.removeprefix("execution-events").removeprefix(":").strip() for line in said]
+    printed = [line for line in output.err.splitlines() if not line.startswith("{")]
+    if printed[0].startswith("usage: "):
+        printed = printed[-1:]
+    lines = [line.removeprefix("execution-events").removeprefix(":").strip() for line in printed]
     expected = [line.strip() for line in mistake.lines.format(**values).splitlines()]
     assert (lines, code, output.out) == (expected, mistake.code, "")
 

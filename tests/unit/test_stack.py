@@ -14,21 +14,21 @@ from execution_events.embedded import DataDirectory, own_environment
 async def test_another_port_than_the_usual_one_is_said_with_the_reason(
     tmp_path: Path, unused_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
+    printed: list[str] = []
 
     def say(_: str, line: str) -> None:
-        said.append(line)
+        printed.append(line)
 
     async with DataDirectory(tmp_path / "data") as directory:
         with socket.create_server(("127.0.0.1", 0)) as server:
             taken = server.getsockname()[1]
             monkeypatch.setattr(stack, "_READER_PORT", taken)
             port = stack._reader_port(directory, None, say)
-            assert said == [f"port {taken} is taken: the reader uses {port} (--reader-port)"]
+            assert printed == [f"port {taken} is taken: the reader uses {port} (--reader-port)"]
         assert stack._reader_port(directory, None, say) == port
-        assert said[1] == f"port {taken} was taken: the reader uses {port} (--reader-port)"
+        assert printed[1] == f"port {taken} was taken: the reader uses {port} (--reader-port)"
         assert stack._reader_port(directory, unused_port, say) == unused_port
-    assert len(said) == 2
+    assert len(printed) == 2
 
 
 def test_children_get_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
