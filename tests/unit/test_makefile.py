@@ -76,7 +76,7 @@ def test_the_hooks_of_a_commit_are_the_commands_of_check() -> None:
 def test_a_python_without_venv_is_named_with_the_package_to_install(tmp_path: Path) -> None:
     python = tmp_path / "python3"
     python.write_text(
-        f'#!/bin/sh\ncase "$*" in *venv*) exit 1;; esac\nexec {sys.executable} "$@"\n'
+        f'#!/bin/sh\ncase "$*" in *ensurepip*) exit 1;; esac\nexec {sys.executable} "$@"\n'
     )
     python.chmod(0o755)
     made = subprocess.run(
