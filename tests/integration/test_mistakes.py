@@ -91,7 +91,11 @@ MISTAKES = {
         " execution_events_writer",
     ),
     "a dead letter that does not exist": Mistake(
-        "dead-letters show 4711", "writer", NOTHING, 1, "dead letter 4711 does not exist"
+        "dead-letters show 4711",
+        "writer",
+        NOTHING,
+        1,
+        "dead letter 4711 does not exist: `dead-letters list --state all` lists all",
     ),
     "more replicas than brokers": Mistake(
         "topic create",
@@ -118,7 +122,8 @@ MISTAKES = {
         NOTHING,
         1,
         "nothing was published; invalid events:\n"
-        "  line 1: Object missing required field `metadata`",
+        "  line 1: Object missing required field `metadata`\n"
+        "schemas/event.schema.json describes an event",
     ),
 }
 EVENT = {

@@ -208,7 +208,8 @@ MISTAKES = {
         "reader",
         READER | {"READER_HOST": "reader.invalid"},
         2,
-        "EXECUTION_EVENTS_READER_HOST: reader.invalid: Name or service not known",
+        "EXECUTION_EVENTS_READER_HOST: reader.invalid: Name or service not known: give an address"
+        " of this machine",
     ),
     "a management port in use": Mistake(
         "reader",
@@ -293,7 +294,8 @@ MISTAKES = {
         "publish {directory}/half.json",
         {},
         1,
-        "nothing was published; not a JSON array: Input data was truncated",
+        "nothing was published; not a JSON array: Input data was truncated: give the complete"
+        " array",
     ),
     "half a compressed file": Mistake(
         "publish {directory}/half.json.gz",
@@ -307,7 +309,8 @@ MISTAKES = {
         {},
         1,
         "nothing was published; invalid events:\n"
-        "  line 1: not JSON: JSON is malformed: invalid character (byte 0)",
+        "  line 1: not JSON: JSON is malformed: invalid character (byte 0)\n"
+        "schemas/event.schema.json describes an event",
     ),
     # Arguments.
     "more replicas than the protocol has": Mistake(

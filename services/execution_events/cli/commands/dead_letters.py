@@ -153,7 +153,9 @@ async def _find(settings: Settings, number: int) -> tuple["ListedDeadLetter", "C
         async for letter in letters.list(Filter([number])):
             if content is not None:
                 return letter, content
-    raise ExecutionEventsError(f"dead letter {number} does not exist")
+    raise ExecutionEventsError(
+        f"dead letter {number} does not exist: `dead-letters list --state all` lists all"
+    )
 
 
 def _close(arguments: argparse.Namespace, settings: Settings) -> int:

@@ -182,7 +182,7 @@ def _occurrences(content: bytes, execution_id: str | None) -> Iterator[Occurrenc
         remedy = (
             "\nadd --execution-id ID for events without executionId, as in the reader's responses"
             if nameless
-            else ""
+            else "\nschemas/event.schema.json describes an event"
         )
         raise ExecutionEventsError(
             f"nothing was published; invalid events:\n  {shown}{more}{remedy}"
@@ -195,7 +195,7 @@ def _items(content: bytes) -> Iterator[tuple[str, bytes]]:
             items = msgspec.json.decode(content, type=list[msgspec.Raw])
         except (msgspec.MsgspecError, RecursionError) as error:
             raise ExecutionEventsError(
-                f"nothing was published; not a JSON array: {error}"
+                f"nothing was published; not a JSON array: {error}: give the complete array"
             ) from error
         for number, item in enumerate(items, 1):
             yield f"event {number}", bytes(item)
