@@ -98,6 +98,8 @@ clean: ## Remove .venv, dist/ and the tools' caches; keep .data
 $(VENV)/made: $(LOCKS)/build.txt
 	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("execution-events needs Python 3.11 \
 or newer; $(PYTHON) is %d.%d. Choose another: make PYTHON=python3.13" % sys.version_info[:2])'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot create a virtual environment. \
+On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@echo "Creating $(VENV) with $$($(PYTHON) -V)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) install --require-hashes -r $<

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import asyncpg
 import pytest
 
+from execution_events.errors import MisconfiguredError
 from execution_events.store.read import pool as pool_module
 from execution_events.store.read.pool import ReadingPool
 from tests.support.consumers import DEADLINE, until
@@ -199,7 +200,7 @@ async def test_connections_that_the_server_closed_are_replaced(database: Databas
 async def test_a_failed_connect_frees_its_slot(database: Database) -> None:
     async with opened(database._replace(reader=database.reader + "_absent"), size=1) as pool:
         for _ in range(3):
-            with pytest.raises(asyncpg.InvalidCatalogNameError):
+            with pytest.raises(MisconfiguredError, match="3D000"):
                 await session_used(pool)
 
 

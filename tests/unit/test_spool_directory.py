@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from execution_events.errors import RetryableError, SpoolCorruptError
+from execution_events.errors import MisconfiguredError, RetryableError, SpoolCorruptError
 from execution_events.publisher.record import PendingRecord
 from execution_events.publisher.spool import directory as spool_directory
 from execution_events.publisher.spool.directory import (
@@ -438,3 +438,13 @@ def test_a_list_has_the_summary_of_each_spool(directory: Path, owner: Process) -
     assert adopted is not None
     assert values(adopted) == [b"record"]
     adopted.close()
+
+
+def test_a_directory_that_cannot_be_written_is_named_with_the_setting() -> None:
+    """A worker ends at once: no further attempt mends it."""
+    with pytest.raises(MisconfiguredError) as refused:
+        open_spool(Path("/dev/null/spool"), MAX_BYTES)
+    assert str(refused.value) == (
+        "/dev/null/spool: Not a directory: set EXECUTION_EVENTS_SPOOL_DIR to a directory on a"
+        " local disk that this user may write to"
+    )

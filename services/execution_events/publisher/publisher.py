@@ -55,7 +55,7 @@ class Publisher:
     def from_settings(cls, environ: Mapping[str, str] | None = None) -> Self:
         """Return a publisher with the settings of `environ`, by default `os.environ`.
 
-        Raises `SettingsError`, which names the wrong variable.
+        Raises `SettingsError`, which names the wrong variable; warns of one that is no setting.
         """
         return cls(load_settings(environ))
 
@@ -164,13 +164,15 @@ class Publisher:
 
 
 def load_settings(environ: Mapping[str, str] | None) -> Settings:
-    """Return the settings of `environ`, by default `os.environ`; see `Publisher.from_settings`."""
+    """Return the settings of `environ`, by default `os.environ`; warn of misspelt variables."""
     environ = os.environ if environ is None else environ
     if not isinstance(environ, Mapping):
         raise TypeError(f"environ: expected a mapping, not {type(environ).__name__}")
     for name, value in environ.items():
         if not isinstance(value, str):
             raise SettingsError(f"{name}: expected text, not {type(value).__name__}")
+    for variable, nearest in settings_module.misspelt(environ).items():
+        _log.warning("setting_unknown", variable=variable, nearest=nearest)
     return settings_module.load(environ)
 
 

@@ -138,7 +138,10 @@ def _require_loopback(host: str) -> None:
     try:
         addresses = {info[4][0] for info in socket.getaddrinfo(host, None)}
     except OSError as error:
-        raise SettingsError(f"{variable_of('reader_host')}: {host}: {error.strerror}") from error
+        raise SettingsError(
+            f"{variable_of('reader_host')}: {host}: {error.strerror}: give an address of this"
+            " machine"
+        ) from error
     if not all(ipaddress.ip_address(address).is_loopback for address in addresses):
         raise SettingsError(
             f"{variable_of('reader_host')}: expected a loopback address such as 127.0.0.1, got"

@@ -57,7 +57,10 @@ class KafkaSettings:
     """The brokers and the topic."""
 
     bootstrap_servers: str = _setting(
-        "KAFKA_BOOTSTRAP_SERVERS", "Kafka brokers, as host:port,host:port,…", "127.0.0.1:9092"
+        "KAFKA_BOOTSTRAP_SERVERS",
+        "Kafka brokers, as host:port,host:port,…",
+        "127.0.0.1:9092",
+        values.brokers,
     )
     security_protocol: str = _setting(
         "KAFKA_SECURITY_PROTOCOL",
@@ -90,7 +93,7 @@ class KafkaSettings:
         32 * 2**20,
         values.number(2**20, 2**31 - 1),
     )
-    topic: str = _setting("TOPIC", "topic of the events", "execution-events")
+    topic: str = _setting("TOPIC", "topic of the events", "execution-events", values.topic)
 
     def __post_init__(self) -> None:
         _make_absolute(self)

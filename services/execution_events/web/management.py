@@ -39,5 +39,5 @@ async def serve_management(
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     routes = [Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)]
-    async with serve(Starlette(routes=routes), host, port) as address:
+    async with serve(Starlette(routes=routes), host, port, setting="management") as address:
         yield address

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -11,7 +12,9 @@ from typing import Any, cast
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from execution_events.errors import SettingsError
+from execution_events.errors import ExecutionEventsError, SettingsError
+from execution_events.settings import variable_of
+from execution_events.text import system_error
 from execution_events.web.connections import (
     Connection,
     ConnectionLimits,
@@ -39,11 +42,13 @@ async def serve(
     port: int,
     limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 - a value
     on_refusal: RefusalHook = lambda _: None,
+    setting: str = "reader",
 ) -> AsyncIterator[str]:
     """Serve `app` and yield its address, `http://host:port`; port 0 picks a free one.
 
     At exit the server stops listening and gives requests in progress a few seconds to finish.
-    Raises `SettingsError` if the address cannot be bound.
+    `setting` begins the names of the settings of host and port. Raises `SettingsError` if the
+    address cannot be bound, and another error if only its port is in use.
     """
     connections = Connections(limits, on_refusal)
     config = uvicorn.Config(
@@ -61,7 +66,7 @@ async def serve(
         timeout_graceful_shutdown=_SHUTDOWN_TIMEOUT,
         h11_max_incomplete_event_size=HEAD_MAX_BYTES,
     )
-    listener = _bind(host, port)
+    listener = _bind(host, port, setting)
     server = _Server(config, connections)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
@@ -77,7 +82,7 @@ async def serve(
         listener.close()
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int, setting: str) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -88,7 +93,16 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     except OSError as error:
-        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+        problem = f"cannot listen on {host}:{port}: {system_error(error)}"
+        if error.errno == errno.EADDRINUSE:
+            raise ExecutionEventsError(
+                f"{problem}: stop the program that listens there, or set"
+                f" {variable_of(f'{setting}_port')} to another port; 0 picks a free one"
+            ) from error
+        raise SettingsError(
+            f"{problem}: correct {variable_of(f'{setting}_host')} or"
+            f" {variable_of(f'{setting}_port')}"
+        ) from error
 
 
 class _Server(uvicorn.Server):

@@ -7,6 +7,7 @@ from aiokafka.errors import KafkaError
 
 from execution_events.backoff import backoff
 from execution_events.errors import RetryableError
+from execution_events.kafka.brokers import check_brokers
 from execution_events.kafka.client_logs import collapsed
 from execution_events.kafka.connection import client_options
 from execution_events.kafka.errors import error_text, kafka_error, translated
@@ -35,6 +36,7 @@ class KafkaConnection:
     """
 
     def __init__(self, settings: KafkaSettings, unavailable: Callable[[str], None]) -> None:
+        self._settings = settings
         self._options = client_options(settings)
         self._topic = settings.topic
         self._unavailable = unavailable
@@ -122,13 +124,15 @@ class KafkaConnection:
         )
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT):
+                await check_brokers(self._settings)
                 await producer.start()
                 self.partitions = await producer.find_partitions(self._topic)
         except BaseException as error:
             await producer.end()
             servers = self._options["bootstrap_servers"]
             if isinstance(error, RetryableError):
-                raise kafka_error(servers, str(error), error.cause) from error
+                named = str(error).startswith("Kafka at")
+                raise error if named else kafka_error(servers, str(error), error.cause) from error
             if isinstance(error, KafkaError | OSError):
                 raise translated(servers, error) from error
             raise

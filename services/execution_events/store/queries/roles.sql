@@ -200,3 +200,6 @@ WHERE held.granted
     AND relnamespace IN (to_regnamespace('execution_events'), to_regnamespace('ops'))
     AND activity.pid <> pg_backend_pid()
 ORDER BY pid
+
+-- name: right
+SELECT current_user AS role, has_table_privilege($1, $2) AS granted

@@ -68,7 +68,7 @@ class ReadingPool:
     ) -> AsyncIterator[asyncpg.Connection]:
         """Take a connection for exclusive use; with `isolation`, in a transaction.
 
-        Raises `TimeoutError` after `CONNECT_TIMEOUT` in the queue, and asyncpg's errors.
+        Raises `TimeoutError` after `CONNECT_TIMEOUT` in the queue, and those of `open_session`.
         """
         if self._available.locked():
             async with asyncio.timeout(CONNECT_TIMEOUT):

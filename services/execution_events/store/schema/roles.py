@@ -12,6 +12,8 @@ from typing import NamedTuple
 import asyncpg
 
 from execution_events.errors import MisconfiguredError
+from execution_events.settings import variable_of
+from execution_events.store.connection import fetch_one, translated_errors
 from execution_events.store.schema.scram import verifier
 from execution_events.store.sessions import OPS_CONNECTIONS, ROLE_SETTINGS
 from execution_events.store.sql import load_queries
@@ -98,6 +100,23 @@ async def differences(connection: asyncpg.Connection) -> Differences:
     own += [f"missing: {privilege}" for privilege in sorted(after - before[0])]
     own += [f"to revoke: {privilege}" for privilege in sorted(before[0] - after)]
     return Differences(own, left)
+
+
+async def require_right(
+    connection: asyncpg.Connection, table: str, right: str, needed: str
+) -> None:
+    """Raise `MisconfiguredError` unless the session's role has the right; `needed` is one that has.
+
+    Without this check a service would join its group, or a command print, before it is refused.
+    """
+    with translated_errors():
+        row = await fetch_one(connection, _SQL["right"], f"execution_events.{table}", right)
+    if not row["granted"]:
+        raise MisconfiguredError(
+            f"{variable_of('database_url')}: the role {row['role']} has no {right} right on"
+            f" {table}: needs {needed}",
+            "42501",
+        )
 
 
 async def restrict_public(connection: asyncpg.Connection) -> None:
