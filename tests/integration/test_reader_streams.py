@@ -80,7 +80,7 @@ async def limited(database: Database, timeouts: StreamTimeouts) -> AsyncIterator
         limits = ConcurrencyLimits(ReaderSettings(), metrics)
         endpoint = EventsEndpoint(lists, watches, everybody, limits, metrics, timeouts)
         app = create_app(endpoint, metrics)
-        async with serve(app, "127.0.0.1", 0) as address:
+        async with serve(app) as address:
             yield address
 
 

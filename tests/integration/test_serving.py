@@ -14,9 +14,10 @@ import pytest
 import uvloop
 from starlette.types import Receive, Scope, Send
 
+from execution_events.web.admission import Admission
 from execution_events.web.connections import ConnectionLimits
 from execution_events.web.errors import HEAD_MAX_BYTES, HEADERS_MAX, TARGET_MAX_BYTES
-from execution_events.web.server import serve
+from execution_events.web.server import ServerOptions, serve
 from tests.support.consumers import DEADLINE
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -93,7 +94,8 @@ async def running(limits: ConnectionLimits, app: Any = None) -> AsyncIterator[Se
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": BODY})
 
-    async with serve(app or answer, "127.0.0.1", 0, limits, refused.append) as address:
+    options = ServerOptions(limits, Admission(refused.append))
+    async with serve(app or answer, options=options) as address:
         host, _, port = address.removeprefix("http://").rpartition(":")
         yield Server(host, int(port), refused, targets)
 

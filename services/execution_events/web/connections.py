@@ -7,6 +7,9 @@ number of headers.
 import asyncio
 import contextlib
 import fcntl
+import re
+import socket
+import struct
 import sys
 import termios
 from collections.abc import Callable
@@ -24,6 +27,9 @@ from execution_events.web.errors import (
     error_headers,
 )
 
+CONNECTION = "connection"
+"""The key of the `Connection` in the `state` of an ASGI scope."""
+
 _LINGER = 2.0
 """Seconds for which input is read and dropped after a refusal.
 
@@ -31,6 +37,8 @@ Closing at once would reset the connection, and the client might never see the r
 _PROGRESS_BYTES = 16 * 1024
 """Bytes that a client must read to count as reading."""
 
+
+_EMPTY_LINES = re.compile(rb"(?:\r?\n)+")
 
 RefusalHook = Callable[[str], None]
 """Called with the reason of each refusal, a label of `metrics.ReaderMetrics.refused`."""
@@ -81,10 +89,14 @@ class Connection(H11Protocol):
     """A connection of uvicorn's, with limits."""
 
     def __init__(self, connections: Connections, **arguments: Any) -> None:
-        super().__init__(**arguments)
+        # uvicorn copies it into the `state` of each request's scope.
+        super().__init__(**{**arguments, "app_state": {CONNECTION: self}})
         self._connections = connections
         self._unparsed = b""
+        self._input_ended = False
+        self._ends_with_input = False
         self._in_head = True
+        self._request_line = b""
         self._refused_at: float | None = None
         # The largest number of unread bytes since the client last read, and when it did.
         self._unread = 0
@@ -112,12 +124,49 @@ class Connection(H11Protocol):
         self._unparsed += data
         self._parse()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep the connection for the response to a client that has only ended its input."""
+        self._input_ended = True
+        return self._is_responding() and not self._ends_with_input
+
+    def end_with_input(self) -> None:
+        """Close the connection when the client ends its input, also if it has done so before.
+
+        For responses without end: a client that has gone away cannot be told from one that has
+        ended its input until something is sent to it.
+        """
+        self._ends_with_input = True
+        if self._input_ended:
+            self.transport.close()
+
+    def reset(self) -> None:
+        """Close at once, so that the client receives an error and not the end of a body."""
+        self._unregister()
+        # Without lingering, the kernel sends a reset in place of an end.
+        self.transport.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
+        self.transport.abort()
+
+    def cut(self) -> None:
+        """End an incomplete response so that no client takes it for complete.
+
+        In HTTP/1.1 the final chunk is missing; before it, only a reset tells.
+        """
+        self.cycle.disconnected = True  # uvicorn logs an error otherwise
+        if self.scope["http_version"] == "1.0":
+            self.reset()
+        else:
+            self.transport.close()
+
     def resume_writing(self) -> None:
         self._unread, self._read_at = 0, self.loop.time()
         super().resume_writing()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self._input_ended and not self._unparsed and not self.conn.trailing_data[0]:
+            self.transport.close()
         if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
             self._wait_for_request(in_head=bool(self.conn.trailing_data[0]))
         self._parse()
@@ -126,7 +175,13 @@ class Connection(H11Protocol):
         """Refuse a malformed request; uvicorn calls this while it handles the parser's error."""
         error = sys.exc_info()[1]
         hint = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
-        self._refuse(hint if hint in ERROR_TEXTS else 400)
+        target = self._request_line.partition(b" ")[2]
+        self._refuse(
+            hint if hint in ERROR_TEXTS else 400,
+            None
+            if target.isascii()
+            else "malformed request target: expected percent-encoded UTF-8",
+        )
 
     def enforce_timeouts(self, now: float) -> None:
         """Refuse the request or close the connection if a timeout has passed."""
@@ -175,6 +230,14 @@ class Connection(H11Protocol):
                 self._unparsed[:HEAD_MAX_BYTES],
                 self._unparsed[HEAD_MAX_BYTES:],
             )
+            if self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
+                # Clients may send empty lines between requests (RFC 9112, 2.2).
+                if empty := _EMPTY_LINES.match(piece):
+                    piece = piece[empty.end() :]
+                if piece in (b"", b"\r"):
+                    self._unparsed = piece
+                    break
+                self._request_line = piece.partition(b"\n")[0]
             super().data_received(piece)
         if self._unparsed:
             self.flow.pause_reading()
@@ -192,11 +255,14 @@ class Connection(H11Protocol):
         self._connections.open.discard(self)
         self._connections.waiting.pop(self, None)
 
-    def _refuse(self, status: int) -> None:
+    def _is_responding(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _refuse(self, status: int, text: str | None = None) -> None:
         """Send an error, read no further request, and close."""
         self._connections.on_refusal(REFUSAL_REASONS.get(status, "malformed"))
         is_silent = status == 408 and not self.conn.trailing_data[0]
-        is_responding = self.cycle is not None and not self.cycle.response_complete
+        is_responding = self._is_responding()
         if is_silent or (is_responding and self.cycle.response_started):
             self.abort()
             return
@@ -206,7 +272,7 @@ class Connection(H11Protocol):
             # Discards what the application still sends.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        body = error_body(status, ERROR_TEXTS[status])
+        body = error_body(status, text or ERROR_TEXTS[status])
         head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
         head += [name + b": " + value for name, value in self.server_state.default_headers]
         head += [name + b": " + value for name, value in error_headers(status, body)]

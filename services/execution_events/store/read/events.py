@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
+import asyncpg
 import msgspec
 
 from execution_events.projection.body import decode
@@ -85,14 +86,19 @@ class EventReader:
             yield cls(pool, stream_pool)
 
     async def page(
-        self, execution_id: str, selection: Selection, namespaces: Namespaces, limit: int
+        self,
+        execution_id: str,
+        selection: Selection,
+        namespaces: Namespaces,
+        limit: int,
+        share: str | None = None,
     ) -> Page:
-        """Return the first `limit` events of a selection."""
+        """Return the first `limit` events of a selection, by a connection of `share`."""
         query = _ListQuery(execution_id, namespaces)
         query.select(selection)
         statement, arguments = query.page(limit)
         with translated_errors():
-            async with self._pool.acquire() as connection:
+            async with self._pool.acquire(share) as connection:
                 row = await fetch_one(connection, statement, *arguments)
         revisions, bodies, list_position = row
         if bodies is None:
@@ -110,8 +116,9 @@ class EventReader:
         selection: Selection,
         namespaces: Namespaces,
         page: Page | None = None,
+        share: str | None = None,
     ) -> AsyncIterator[Stream]:
-        """Open a stream of all events of a selection.
+        """Open a stream of all events of a selection, by a connection of `share`.
 
         If the revisions are still those of its first `page`, the stream takes the page's bodies,
         leaving it empty, and reads the events after it. The stream holds a snapshot and a
@@ -121,10 +128,8 @@ class EventReader:
         statement, arguments = query.revisions()
         async with AsyncExitStack() as stack:
             with translated_errors():
-                connection = await stack.enter_async_context(self._stream_pool.acquire())
-                await stack.enter_async_context(
-                    connection.transaction(isolation="repeatable_read", readonly=True)
-                )
+                connection = await stack.enter_async_context(self._stream_pool.acquire(share))
+                await stack.enter_async_context(_snapshot(connection))
                 revisions = await connection.fetchval(statement, *arguments) or ""
                 head: list[bytes] = []
                 if page is not None:
@@ -167,6 +172,16 @@ class EventReader:
         with translated_errors():
             async with self._pool.acquire() as connection:
                 await require_current(connection)
+
+
+@asynccontextmanager
+async def _snapshot(connection: asyncpg.Connection) -> AsyncIterator[None]:
+    """Hold a read-only snapshot; after an error the pool ends the connection and with it both."""
+    transaction = connection.transaction(isolation="repeatable_read", readonly=True)
+    await transaction.start()
+    yield
+    with translated_errors():
+        await transaction.rollback()
 
 
 class _ListQuery:
