@@ -61,11 +61,25 @@ async def migrate(database: Database, tree: Tree = THIS) -> None:
         reader_password=databases.PASSWORD,
         ops_password=databases.PASSWORD,
     )
+    if tree is not THIS:
+        # Earlier commits call functions that PostgreSQL permits everybody and this one revokes.
+        async with databases.administrator(database.administrator) as connection:
+            await connection.execute(
+                "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA pg_catalog TO PUBLIC"
+            )
     process = await asyncio.create_subprocess_exec(
         *tree.command, "migrate", stdout=subprocess.DEVNULL, env=environment(settings)
     )
     if code := await process.wait():
         raise RuntimeError(f"migrate ended with exit code {code}")
+
+
+@asynccontextmanager
+async def database(postgres: Postgres, tree: Tree = THIS) -> AsyncIterator[Database]:
+    """Create an empty database with a tree's schema; drop it at the end."""
+    async with databases.empty(postgres.administrator_url) as found:
+        await migrate(found, tree)
+        yield found
 
 
 async def stored(connection: asyncpg.Connection, topic: str) -> int:

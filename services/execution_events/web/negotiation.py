@@ -22,9 +22,9 @@ _ENTITY_TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 # Clients repeat their few Accept headers; one header has at most 16 KiB.
 @lru_cache(maxsize=64)
 def choose_format(accept: str) -> Format | None:
-    """Return JSON unless another format is preferred, or named and as good as `*/*`.
+    """Return JSON unless another format has a higher quality; None if none is acceptable.
 
-    None if the header accepts none of the formats.
+    A format that is named also wins a tie with JSON under `*/*` or `application/*`.
     """
     ranges = dict(_preferences(accept))
     if not ranges:

@@ -1,14 +1,16 @@
 """A pool of connections for reading."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple
 from weakref import WeakValueDictionary
 
 import asyncpg
+from asyncpg.cursor import Cursor
 
-from execution_events.store.connection import CONNECT_TIMEOUT, options
+from execution_events.store.connection import CONNECT_TIMEOUT, open_session, translated_errors
 
 _IDLE_TIMEOUT = 300
 """Seconds after which an unused connection is replaced: a firewall may have dropped it."""
@@ -30,8 +32,10 @@ class ReadingPool:
     sessions in an additional round trip, and takes a tenth of the time of a list.
     """
 
-    def __init__(self, database_url: str, size: int, connect: Mapping[str, Any]) -> None:
-        self._database_url = database_url
+    def __init__(
+        self, size: int, prepares: bool, connect: Callable[[], Awaitable[asyncpg.Connection]]
+    ) -> None:
+        self._prepares = prepares
         self._connect = connect
         self._available = asyncio.Semaphore(size)
         self._share = max(1, size // 2)
@@ -42,10 +46,20 @@ class ReadingPool:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, database_url: str, application: str, size: int, settings: Mapping[str, str]
+        cls,
+        database_url: str,
+        application: str,
+        size: int,
+        settings: Mapping[str, str],
+        *,
+        prepares: bool = True,
     ) -> AsyncIterator["ReadingPool"]:
-        """Open a pool of connections with `connection.options`; close them on exit."""
-        pool = cls(database_url, size, options(application, settings))
+        """Open a pool of sessions (`connection.open_session`); close them on exit.
+
+        Without prepared statements a pooler may give each transaction another session.
+        """
+        connect = partial(open_session, database_url, application, settings, prepares=prepares)
+        pool = cls(size, prepares, connect)
         try:
             yield pool
         finally:
@@ -53,23 +67,30 @@ class ReadingPool:
             await asyncio.gather(*closing, return_exceptions=True)
 
     @asynccontextmanager
-    async def acquire(self, caller: str | None = None) -> AsyncIterator[asyncpg.Connection]:
-        """Take a connection for exclusive use, from the share of `caller` if it is given.
+    async def acquire(
+        self, share: str | None = None, isolation: Literal["repeatable_read"] | None = None
+    ) -> AsyncIterator[asyncpg.Connection]:
+        """Take a connection for exclusive use, out of a caller's `share` of them if it is given.
 
-        Raises `TimeoutError` after `CONNECT_TIMEOUT` in the queue, and asyncpg's errors.
+        With `isolation` the connection is in a transaction. Raises `TimeoutError` after
+        `CONNECT_TIMEOUT` in the queue, and asyncpg's errors.
         """
         async with AsyncExitStack() as stack:
-            share = None if caller is None else self._share_of(caller)
-            if self._available.locked() or (share is not None and share.locked()):
+            own = None if share is None else self._share_of(share)
+            if self._available.locked() or (own is not None and own.locked()):
                 async with asyncio.timeout(CONNECT_TIMEOUT):
-                    await self._take(stack, share)
+                    await self._take(stack, own)
             else:
-                await self._take(stack, share)
-            connection = self._usable() or await asyncpg.connect(
-                self._database_url, **self._connect
-            )
+                await self._take(stack, own)
+            connection = self._usable() or await self._connect()
             try:
-                yield connection
+                if self._prepares and isolation is None:
+                    yield connection
+                else:
+                    # A statement is prepared and executed by two messages, which a pooler could
+                    # send to two sessions.
+                    async with _transaction(connection, isolation):
+                        yield connection
             except asyncpg.PostgresError:
                 # The session survives an error of a statement outside a transaction.
                 if connection.is_in_transaction():
@@ -95,6 +116,16 @@ class ReadingPool:
             share = self._shares[caller] = asyncio.Semaphore(self._share)
         return share
 
+    async def cursor(
+        self, connection: asyncpg.Connection, statement: str, *arguments: object
+    ) -> Cursor:
+        """Open a cursor in the connection's transaction."""
+        if self._prepares:
+            return await connection.cursor(statement, *arguments)
+        # Without a name: another would outlive the transaction, in a session that others use.
+        unnamed = await connection.prepare(statement, name="")
+        return await unnamed.cursor(*arguments)
+
     def _usable(self) -> asyncpg.Connection | None:
         """Return the most recently used connection; terminate closed and expired ones."""
         now = asyncio.get_running_loop().time()
@@ -104,3 +135,15 @@ class ReadingPool:
                 return connection
             connection.terminate()
         return None
+
+
+@asynccontextmanager
+async def _transaction(
+    connection: asyncpg.Connection, isolation: Literal["repeatable_read"] | None
+) -> AsyncIterator[None]:
+    """Hold a read-only transaction; after an error it ends with the connection."""
+    transaction = connection.transaction(isolation=isolation, readonly=True)
+    await transaction.start()
+    yield
+    with translated_errors():
+        await transaction.commit()

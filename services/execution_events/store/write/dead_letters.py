@@ -19,7 +19,7 @@ from execution_events.store.connection import (
     refused_rows,
     translated_errors,
 )
-from execution_events.store.schema.migrate import require_current
+from execution_events.store.schema.migrate import require_compatible
 from execution_events.store.sql import load_queries
 from execution_events.store.write.events import prepare, write_events
 from execution_events.wire import REFUSED_BY_DATABASE, Headers, Record
@@ -229,7 +229,7 @@ class DeadLetters:
     async def open(cls, database_url: str) -> AsyncIterator["DeadLetters"]:
         """Connect and check the schema."""
         async with connect(database_url, "execution-events dead-letters") as connection:
-            await require_current(connection)
+            await require_compatible(connection)
             yield cls(connection)
 
     async def list(self, selection: Filter) -> AsyncIterator[ListedDeadLetter]:

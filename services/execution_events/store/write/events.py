@@ -19,9 +19,31 @@ _MICROSECOND = timedelta(microseconds=1)
 _PURGE_BATCH = 10_000
 """Changes deleted by one statement, in some 50 ms."""
 
+EVENT_COLUMNS = (
+    "execution_id",
+    "namespace",
+    "name",
+    "first_timestamp",
+    "last_timestamp",
+    "count",
+    "object_name",
+    "reason",
+    "type",
+    "elem_type",
+    "elem_id",
+    "action_name",
+    "body",
+    "list_position",
+)
+_CHANGE_EVENTS, _CHANGE_EVENTS_COLUMNS = number_arguments(_SQL["change_events"])
+_CHANGE_COLUMNS = ("execution_id", "namespace", "revision", "previous", "names", "rewritten")
 
-def _row(event: FoldedEvent, body: bytes) -> tuple[Any, ...]:
-    """Return a row of `event`. It defines the order of columns, named like the attributes."""
+
+def event_row(event: FoldedEvent, body: bytes) -> tuple[Any, ...]:
+    """Return the values of `EVENT_COLUMNS`, in their order.
+
+    A plain tuple: naming each value would take ten times as long, for every event.
+    """
     latest = event.latest
     return (
         latest.execution_id,
@@ -39,18 +61,6 @@ def _row(event: FoldedEvent, body: bytes) -> tuple[Any, ...]:
         body,
         event.list_position,
     )
-
-
-class _AttributeNames:
-    """Stands for an event in `_row`; its attributes are their own names."""
-
-    def __getattr__(self, name: str) -> Any:
-        return self if name == "latest" else name
-
-
-_EVENT_COLUMNS: tuple[str, ...] = _row(_AttributeNames(), "body")  # type: ignore[arg-type]
-_CHANGE_EVENTS, _CHANGE_EVENTS_COLUMNS = number_arguments(_SQL["change_events"])
-_CHANGE_COLUMNS = ("execution_id", "namespace", "revision", "previous", "names", "rewritten")
 
 
 class _ExecutionUpdate(msgspec.Struct):
@@ -102,23 +112,24 @@ async def write_events(connection: asyncpg.Connection, events: Sequence[FoldedEv
     merged_rows = []
     for event, stored in await _stored(connection, candidates):
         merged = merge(stored, event)
-        merged_rows.append(_row(merged, body_of(merged)))
+        merged_rows.append(event_row(merged, body_of(merged)))
         update = updates[event.latest.execution_id, event.latest.namespace]
         update.merged[event.latest.name] = merged
         if _filtered_texts(merged.latest) != _filtered_texts(stored.latest):
             update.rewritten.add(event.latest.name)
     await connection.copy_records_to_table(
         "event",
-        columns=_EVENT_COLUMNS,
+        schema_name="execution_events",
+        columns=EVENT_COLUMNS,
         records=[
-            _row(event, body_of(event))
+            event_row(event, body_of(event))
             for update in updates.values()
             for event in update.events
             if event.latest.name not in update.merged
         ],
     )
     if merged_rows:
-        columns = dict(zip(_EVENT_COLUMNS, zip(*merged_rows, strict=True), strict=True))
+        columns = dict(zip(EVENT_COLUMNS, zip(*merged_rows, strict=True), strict=True))
         await connection.execute(
             _CHANGE_EVENTS, *(columns[column] for column in _CHANGE_EVENTS_COLUMNS)
         )
@@ -231,6 +242,7 @@ async def _record_changes(
 ) -> None:
     await connection.copy_records_to_table(
         "execution_change",
+        schema_name="execution_events",
         columns=_CHANGE_COLUMNS,
         records=[
             (
