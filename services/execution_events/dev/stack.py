@@ -150,6 +150,8 @@ async def _services(
             ),
             f"{PREFIX}READER_HOST": "127.0.0.1",
             f"{PREFIX}READER_PORT": str(reader_port),
+            # No load balancer must notice that the reader stops.
+            f"{PREFIX}DRAIN_DELAY": "0",
             f"{PREFIX}MANAGEMENT_HOST": "127.0.0.1",
             f"{PREFIX}MANAGEMENT_PORT": str(management[name]),
         }

@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from execution_events.events import EXECUTION_ID
+from execution_events.events import EXECUTION_ID, EXECUTION_ID_FORMAT
 from execution_events.metrics import ReaderMetrics
 from execution_events.reader.cache import CachedResponse, QueryKey, ResponseCache
 from execution_events.reader.query import Query, QueryError, parse_query
@@ -134,9 +134,7 @@ def _execution_id(scope: Scope) -> str:
     if scope["path"].endswith("\n"):
         raise HTTPException(404)  # Starlette's pattern also matches before a final line break.
     if not EXECUTION_ID.fullmatch(execution_id):
-        raise HTTPException(
-            400, "execution_id: expected 1 to 128 characters of A-Z a-z 0-9 . _ : -"
-        )
+        raise HTTPException(400, f"execution_id: expected {EXECUTION_ID_FORMAT}")
     return execution_id
 
 

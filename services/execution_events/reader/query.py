@@ -37,6 +37,7 @@ _EXCLUDING_FILTERS: Mapping[str, Column] = {
 _SINGLE_PARAMETERS = ("limit", "marker", "order", "since", "until", "q", "lang", "lastEventId")
 _WATCH_PARAMETERS = frozenset((*_SINGLE_PARAMETERS, *_FILTERS, *_EXCLUDING_FILTERS))
 _LIST_PARAMETERS = _WATCH_PARAMETERS - {"lastEventId"}
+_OFFSET = re.compile(r"([+-][0-9]{2})([0-9]{2})\Z")
 _LIMIT = re.compile(r"[1-9][0-9]{0,3}")
 
 _MARKER_VERSION = b"\1"
@@ -156,7 +157,8 @@ def _lang(value: str | None) -> Lang:
 def _time(name: str, value: str | None) -> datetime | None:
     if value is None:
         return None
-    moment = parse_timestamp(value)
+    # Generated clients write an offset without its colon.
+    moment = parse_timestamp(_OFFSET.sub(r"\1:\2", value))
     if moment is None:
         raise QueryError(f"{name}: expected {TIMESTAMP_FORMAT}; write + as %2B")
     return moment

@@ -106,7 +106,8 @@ class Watches(NamedTuple):
 
 
 class Watch(Response):
-    """A response that ends when its client disconnects, is too slow, or loses access.
+    """A response that ends when its client disconnects or ends its input, is too slow, or loses
+    access.
 
     The client receives every change after its list exactly once. If the database fails the
     connection is closed, and the client resumes with `Last-Event-ID`.
@@ -125,10 +126,11 @@ class Watch(Response):
         self._is_verified = False
         self._wake = asyncio.Event()
         self._is_disconnected = False
+        self._has_input_ended = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if connection := scope["state"].get(CONNECTION):
-            connection.end_with_input()
+        if connection := scope.get("state", {}).get(CONNECTION):
+            connection.on_input_end(self._on_input_end)
         disconnected = asyncio.create_task(client_disconnected(receive))
         disconnected.add_done_callback(self._on_disconnect)
         has_started = False
@@ -166,6 +168,11 @@ class Watch(Response):
         self._is_disconnected = True
         self._wake.set()
 
+    def _on_input_end(self) -> None:
+        # The client may have gone away, and would hold a stream until the next change.
+        self._has_input_ended = True
+        self._wake.set()
+
     async def _chunks(self, feed: Feed) -> AsyncGenerator[bytes, None]:
         """Yield the body until the watch ends."""
         loop = asyncio.get_running_loop()
@@ -179,6 +186,8 @@ class Watch(Response):
                 async for chunk in updates:
                     sent = self._revisions
                     yield chunk
+            if self._has_input_ended:
+                return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(due):
                     await self._wake.wait()

@@ -68,8 +68,8 @@ class _RequestFilter:
         ):
             await self._refuse(431, send)
         else:
-            host = _take_host(scope)
-            if self._admission.local_hosts_only and not is_local(host):
+            authority = _take_authority(scope)
+            if self._admission.local_hosts_only and not is_local(authority or _host(headers)):
                 await self._refuse(421, send)
             elif not _has_body(headers):
                 await self._respond(scope, receive, send)
@@ -80,26 +80,20 @@ class _RequestFilter:
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection: Connection = scope["state"][CONNECTION]
+        if scope["http_version"] == "1.0":
+            send = partial(_send_unframed, connection, send)
         try:
             await self._app(scope, receive, send)
         except asyncio.CancelledError:
             # The server stops.
             if not connection.cycle.response_started:
-                await self._refuse(503, send)
+                await _send_error(503, "service stopping; retry later", send)
         if connection.cycle.response_started and not connection.cycle.response_complete:
             connection.cut()
 
     async def _refuse(self, status: int, send: Send) -> None:
         self._admission.on_refusal(REFUSAL_REASONS.get(status, "malformed"))
-        body = error_body(status, ERROR_TEXTS[status])
-        await send(
-            {
-                "type": "http.response.start",
-                "status": status,
-                "headers": error_headers(status, body),
-            }
-        )
-        await send({"type": "http.response.body", "body": body})
+        await _send_error(status, ERROR_TEXTS[status], send)
 
 
 class _Cors:
@@ -137,15 +131,18 @@ def is_local(host: str) -> bool:
         return False
 
 
-def _take_host(scope: Scope) -> str:
-    """Return the request's host; make a target in absolute form relative (RFC 9112, 3.2.2)."""
+def _take_authority(scope: Scope) -> str | None:
+    """Make a target in absolute form relative, and return its authority (RFC 9112, 3.2.2)."""
     absolute = _ABSOLUTE.match(scope["raw_path"])
-    if absolute is not None:
-        scope["raw_path"] = scope["raw_path"][absolute.end() :] or b"/"
-        scope["path"] = unquote(scope["raw_path"].decode("ascii"))
-        return absolute[1].decode("ascii")
-    hosts = [value for name, value in scope["headers"] if name == b"host"]
-    return hosts[0].decode("latin-1") if hosts else ""
+    if absolute is None:
+        return None
+    scope["raw_path"] = scope["raw_path"][absolute.end() :] or b"/"
+    scope["path"] = unquote(scope["raw_path"].decode("ascii"))
+    return absolute[1].decode("ascii")
+
+
+def _host(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    return next((value.decode("latin-1") for name, value in headers if name == b"host"), "")
 
 
 def _has_body(headers: Iterable[tuple[bytes, bytes]]) -> bool:
@@ -155,7 +152,25 @@ def _has_body(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     )
 
 
+async def _send_error(status: int, text: str, send: Send) -> None:
+    body = error_body(status, text)
+    headers = error_headers(status, body)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
 async def _send_and_close(send: Send, message: Message) -> None:
     if message["type"] == "http.response.start":
         message["headers"] = [*message["headers"], (b"connection", b"close")]
+    await send(message)
+
+
+async def _send_unframed(connection: Connection, send: Send, message: Message) -> None:
+    """Send to a client of HTTP/1.0, to which the end of the connection ends a body."""
+    if message["type"] == "http.response.start":
+        if not any(name == b"content-length" for name, _ in message["headers"]):
+            connection.reset_when_closed(True)
+    elif not message.get("more_body", False):
+        await connection.flow.drain()
+        connection.reset_when_closed(False)
     await send(message)

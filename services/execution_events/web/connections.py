@@ -36,9 +36,8 @@ _LINGER = 2.0
 Closing at once would reset the connection, and the client might never see the response."""
 _PROGRESS_BYTES = 16 * 1024
 """Bytes that a client must read to count as reading."""
-
-
-_EMPTY_LINES = re.compile(rb"(?:\r?\n)+")
+_RAW_TARGET = re.compile(rb"[A-Z]+ [^\r\n]*[\x80-\xff]")
+_RAW_TARGET_TEXT = "malformed request target: expected percent-encoded UTF-8"
 
 RefusalHook = Callable[[str], None]
 """Called with the reason of each refusal, a label of `metrics.ReaderMetrics.refused`."""
@@ -93,10 +92,10 @@ class Connection(H11Protocol):
         super().__init__(**{**arguments, "app_state": {CONNECTION: self}})
         self._connections = connections
         self._unparsed = b""
-        self._input_ended = False
-        self._ends_with_input = False
+        self._head_start = b""
+        self._has_input_ended = False
+        self._on_input_end: Callable[[], None] | None = None
         self._in_head = True
-        self._request_line = b""
         self._refused_at: float | None = None
         # The largest number of unread bytes since the client last read, and when it did.
         self._unread = 0
@@ -125,39 +124,38 @@ class Connection(H11Protocol):
         self._parse()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Keep the connection for the response to a client that has only ended its input."""
-        self._input_ended = True
-        return self._is_responding() and not self._ends_with_input
+        """Keep the connection for the response to a client that has ended its input."""
+        self._has_input_ended = True
+        if self._on_input_end is not None:
+            self._on_input_end()
+        return self._is_responding()
 
-    def end_with_input(self) -> None:
-        """Close the connection when the client ends its input, also if it has done so before.
+    def on_input_end(self, callback: Callable[[], None]) -> None:
+        """Call `callback` if the client ends its input during the response, at once if it has.
 
-        For responses without end: a client that has gone away cannot be told from one that has
-        ended its input until something is sent to it.
+        Until something is sent, a client that has closed its connection looks the same.
         """
-        self._ends_with_input = True
-        if self._input_ended:
-            self.transport.close()
+        self._on_input_end = callback
+        if self._has_input_ended:
+            callback()
 
-    def reset(self) -> None:
-        """Close at once, so that the client receives an error and not the end of a body."""
-        self._unregister()
-        # Without lingering, the kernel sends a reset in place of an end.
+    def reset_when_closed(self, enabled: bool) -> None:
+        """Reset the connection in place of ending it, also if this process is killed.
+
+        For bodies that end with the connection: its client must not take a part for the whole.
+        While enabled, all that was sent is in the kernel before more is accepted.
+        """
+        if self.transport.is_closing():
+            return
         self.transport.get_extra_info("socket").setsockopt(
-            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", enabled, 0)
         )
-        self.transport.abort()
+        self.transport.set_write_buffer_limits(high=0 if enabled else None)
 
     def cut(self) -> None:
-        """End an incomplete response so that no client takes it for complete.
-
-        In HTTP/1.1 the final chunk is missing; before it, only a reset tells.
-        """
+        """Close the connection before the end of a response."""
         self.cycle.disconnected = True  # uvicorn logs an error otherwise
-        if self.scope["http_version"] == "1.0":
-            self.reset()
-        else:
-            self.transport.close()
+        self.transport.close()
 
     def resume_writing(self) -> None:
         self._unread, self._read_at = 0, self.loop.time()
@@ -165,7 +163,8 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._input_ended and not self._unparsed and not self.conn.trailing_data[0]:
+        self._on_input_end = None
+        if self._has_input_ended and not self._unparsed and not self.conn.trailing_data[0]:
             self.transport.close()
         if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
             self._wait_for_request(in_head=bool(self.conn.trailing_data[0]))
@@ -175,13 +174,8 @@ class Connection(H11Protocol):
         """Refuse a malformed request; uvicorn calls this while it handles the parser's error."""
         error = sys.exc_info()[1]
         hint = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
-        target = self._request_line.partition(b" ")[2]
-        self._refuse(
-            hint if hint in ERROR_TEXTS else 400,
-            None
-            if target.isascii()
-            else "malformed request target: expected percent-encoded UTF-8",
-        )
+        text = _RAW_TARGET_TEXT if _RAW_TARGET.match(self._head_start) else None
+        self._refuse(hint if hint in ERROR_TEXTS else 400, text)
 
     def enforce_timeouts(self, now: float) -> None:
         """Refuse the request or close the connection if a timeout has passed."""
@@ -226,18 +220,16 @@ class Connection(H11Protocol):
             and self._refused_at is None
             and not self.transport.is_closing()
         ):
-            piece, self._unparsed = (
-                self._unparsed[:HEAD_MAX_BYTES],
-                self._unparsed[HEAD_MAX_BYTES:],
-            )
-            if self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
-                # Clients may send empty lines between requests (RFC 9112, 2.2).
-                if empty := _EMPTY_LINES.match(piece):
-                    piece = piece[empty.end() :]
-                if piece in (b"", b"\r"):
-                    self._unparsed = piece
-                    break
-                self._request_line = piece.partition(b"\n")[0]
+            is_first = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+            if is_first:
+                # Clients may send empty lines before a request (RFC 9112, 2.2).
+                self._unparsed = self._unparsed.lstrip(b"\r\n")
+            piece = self._unparsed[:HEAD_MAX_BYTES]
+            self._unparsed = self._unparsed[HEAD_MAX_BYTES:]
+            if not piece:
+                break
+            if is_first:
+                self._head_start = piece
             super().data_received(piece)
         if self._unparsed:
             self.flow.pause_reading()

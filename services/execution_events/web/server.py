@@ -20,6 +20,9 @@ from execution_events.web.errors import HEAD_MAX_BYTES
 
 _log = Logger(__name__)
 
+_CUT_TIMEOUT = 1
+"""Seconds for the end of cut responses."""
+
 
 class Address(NamedTuple):
     """An address to listen on, port 0 for a free one, and the names of its settings in errors."""
@@ -137,16 +140,12 @@ class _Server(uvicorn.Server):
                 await cutting
 
     async def _cut_late_responses(self) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._stop_timeout
-        while loop.time() < deadline:
-            await asyncio.sleep(0.1)
-            self._connections.enforce_timeouts()
-        if self.server_state.tasks:
-            _log.warning("responses_cut", responses=len(self.server_state.tasks))
-        for task in self.server_state.tasks:
-            task.cancel()
-        # Until the connections have closed, unless their clients do not read.
-        await asyncio.sleep(1)
+        await asyncio.sleep(self._stop_timeout)
+        tasks = set(self.server_state.tasks)
+        if tasks:
+            _log.warning("responses_cut", responses=len(tasks))
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=_CUT_TIMEOUT)
         for connection in list(self._connections.open):
-            connection.reset()
+            connection.abort()

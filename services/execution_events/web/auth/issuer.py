@@ -125,7 +125,7 @@ class Issuer:
             _log.warning("issuer_unavailable", error=self._problem)
         else:
             if key_set.refused != self._refused:
-                for number, reason in key_set.refused.items():
+                for number, reason in sorted(key_set.refused.items()):
                     _log.warning("issuer_key_refused", key=number, error=reason)
             self._keys, self._refused = key_set
             self._problem = None

@@ -27,6 +27,10 @@ _ALGORITHMS: Mapping[tuple[str, str | None], tuple[str, ...]] = {
 that no public key is ever used as an HMAC secret."""
 
 
+_PRIVATE = frozenset(("d", "p", "q", "dp", "dq", "qi", "oth"))
+"""Members of private keys alone (RFC 7518, 6.2.2 and 6.3.2; RFC 8037, 2)."""
+
+
 class KeySetError(Exception):
     """Fetch the keys again later; the text contains nothing that the issuer sent."""
 
@@ -65,8 +69,8 @@ def parse_keys(content: bytes) -> KeySet:
     """Return the signing keys of a key set; raises `KeySetError` if there are none.
 
     Encryption keys, shared secrets and unknown or malformed keys are ignored (RFC 7517, 5). A
-    private key is refused: it may be known to others. So are keys with one id, of which a token
-    would name either.
+    private key is refused, as others may know it. So are keys with the same id: a token that names
+    it could be of either.
     """
     try:
         members = msgspec.json.decode(content, type=_Members).keys[:_KEYS_MAX]
@@ -90,14 +94,15 @@ def parse_keys(content: bytes) -> KeySet:
                     keys.pop(key_id, None)
                     continue
                 number_of[key_id] = number
-                if "d" in member:
+                if not _PRIVATE.isdisjoint(member):
                     refused[number] = "private key"
                 else:
                     keys[key_id] = Key(public, algorithms)
         except (KeyError, TypeError, jwt.PyJWTError):
             continue
     if not keys:
-        raise KeySetError("the key set has no acceptable signing key")
+        reasons = "".join(f"; key {number}: {reason}" for number, reason in sorted(refused.items()))
+        raise KeySetError(f"the key set has no acceptable signing key{reasons}")
     return KeySet(keys, refused)
 
 
