@@ -63,7 +63,11 @@ async def test_an_unknown_execution_has_no_events(idle: Reader, execution_id: st
 @pytest.mark.parametrize(
     ("query", "shown"),
     [
-        ("Limit=1", '"Limit"'),
+        ("Limit=1", '"Limit"; did you mean limit?'),
+        ("elem_id=a", '"elem_id"; did you mean elemId?'),
+        ("exclude-Reason=a", '"exclude-Reason"; did you mean excludeReason?'),
+        ("raeson=a", '"raeson"; did you mean reason?'),
+        ("lastEventId=a", '"lastEventId"'),
         ("verbose", '"verbose"'),
         ("=1", '""'),
         ("a%0d%0ab=1", r'"a\r\nb"'),
@@ -73,6 +77,10 @@ async def test_an_unknown_execution_has_no_events(idle: Reader, execution_id: st
     ],
     ids=[
         "another case",
+        "underscore",
+        "dash",
+        "swapped",
+        "of a watch",
         "no value",
         "no name",
         "lines",
@@ -216,13 +224,51 @@ async def test_odd_values_match_nothing(still: Reader, query: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/v1/executions/a", f"{EVENTS}/", f"{EVENTS}%0A", "/v1/executions//events",
-     "/v1/executions/a%2Fb/events", "/v1/executions/a/b/events", "/docs", "/metrics", "/livez"],
+    ["//", f"{EVENTS}%0A", "/v1/executions//events", "/v1/executions/a%2Fb/events",
+     "/v1/executions/a/b/events", "/v1/executions/a%00/event", "/docs/", "/metrics", "/livez"],
 )  # fmt: skip
 async def test_other_paths_are_404(idle: Reader, path: str) -> None:
     response = await idle.get(path)
     assert response.status_code == 404
-    assert response.json()["error_code"] == "EE.0404"
+    assert response.json() == {
+        "error_code": "EE.0404",
+        "error_msg": "not found; events are at GET /v1/executions/{execution_id}/events",
+    }
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/v1/executions/a", "/v1/executions/a/", "/v1/executions/a/events/"),
+        *("/v1/executions/a/event", "/v1/execution/a/events", "/executions/a/events"),
+        *("/V1/Executions/a/Events", "/v2/executions/a/events"),
+    ],
+)
+async def test_a_mistyped_path_is_answered_with_the_right_one(idle: Reader, path: str) -> None:
+    response = await idle.get(path)
+    assert response.status_code == 404
+    text = "not found; did you mean /v1/executions/a/events?"
+    assert response.json()["error_msg"] == text
+
+
+async def test_the_root_names_the_api_its_contract_and_its_reference(idle: Reader) -> None:
+    response = await idle.api.get("/")
+    assert response.status_code == 200
+    root = response.json()
+    assert root["events"] == "/v1/executions/{execution_id}/events"
+    assert (await idle.api.get(root["contract"])).json()["paths"].keys() >= {root["events"]}
+    assert (await idle.api.get(root["reference"])).headers["Content-Type"].startswith("text/html")
+
+
+@pytest.mark.parametrize("accept", ["text/html", "application/xml", "text/*", "*/*;q=0"])
+async def test_an_accept_header_that_nothing_satisfies_is_406(idle: Reader, accept: str) -> None:
+    response = await idle.get(EVENTS, headers={"Accept": accept})
+    assert response.status_code == 406
+    assert response.json() == {
+        "error_code": "EE.0406",
+        "error_msg": "Accept: expected application/json, application/x-ndjson, text/event-stream"
+        " or */*",
+    }
 
 
 async def test_the_openapi_document_is_served(idle: Reader) -> None:

@@ -46,8 +46,8 @@ def _error_text(status: int, path: str) -> str | None:
     if status != 404:
         return None
     near = _NEAR_PATH.fullmatch(path)
-    if near is not None and EXECUTION_ID.fullmatch(execution_id := near[1]):
-        return f"not found; did you mean {_PATH.format(execution_id=execution_id)}?"
+    if near is not None and EXECUTION_ID.fullmatch(near[1]):
+        return f"not found; did you mean {_PATH.format(execution_id=near[1])}?"
     return f"not found; events are at GET {_PATH}"
 
 
