@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import socket
 from urllib.parse import urlsplit
 
 import asyncpg
+import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -499,4 +501,32 @@ async def test_without_tokens_only_loopback_addresses_are_served(
 async def test_an_occupied_port_is_named(idle: Reader, database: Database) -> None:
     taken = idle.api.base_url.port
     settings = configured(database_url=database.reader, reader_port=taken or 0, management_port=0)
-    assert f"127.0.0.1:{taken}" in await refused(settings)
+    error = await refused(settings)
+    assert error.startswith(f"EXECUTION_EVENTS_READER_PORT: cannot listen on 127.0.0.1:{taken}: ")
+
+
+@pytest.mark.parametrize(
+    ("host", "setting"), [("no-host.invalid", "HOST"), ("192.0.2.1", "HOST"), ("127.0.0.1", "PORT")]
+)
+async def test_an_error_of_the_management_address_names_its_setting(
+    idle: Reader, database: Database, host: str, setting: str
+) -> None:
+    taken = idle.api.base_url.port
+    settings = configured(
+        database_url=database.reader,
+        reader_port=0,
+        management_host=host,
+        management_port=taken,
+    )
+    assert (await refused(settings)).startswith(f"EXECUTION_EVENTS_MANAGEMENT_{setting}: ")
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+async def test_the_management_port_serves_both_families(
+    database: Database, unused_port: int
+) -> None:
+    given = {"management_host": "::", "management_port": unused_port}
+    async with reading(database.reader, **given), httpx.AsyncClient() as client:
+        for host in ("127.0.0.1", "[::1]"):
+            response = await client.get(f"http://{host}:{unused_port}/livez")
+            assert response.json() == {"live": True}

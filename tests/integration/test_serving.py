@@ -15,10 +15,11 @@ import pytest
 import uvloop
 from starlette.types import Receive, Scope, Send
 
+from execution_events.errors import SettingsError
 from execution_events.web.admission import Admission
 from execution_events.web.connections import ConnectionLimits
 from execution_events.web.errors import HEAD_MAX_BYTES, HEADERS_MAX, TARGET_MAX_BYTES
-from execution_events.web.server import ServerOptions, serve
+from execution_events.web.server import Address, ServerOptions, serve
 from tests.support.consumers import DEADLINE
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -615,3 +616,49 @@ async def test_a_server_stops_in_time_with_unfinished_requests() -> None:
     for sink in sinks:
         sink.transport.abort()
     await asyncio.sleep(0)
+
+
+# Addresses.
+
+
+async def get(host: str, port: int) -> bytes:
+    source, sink = await asyncio.open_connection(host, port)
+    sink.write(CLOSING)
+    try:
+        return await source.read()
+    finally:
+        sink.close()
+
+
+async def answer_ok(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": BODY})
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+async def test_the_address_of_all_serves_both_families() -> None:
+    async with serve(answer_ok, Address("::")) as url:
+        port = int(url.rpartition(":")[2])
+        assert url == f"http://[::]:{port}"
+        for host in ("127.0.0.1", "::1"):
+            assert (await get(host, port)).startswith(b"HTTP/1.1 200 OK\r\n")
+    async with serve(answer_ok, Address("::1")) as url:
+        port = int(url.rpartition(":")[2])
+        assert (await get("::1", port)).startswith(b"HTTP/1.1 200 OK\r\n")
+        with pytest.raises(ConnectionRefusedError):
+            await get("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("host", "setting"),
+    [("no-host.invalid", "HOST"), ("192.0.2.1", "HOST"), ("127.0.0.1", "PORT")],
+    ids=["unknown", "of another machine", "port in use"],
+)
+async def test_an_address_error_names_its_setting(host: str, setting: str) -> None:
+    async with serve(answer_ok) as url:
+        port = int(url.rpartition(":")[2])
+        with pytest.raises(SettingsError, match=f"^{setting}: ") as error:
+            async with serve(answer_ok, Address(host, port, "HOST", "PORT")):
+                pass
+        assert "\n" not in str(error.value)
+        assert host in str(error.value)

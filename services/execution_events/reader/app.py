@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 from execution_events.events import EXECUTION_ID
 from execution_events.metrics import ReaderMetrics
 from execution_events.reader.endpoint import EventsEndpoint
+from execution_events.reader.reference import reference_routes
 from execution_events.web.application import application
 
 _PATH = "/v1/executions/{execution_id}/events"
@@ -34,6 +35,7 @@ def create_app(events: EventsEndpoint, metrics: ReaderMetrics) -> ASGIApp:
             Route("/", root, methods=["GET"]),
             Route(_PATH, events, methods=["GET"]),
             Route("/openapi.json", openapi, methods=["GET"]),
+            *reference_routes(),
         ],
         metrics,
         _error_text,
