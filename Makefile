@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --custom-compile-command "make lock" $(ARGS)
 
-.PHONY: help install run test test-more faults faults-full faults-tools pooler mutants bench bench-growth bench-peers check prose references format lock build release clean
+.PHONY: help install run test test-more faults faults-full faults-tools pooler proxies mutants bench bench-growth bench-peers check prose references format lock build release clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -48,6 +48,9 @@ faults-tools: ## Install tools that shift a clock and slow a disk (Debian, root)
 
 pooler: ## Install PgBouncer, for its tests in make test-more (Debian, root); without it they are skipped
 	apt-get install -y -qq pgbouncer
+
+proxies: ## Install nginx and HAProxy, for their tests in make test-more (Debian, root); without them they are skipped
+	apt-get install -y -qq --no-install-recommends nginx-light haproxy
 
 mutants: install ## Break each guarantee on purpose; the fault matrix must detect it
 	@exec $(BIN)/python -m tests.faults mutants

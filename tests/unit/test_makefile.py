@@ -18,6 +18,7 @@ TARGETS = [
     "faults-full",
     "faults-tools",
     "pooler",
+    "proxies",
     "mutants",
     "bench",
     "bench-growth",
