@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 LOCKS := infra/locks
 PEERS := tests/benchmarks/peers
 FOREIGN := tests/foreign
+CLIENTS := tests/clients
 UV := $(BIN)/uv --quiet
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-annotate \
@@ -88,6 +89,7 @@ lock: $(VENV)/made ## Lock the dependencies in pyproject.toml; ARGS=--upgrade mo
 	$(COMPILE) $(LOCKS)/build.in -c $(LOCKS)/all.txt -o $(LOCKS)/build.txt
 	$(COMPILE) $(PEERS)/requirements.in -o $(PEERS)/requirements.txt
 	$(COMPILE) $(FOREIGN)/requirements.in -o $(FOREIGN)/requirements.txt
+	$(COMPILE) $(CLIENTS)/requirements.in -o $(CLIENTS)/requirements.txt
 
 build: install ## Build the wheel in dist/
 	$(UV) build --wheel --no-build-isolation --python $(BIN)/python

@@ -1,0 +1,47 @@
+"""The API by the client that openapi-generator writes in Python; prints what it read as JSON.
+
+python client.py URL TOKEN EXECUTION_ID SINCE
+"""
+
+import json
+import sys
+from datetime import datetime
+
+import client  # type: ignore[import-not-found]
+
+
+def main(url: str, token: str, execution_id: str, since: str) -> None:
+    configuration = client.Configuration(host=url, api_key={"token": token})
+    with client.ApiClient(configuration) as api:
+        events = client.EventsApi(api)
+        found = {
+            "list": _names(events.list_events(execution_id)),
+            "pages": [],
+            "since": _names(events.list_events(execution_id, since=datetime.fromisoformat(since))),
+        }
+        marker = None
+        while True:
+            page = events.list_events_with_http_info(execution_id, limit=2, marker=marker)
+            found["pages"].append(_names(page.data))
+            marker = (page.headers or {}).get("X-Next-Marker")
+            if marker is None:
+                break
+        for key, configured in (("wrong", configuration), ("unauthorized", _without(url))):
+            try:
+                client.EventsApi(client.ApiClient(configured)).list_events(
+                    execution_id, marker="wrong"
+                )
+            except client.ApiException as error:
+                found[key] = [error.status, error.data.error_code]
+    print(json.dumps(found))
+
+
+def _without(url: str) -> "client.Configuration":
+    return client.Configuration(host=url)
+
+
+def _names(events: "list[client.Event]") -> list[str]:
+    return [event.metadata.name for event in events]
+
+
+main(*sys.argv[1:])
