@@ -6,6 +6,7 @@ python client.py URL TOKEN EXECUTION_ID SINCE
 import json
 import sys
 from datetime import datetime
+from typing import Any
 
 import client  # type: ignore[import-not-found]
 
@@ -14,7 +15,7 @@ def main(url: str, token: str, execution_id: str, since: str) -> None:
     configuration = client.Configuration(host=url, api_key={"token": token})
     with client.ApiClient(configuration) as api:
         events = client.EventsApi(api)
-        found = {
+        found: dict[str, Any] = {
             "list": _names(events.list_events(execution_id)),
             "pages": [],
             "since": _names(events.list_events(execution_id, since=datetime.fromisoformat(since))),

@@ -14,8 +14,9 @@ from execution_events.store.read import events as listing
 from execution_events.store.read.events import EventReader
 from execution_events.store.read.selection import Selection
 from tests.support.databases import Database
-from tests.support.filling import fill
+from tests.support.filling import fill, write
 from tests.support.readers import EVENTS, reading
+from tests.support.records import occurrence
 from tests.support.tokens import ONE, TWO, token_file
 
 ABSENT = "/v1/executions/execution-9/events"
@@ -27,9 +28,16 @@ P99_SECONDS = 0.25
 async def test_another_tenants_empty_list_does_not_wait_for_expensive_searches(
     database: Database, owner: asyncpg.Connection, tmp_path: Path
 ) -> None:
-    await fill(owner, EVENTS_STORED)
+    message = "元素(job)开始. ## Element(job) starts. " * 100
+    await write(
+        owner,
+        (
+            occurrence(name=f"object.{number:06}", namespace="one", message=message)
+            for number in range(EVENTS_STORED)
+        ),
+    )
     tokens = tmp_path / "tokens.json"
-    tokens.write_text(token_file({"t0ken-of-one": ["namespace"], "t0ken-of-two": ["two"]}))
+    tokens.write_text(token_file())
     async with (
         reading(database.reader, tokens_file=str(tokens)) as reader,
         httpx.AsyncClient(
@@ -51,7 +59,7 @@ async def test_another_tenants_empty_list_does_not_wait_for_expensive_searches(
         assert (await reader.api.get(ABSENT, headers=TWO)).json() == []
 
         waiting = {asyncio.create_task(search(number)) for number in range(SEARCHES)}
-        seconds = []
+        seconds: list[float] = []
         while waiting:
             started = time.perf_counter()
             response = await reader.api.get(f"{ABSENT}?q={len(seconds)}", headers=TWO)

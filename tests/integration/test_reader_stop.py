@@ -17,7 +17,7 @@ from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, until
 from tests.support.databases import Database
 from tests.support.filling import fill
-from tests.support.processes import Service, service
+from tests.support.processes import COMMAND, Service, environment
 from tests.support.readers import EVENTS, Reader, named, reading
 from tests.support.records import Log
 from tests.support.watching import Watcher
@@ -39,9 +39,8 @@ async def process(
         drain_delay=0,
         stop_timeout=5,
     )
-    async with service(
-        "reader", settings, tmp_path / "log", EXECUTION_EVENTS_LOG_FORMAT="json"
-    ) as started:
+    env = environment(settings, EXECUTION_EVENTS_LOG_FORMAT="json")
+    async with Service((*COMMAND, "reader"), tmp_path / "log", env) as started:
 
         async def starts() -> bool:
             return "reader_started" in started.output

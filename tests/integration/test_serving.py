@@ -202,8 +202,9 @@ async def test_a_client_that_has_ended_its_input_is_answered(requests: list[byte
     entered, release = asyncio.Event(), asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        entered.set()
-        await release.wait()
+        if scope["path"] != "/other":
+            entered.set()
+            await release.wait()
         headers = [(b"content-length", b"%d" % len(BODY))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": BODY})
@@ -213,6 +214,8 @@ async def test_a_client_that_has_ended_its_input_is_answered(requests: list[byte
         sink.write(b"".join(requests))
         await entered.wait()
         sink.write_eof()
+        # Its response tells that the server has seen the end of the input.
+        await server.raw(CLOSING.replace(b"/", b"/other", 1))
         release.set()
         answer = await source.read()
         assert answer.count(BODY) == len(requests)
