@@ -57,7 +57,7 @@ async def read(
     listed = await reader.api.get(PATH, headers={"X-Auth-Token": token})
     since = listed.json()[3]["lastTimestamp"]
     process = await asyncio.create_subprocess_exec(
-        *(*command, str(reader.api.base_url), token, "execution-1", since),
+        *(*command, str(reader.api.base_url).rstrip("/"), token, "execution-1", since),
         cwd=cwd,
         env=env,
         stdout=subprocess.PIPE,
