@@ -67,7 +67,9 @@ def test_the_schema_of_the_execution_id_has_its_bounds() -> None:
     assert parameter["name"] == "execution_id"
     assert parameter["required"] is True
     validator(parameter["schema"]).validate(parameter["example"])
-    for wrong in ("", "a" * 129, "a/b", "a\n", "é"):
+    for right in ("a" * 128, "...", "..a", ".a.", "-.", "...."):
+        assert validator(parameter["schema"]).is_valid(right)
+    for wrong in ("", "a" * 129, "a/b", "a\n", "é", ".", ".."):
         assert not validator(parameter["schema"]).is_valid(wrong)
 
 
