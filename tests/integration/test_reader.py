@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 from urllib.parse import urlsplit
 
@@ -260,6 +261,29 @@ async def test_the_root_names_the_api_its_contract_and_its_reference(idle: Reade
     assert root["events"] == "/v1/executions/{execution_id}/events"
     assert (await idle.api.get(root["contract"])).json()["paths"].keys() >= {root["events"]}
     assert (await idle.api.get(root["reference"])).headers["Content-Type"].startswith("text/html")
+
+
+async def test_the_reference_is_served_without_any_other_host(idle: Reader) -> None:
+    page = await idle.api.get("/docs")
+    assert page.headers["Content-Type"].startswith("text/html")
+    policy = page.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    files = re.findall(r'(?:src|href)="(docs/[^"]+)"', page.text)
+    assert len(files) == 3
+    for name in files:
+        file = await idle.api.get(f"/{name}")
+        assert file.headers["Content-Encoding"] == "gzip" or "reference" in name
+        assert file.headers["X-Request-Id"]
+        whole = await idle.api.get(f"/{name}", headers={"Accept-Encoding": "identity"})
+        assert "Content-Encoding" not in whole.headers
+        assert whole.content == file.content
+        head = await idle.api.head(f"/{name}")
+        assert head.headers["Content-Length"] == file.headers["Content-Length"]
+    for path in ("/docs/README.md", "/docs/..%2fapp.py", "/docs/swagger-ui.css.gz", "/docs/"):
+        assert (await idle.api.get(path)).status_code == 404
+    assert (await idle.api.post("/docs")).status_code == 405
 
 
 @pytest.mark.parametrize("accept", ["text/html", "application/xml", "text/*", "*/*;q=0"])
