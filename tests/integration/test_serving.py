@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import json
 import re
 import socket
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
@@ -17,10 +19,10 @@ from starlette.types import Receive, Scope, Send
 
 from execution_events.errors import SettingsError
 from execution_events.web.admission import Admission
-from execution_events.web.connections import ConnectionLimits
+from execution_events.web.connections import Connection, ConnectionLimits
 from execution_events.web.errors import HEAD_MAX_BYTES, HEADERS_MAX, TARGET_MAX_BYTES
 from execution_events.web.server import Address, ServerOptions, serve
-from tests.support.consumers import DEADLINE
+from tests.support.consumers import DEADLINE, until
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 CLOSING = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
@@ -619,6 +621,33 @@ async def test_a_server_stops_in_time_with_unfinished_requests() -> None:
     for sink in sinks:
         sink.transport.abort()
     await asyncio.sleep(0)
+
+
+@on_each_loop
+async def test_a_closed_connection_is_freed_without_the_garbage_collector(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[weakref.ref[Connection]] = []
+    connection_made = Connection.connection_made
+
+    def record(self: Connection, transport: asyncio.Transport) -> None:
+        made.append(weakref.ref(self))
+        connection_made(self, transport)
+
+    monkeypatch.setattr(Connection, "connection_made", record)
+    async with running(ConnectionLimits()) as server:
+        gc.collect()
+        gc.disable()
+        try:
+            for request_ in (CLOSING, CLOSING.replace(b"/1.1", b"/1.0")):
+                await server.raw(request_)
+
+            async def freed() -> bool:
+                return len(made) == 2 and not any(connection() for connection in made)
+
+            await until(freed, "the connections are freed")
+        finally:
+            gc.enable()
 
 
 # Addresses.

@@ -12,6 +12,7 @@ import socket
 import struct
 import sys
 import termios
+import weakref
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -88,8 +89,9 @@ class Connection(H11Protocol):
     """A connection of uvicorn's, with limits."""
 
     def __init__(self, connections: Connections, **arguments: Any) -> None:
-        # uvicorn copies it into the `state` of each request's scope.
-        super().__init__(**{**arguments, "app_state": {CONNECTION: self}})
+        # uvicorn copies it into the `state` of each request's scope, which the connection keeps:
+        # without a proxy, only the garbage collector would free a closed connection.
+        super().__init__(**{**arguments, "app_state": {CONNECTION: weakref.proxy(self)}})
         self._connections = connections
         self._unparsed = b""
         self._head_start = b""
