@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Literal, NamedTuple
 from weakref import WeakValueDictionary
@@ -75,13 +75,13 @@ class ReadingPool:
         With `isolation` the connection is in a transaction. Raises `TimeoutError` after
         `CONNECT_TIMEOUT` in the queue, and asyncpg's errors.
         """
-        async with AsyncExitStack() as stack:
-            own = None if share is None else self._share_of(share)
-            if self._available.locked() or (own is not None and own.locked()):
-                async with asyncio.timeout(CONNECT_TIMEOUT):
-                    await self._take(stack, own)
-            else:
-                await self._take(stack, own)
+        own = None if share is None else self._share_of(share)
+        if self._available.locked() or (own is not None and own.locked()):
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await self._take(own)
+        else:
+            await self._take(own)
+        try:
             connection = self._usable() or await self._connect()
             try:
                 if self._prepares and isolation is None:
@@ -103,12 +103,21 @@ class ReadingPool:
                 if not connection.is_closed():
                     now = asyncio.get_running_loop().time()
                     self._idle.append(_Idle(connection, now))
+        finally:
+            self._available.release()
+            if own is not None:
+                own.release()
 
-    async def _take(self, stack: AsyncExitStack, share: asyncio.Semaphore | None) -> None:
-        # The share first: a caller beyond it must not hold one of the pool's places.
-        if share is not None:
-            await stack.enter_async_context(share)
-        await stack.enter_async_context(self._available)
+    async def _take(self, own: asyncio.Semaphore | None) -> None:
+        # The share first: a caller beyond it must not hold a place of the pool.
+        if own is not None:
+            await own.acquire()
+        try:
+            await self._available.acquire()
+        except BaseException:
+            if own is not None:
+                own.release()
+            raise
 
     def _share_of(self, caller: str) -> asyncio.Semaphore:
         share = self._shares.get(caller)
