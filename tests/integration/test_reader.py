@@ -227,7 +227,7 @@ async def test_odd_values_match_nothing(still: Reader, query: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["//", f"{EVENTS}%0A", "/v1/executions//events", "/v1/executions/a%2Fb/events",
+    ["/v1", f"{EVENTS}%0A", "/v1/executions//events", "/v1/executions/a%2Fb/events",
      "/v1/executions/a/b/events", "/v1/executions/a%00/event", "/docs/", "/metrics", "/livez"],
 )  # fmt: skip
 async def test_other_paths_are_404(idle: Reader, path: str) -> None:
@@ -274,7 +274,7 @@ async def test_the_reference_is_served_without_any_other_host(idle: Reader) -> N
     assert len(files) == 3
     for name in files:
         file = await idle.api.get(f"/{name}")
-        assert file.headers["Content-Encoding"] == "gzip" or "reference" in name
+        assert ("Content-Encoding" in file.headers) == ("swagger" in name)
         assert file.headers["X-Request-Id"]
         whole = await idle.api.get(f"/{name}", headers={"Accept-Encoding": "identity"})
         assert "Content-Encoding" not in whole.headers

@@ -77,7 +77,7 @@ async def test_another_tenants_empty_list_does_not_wait_for_expensive_searches(
 
 
 @pytest.mark.parametrize("way", ["page", "stream"])
-async def test_a_caller_has_half_of_the_connections(
+async def test_a_caller_leaves_connections_to_others(
     database: Database, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """Lists and streams have pools of their own; both are shared out."""

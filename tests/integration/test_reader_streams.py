@@ -62,7 +62,7 @@ async def requested(address: str, path: str = EVENTS, *headers: str) -> AsyncIte
     """A connection with a request for a list and a small receive buffer."""
     host, _, port = address.removeprefix("http://").rpartition(":")
     source, sink = await asyncio.open_connection(host, int(port), limit=1024)
-    lines = [f"GET {path} HTTP/1.1", "Host: h", "Connection: close", *headers, "", ""]
+    lines = [f"GET {path} HTTP/1.1", "Host: localhost", "Connection: close", *headers, "", ""]
     sink.write("\r\n".join(lines).encode())
     try:
         yield source

@@ -48,7 +48,7 @@ def application(
         assert isinstance(error, HTTPException)  # noqa: S101
         detail = error.detail
         if detail == HTTPStatus(error.status_code).phrase:
-            detail = error_text(error.status_code, request.url.path) or detail
+            detail = error_text(error.status_code, request.scope["path"]) or detail
         return _error(error.status_code, detail, dict(error.headers or {}))
 
     app = Starlette(

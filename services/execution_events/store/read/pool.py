@@ -24,7 +24,8 @@ class _Idle(NamedTuple):
 class ReadingPool:
     """A bounded pool of read-only connections, opened on demand and given in order of request.
 
-    One caller has at most half of the connections at a time, so that others need not wait for it.
+    One caller has at most three quarters of the connections at a time, so that others need not wait
+    for it.
 
     Callers must leave the session unchanged: no settings, no LISTEN, no advisory locks.
 
@@ -38,7 +39,7 @@ class ReadingPool:
         self._prepares = prepares
         self._connect = connect
         self._available = asyncio.Semaphore(size)
-        self._share = max(1, size // 2)
+        self._share = max(1, size - max(1, size // 4))
         # By caller, while it uses or waits for a connection.
         self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._idle: list[_Idle] = []
