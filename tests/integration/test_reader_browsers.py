@@ -190,13 +190,13 @@ async def test_no_middleware_may_compress_a_watch(still: Reader) -> None:
     assert "no-transform" not in (await still.get(EVENTS)).headers["Cache-Control"]
 
 
-async def test_a_client_that_has_ended_its_input_gets_the_list_of_a_watch(still: Reader) -> None:
+async def test_a_watch_refuses_a_client_that_has_ended_its_input(still: Reader) -> None:
     content = await exchange(
         still.api.base_url, request(EVENTS, "Accept: text/event-stream"), half_closed=True
     )
-    assert content.startswith(b"HTTP/1.1 200 OK\r\n")
-    assert content.count(b"data: {") == 4
-    assert content.endswith(b"\r\n0\r\n\r\n")
+    [answer] = parse_responses(content)
+    assert answer.status == 400
+    assert b"keep the connection open" in answer.body
 
 
 async def test_pages_of_other_origins_may_watch(database: Database, written: Log) -> None:

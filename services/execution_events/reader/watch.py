@@ -126,11 +126,10 @@ class Watch(Response):
         self._is_verified = False
         self._wake = asyncio.Event()
         self._is_disconnected = False
-        self._has_input_ended = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if connection := scope.get("state", {}).get(CONNECTION):
-            connection.on_input_end(self._on_input_end)
+            connection.end_with_input()
         disconnected = asyncio.create_task(client_disconnected(receive))
         disconnected.add_done_callback(self._on_disconnect)
         has_started = False
@@ -168,11 +167,6 @@ class Watch(Response):
         self._is_disconnected = True
         self._wake.set()
 
-    def _on_input_end(self) -> None:
-        # The client may have gone away, and would hold a stream until the next change.
-        self._has_input_ended = True
-        self._wake.set()
-
     async def _chunks(self, feed: Feed) -> AsyncGenerator[bytes, None]:
         """Yield the body until the watch ends."""
         loop = asyncio.get_running_loop()
@@ -186,8 +180,6 @@ class Watch(Response):
                 async for chunk in updates:
                     sent = self._revisions
                     yield chunk
-            if self._has_input_ended:
-                return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(due):
                     await self._wake.wait()

@@ -40,6 +40,8 @@ _PROGRESS_BYTES = 16 * 1024
 _RAW_TARGET = re.compile(rb"[A-Z]+ [^\r\n]*[\x80-\xff]")
 _RAW_TARGET_TEXT = "malformed request target: expected percent-encoded UTF-8"
 
+_INPUT_ENDED_TEXT = "a watch ends when its client ends its input: keep the connection open"
+
 RefusalHook = Callable[[str], None]
 """Called with the reason of each refusal, a label of `metrics.ReaderMetrics.refused`."""
 
@@ -96,7 +98,7 @@ class Connection(H11Protocol):
         self._unparsed = b""
         self._head_start = b""
         self._has_input_ended = False
-        self._on_input_end: Callable[[], None] | None = None
+        self._ends_with_input = False
         self._in_head = True
         self._refused_at: float | None = None
         # The largest number of unread bytes since the client last read, and when it did.
@@ -128,18 +130,20 @@ class Connection(H11Protocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """Keep the connection for the response to a client that has ended its input."""
         self._has_input_ended = True
-        if self._on_input_end is not None:
-            self._on_input_end()
-        return self._is_responding()
+        if self._ends_with_input and not self.cycle.response_started:
+            self._discard_response()
+            self._send_error(400, _INPUT_ENDED_TEXT)
+        return self._is_responding() and not self._ends_with_input
 
-    def on_input_end(self, callback: Callable[[], None]) -> None:
-        """Call `callback` if the client ends its input during the response, at once if it has.
+    def end_with_input(self) -> None:
+        """End the response when the client ends its input, at once if it has.
 
-        Until something is sent, a client that has closed its connection looks the same.
+        For responses without end. Until something is sent, a client that has closed its connection
+        looks like one that waits for the response, and would hold its stream for as long.
         """
-        self._on_input_end = callback
-        if self._has_input_ended:
-            callback()
+        self._ends_with_input = True
+        if self._has_input_ended and not self.eof_received():
+            self.transport.close()
 
     def reset_when_closed(self, enabled: bool) -> None:
         """Reset the connection in place of ending it, also if this process is killed.
@@ -165,7 +169,7 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._on_input_end = None
+        self._ends_with_input = False
         if self._has_input_ended and not self._unparsed and not self.conn.trailing_data[0]:
             self.transport.close()
         if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
@@ -263,13 +267,19 @@ class Connection(H11Protocol):
         self._refused_at = self.loop.time()
         self._unparsed = b""
         if is_responding:
-            # Discards what the application still sends.
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
-        body = error_body(status, text or ERROR_TEXTS[status])
+            self._discard_response()
+        self._send_error(status, text or ERROR_TEXTS[status])
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def _discard_response(self) -> None:
+        """Discard what the application still sends, and tell it that the client is gone."""
+        self.cycle.disconnected = True
+        self.cycle.message_event.set()
+
+    def _send_error(self, status: int, text: str) -> None:
+        body = error_body(status, text)
         head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
         head += [name + b": " + value for name, value in self.server_state.default_headers]
         head += [name + b": " + value for name, value in error_headers(status, body)]
         self.transport.write(b"\r\n".join([*head, b"", body]))
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
