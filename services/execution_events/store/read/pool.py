@@ -97,6 +97,11 @@ class ReadingPool:
                 if connection.is_in_transaction():
                     connection.terminate()
                 raise
+            except GeneratorExit:
+                # A stream that is closed before its end has rolled its transaction back.
+                if isolation is None:
+                    connection.terminate()
+                raise
             except BaseException:
                 connection.terminate()
                 raise
@@ -154,6 +159,12 @@ async def _transaction(
     """Hold a read-only transaction; after an error it ends with the connection."""
     transaction = connection.transaction(isolation=isolation, readonly=True)
     await transaction.start()
-    yield
+    try:
+        yield
+    except GeneratorExit:
+        # The caller needs no more of a stream; it is between two statements.
+        with translated_errors():
+            await transaction.rollback()
+        raise
     with translated_errors():
         await transaction.commit()
