@@ -91,7 +91,7 @@ async def generate(generator: str, directory: Path) -> None:
 async def test_python(five: Reader, tmp_path: Path) -> None:
     await generate("python", tmp_path)
     environment = await installed.environment("clients", SOURCES / "requirements.txt")
-    command = (str(environment / "bin" / "python"), str(SOURCES / "client.py"))
+    command = (str(environment / "bin" / "python"), str(SOURCES / "list_events.py"))
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     assert await read(five, *command, cwd=tmp_path, env=env) == EXPECTED
 

@@ -1,6 +1,6 @@
 """The API by the client that openapi-generator writes in Python; prints what it read as JSON.
 
-python client.py URL TOKEN EXECUTION_ID SINCE
+python list_events.py URL TOKEN EXECUTION_ID SINCE
 """
 
 import json
