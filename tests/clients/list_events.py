@@ -24,7 +24,8 @@ def main(url: str, token: str, execution_id: str, since: str) -> None:
         while True:
             page = events.list_events_with_http_info(execution_id, limit=2, marker=marker)
             found["pages"].append(_names(page.data))
-            marker = (page.headers or {}).get("X-Next-Marker")
+            headers = {name.lower(): value for name, value in (page.headers or {}).items()}
+            marker = headers.get("x-next-marker")
             if marker is None:
                 break
         for key, configured in (("wrong", configuration), ("unauthorized", _without(url))):
