@@ -15,6 +15,8 @@ LINES, WATCH = "application/x-ndjson", "text/event-stream"
         ("*/*", "json"),
         ("application/*", "json"),
         (",;q=1", "json"),
+        ("/", "json"),
+        (";,;q=,=;;", "json"),
         (f"{WATCH};q=2", "json"),
         (f"{WATCH};q=0.1234", "json"),
         (f"{WATCH};q=-1", "json"),
@@ -31,7 +33,6 @@ LINES, WATCH = "application/x-ndjson", "text/event-stream"
         # None is acceptable.
         ("text/html, image/png;q=0.5", None),
         ("text/*", None),
-        ("/", None),
         (f"{WATCH}x", None),
         (f"{WATCH};q=0", None),
         (f"{LINES};q=0.000", None),

@@ -16,6 +16,7 @@ Encoding = Literal["zstd", "gzip"]
 _LINES = "application/x-ndjson"
 _ENCODINGS: tuple[Encoding, ...] = ("zstd", "gzip")
 _QUALITY = re.compile(r"(?:0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
+_MEDIA_RANGE = re.compile(r"[\w!#$%&'*+.^`|~-]+/[\w!#$%&'*+.^`|~-]+", re.ASCII)
 _ENTITY_TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 
 
@@ -26,7 +27,7 @@ def choose_format(accept: str) -> Format | None:
 
     A format that is named also wins a tie with JSON under `*/*` or `application/*`.
     """
-    ranges = dict(_preferences(accept))
+    ranges = {name: q for name, q in _preferences(accept) if _MEDIA_RANGE.fullmatch(name)}
     if not ranges:
         return "json"
     lines, watch = ranges.get(_LINES, 0.0), ranges.get("text/event-stream", 0.0)
