@@ -81,6 +81,7 @@ async def settings(servers: Servers, database: Database) -> Settings:
         database_url=database.writer,
         management_port=0,
         reader_port=0,
+        drain_delay=0,
     )
     await make_topic(settings, PARTITIONS)
     return settings

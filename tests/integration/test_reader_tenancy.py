@@ -177,6 +177,7 @@ HEADERS = [
 
 def test_every_parameter_is_among_the_queries() -> None:
     documented = {p["name"] for p in map(resolve, OPERATIONS["parameters"]) if p["in"] == "query"}
+    documented.remove("lastEventId")  # of watches
     assert {name for query in QUERIES for name, _ in parse_qsl(query)} == documented | {"nothing"}
 
 
@@ -305,5 +306,7 @@ async def test_other_requests_are_indistinguishable_and_run_no_query(
 ) -> None:
     absent = await ask(tenants, target.format(tenants.absent), *lines, method=method)
     foreign = await ask(tenants, target.format(tenants.foreign), *lines, method=method)
-    assert foreign == absent
+    # The hint of a wrong path has the path that the caller asked for.
+    body = foreign.body.replace(tenants.foreign.encode(), tenants.absent.encode())
+    assert foreign._replace(body=body) == absent
     assert (status(foreign), foreign.messages) == (expected, [])

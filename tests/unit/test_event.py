@@ -151,6 +151,8 @@ WRONG: list[tuple[str, Any]] = [
     ("execution_id", f"{SECRET}/"),
     ("execution_id", f"{SECRET}\n"),
     ("execution_id", f"{SECRET}é"),
+    ("execution_id", "."),
+    ("execution_id", ".."),
     *((field, "") for field in TEXTS if field != "message"),
     *(("count", count) for count in (1.0, "1", None, True, 0, -1, 2**31)),
     *(

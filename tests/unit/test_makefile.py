@@ -19,6 +19,7 @@ TARGETS = [
     "faults-full",
     "faults-tools",
     "pooler",
+    "proxies",
     "mutants",
     "bench",
     "bench-growth",

@@ -60,6 +60,8 @@ def test_no_parameter_selects_the_whole_list() -> None:
         ({"q": "100%_\\"}, Selection(text="100%_\\")),
         ({"since": "2018-08-20T06:41:44Z"}, Selection(since=MOMENT)),
         ({"until": "2018-08-20T14:41:44+08:00"}, Selection(until=MOMENT)),
+        ({"since": "2018-08-20T06:41:44+0000"}, Selection(since=MOMENT)),
+        ({"until": "2018-08-20T01:11:44.000000-0530"}, Selection(until=MOMENT)),
         (
             {"since": "2018-08-20T06:41:44.1234569Z"},
             Selection(since=MOMENT.replace(microsecond=123456)),

@@ -81,6 +81,7 @@ async def test_unknown_tokens_take_the_same_comparison(
         (json.dumps({hashed("a"): ["\ud800"]}), "entry 1: expected an array"),
         (json.dumps({hashed("a"): ["n" * 254]}), "entry 1: expected an array"),
         (f'{{"{hashed("a")}": [], "{hashed("a")}": ["n"]}}', "entry 2: duplicate token"),
+        (json.dumps({hashed("a"): [], hashed(""): ["n"]}), "entry 2: expected a token, got the"),
         (" " * (FILE_MAX_BYTES + 1), f"expected at most {FILE_MAX_BYTES} bytes"),
     ],
 )

@@ -63,10 +63,7 @@ async def run_consumer(settings: Settings, stop: asyncio.Event) -> None:
             kafka_probe.running(),
             database_probe.running(),
             serve_management(
-                settings.management.host,
-                settings.management.port,
-                service.registry,
-                service.readiness,
+                settings.management, service.registry, service.readiness
             ) as management,
         ):
             _log.info("consumer_started", topic=settings.kafka.topic, management=management)

@@ -161,6 +161,8 @@ async def _services(
                 _DATABASE, f"execution_events_{role}", passwords[role]
             ),
             f"{PREFIX}READER_PORT": str(reader_port),
+            # No load balancer must notice that the reader stops.
+            f"{PREFIX}DRAIN_DELAY": "0",
             f"{PREFIX}MANAGEMENT_PORT": str(management[name]),
         }
         for name, role in _ROLES.items()

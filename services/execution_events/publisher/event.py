@@ -174,7 +174,7 @@ def _execution_id(value: object) -> str:
     else:
         text = str(value) if isinstance(value, UUID) else _clean("execution_id", value)
     if not _match_execution_id(text):
-        raise EventError("execution_id: not 1 to 128 characters of A-Z a-z 0-9 . _ : -")
+        raise EventError(f"execution_id: not {events.EXECUTION_ID_FORMAT}")
     return text
 
 

@@ -1,6 +1,7 @@
 """The parameters of a request as one value, and page markers."""
 
 import base64
+import difflib
 import hashlib
 import json
 import re
@@ -33,7 +34,10 @@ _FILTERS: Mapping[str, Column] = {
 _EXCLUDING_FILTERS: Mapping[str, Column] = {
     f"exclude{name[0].upper()}{name[1:]}": column for name, column in _FILTERS.items()
 }
-_SINGLE_PARAMETERS = ("limit", "marker", "order", "since", "until", "q", "lang")
+_SINGLE_PARAMETERS = ("limit", "marker", "order", "since", "until", "q", "lang", "lastEventId")
+_WATCH_PARAMETERS = frozenset((*_SINGLE_PARAMETERS, *_FILTERS, *_EXCLUDING_FILTERS))
+_LIST_PARAMETERS = _WATCH_PARAMETERS - {"lastEventId"}
+_OFFSET = re.compile(r"([+-][0-9]{2})([0-9]{2})\Z")
 _LIMIT = re.compile(r"[1-9][0-9]{0,3}")
 
 _MARKER_VERSION = b"\1"
@@ -56,6 +60,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     selection: Selection
     limit: int | None
     lang: Lang
+    last_event_id: str | None = None
     parameters: tuple[tuple[str, str], ...]
     """As received, without the marker."""
 
@@ -75,8 +80,9 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
         return "?" + urlencode([*self.parameters, ("marker", marker)], quote_via=quote_plus)
 
 
-def parse_query(execution_id: str, query_string: bytes) -> Query:
+def parse_query(execution_id: str, query_string: bytes, *, is_watch: bool = False) -> Query:
     """Return the query of a request; raises `QueryError` for any invalid query string."""
+    known = _WATCH_PARAMETERS if is_watch else _LIST_PARAMETERS
     if len(query_string) > QUERY_MAX_BYTES:
         raise QueryError(f"query string: expected at most {QUERY_MAX_BYTES} bytes")
     pairs = tuple(_pairs(query_string))
@@ -84,12 +90,8 @@ def parse_query(execution_id: str, query_string: bytes) -> Query:
     for name, value in pairs:
         if name in _SINGLE_PARAMETERS and name in given:
             raise QueryError(f"{name}: expected at most once")
-        if (
-            name not in _SINGLE_PARAMETERS
-            and name not in _FILTERS
-            and name not in _EXCLUDING_FILTERS
-        ):
-            raise QueryError(f"unknown parameter {_quoted(name)}")
+        if name not in known:
+            raise QueryError(_unknown(name, known))
         given[name].append(value)
     once = {name: given[name][0] for name in _SINGLE_PARAMETERS if name in given}
     lang = _lang(once.get("lang"))
@@ -109,6 +111,7 @@ def parse_query(execution_id: str, query_string: bytes) -> Query:
         selection=selection,
         limit=_limit(once.get("limit")),
         lang=lang,
+        last_event_id=once.get("lastEventId"),
         parameters=tuple(pair for pair in pairs if pair[0] != "marker"),
     )
 
@@ -154,7 +157,8 @@ def _lang(value: str | None) -> Lang:
 def _time(name: str, value: str | None) -> datetime | None:
     if value is None:
         return None
-    moment = parse_timestamp(value)
+    # Generated clients write an offset without its colon.
+    moment = parse_timestamp(_OFFSET.sub(r"\1:\2", value))
     if moment is None:
         raise QueryError(f"{name}: expected {TIMESTAMP_FORMAT}; write + as %2B")
     return moment
@@ -212,6 +216,16 @@ def _position(scope: bytes, marker: str) -> Position:
     if moment < events.TIMESTAMP_MIN or "\0" in name or "\0" in namespace:
         raise invalid
     return Position(moment, name, namespace)
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    """Return the error text for an unknown parameter, with the known one that is most like it."""
+    by_lower = {other.lower(): other for other in known}
+    # A client's underscores and dashes, as in `elem_id`.
+    folded = re.sub("[-_]", "", name[:64]).lower()
+    nearest = difflib.get_close_matches(folded, by_lower, n=1)
+    hint = f"; did you mean {by_lower[nearest[0]]}?" if nearest else ""
+    return f"unknown parameter {_quoted(name)}{hint}"
 
 
 def _quoted(parameter: str) -> str:

@@ -217,6 +217,19 @@ class ReaderSettings:
 
     host: str = _setting("READER_HOST", "reader address", "127.0.0.1")
     port: int = _setting("READER_PORT", "reader port; 0 picks a free one", 8080, _port)
+    cors_origins: str | None = _setting(
+        "READER_CORS_ORIGINS",
+        "origins of pages that may read responses in a browser, as https://host,https://host:port,…",
+        None,
+        values.origins,
+    )
+    drain_delay: int = _setting(
+        "DRAIN_DELAY",
+        "seconds of ordinary service after a stop has made the reader not ready, within the stop"
+        " timeout",
+        5,
+        values.number(0, 3600),
+    )
     max_connections: int = _setting(
         "READER_MAX_CONNECTIONS",
         "maximum connections to the reader; a new one closes the connection that was idle longest",

@@ -17,6 +17,8 @@ _TOPIC = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
 _URL = re.compile(r"[a-z]+://[A-Za-z0-9._:\[\]-]+(?:/[!$-;=?-Z_a-z~]*)?(?:\?[!$-;=?-Z_a-z~]*)?")
 """Without user, password and fragment."""
 
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[1-9][0-9]{0,4})?")
+
 
 def text(value: str) -> str:
     """Return printable text of at least one character."""
@@ -96,3 +98,14 @@ def jwks_url(value: str) -> str:
             "over plain HTTP could be replaced on the network"
         )
     return value
+
+
+def origins(value: str) -> str:
+    """Return comma-separated origins, as browsers send them, without spaces."""
+    result = [origin.strip() for origin in value.split(",")]
+    if not all(_ORIGIN.fullmatch(origin) for origin in result):
+        raise ValueError(
+            "expected https://host or https://host:port, in lower case and without a path,"
+            " separated by commas"
+        )
+    return ",".join(result)

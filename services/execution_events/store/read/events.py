@@ -77,14 +77,19 @@ class EventReader:
             yield cls(pool, stream_pool)
 
     async def page(
-        self, execution_id: str, selection: Selection, namespaces: Namespaces, limit: int
+        self,
+        execution_id: str,
+        selection: Selection,
+        namespaces: Namespaces,
+        limit: int,
+        share: str | None = None,
     ) -> Page:
-        """Return the first `limit` events of a selection."""
+        """Return the first `limit` events of a selection, by a connection of `share`."""
         query = _ListQuery(execution_id, namespaces)
         query.select(selection)
         statement, arguments = query.page(limit)
         with translated_errors():
-            async with self._pool.acquire() as connection:
+            async with self._pool.acquire(share) as connection:
                 row = await fetch_one(connection, statement, *arguments)
         revisions, bodies, list_position = row
         if bodies is None:
@@ -102,8 +107,9 @@ class EventReader:
         selection: Selection,
         namespaces: Namespaces,
         page: Page | None = None,
+        share: str | None = None,
     ) -> AsyncIterator[Stream]:
-        """Open a stream of all events of a selection.
+        """Open a stream of all events of a selection, by a connection of `share`.
 
         If the revisions are still those of its first `page`, the stream takes the page's bodies,
         leaving it empty, and reads the events after it. The stream holds a snapshot and a
@@ -114,7 +120,7 @@ class EventReader:
         async with AsyncExitStack() as stack:
             with translated_errors():
                 connection = await stack.enter_async_context(
-                    self._stream_pool.acquire("repeatable_read")
+                    self._stream_pool.acquire(share, "repeatable_read")
                 )
                 revisions = await connection.fetchval(statement, *arguments) or ""
                 head: list[bytes] = []
