@@ -91,14 +91,21 @@ class EventsEndpoint:
             self._answers["cache"].inc()
             return unchanged
         limit = query.limit or PAGE_MAX_EVENTS
-        page = await self._events.page(key.execution_id, query.selection, key.namespaces, limit)
+        page = await self._events.page(
+            key.execution_id, query.selection, key.namespaces, limit, query.times
+        )
         headers = HEADERS | {"ETag": tag(page.revisions), "Content-Type": _MEDIA_TYPES[format_]}
         encoding = choose_encoding(key.accept_encoding)
         rendering = Rendering(format_, query.lang)
         if page.last is not None and query.limit is None:
             self._answers["stream"].inc()
             stream = partial(
-                self._events.stream, key.execution_id, query.selection, key.namespaces, page
+                self._events.stream,
+                key.execution_id,
+                query.selection,
+                key.namespaces,
+                page,
+                query.times,
             )
             return StreamedList(stream, tag, headers, rendering, encoding, self._timeouts)
         body = rendering.add(page.bodies) + rendering.end()
