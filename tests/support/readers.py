@@ -120,7 +120,9 @@ class _Started(logging.Handler):
 @asynccontextmanager
 async def reading(database_url: str, **given: Any) -> AsyncIterator[Reader]:
     """Run a reader with these settings; at the end, stop it and raise its error, if any."""
-    settings = configured(database_url=database_url, reader_port=0, management_port=0, **given)
+    settings = configured(
+        database_url=database_url, **{"reader_port": 0, "management_port": 0, **given}
+    )
     stop = asyncio.Event()
     service = asyncio.create_task(run_reader(settings, stop))
     try:

@@ -37,7 +37,7 @@ _COUNTED_STATES: tuple[State, ...] = (
     "running",
     "unknown",
 )
-_ELEMENT_WIDTH, _REASON_WIDTH, _DETAIL_WIDTH = 20, 18, 6
+_ELEMENT_WIDTH, _REASON_WIDTH, _DETAIL_WIDTH = 20, 17, 6
 _NARROW = 80
 """Below this width, texts that do not fit their column are cut."""
 
@@ -55,6 +55,10 @@ class Style(NamedTuple):
     @property
     def is_utf8(self) -> bool:
         return self.encoding == "utf-8"
+
+    @property
+    def is_narrow(self) -> bool:
+        return self.width is not None and self.width < _NARROW
 
     def symbol(self, kind: str) -> str:
         return _SYMBOLS[kind][not self.is_utf8]
@@ -79,6 +83,7 @@ def event_lines(change: Change, duration: timedelta | None, style: Style) -> str
     """Return the lines of a change, each with its line break."""
     event = in_language(change.event, style.lang)
     kind = _kind(change.event)
+    detail = _detail(change, duration, style)
     parts = [
         (f"{style.local(event.last_timestamp):%H:%M:%S}", _DIM),
         ("  ", ""),
@@ -87,7 +92,8 @@ def event_lines(change: Change, duration: timedelta | None, style: Style) -> str
         (_column(event.elem_id, _ELEMENT_WIDTH, style), ""),
         (" ", ""),
         (_column(event.reason, _REASON_WIDTH, style), _COLORS[kind]),
-        (_detail(change, duration, style).rjust(_DETAIL_WIDTH), ""),
+        (" ", ""),
+        (detail if style.is_narrow else detail.rjust(_DETAIL_WIDTH), ""),
     ]
     if not style.is_detailed:
         parts.append((f"  {style.text(event.message)}", ""))
@@ -141,7 +147,7 @@ def _kind(event: Event) -> str:
 
 def _column(text: str, width: int, style: Style) -> str:
     text = style.text(text)
-    if style.width is not None and style.width < _NARROW:
+    if style.is_narrow and style.width is not None:
         width = width * style.width // _NARROW
         text = cut(text, width, style.cut_mark)
     return padded(text, width)
