@@ -1,6 +1,7 @@
 """`tail` in a pseudo-terminal, against the real reader."""
 
 import asyncio
+import re
 import resource
 import time
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ import pytest
 
 from execution_events.store.write.prune import prune_executions
 from tests.faults.proxy import Proxy
+from tests.support.consumers import until
 from tests.support.databases import Database
 from tests.support.filling import fill
 from tests.support.readers import Reader, at, named, reading
@@ -196,6 +198,13 @@ async def proxied(database_url: str) -> AsyncIterator[tuple[Proxy, str]]:
         yield proxy, url._replace(netloc=netloc).geturl()
 
 
+async def refusals(reader: Reader) -> int:
+    """Return the number of requests that the reader has answered with 503."""
+    metrics = (await reader.management.get("/metrics")).text
+    found = re.search(r'_requests_total\{status="503"\} (\d+)', metrics)
+    return 0 if found is None else int(found[1])
+
+
 async def test_an_outage_of_the_database_ends_nothing(database: Database, written: Log) -> None:
     """Neither settled nor quiet is concluded while the reader cannot see the database."""
     await written.add(named("a", 1, reason=DONE, message="## one"))
@@ -203,14 +212,17 @@ async def test_an_outage_of_the_database_ends_nothing(database: Database, writte
         arguments = ("--until-settled", "1s", "--quiet-after", "1s", "--exit-status")
         async with proxy.refusing(), tailing(reader) as terminal:
             await terminal.shows("reader answered 503")
+        before = await refusals(reader)
         async with tailing(reader, *arguments) as terminal:
             await terminal.shows("now:")
             async with proxy.refusing():
-                refused = proxy.accepted
                 await written.add(named("b", 2, reason=START, message="## two", elem_id="b"))
-                await asyncio.to_thread(time.sleep, 3)
-                assert "settled" not in terminal.screen
-                assert terminal.process.isalive(), refused
+
+                async def refused() -> bool:
+                    return await refusals(reader) >= before + 2
+
+                await until(refused, "the reader was asked twice")
+                assert terminal.process.isalive()
             await terminal.shows("two")
             await written.add(named("b", 3, reason=FAILED, message="## two", elem_id="b"))
             assert await terminal.ends() == 3
@@ -301,11 +313,12 @@ async def test_a_refusal_ends_it(
 ) -> None:
     (tmp_path / "tokens.json").write_text(token_file({"all": ["tenant"]}))
     (tmp_path / "token").write_text(f"{token}\n")
-    async with reading(database.reader, tokens_file=str(tmp_path / "tokens.json")) as reader:
-        async with tailing(
-            reader, "--token-file", str(tmp_path / "token"), *arguments, columns=300
-        ) as terminal:
-            assert await terminal.ends() == 2
+    token_path = str(tmp_path / "token")
+    async with (
+        reading(database.reader, tokens_file=str(tmp_path / "tokens.json")) as reader,
+        tailing(reader, "--token-file", token_path, *arguments, columns=300) as terminal,
+    ):
+        assert await terminal.ends() == 2
     assert terminal.screen.startswith(f"execution-events: {text}")
 
 
