@@ -61,10 +61,10 @@ events = st.builds(
 
 def recomputed(stored: dict[str, Event]) -> Counter[str]:
     """Return the states of elements by the rules of the design, in its own words."""
-    actions = defaultdict(list)
+    actions = defaultdict[tuple[str, str, str], list[Event]](list)
     for one in stored.values():
         actions[one.involved_object.name, one.elem_id, one.action_name].append(one)
-    elements = defaultdict(list)
+    elements = defaultdict[tuple[str, str], list[str]](list)
     for (object_name, elem_id, _), ones in actions.items():
         deciding = [one for one in ones if REASONS[one.reason_code]]
         state = "unknown"
@@ -74,8 +74,8 @@ def recomputed(stored: dict[str, Event]) -> Counter[str]:
             order = ("failed", "timed_out", "cancelled", "succeeded", "running")
             state = next(state for state in order if state in states)
         elements[object_name, elem_id].append(state)
-    order = ("running", "failed", "timed_out", "cancelled", "succeeded", "unknown")
-    return Counter(next(s for s in order if s in states) for states in elements.values())
+    first = ("running", "failed", "timed_out", "cancelled", "succeeded", "unknown")
+    return Counter(next(s for s in first if s in states) for states in elements.values())
 
 
 @given(st.lists(st.tuples(events, st.booleans()), max_size=40))

@@ -42,7 +42,9 @@ def add_commands(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    tail.add_argument("execution_id", type=_execution_id, metavar="EXECUTION_ID")
+    tail.add_argument(
+        "execution_id", type=_execution_id, metavar="EXECUTION_ID", help="the execution to follow"
+    )
     tail.add_argument(
         "--reader",
         type=_url,
