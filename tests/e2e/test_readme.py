@@ -13,7 +13,7 @@ from pathlib import Path
 from execution_events.settings import Settings
 from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, until
-from tests.support.processes import COMMAND, Service, environment, processes_of
+from tests.support.processes import COMMAND, Service, environment, processes_of, run_cli
 from tests.support.published import occurrences
 from tests.support.seed import SEED_BODY
 
@@ -23,7 +23,7 @@ BLOCKS = re.findall(r"```sh\n(.*?)\n```", README, re.DOTALL)
 
 
 async def test_two_commands_run_it_and_query_it() -> None:
-    run, curl, test = BLOCKS
+    run, curl, tail, test = BLOCKS
     assert (run, test) == ("make run", "make test")
     with tempfile.TemporaryDirectory(prefix="execution-events-readme-") as directory:
         # An unprivileged account must reach PostgreSQL's data when root runs the tests.
@@ -46,6 +46,9 @@ async def test_two_commands_run_it_and_query_it() -> None:
                 subprocess.run, here.split(), capture_output=True, check=True, timeout=DEADLINE
             )
             assert answer.stdout.decode() == SEED_BODY
+            assert tail.startswith(".venv/bin/execution-events tail ")
+            following = [*tail.split()[1:], "--reader", endpoints["reader"], "--no-follow"]
+            assert len((await run_cli(*following)).splitlines()) == 3
             # make forwards the signal and waits.
             await running.stop(signal.SIGTERM)
         assert processes_of(data) == []

@@ -87,9 +87,9 @@ async def test_a_caller_leaves_connections_to_others(
 
         async def read(share: str | None) -> None:
             if way == "page":
-                await events.page("execution-1", Selection(), None, 10, share)
+                await events.page("execution-1", Selection(), None, 10, share=share)
             else:
-                async with events.stream("execution-1", Selection(), None, None, share) as stream:
+                async with events.stream("execution-1", Selection(), None, share=share) as stream:
                     assert [body async for bodies in stream.batches for body in bodies]
 
         pool = events._pool if way == "page" else events._stream_pool

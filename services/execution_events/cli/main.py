@@ -16,6 +16,7 @@ from execution_events.cli.commands import (
     publish,
     reader,
     spool,
+    tail,
     topic,
 )
 from execution_events.cli.commands import settings as settings_command
@@ -68,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
         migrate,
         topic,
         publish,
+        tail,
         spool,
         dead_letters,
         prune,

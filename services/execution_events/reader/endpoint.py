@@ -100,7 +100,7 @@ class EventsEndpoint:
             return unchanged
         limit = query.limit or PAGE_MAX_EVENTS
         page = await self._events.page(
-            key.execution_id, query.selection, key.namespaces, limit, share
+            key.execution_id, query.selection, key.namespaces, limit, query.times, share
         )
         headers = HEADERS | {"ETag": tag(page.revisions), "Content-Type": _MEDIA_TYPES[format_]}
         encoding = choose_encoding(key.accept_encoding)
@@ -108,7 +108,13 @@ class EventsEndpoint:
         if page.last is not None and query.limit is None:
             self._answers["stream"].inc()
             stream = partial(
-                self._events.stream, key.execution_id, query.selection, key.namespaces, page, share
+                self._events.stream,
+                key.execution_id,
+                query.selection,
+                key.namespaces,
+                page,
+                query.times,
+                share,
             )
             return StreamedList(stream, tag, headers, rendering, encoding, self._timeouts)
         body = rendering.add(page.bodies) + rendering.end()

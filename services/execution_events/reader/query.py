@@ -15,6 +15,7 @@ import msgspec
 
 from execution_events import events
 from execution_events.bilingual import Lang
+from execution_events.projection.body import Times
 from execution_events.store.read.selection import Column, Position, Selection
 from execution_events.wire import TIMESTAMP_FORMAT, parse_timestamp
 
@@ -34,7 +35,17 @@ _FILTERS: Mapping[str, Column] = {
 _EXCLUDING_FILTERS: Mapping[str, Column] = {
     f"exclude{name[0].upper()}{name[1:]}": column for name, column in _FILTERS.items()
 }
-_SINGLE_PARAMETERS = ("limit", "marker", "order", "since", "until", "q", "lang", "lastEventId")
+_SINGLE_PARAMETERS = (
+    "limit",
+    "marker",
+    "order",
+    "since",
+    "until",
+    "q",
+    "lang",
+    "times",
+    "lastEventId",
+)
 _WATCH_PARAMETERS = frozenset((*_SINGLE_PARAMETERS, *_FILTERS, *_EXCLUDING_FILTERS))
 _LIST_PARAMETERS = _WATCH_PARAMETERS - {"lastEventId"}
 _OFFSET = re.compile(r"([+-][0-9]{2})([0-9]{2})\Z")
@@ -60,6 +71,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     selection: Selection
     limit: int | None
     lang: Lang
+    times: Times
     last_event_id: str | None = None
     parameters: tuple[tuple[str, str], ...]
     """As received, without the marker."""
@@ -67,7 +79,8 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def digest(self) -> bytes:
         """A text equal for equivalent queries, whatever the execution and process."""
-        return msgspec.json.encode((self.selection, self.limit, self.lang))
+        content: tuple[object, ...] = (self.selection, self.limit, self.lang)
+        return msgspec.json.encode(content if self.times == "second" else (*content, self.times))
 
     def marker_after(self, position: Position) -> str:
         """Return the marker of the page that follows the event at `position`."""
@@ -111,6 +124,7 @@ def parse_query(execution_id: str, query_string: bytes, *, is_watch: bool = Fals
         selection=selection,
         limit=_limit(once.get("limit")),
         lang=lang,
+        times=_times(once.get("times")),
         last_event_id=once.get("lastEventId"),
         parameters=tuple(pair for pair in pairs if pair[0] != "marker"),
     )
@@ -154,6 +168,15 @@ def _lang(value: str | None) -> Lang:
     raise QueryError("lang: expected zh or en")
 
 
+def _times(value: str | None) -> Times:
+    match value:
+        case None:
+            return "second"
+        case "second" | "micro":
+            return value
+    raise QueryError("times: expected second or micro")
+
+
 def _time(name: str, value: str | None) -> datetime | None:
     if value is None:
         return None
@@ -186,7 +209,7 @@ def _text(name: str, value: str) -> str:
 
 
 def _marker_scope(execution_id: str, selection: Selection, lang: Lang) -> bytes:
-    """Return what a marker is valid for: all but the limit, which can change between pages."""
+    """Return what a marker is valid for; limit and times can change between pages."""
     return msgspec.json.encode((execution_id, msgspec.structs.replace(selection, after=None), lang))
 
 

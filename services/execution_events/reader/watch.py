@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from execution_events.errors import RetryableError
 from execution_events.logs import Logger
 from execution_events.metrics import ReaderMetrics
+from execution_events.projection.body import Times, with_microseconds
 from execution_events.reader.query import Query
 from execution_events.reader.rendering import in_language
 from execution_events.reader.resumption import decode_event_id, encode_event_id
@@ -75,6 +76,7 @@ class EventSource(feeds.RevisionReader, Protocol):
         selection: Selection,
         namespaces: Namespaces,
         limit: int,
+        times: Times = "second",
         share: str | None = None,
     ) -> Page: ...
 
@@ -84,6 +86,7 @@ class EventSource(feeds.RevisionReader, Protocol):
         selection: Selection,
         namespaces: Namespaces,
         page: Page | None = None,
+        times: Times = "second",
         share: str | None = None,
     ) -> AbstractAsyncContextManager[Stream]: ...
 
@@ -226,16 +229,17 @@ class Watch(Response):
 
     async def _list(self) -> AsyncGenerator[bytes, None]:
         self._revisions = None
-        selection, (execution_id, namespaces) = self._query.selection, self._scope
+        selection, times = self._query.selection, self._query.times
+        execution_id, namespaces = self._scope
         events = self._shared.events
         share = self._caller.share
-        page = await events.page(execution_id, selection, namespaces, PAGE_MAX_EVENTS, share)
+        page = await events.page(execution_id, selection, namespaces, PAGE_MAX_EVENTS, times, share)
         if page.last is None:
             messages = chain([_RESET], map(self._event_message, page.bodies))
             for chunk in self._chunked(messages, parse_revisions(page.revisions)):
                 yield chunk
             return
-        async with events.stream(execution_id, selection, namespaces, page, share) as stream:
+        async with events.stream(execution_id, selection, namespaces, page, times, share) as stream:
             pending = [_RESET]
             async for bodies in stream.batches:
                 # The last message carries the id, so one is always held back.
@@ -266,7 +270,11 @@ class Watch(Response):
 
     def _change_message(self, change: Change) -> bytes | None:
         if selects(self._query.selection, change):
-            return self._event_message(change.body)
+            if self._query.times == "second":
+                return self._event_message(change.body)
+            return self._event_message(
+                with_microseconds(change.body, change.first_timestamp, change.last_timestamp)
+            )
         # Only a rewritten event can have been selected before.
         if change.is_rewritten:
             metadata = msgspec.json.encode({"metadata": change.event.metadata})
