@@ -293,11 +293,15 @@ async def test_watches_survive_a_database_outage(
             told = [watcher.comments for watcher in watchers]
 
             async def commented() -> bool:
+                assert [task.exception() for task in taking if task.done()] == []
                 counts = [watcher.comments for watcher in watchers]
                 return all(a + 5 < b for a, b in zip(told, counts, strict=True))
 
+            async def polled() -> bool:
+                return "change_poll_failed" in warnings(caplog)
+
             await until(commented, "each has received comments")
-            assert not any(task.done() for task in taking)
+            await until(polled, "a poll fails")
             # A new watcher is refused and must retry.
             assert (await api.client.get(EVENTS, headers=SSE)).status_code == 503
         await asyncio.gather(*taking)
