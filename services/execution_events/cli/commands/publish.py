@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -16,10 +16,10 @@ from execution_events.cli.progress import Progress
 from execution_events.clock import now_ms
 from execution_events.errors import ExecutionEventsError, RecordRefusedError, RetryableError
 from execution_events.events import Occurrence
-from execution_events.publisher.delivery.direct import DirectDelivery
-from execution_events.publisher.delivery.sender import Acknowledged
-from execution_events.publisher.record import PendingRecord
 from execution_events.settings import Settings
+
+if TYPE_CHECKING:
+    from execution_events.publisher.delivery.sender import Acknowledged
 
 _WINDOW = 10_000
 """Maximum number of unacknowledged records."""
@@ -102,6 +102,9 @@ def _items(content: bytes) -> Iterator[tuple[str, bytes]]:
 async def _send(
     settings: Settings, occurrences: list[Occurrence], timeout: float, *, as_json: bool
 ) -> int:
+    from execution_events.publisher.delivery.direct import DirectDelivery
+    from execution_events.publisher.record import PendingRecord
+
     acknowledged = sent = 0
     progress = Progress(len(occurrences))
     publisher = replace(settings.publisher, publish_timeout=timeout, close_timeout=1)
@@ -131,7 +134,7 @@ async def _send(
     return 0
 
 
-def _line(occurrence: Occurrence, position: Acknowledged) -> str:
+def _line(occurrence: Occurrence, position: "Acknowledged") -> str:
     return msgspec.json.encode(
         {
             "executionId": occurrence.execution_id,
