@@ -56,6 +56,13 @@ def write_line(text: str) -> None:
         print(text)
 
 
+def write_text(text: str) -> None:
+    """Write text to standard output at once; raise `OutputLostError` if that fails."""
+    with _translated():
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
 def write_bytes(content: bytes) -> None:
     """Write bytes to standard output; raise `OutputLostError` if that fails."""
     with _translated():
@@ -71,8 +78,14 @@ def flush_output() -> None:
 
 def note(text: str) -> None:
     """Write a line of this command to standard error, if that is possible."""
+    write_note(f"execution-events: {text}\n")
+
+
+def write_note(text: str) -> None:
+    """Write text to standard error at once, if that is possible."""
     try:
-        print(f"execution-events: {text}", file=sys.stderr, flush=True)
+        sys.stderr.write(text)
+        sys.stderr.flush()
     except OSError:
         _discard(sys.stderr)
 

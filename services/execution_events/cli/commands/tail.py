@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from execution_events.cli.arguments import duration, moment, whole_number
 from execution_events.cli.extras import extra
 from execution_events.cli.signals import run_until_stopped
+from execution_events.cli.streams import write_note, write_text
 from execution_events.errors import SettingsError
 from execution_events.events import EXECUTION_ID
 from execution_events.settings import Settings
@@ -154,17 +155,15 @@ def _tail(arguments: argparse.Namespace, settings: Settings) -> int:
         timeout=arguments.timeout,
         judges=arguments.exit_status,
     )
-    output = _Output(sys.stdout, sys.stderr)
+    output = _Output()
     style = _style(arguments, options.lang, sys.stdout)
     return run_until_stopped(lambda stop: follow(options, output, style, stop))
 
 
 class _Output:
-    """Events on one stream, notes on another, each in the order of the run."""
+    """Events on standard output, notes on standard error, each in the order of the run."""
 
-    def __init__(self, events: TextIO, notes: TextIO) -> None:
-        self._events = events
-        self._notes = notes
+    def __init__(self) -> None:
         self._pending: list[str] = []
 
     def event(self, text: str) -> None:
@@ -172,15 +171,13 @@ class _Output:
 
     def note(self, text: str) -> None:
         self.flush()
-        self._notes.write(text)
-        self._notes.flush()
+        write_note(text)
 
     def flush(self) -> None:
         text = "".join(self._pending)
         self._pending.clear()
         if text:
-            self._events.write(text)
-            self._events.flush()
+            write_text(text)
 
 
 def _style(arguments: argparse.Namespace, lang: Any, output: TextIO) -> Callable[[], "Style"]:
