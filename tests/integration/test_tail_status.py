@@ -4,6 +4,8 @@ import asyncio
 import shlex
 from pathlib import Path
 
+import pytest
+
 from execution_events.events import Occurrence
 from tests.support.consumers import DEADLINE, until
 from tests.support.processes import COMMAND, run_cli
@@ -85,3 +87,21 @@ async def test_a_script_decides(reader: Reader, written: Log, tmp_path: Path) ->
 
 async def test_exit_status_needs_an_end() -> None:
     assert await run_cli("tail", "execution-1", "--exit-status", code=2) == ""
+
+
+@pytest.mark.parametrize(
+    ("output", "error"), [("/dev/full", "No space left on device"), ("&-", "Bad file descriptor")]
+)
+async def test_output_that_cannot_be_written_ends_it(
+    reader: Reader, written: Log, output: str, error: str
+) -> None:
+    await written.add(named("event", 1))
+    text = f'{shlex.join(COMMAND)} tail execution-1 --reader "$1" >{output}'
+    process = await asyncio.create_subprocess_exec(
+        *("sh", "-c", text, "sh", str(reader.api.base_url)), stderr=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(DEADLINE):
+        _, shown = await process.communicate()
+    assert process.returncode == 1
+    last = shown.decode().splitlines()[-1]
+    assert last == f"execution-events: cannot write to standard output: {error}"
