@@ -74,28 +74,33 @@ async def claiming(database_url: str, version: str) -> AsyncIterator[tuple[str, 
     tasks: set[asyncio.Task[None]] = set()
 
     async def accept(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        server, to_server = await asyncio.open_connection(target.hostname, target.port)
-        # The first message has no type.
-        to_server.write(head := await source.readexactly(4))
-        to_server.write(await source.readexactly(int.from_bytes(head) - 4))
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        async with closing(sink):
+            server, to_server = await asyncio.open_connection(target.hostname, target.port)
+            async with closing(to_server), asyncio.TaskGroup() as group:
+                # The first message has no type.
+                to_server.write(head := await source.readexactly(4))
+                to_server.write(await source.readexactly(int.from_bytes(head) - 4))
+                group.create_task(ask(source, to_server))
+                group.create_task(answer(server, sink))
 
-        async def ask() -> None:
-            async with closing(to_server):
-                while kind := await source.read(1):
-                    to_server.write(kind + (head := await source.readexactly(4)))
-                    to_server.write(await source.readexactly(int.from_bytes(head) - 4))
-                    kinds.append(kind)
+    async def ask(source: asyncio.StreamReader, to_server: asyncio.StreamWriter) -> None:
+        async with closing(to_server):
+            while kind := await source.read(1):
+                to_server.write(kind + (head := await source.readexactly(4)))
+                to_server.write(await source.readexactly(int.from_bytes(head) - 4))
+                kinds.append(kind)
 
-        async def answer() -> None:
-            async with closing(sink):
-                while kind := await server.read(1):
-                    head = await server.readexactly(4)
-                    body = await server.readexactly(int.from_bytes(head) - 4)
-                    if kind == b"S" and body.startswith(b"server_version\0"):
-                        body = f"server_version\0{version}\0".encode()
-                    sink.write(kind + (len(body) + 4).to_bytes(4) + body)
-
-        tasks.update(asyncio.create_task(pump) for pump in (ask(), answer()))
+    async def answer(server: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        async with closing(sink):
+            while kind := await server.read(1):
+                head = await server.readexactly(4)
+                body = await server.readexactly(int.from_bytes(head) - 4)
+                if kind == b"S" and body.startswith(b"server_version\0"):
+                    body = f"server_version\0{version}\0".encode()
+                sink.write(kind + (len(body) + 4).to_bytes(4) + body)
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]

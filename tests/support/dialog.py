@@ -3,7 +3,7 @@
 import asyncio
 import struct
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -46,28 +46,32 @@ class Dialog:
     async def recording(self, database_url: str) -> AsyncIterator[str]:
         """Yield the address of a proxy to the database, and record what passes it."""
         target = urlsplit(database_url)
-        pumps: set[asyncio.Task[None]] = set()
+        tasks: set[asyncio.Task[None]] = set()
 
         async def accept(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-            other_source, other_sink = await asyncio.open_connection(
-                target.hostname, target.port or 5432
-            )
-            # The first message of a client has no type; it names the application.
-            first = await source.readexactly(4)
-            first += await source.readexactly(_length(first) - 4)
-            other_sink.write(first)
-            if _PROBE in first:
-                connection = _Connection([])
-            else:
-                connection = _Connection(self._messages)
-                self._connections.add(connection)
-            for pump in (
-                _pump(source, other_sink, connection.on_request),
-                _pump(other_source, sink, connection.on_response),
-            ):
-                task = asyncio.create_task(pump)
-                pumps.add(task)
-                task.add_done_callback(lambda _: self._connections.discard(connection))
+            task = asyncio.current_task()
+            assert task is not None
+            tasks.add(task)
+            with closing(sink), suppress(asyncio.IncompleteReadError, ConnectionError):
+                other_source, other_sink = await asyncio.open_connection(
+                    target.hostname, target.port or 5432
+                )
+                with closing(other_sink):
+                    # The first message of a client has no type; it names the application.
+                    first = await source.readexactly(4)
+                    first += await source.readexactly(_length(first) - 4)
+                    other_sink.write(first)
+                    if _PROBE in first:
+                        connection = _Connection([])
+                    else:
+                        connection = _Connection(self._messages)
+                        self._connections.add(connection)
+                    try:
+                        async with asyncio.TaskGroup() as pumps:
+                            pumps.create_task(_pump(source, other_sink, connection.on_request))
+                            pumps.create_task(_pump(other_source, sink, connection.on_response))
+                    finally:
+                        self._connections.discard(connection)
 
         server = await asyncio.start_server(accept, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
@@ -79,9 +83,9 @@ class Dialog:
             ).geturl()
         finally:
             server.close()
-            for task in pumps:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             await server.wait_closed()
 
 
