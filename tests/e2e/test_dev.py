@@ -214,6 +214,8 @@ async def test_data_survives_a_stop_and_a_kill(parent: Path) -> None:
 
 async def test_infra_only_runs_kafka_and_a_migrated_postgresql(parent: Path) -> None:
     async with Dev(parent / "infra", "--infra-only") as dev:
+        # The log of a first start must not look like a failure.
+        assert not re.search("ERROR|FATAL", dev.output), dev.output
         assert [dev.endpoints[name] for name in ("reader", "console", "management")] == [None] * 3
         env = environment(
             EXECUTION_EVENTS_KAFKA_BOOTSTRAP_SERVERS=dev.endpoints["kafka"],

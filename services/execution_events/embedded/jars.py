@@ -47,6 +47,8 @@ class JarsUnavailableError(EmbeddedError):
         super().__init__(
             f"{problem}\n"
             "Either\n"
+            "  - name a proxy in HTTPS_PROXY and, if it inspects TLS, the file of its certificate\n"
+            "    authority in REQUESTS_CA_BUNDLE,\n"
             "  - start the services one by one with a running Kafka, its address in\n"
             "    EXECUTION_EVENTS_KAFKA_BOOTSTRAP_SERVERS, or\n"
             f"  - copy the directory {directory}\n"

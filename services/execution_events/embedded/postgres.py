@@ -24,6 +24,8 @@ from execution_events.embedded.server import Server
 from execution_events.errors import HaltError, MisconfiguredError, RetryableError
 
 GRACE = 20.0  # seconds
+_STATUS_LINE = 7
+"""The line of `postmaster.pid` with the server's state, the last one."""
 PROBE_TIMEOUT = 5.0  # seconds
 SUPERUSER = "postgres"
 # PostgreSQL refuses to run as root.
@@ -176,6 +178,9 @@ class EmbeddedPostgres(Server):
         unfinished.rename(installation.data)
 
     async def answers(self) -> bool:
+        # PostgreSQL logs an error for each connection that comes too early.
+        if not self._is_ready():
+            return False
         # Imported here: asyncpg is installed with the same extra as the server.
         from execution_events.store.connection import connect
 
@@ -186,6 +191,14 @@ class EmbeddedPostgres(Server):
             raise EmbeddedError(f"PostgreSQL refuses its superuser: {error}") from error
         except (RetryableError, TimeoutError):
             return False
+
+    def _is_ready(self) -> bool:
+        """Return whether the server has noted that it accepts connections, as for `pg_ctl`."""
+        try:
+            lines = (self.home / "data" / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return False
+        return lines[_STATUS_LINE:] == ["ready   "]
 
 
 @dataclass(frozen=True, slots=True)

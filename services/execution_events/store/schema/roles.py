@@ -37,7 +37,7 @@ async def set_roles(connection: asyncpg.Connection) -> None:
     Raises `MisconfiguredError`, with what an administrator has to run, if a role is missing then.
     """
     async with connection.transaction():
-        await _attempt(connection, _SQL["lock_roles"])
+        await connection.execute(_SQL["lock_roles"])
         for statement, for_login in await _unmet(connection):
             if not for_login:
                 await _attempt(connection, statement)
@@ -68,7 +68,7 @@ async def set_passwords(connection: asyncpg.Connection, passwords: Mapping[str, 
     """
     refused = []
     async with connection.transaction():
-        await _attempt(connection, _SQL["lock_roles"])
+        await connection.execute(_SQL["lock_roles"])
         for role, password in passwords.items():
             statement = await connection.fetchval(_SQL["set_password"], role, verifier(password))
             if not await _attempt(connection, statement):
