@@ -22,7 +22,8 @@ from tests.support.tokens import ONE, TWO, token_file
 ABSENT = "/v1/executions/execution-9/events"
 SEARCHES = 60
 EVENTS_STORED = 12_000
-P99_SECONDS = 0.25
+OVERTAKEN = 8
+"""The searches that may end while a list waits: about as many as there are connections."""
 
 
 async def test_another_tenants_empty_list_does_not_wait_for_expensive_searches(
@@ -46,13 +47,15 @@ async def test_another_tenants_empty_list_does_not_wait_for_expensive_searches(
             limits=httpx.Limits(max_connections=SEARCHES),
         ) as client,
     ):
+        ended = 0
 
-        async def search(number: int) -> int:
+        async def search(number: int) -> None:
+            nonlocal ended
             # Distinct, so that none is in the cache, and matched by no event.
             params: dict[str, Any] = {"q": f"not in any event {number}"}
             response = await client.get(EVENTS, params=params, headers=ONE)
             assert (response.status_code, response.json()) == (200, [])
-            return number
+            ended += 1
 
         # The connections are open and the statements prepared before.
         await asyncio.gather(*(search(-number) for number in range(8)))
@@ -60,20 +63,21 @@ async def test_another_tenants_empty_list_does_not_wait_for_expensive_searches(
 
         waiting = {asyncio.create_task(search(number)) for number in range(SEARCHES)}
         seconds: list[float] = []
+        overtaken: list[int] = []
         while waiting:
-            started = time.perf_counter()
+            started, before = time.perf_counter(), ended
             response = await reader.api.get(f"{ABSENT}?q={len(seconds)}", headers=TWO)
             seconds.append(time.perf_counter() - started)
+            overtaken.append(ended - before)
             assert (response.status_code, response.json()) == (200, [])
             done, waiting = await asyncio.wait(waiting, timeout=0)
             for task in done:
                 task.result()
-        p99 = sorted(seconds)[math.ceil(len(seconds) * 0.99) - 1]
-        print(
-            f"{len(seconds)} lists, p99 {p99 * 1000:.0f} ms, maximum {max(seconds) * 1000:.0f} ms"
-        )
+        last = math.ceil(len(seconds) * 0.99) - 1
+        p99, p99_overtaken = sorted(seconds)[last], sorted(overtaken)[last]
+        print(f"{len(seconds)} lists, p99 {p99 * 1000:.0f} ms and {p99_overtaken} searches")
         assert len(seconds) >= 10
-        assert p99 <= P99_SECONDS
+        assert p99_overtaken <= OVERTAKEN
 
 
 @pytest.mark.parametrize("way", ["page", "stream"])
