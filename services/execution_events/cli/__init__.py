@@ -3,5 +3,5 @@
 - `main`: the command line, errors and exit codes.
 - `commands`: one module for each command.
 - `arguments`, `extras`, `progress`, `signals`: shared by commands.
-- `dead_letter_format`: the output of `dead-letters`.
+- `dead_letter_format`, `spool_format`: the output of `dead-letters` and `spool`.
 """
