@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from execution_events.cli.commands import spool as command
 from execution_events.cli.main import main
+from execution_events.publisher.delivery import drain as module
 from execution_events.publisher.record import HOLD_MS, PendingRecord
 from execution_events.publisher.spool.directory import open_spool
 from execution_events.publisher.spool.spool import Spool
@@ -62,7 +62,7 @@ def kafka(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         spool.close()
         return spool.pending
 
-    monkeypatch.setattr(command, "drain", drain)
+    monkeypatch.setattr(module, "drain", drain)
 
     def acknowledge(number: int) -> None:
         budget[0] = number
