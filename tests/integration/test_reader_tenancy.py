@@ -161,6 +161,8 @@ QUERIES = [
     "q=x",
     "lang=zh",
     "lang=en",
+    "times=micro",
+    "times=x",
     "marker=x",
     "nothing=1",
     "type=Normal&excludeReason=x&q=e&since=2026-01-01T00:00:10Z&order=desc&limit=7&lang=zh",

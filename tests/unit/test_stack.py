@@ -64,4 +64,5 @@ def test_lost_output_stops_nothing_and_is_said_once() -> None:
             text=True,
             check=False,
         )
-    assert (ended.returncode, ended.stderr) == (0, "output_lost\n")
+    lost = "output_lost  error=No space left on device continues=True\n"
+    assert (ended.returncode, ended.stderr) == (0, lost)

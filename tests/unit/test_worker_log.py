@@ -11,6 +11,7 @@ import pytest
 
 from execution_events import Publisher
 from execution_events.errors import SpoolFullError
+from execution_events.kafka.client_logs import collapsed
 from execution_events.logs import Repetitions
 from execution_events.publisher.delivery import connection, spooled, task
 from execution_events.publisher.delivery.connection import KafkaConnection
@@ -144,8 +145,25 @@ async def test_an_outage_is_logged_once_a_minute_with_the_number_of_attempts(
         9,
         9,
     ]
-    client = [record.getMessage() for record in caplog.records if record.name == "aiokafka"]
-    assert [message.partition("  ")[2] for message in client] == ["", "repeated=9", "repeated=9"]
+
+
+async def test_equal_records_of_its_client_are_logged_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now = 0.0
+
+    async def fail() -> None:
+        nonlocal now
+        for attempt in range(30):
+            now = 60.0 * (attempt // 10)
+            logging.getLogger("aiokafka").error("Unable to connect to node %d", 1)
+            await asyncio.sleep(0)
+
+    with collapsed(Repetitions(lambda: now)):
+        client = asyncio.create_task(fail())
+    await client
+    refused = "Unable to connect to node 1"
+    assert caplog.messages == [refused, f"{refused}  repeated=9", f"{refused}  repeated=9"]
 
 
 def test_the_page_for_workers_lists_every_event() -> None:
