@@ -92,8 +92,10 @@ async def tenants(running: Running) -> Tenants:
     await log.add(*events_of_two(f"execution-1{number}"))
     await log_elsewhere.add(*events_of_two(f"execution-9{number}"))
     # The driver reads types once for each connection.
-    for headers in (ONE, {**ONE, "If-None-Match": "*"}):
-        await reader.get(path_of(f"execution-7{number}"), headers=headers)
+    other = path_of(f"execution-7{number}")
+    await reader.get(other, headers={**ONE, "If-None-Match": "*"})
+    for query in ("", "?times=micro"):
+        await reader.get(other + query, headers=ONE)
     foreign, absent = path_of(f"execution-1{number}"), path_of(f"execution-9{number}")
     return Tenants(reader, dialog, log, elsewhere, foreign, absent)
 
