@@ -59,7 +59,11 @@ def commands(
 
 
 COMMANDS = dict(commands(parser()))
-REQUIRED = {("prune",): ["--older-than", "1d"], ("dead-letters", "show"): ["1"]}
+REQUIRED = {
+    ("prune",): ["--older-than", "1d"],
+    ("dead-letters", "show"): ["1"],
+    ("tail",): ["e"],
+}
 """Arguments that commands require."""
 
 
