@@ -226,6 +226,11 @@ def test_the_example_of_lang_is_the_rendered_body() -> None:
         assert shown[member] == half(EXAMPLE[0][member], "en")
 
 
+def test_no_schema_has_a_format_beside_a_pattern() -> None:
+    """openapi-generator 7.14 (Python) writes a client from it that cannot be imported."""
+    assert [node for node in nodes(DOCUMENT) if {"format", "pattern"} <= node.keys()] == []
+
+
 def test_a_watch_says_how_often_it_comments_and_which_timeout_a_client_needs() -> None:
     """A client with a shorter timeout ends a watch without changes again and again."""
     interval = f"A comment is sent every {WatchTimeouts().keepalive} seconds"
