@@ -96,6 +96,17 @@ def test_the_extras_to_install_exist() -> None:
     assert f"execution_events-{project['version']}-py3-none-any.whl" in README
 
 
+def test_a_command_names_the_extra_of_its_row() -> None:
+    rows = re.findall(r"^\| (.*?) \| `pip install '?\.(?:\[(\w+)\])?'?` \| (.*?) \|", README, re.M)
+    extras = {name: extra for row, extra, _ in rows for name in re.findall(r"`(.*?)`", row)}
+    modules = ROOT / "services/execution_events/cli/commands"
+    for name, extra in extras.items():
+        source = (modules / f"{name.replace('-', '_')}.py").read_text()
+        assert set(re.findall(r'with extra\("(\w+)"\)', source)) == {extra} - {""}, name
+    assert extras.keys() >= {"publish", "consumer", "migrate", "reader", "tail", "dev"}
+    assert [row for row, extra, wheel in rows if f"whl{extra and f'[{extra}]'}" not in wheel] == []
+
+
 def test_every_command_is_in_its_table() -> None:
     help_text = subprocess.run(
         [*COMMAND, "--help"], capture_output=True, text=True, check=True

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
+from execution_events.kafka.topic import open_admin
 from execution_events.settings import Settings
 from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE
@@ -161,6 +162,11 @@ async def test_a_mistake_is_explained(settings: Settings, database: Database, na
     event = {"executionId": "e"} if "--execution-id" in mistake.command else EVENT
     code, printed = await run(changed, *mistake.command.split(), stdin=json.dumps(event))
     assert (code, printed) == (mistake.code, mistake.lines.format(**values).splitlines())
+    # A member that ends at once would stop the other consumers of the group.
+    async with open_admin(settings.kafka) as admin:
+        assert settings.consumer.group not in {
+            name for name, _ in await admin.list_consumer_groups()
+        }
 
 
 async def run(settings: Settings, *command: str, stdin: str = "") -> tuple[int | None, list[str]]:

@@ -145,6 +145,15 @@ async def test_a_stop_fails_readyz_and_the_reader_serves_for_the_drain_delay(
         await watch.end()
 
 
+async def test_the_drain_delay_is_a_part_of_the_stop_timeout(database: Database) -> None:
+    """A supervisor kills a process that takes longer."""
+    async with reading(database.reader, drain_delay=20, stop_timeout=5) as reader:
+        stopped = time.monotonic()
+        reader.stop.set()
+        assert (await reader.api.get(EVENTS)).status_code == 200
+    assert time.monotonic() - stopped < 5
+
+
 async def test_a_list_in_progress_ends_after_the_port_is_closed(
     reader: Reader, owner: asyncpg.Connection
 ) -> None:

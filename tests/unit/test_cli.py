@@ -395,6 +395,28 @@ def test_a_character_that_the_terminal_lacks_is_escaped_as_in_json(
 
 
 @pytest.mark.parametrize(
+    ("command", "role", "settings"),
+    [
+        ("consumer", "writer", ["kafka_bootstrap_servers", "database_url", "management_port"]),
+        (
+            "reader",
+            "reader",
+            ["database_url", "tokens_file", "jwks_url", "reader_port", "management_port"],
+        ),
+    ],
+)
+def test_the_help_of_a_service_says_what_it_needs_serves_and_exports(
+    command: str, role: str, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command, "--help") == 0
+    shown = capsys.readouterr().out
+    expected = [*map(variable_of, settings), f"execution_events_{role}"]
+    expected += ["/livez", "/readyz", "/metrics"]
+    expected += ["/v1/executions/{execution_id}/events"] * (command == "reader")
+    assert [text for text in expected if text not in shown] == []
+
+
+@pytest.mark.parametrize(
     ("command", "library", "extra"),
     [
         ("migrate", "asyncpg", "consumer"),

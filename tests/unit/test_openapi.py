@@ -1,6 +1,7 @@
 """The OpenAPI document is consistent, and its event is the event of the topic."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlencode
@@ -12,6 +13,7 @@ from jsonschema.exceptions import ValidationError
 from execution_events import events, wire
 from execution_events.bilingual import half
 from execution_events.reader import query
+from execution_events.reader.watch import WatchTimeouts
 from tests.support import golden
 from tests.support.golden import SCHEMAS
 
@@ -222,3 +224,17 @@ def test_the_example_of_lang_is_the_rendered_body() -> None:
     [shown] = examples["english"]["value"]
     for member in ("reason", "message"):
         assert shown[member] == half(EXAMPLE[0][member], "en")
+
+
+def test_no_schema_has_a_format_beside_a_pattern() -> None:
+    """openapi-generator 7.14 (Python) writes a client from it that cannot be imported."""
+    assert [node for node in nodes(DOCUMENT) if {"format", "pattern"} <= node.keys()] == []
+
+
+def test_a_watch_says_how_often_it_comments_and_which_timeout_a_client_needs() -> None:
+    """A client with a shorter timeout ends a watch without changes again and again."""
+    interval = f"A comment is sent every {WatchTimeouts().keepalive} seconds"
+    assert interval in OK["content"]["text/event-stream"]["schema"]["description"]
+    text = PATH["get"]["description"].partition(interval)[2].partition(".")[0]
+    recommended, httpx_default = map(int, re.findall(r"\d+", text))
+    assert httpx_default < WatchTimeouts().keepalive < recommended
