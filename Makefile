@@ -8,12 +8,13 @@ BIN := $(VENV)/bin
 LOCKS := infra/locks
 PEERS := tests/benchmarks/peers
 FOREIGN := tests/foreign
+CLIENTS := tests/clients
 UV := $(BIN)/uv --quiet
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --custom-compile-command "make lock" $(ARGS)
 
-.PHONY: help install run test test-more faults faults-full faults-tools pooler mutants bench bench-growth bench-peers check prose references format lock build release clean
+.PHONY: help install run test test-more faults faults-full faults-tools pooler proxies mutants bench bench-growth bench-peers check prose references format lock build release clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -48,6 +49,9 @@ faults-tools: ## Install tools that shift a clock and slow a disk (Debian, root)
 
 pooler: ## Install PgBouncer, for its tests in make test-more (Debian, root); without it they are skipped
 	apt-get install -y -qq pgbouncer
+
+proxies: ## Install nginx and HAProxy, for their tests in make test-more (Debian, root); without them they are skipped
+	apt-get install -y -qq --no-install-recommends nginx-light haproxy
 
 mutants: install ## Break each guarantee on purpose; the fault matrix must detect it
 	@exec $(BIN)/python -m tests.faults mutants
@@ -85,6 +89,7 @@ lock: $(VENV)/made ## Lock the dependencies in pyproject.toml; ARGS=--upgrade mo
 	$(COMPILE) $(LOCKS)/build.in -c $(LOCKS)/all.txt -o $(LOCKS)/build.txt
 	$(COMPILE) $(PEERS)/requirements.in -o $(PEERS)/requirements.txt
 	$(COMPILE) $(FOREIGN)/requirements.in -o $(FOREIGN)/requirements.txt
+	$(COMPILE) $(CLIENTS)/requirements.in -o $(CLIENTS)/requirements.txt
 
 build: install ## Build the wheel in dist/
 	$(UV) build --wheel --no-build-isolation --python $(BIN)/python
@@ -98,6 +103,8 @@ clean: ## Remove .venv, dist/ and the tools' caches; keep .data
 $(VENV)/made: $(LOCKS)/build.txt
 	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("execution-events needs Python 3.11 \
 or newer; $(PYTHON) is %d.%d. Choose another: make PYTHON=python3.13" % sys.version_info[:2])'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot create a virtual environment. \
+On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@echo "Creating $(VENV) with $$($(PYTHON) -V)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) install --require-hashes -r $<

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,6 +22,11 @@ from tests.support.topics import make_topic
 PARTITIONS = 3
 WORKERS = 3
 """Processes that run the tests of several files, each with servers of its own; many tests wait."""
+
+
+# A shell starts background jobs with SIGINT ignored, and so would be the commands under test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -81,6 +87,7 @@ async def settings(servers: Servers, database: Database) -> Settings:
         database_url=database.writer,
         management_port=0,
         reader_port=0,
+        drain_delay=0,
     )
     await make_topic(settings, PARTITIONS)
     return settings

@@ -9,7 +9,10 @@ from datetime import UTC, datetime
 
 import msgspec
 
-EXECUTION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+EXECUTION_ID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._:-]{1,128}")
+"""HTTP clients remove `.` and `..` from a path, so that such an execution could not be read."""
+EXECUTION_ID_FORMAT = "1 to 128 characters of A-Z a-z 0-9 . _ : -, other than . and .."
+"""For error messages."""
 NAME_MAX_BYTES = 253
 TEXT_MAX_CHARACTERS = 256
 MESSAGE_MAX_BYTES = 16 * 1024

@@ -1,8 +1,17 @@
-"""Logs: constant event names with fields, as text on a terminal and as JSON elsewhere."""
+"""Logs: constant event names with fields, as text on a terminal and as JSON elsewhere.
+
+A worker has a logging configuration of its own, so a record's message has the event and all of its
+fields; a formatter that wants them apart finds them in the record's attributes `event` and
+`fields`.
+"""
 
 import json
 import logging
+import threading
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
+from math import inf
 from typing import Any, TextIO
 
 import msgspec
@@ -33,7 +42,54 @@ class Logger:
         self._log(logging.ERROR, event, fields, exc_info=True)
 
     def _log(self, level: int, event: str, fields: dict[str, Any], exc_info: bool = False) -> None:
-        self._logger.log(level, event, extra={"fields": fields}, exc_info=exc_info)
+        if not self._logger.isEnabledFor(level):
+            return
+        # The template stays constant: tools that group records do so by it.
+        template, values = (f"{event}  %s", (_text_of(fields),)) if fields else (event, ())
+        self._logger.log(
+            level,
+            template,
+            *values,
+            extra={"event": event, "fields": fields},
+            exc_info=exc_info,
+            # The record names the caller's module and line.
+            stacklevel=3,
+        )
+
+
+class Repetitions:
+    """Counts of equal log events, each of which is logged at once and then once a minute.
+
+    Thread-safe.
+    """
+
+    _INTERVAL = 60
+    _FORGOTTEN_AFTER = 3600
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        # By key, the time of the last logged event, and the number of events left out since.
+        self._logged: dict[object, tuple[float, int]] = {}
+
+    def count(self, key: object) -> dict[str, int] | None:
+        """Count an event; return None if it is to be left out.
+
+        Otherwise returns the field `repeated`, the number of events left out before, if any was.
+        """
+        with self._lock:
+            now = self._clock()
+            logged_at, left_out = self._logged.get(key, (-inf, 0))
+            if now - logged_at < self._INTERVAL:
+                self._logged[key] = logged_at, left_out + 1
+                return None
+            self._logged = {
+                other: entry
+                for other, entry in self._logged.items()
+                if now - entry[0] < self._FORGOTTEN_AFTER
+            }
+            self._logged[key] = now, 0
+            return {"repeated": left_out} if left_out else {}
 
 
 def configure_logging(log_format: str, level: str, stream: TextIO) -> None:
@@ -49,15 +105,16 @@ def configure_logging(log_format: str, level: str, stream: TextIO) -> None:
     logging.getLogger("execution_events").setLevel(level.upper())
 
 
+def _text_of(fields: dict[str, Any]) -> str:
+    return " ".join(f"{name}={one_line(str(value))}" for name, value in fields.items())
+
+
 class _TextFormatter(logging.Formatter):
     """A formatter for terminals: `12:00:00 INFO    batch_stored  records=3 seconds=0.01`."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created)
         line = f"{moment:%H:%M:%S} {record.levelname:<7} {one_line(record.getMessage())}"
-        fields = getattr(record, "fields", {})
-        if fields:
-            line += "  " + " ".join(f"{k}={one_line(str(v))}" for k, v in fields.items())
         if record.exc_info:
             for traced in self.formatException(record.exc_info).splitlines():
                 line += f"\n  {one_line(traced)}"
@@ -72,7 +129,8 @@ class _JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "event": record.getMessage(),
+            # Records of libraries have a message alone.
+            "event": getattr(record, "event", None) or record.getMessage(),
         }
         # The record's own members come first, and a field of the same name does not replace them.
         entry: dict[str, Any] = own | getattr(record, "fields", {}) | own

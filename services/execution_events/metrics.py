@@ -135,7 +135,7 @@ class ReaderMetrics(_Metrics):
                 "concurrency: `caller_requests`, `process_requests`, `caller_streams`, "
                 "`process_streams`; connections: `connections` (limit reached), `evicted` (closed "
                 "to admit another), `head_time`, `malformed`, `head_size`, `body`, "
-                "`slow_reader`; watches: `slow_watcher`"
+                "`host`, `slow_reader`; watches: `slow_watcher`"
             },
         )
         self.open_requests = self._gauge("open_requests", "Requests in progress.")

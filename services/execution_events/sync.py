@@ -13,15 +13,16 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, Unpack
+from uuid import UUID
 
 from execution_events import publisher as asynchronous
-from execution_events import settings as settings_module
 from execution_events.errors import RetryableError
 from execution_events.events import NORMAL
 from execution_events.logs import Logger
 from execution_events.publisher.element import ElementIdentity, Scope, Subject, note_unpublished
-from execution_events.publisher.event import Event
+from execution_events.publisher.event import Event, log_fields
 from execution_events.publisher.lifecycle import describe
+from execution_events.publisher.publisher import load_settings
 from execution_events.settings import Settings
 
 _T = TypeVar("_T")
@@ -58,9 +59,9 @@ class Publisher:
     def from_settings(cls, environ: Mapping[str, str] | None = None) -> Self:
         """Return a publisher with the settings of `environ`, by default `os.environ`.
 
-        Raises `SettingsError`, which names the wrong variable.
+        Raises `SettingsError`, which names the wrong variable; warns of one that is no setting.
         """
-        return cls(settings_module.load(os.environ if environ is None else environ))
+        return cls(load_settings(environ))
 
     def __enter__(self) -> Self:
         thread = _LoopThread()
@@ -88,14 +89,17 @@ class Publisher:
     def element(
         self,
         *,
-        execution_id: str,
+        execution_id: str | UUID,
         namespace: str,
         object_name: str,
         elem_type: str,
         elem_id: str,
         object_namespace: str | None = None,
     ) -> "Element":
-        """Return an element of an execution; its actions and events use this publisher."""
+        """Return an element of an execution; its actions and events use this publisher.
+
+        Raises `EventError` for an argument outside the bounds of a record.
+        """
         return Element(
             self,
             execution_id=execution_id,
@@ -112,7 +116,7 @@ class Publisher:
         Raises `EventError` for an event outside the bounds, and `RetryableError` when it cannot be
         made durable.
         """
-        self._run(_Call(lambda: self._publish(event)))
+        self._run(_Call(lambda: self._publish(event), event))
 
     def flush(self, timeout: float | None = None) -> None:
         """Return when Kafka has acknowledged every event published before.
@@ -189,7 +193,7 @@ class Element:
         self._subject = Subject(identity)
 
     def action(self, name: str) -> "Action":
-        """Return the scope of an action, for `with`."""
+        """Return the scope of an action, for `with`; raises `EventError` for a wrong name."""
         return Action(self._publisher, Scope(self._subject, name))
 
     def event(
@@ -270,7 +274,7 @@ class Action:
         )
 
     def retry(self, error: BaseException | None = None) -> None:
-        """Publish ActionRetry, a Warning, with the error that caused the retry."""
+        """Publish ActionRetry, a Warning, with the exception that caused the retry."""
         self._publisher.publish(self._scope.retry(error))
 
 
@@ -281,8 +285,11 @@ class _Call(Generic[_T]):
     the loop blocks on it. Here each waiting thread has a plain lock of its own.
     """
 
-    def __init__(self, function: Callable[[], Coroutine[Any, Any, _T]]) -> None:
+    def __init__(
+        self, function: Callable[[], Coroutine[Any, Any, _T]], event: Event | None = None
+    ) -> None:
         self._function = function
+        self._event = event
         self._task: asyncio.Task[_T] | None = None
         self._waiting: list[threading.Lock] = []
         self._ended = self._abandoned = False
@@ -325,7 +332,8 @@ class _Call(Generic[_T]):
         try:
             self.result()
         except Exception as error:
-            _log.error("interrupted_call_failed", error=describe(error))
+            fields = log_fields(self._event) if isinstance(self._event, Event) else {}
+            _log.error("interrupted_call_failed", **fields, error=describe(error))
 
 
 class _LoopThread:

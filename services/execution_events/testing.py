@@ -15,7 +15,7 @@ from typing import Self
 from execution_events import publisher, sync
 from execution_events.events import Occurrence
 from execution_events.publisher.event import Event, occurrence_of
-from execution_events.publisher.publisher import OTHER_LOOP
+from execution_events.publisher.publisher import OTHER_LOOP, check_timeout
 from execution_events.settings import Settings
 
 
@@ -23,7 +23,7 @@ class RecordingPublisher(publisher.Publisher):
     """A `Publisher` that records published events in memory, in order, in `events`."""
 
     def __init__(self, settings: Settings | None = None) -> None:
-        super().__init__(settings or Settings())
+        super().__init__(Settings() if settings is None else settings)
         self.events: list[Occurrence] = []
         self._is_open = False
 
@@ -45,6 +45,7 @@ class RecordingPublisher(publisher.Publisher):
         self.events.append(occurrence_of(event))
 
     async def flush(self, timeout: float | None = None) -> None:
+        check_timeout(timeout)
         self._check_open()
 
     async def close(self) -> int:
@@ -64,7 +65,7 @@ class SyncRecordingPublisher(sync.Publisher):
     """A `sync.Publisher` that records published events in memory, in order, in `events`."""
 
     def __init__(self, settings: Settings | None = None) -> None:
-        super().__init__(settings or Settings())
+        super().__init__(Settings() if settings is None else settings)
 
     @property
     def events(self) -> list[Occurrence]:

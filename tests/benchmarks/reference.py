@@ -123,9 +123,7 @@ async def run(way: str, argument: str, stop: asyncio.Event) -> None:
                 )
             )
             app = naive(pool, argument)
-        _log.info(
-            "reference_started", address=await stack.enter_async_context(serve(app, "127.0.0.1", 0))
-        )
+        _log.info("reference_started", address=await stack.enter_async_context(serve(app)))
         await stop.wait()
 
 

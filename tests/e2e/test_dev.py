@@ -14,10 +14,33 @@ from pathlib import Path
 import httpx
 import pytest
 
+from execution_events import Event, Publisher
+from execution_events.publisher.spool.directory import list_spools
+from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, until
 from tests.support.processes import Dev, Service, environment, processes_of, run_cli
 from tests.support.seed import SEED_BODY, SEED_EXECUTION
 
+PRODUCTION = environment(
+    EXECUTION_EVENTS_DATABASE_URL="postgresql://worker@database.invalid/events",
+    EXECUTION_EVENTS_DATABASE_URL_FILE="/run/secrets/database",
+    EXECUTION_EVENTS_KAFKA_BOOTSTRAP_SERVERS="kafka.invalid:9093",
+    EXECUTION_EVENTS_KAFKA_SECURITY_PROTOCOL="SASL_SSL",
+    EXECUTION_EVENTS_KAFKA_SASL_USERNAME="worker",
+    EXECUTION_EVENTS_KAFKA_SASL_PASSWORD="secret",
+    EXECUTION_EVENTS_TOPIC="production",
+    EXECUTION_EVENTS_TOKENS_FILE="/run/secrets/tokens",
+    EXECUTION_EVENTS_READER_HOST="0.0.0.0",
+    EXECUTION_EVENTS_MANAGEMENT_PORT="9",
+    http_proxy="http://127.0.0.1:1",
+    HTTPS_PROXY="http://127.0.0.1:1",
+    PGSSLMODE="verify-full",
+    PGTARGETSESSIONATTRS="standby",
+    PGOPTIONS="-c statement_timeout=1",
+    JAVA_TOOL_OPTIONS="-Xmx1m",
+    CLASSPATH="/nowhere",
+)
+"""The environment of a shell that is set up for another installation."""
 CREATE_TOPIC = ("topic", "create", "--replication", "1", "--min-insync-replicas", "1")
 
 
@@ -55,6 +78,47 @@ async def test_it_prints_the_addresses_and_no_password(dev: Dev) -> None:
     assert dev.endpoints["console"] is None
     passwords = [dev.endpoints[role].split(":")[2].split("@")[0] for role in ("database", "ops")]
     assert not any(password in dev.output for password in passwords)
+
+
+async def test_the_printed_lines_can_be_run(dev: Dev) -> None:
+    lines = [line.partition("|")[2].strip() for line in dev.output.splitlines()]
+    kafka, topic = (f"EXECUTION_EVENTS_{name}" for name in ("KAFKA_BOOTSTRAP_SERVERS", "TOPIC"))
+    assert f"export {kafka}={dev.endpoints['kafka']}" in lines
+    assert f"export {topic}=execution-events" in lines
+    [query] = [line for line in lines if line.startswith("PGPASSFILE=")]
+    shell = await asyncio.create_subprocess_shell(query, stdout=subprocess.PIPE)
+    async with asyncio.timeout(DEADLINE):
+        output, _ = await shell.communicate()
+    assert shell.returncode == 0
+    assert b"execution_id" in output
+
+
+async def test_the_management_addresses_are_among_the_endpoints(dev: Dev) -> None:
+    assert dev.endpoints["management"].keys() == {"consumer", "reader"}
+    async with httpx.AsyncClient() as client:
+        for address in dev.endpoints["management"].values():
+            assert (await client.get(f"{address}/readyz")).status_code == 200
+
+
+async def test_the_settings_of_a_production_shell_reach_nothing(
+    parent: Path, tmp_path: Path
+) -> None:
+    spool = tmp_path / "spool"
+    worker = configured(
+        kafka_bootstrap_servers="127.0.0.1:1", spool_dir=str(spool), close_timeout=1
+    )
+    async with Publisher(worker) as publisher:
+        for number in range(5):
+            await publisher.publish(event(number))
+    async with Dev(
+        parent / "production", env=PRODUCTION | {"EXECUTION_EVENTS_SPOOL_DIR": str(spool)}
+    ) as dev:
+        assert (await listed(dev)).decode() == SEED_BODY
+        assert dev.endpoints["topic"] == "execution-events"
+        assert await dev.stop(signal.SIGTERM) == 0
+    [left] = list_spools(spool)
+    assert left.summary is not None
+    assert left.summary.pending == 5
 
 
 async def test_demo_workers_publish_recurrences(dev: Dev) -> None:
@@ -150,7 +214,9 @@ async def test_data_survives_a_stop_and_a_kill(parent: Path) -> None:
 
 async def test_infra_only_runs_kafka_and_a_migrated_postgresql(parent: Path) -> None:
     async with Dev(parent / "infra", "--infra-only") as dev:
-        assert dev.endpoints["reader"] is None
+        # The log of a first start must not look like a failure.
+        assert not re.search("ERROR|FATAL", dev.output), dev.output
+        assert [dev.endpoints[name] for name in ("reader", "console", "management")] == [None] * 3
         env = environment(
             EXECUTION_EVENTS_KAFKA_BOOTSTRAP_SERVERS=dev.endpoints["kafka"],
             EXECUTION_EVENTS_DATABASE_URL=dev.endpoints["database"],
@@ -187,6 +253,18 @@ async def test_a_stop_during_the_start_leaves_no_process(parent: Path) -> None:
     await asyncio.gather(starting, return_exceptions=True)
     assert await dev.stop(signal.SIGINT) == 0
     await dev.until_gone()
+
+
+def event(number: int) -> Event:
+    return Event(
+        execution_id="production",
+        namespace="tenant",
+        object_name="dag",
+        reason="启动##ActionStart",
+        elem_type="KubeDAG.init",
+        elem_id=f"job-{number}",
+        action_name="create",
+    )
 
 
 def starts(dev: Dev) -> int:

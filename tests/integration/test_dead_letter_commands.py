@@ -2,13 +2,11 @@
 
 import base64
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import UTC, timedelta
 from hashlib import sha256
 from typing import Any
 
 import asyncpg
-import pytest
 
 from execution_events import wire
 from execution_events.store.write.batches import BatchWriter
@@ -19,36 +17,12 @@ from execution_events.store.write.dead_letters import (
     Result,
     State,
 )
-from tests.support.configuration import configured
 from tests.support.databases import Database
-from tests.support.processes import environment, run_cli
+from tests.support.dead_letters import Run, ids
 from tests.support.records import EPOCH, LogRecord, batch, log, occurrence, refused
 
 TOPIC = "events"
 DONE, CLOSED = Outcome(Result.DONE), Outcome(Result.CLOSED)
-
-Run = Callable[..., Coroutine[Any, Any, str]]
-
-
-@pytest.fixture
-async def letters(database: Database) -> AsyncIterator[DeadLetters]:
-    """Dead letters as the writer's role, the least privileged one for the commands."""
-    async with DeadLetters.open(database.writer) as letters:
-        yield letters
-
-
-@pytest.fixture
-async def run(database: Database) -> Run:
-    env = environment(configured(database_url=database.writer))
-
-    async def run(*arguments: str, code: int = 0) -> str:
-        return await run_cli("dead-letters", *arguments, env=env, code=code)
-
-    return run
-
-
-async def ids(letters: DeadLetters, **conditions: Any) -> list[int]:
-    return [letter.id async for letter in letters.list(Filter(**conditions))]
 
 
 # Discard and filters.

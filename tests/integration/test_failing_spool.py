@@ -17,6 +17,7 @@ from execution_events.publisher.spool.spool import Spool
 from execution_events.settings import Settings
 from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, consuming, until_stored
+from tests.support.logs import logged
 from tests.support.occurrences import Fetch
 from tests.support.published import (
     counted,
@@ -35,12 +36,13 @@ from tests.support.spooled import (
     intercept,
     opened_spool,
     until_open,
+    with_spool,
 )
 
 
 @pytest.fixture
 def settings(settings: Settings, tmp_path: Path) -> Settings:
-    return configured(settings, spool_dir=str(tmp_path / "spool"), close_timeout=1)
+    return with_spool(settings, tmp_path)
 
 
 @pytest.mark.parametrize("error", [SpoolFullError("disk"), RetryableError("disk"), ValueError("?")])
@@ -210,4 +212,4 @@ async def test_undelivered_events_of_a_damaged_spool_are_logged_at_closing(
             intercept(monkeypatch, spool, damaged)
             await deliver_all(delivery, records(events(5)))
             assert await delivery.close() == 15
-    assert "damaged_spool_undelivered" in caplog.messages
+    assert logged(caplog, "damaged_spool_undelivered")

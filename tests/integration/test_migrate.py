@@ -148,7 +148,7 @@ async def test_a_migration_and_its_version_are_one_transaction(
         ("DROP TABLE schema_version", "run `execution-events migrate`"),
         (
             "INSERT INTO schema_version VALUES (2, 'later', '', '9999.1')",
-            r"requires execution-events 9999\.1 or newer, this is .*execution-events>=9999\.1'",
+            r"requires execution-events 9999\.1 or newer, this is .*: install that version",
         ),
         ("UPDATE schema_version SET digest = 'another'", "never released .*empty database"),
         (

@@ -24,10 +24,11 @@ from execution_events.publisher import Publisher
 from execution_events.publisher.delivery import relay, sender
 from execution_events.publisher.delivery.drain import drain
 from execution_events.publisher.record import PendingRecord
-from execution_events.publisher.spool.directory import list_spools, open_spool
+from execution_events.publisher.spool.directory import list_spools
 from execution_events.settings import Settings
 from tests.support.configuration import CACHE_DIR, configured
 from tests.support.consumers import DEADLINE, consuming, until_stored
+from tests.support.logs import logged
 from tests.support.occurrences import Fetch
 from tests.support.published import (
     _records,
@@ -39,6 +40,7 @@ from tests.support.published import (
     records,
     silent,
 )
+from tests.support.spooled import directory_of, opened_spool, with_spool
 from tests.support.topics import make_topic
 
 HOUR_MS = 3600 * 1000
@@ -47,7 +49,7 @@ DAY_MS = 24 * HOUR_MS
 
 @pytest.fixture
 def spooled(settings: Settings, tmp_path: Path) -> Settings:
-    return configured(settings, spool_dir=str(tmp_path / "spool"), close_timeout=1)
+    return with_spool(settings, tmp_path)
 
 
 @asynccontextmanager
@@ -59,14 +61,8 @@ async def topic(settings: Settings, partitions: int = 3, **config: str) -> Async
     yield settings
 
 
-def spool_of(settings: Settings) -> Any:
-    assert settings.publisher.spool_dir is not None
-    return open_spool(Path(settings.publisher.spool_dir), settings.publisher.spool_max_bytes)
-
-
 def listed(settings: Settings) -> Any:
-    assert settings.publisher.spool_dir is not None
-    [info] = list_spools(Path(settings.publisher.spool_dir))
+    [info] = list_spools(directory_of(settings))
     return info.summary
 
 
@@ -103,7 +99,7 @@ async def test_a_record_has_the_time_of_sending_and_its_event_that_of_publishing
     before = now_ms()
     new = records(events(30))
     async with topic(spooled, message_timestamp_type="CreateTime") as settings:
-        spool = spool_of(settings)
+        spool = opened_spool(settings)
         spool.commit(aged(new, 20 * DAY_MS), [], limit=0, partition_of=None)
         assert (
             await drain(
@@ -182,10 +178,10 @@ async def test_a_clock_ahead_keeps_events_in_the_spool_with_the_error(
                 while listed(settings).errors:
                     await asyncio.sleep(0.05)
         assert len(counted(await log(settings))) == 300
-    blocked = [record for record in caplog.records if record.message == "partitions_blocked"]
+    blocked = logged(caplog, "partitions_blocked")
     assert len(blocked) == 1
-    assert "out of acceptable range. (InvalidTimestampError)" in blocked[0].fields["error"]  # type: ignore[attr-defined]
-    assert "producer_replaced" not in caplog.messages
+    assert "out of acceptable range. (InvalidTimestampError)" in blocked[0]["error"]
+    assert not logged(caplog, "producer_replaced")
 
 
 async def test_a_clock_ahead_leaves_events_in_the_spool_at_closing(
@@ -201,7 +197,7 @@ async def test_a_clock_ahead_leaves_events_in_the_spool_at_closing(
         assert (found.pending, found.refused) == (20, 0)
         assert found.errors
         assert all("clock" in error for error in found.errors.values())
-        spool = spool_of(settings)
+        spool = opened_spool(settings)
         assert (
             await drain(
                 settings.kafka, settings.publisher, spool, timeout=DEADLINE, progress=lambda _: None
@@ -250,7 +246,7 @@ async def test_a_running_worker_holds_events_attempted_too_long_ago(
             assert {"before.0", "after.0"} <= names
             assert found.held == 62 - len(names) >= 50
         monkeypatch.undo()
-        spool = spool_of(settings)
+        spool = opened_spool(settings)
         assert spool.held == found.held
         spool.accept_duplicates()
         assert (
@@ -297,7 +293,7 @@ async def test_a_worker_frozen_during_a_request_does_not_repeat_it(
 
 async def stranded(settings: Settings, number: int, partitions: int = 40) -> None:
     """Create a spool with `number` records attempted on a topic of `partitions` partitions."""
-    with spool_of(settings) as spool:
+    with opened_spool(settings) as spool:
         fetched = spool.commit(
             records(events(number, executions=number)),
             [],
@@ -326,7 +322,7 @@ async def test_records_of_missing_partitions_delay_no_other_and_report_the_error
     assert "has only 3 partitions: `execution-events spool drain --accept-duplicates`" in error
     assert len(counted(await log(spooled))) == 300 + 90
     for reassign, remaining in ((False, 1110), (True, 0)):
-        spool = spool_of(spooled)
+        spool = opened_spool(spooled)
         assert remaining == await drain(
             spooled.kafka,
             spooled.publisher,
@@ -377,7 +373,7 @@ async def test_batches_above_the_limit_of_the_topic_are_split_by_one_producer(
     assert first < 200
     # The limit found applies to later batches.
     assert len(sizes) - first < 100
-    assert "producer_replaced" not in caplog.messages
+    assert not logged(caplog, "producer_replaced")
 
 
 # Without the topic.
@@ -424,10 +420,10 @@ async def test_an_old_spool_is_not_lost_to_retention(
     async with topic(
         own, partitions=2, message_timestamp_type="CreateTime", retention_ms=str(HOUR_MS)
     ) as own:
-        spool = spool_of(own)
+        spool = opened_spool(own)
         spool.commit(aged(records(events(5)), 2 * DAY_MS), [], limit=5, partition_of=lambda _: 0)
         spool.close()
-        spool = spool_of(own)
+        spool = opened_spool(own)
         assert (
             await drain(own.kafka, own.publisher, spool, timeout=DEADLINE, progress=lambda _: None)
             == 0

@@ -2,13 +2,16 @@
 
 import asyncio
 import json
+import re
+import socket
 from urllib.parse import urlsplit
 
 import asyncpg
+import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from execution_events.errors import HaltError, SettingsError
+from execution_events.errors import ExecutionEventsError, HaltError
 from execution_events.reader.service import run_reader
 from execution_events.settings import Settings
 from execution_events.store.write.batches import BatchWriter
@@ -63,7 +66,11 @@ async def test_an_unknown_execution_has_no_events(idle: Reader, execution_id: st
 @pytest.mark.parametrize(
     ("query", "shown"),
     [
-        ("Limit=1", '"Limit"'),
+        ("Limit=1", '"Limit"; did you mean limit?'),
+        ("elem_id=a", '"elem_id"; did you mean elemId?'),
+        ("exclude-Reason=a", '"exclude-Reason"; did you mean excludeReason?'),
+        ("raeson=a", '"raeson"; did you mean reason?'),
+        ("lastEventId=a", '"lastEventId"'),
         ("verbose", '"verbose"'),
         ("=1", '""'),
         ("a%0d%0ab=1", r'"a\r\nb"'),
@@ -73,6 +80,10 @@ async def test_an_unknown_execution_has_no_events(idle: Reader, execution_id: st
     ],
     ids=[
         "another case",
+        "underscore",
+        "dash",
+        "swapped",
+        "of a watch",
         "no value",
         "no name",
         "lines",
@@ -121,6 +132,9 @@ HOSTILE = {
     "lang=fr": "lang: ",
     "lang=ZH": "lang: ",
     "lang=": "lang: ",
+    "times=micro&times=micro": "times: expected at most once",
+    "times=Micro": "times: expected second or micro",
+    "times=": "times: ",
     "since=yesterday": "since: ",
     "since=2026-01-01": "since: ",
     "since=2026-01-01T00:00:00": "since: ",
@@ -216,13 +230,74 @@ async def test_odd_values_match_nothing(still: Reader, query: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/v1/executions/a", f"{EVENTS}/", f"{EVENTS}%0A", "/v1/executions//events",
-     "/v1/executions/a%2Fb/events", "/v1/executions/a/b/events", "/docs", "/metrics", "/livez"],
+    ["/v1", f"{EVENTS}%0A", "/v1/executions//events", "/v1/executions/a%2Fb/events",
+     "/v1/executions/a/b/events", "/v1/executions/a%00/event", "/docs/", "/metrics", "/livez"],
 )  # fmt: skip
 async def test_other_paths_are_404(idle: Reader, path: str) -> None:
     response = await idle.get(path)
     assert response.status_code == 404
-    assert response.json()["error_code"] == "EE.0404"
+    assert response.json() == {
+        "error_code": "EE.0404",
+        "error_msg": "not found; events are at GET /v1/executions/{execution_id}/events",
+    }
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/v1/executions/a", "/v1/executions/a/", "/v1/executions/a/events/"),
+        *("/v1/executions/a/event", "/v1/execution/a/events", "/executions/a/events"),
+        *("/V1/Executions/a/Events", "/v2/executions/a/events"),
+    ],
+)
+async def test_a_mistyped_path_is_answered_with_the_right_one(idle: Reader, path: str) -> None:
+    response = await idle.get(path)
+    assert response.status_code == 404
+    text = "not found; did you mean /v1/executions/a/events?"
+    assert response.json()["error_msg"] == text
+
+
+async def test_the_root_names_the_api_its_contract_and_its_reference(idle: Reader) -> None:
+    response = await idle.api.get("/")
+    assert response.status_code == 200
+    root = response.json()
+    assert root["events"] == "/v1/executions/{execution_id}/events"
+    assert (await idle.api.get(root["contract"])).json()["paths"].keys() >= {root["events"]}
+    assert (await idle.api.get(root["reference"])).headers["Content-Type"].startswith("text/html")
+
+
+async def test_the_reference_is_served_without_any_other_host(idle: Reader) -> None:
+    page = await idle.api.get("/docs")
+    assert page.headers["Content-Type"].startswith("text/html")
+    policy = page.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    files = re.findall(r'(?:src|href)="(docs/[^"]+)"', page.text)
+    assert len(files) == 3
+    for name in files:
+        file = await idle.api.get(f"/{name}")
+        assert ("Content-Encoding" in file.headers) == ("swagger" in name)
+        assert file.headers["X-Request-Id"]
+        whole = await idle.api.get(f"/{name}", headers={"Accept-Encoding": "identity"})
+        assert "Content-Encoding" not in whole.headers
+        assert whole.content == file.content
+        head = await idle.api.head(f"/{name}")
+        assert head.headers["Content-Length"] == file.headers["Content-Length"]
+    for path in ("/docs/README.md", "/docs/..%2fapp.py", "/docs/swagger-ui.css.gz", "/docs/"):
+        assert (await idle.api.get(path)).status_code == 404
+    assert (await idle.api.post("/docs")).status_code == 405
+
+
+@pytest.mark.parametrize("accept", ["text/html", "application/xml", "text/*", "*/*;q=0"])
+async def test_an_accept_header_that_nothing_satisfies_is_406(idle: Reader, accept: str) -> None:
+    response = await idle.get(EVENTS, headers={"Accept": accept})
+    assert response.status_code == 406
+    assert response.json() == {
+        "error_code": "EE.0406",
+        "error_msg": "Accept: expected application/json, application/x-ndjson, text/event-stream"
+        " or */*",
+    }
 
 
 async def test_the_openapi_document_is_served(idle: Reader) -> None:
@@ -435,7 +510,7 @@ async def refused(settings: Settings) -> str:
     """Return the error of a reader that must not start."""
     stop = asyncio.Event()
     stop.set()
-    with pytest.raises(SettingsError) as error:
+    with pytest.raises(ExecutionEventsError) as error:
         await run_reader(settings, stop)
     return str(error.value)
 
@@ -453,4 +528,35 @@ async def test_without_tokens_only_loopback_addresses_are_served(
 async def test_an_occupied_port_is_named(idle: Reader, database: Database) -> None:
     taken = idle.api.base_url.port
     settings = configured(database_url=database.reader, reader_port=taken or 0, management_port=0)
-    assert f"127.0.0.1:{taken}" in await refused(settings)
+    error = await refused(settings)
+    assert error.startswith(f"cannot listen on 127.0.0.1:{taken}: ")
+    assert "EXECUTION_EVENTS_READER_PORT" in error
+
+
+@pytest.mark.parametrize(
+    ("host", "setting"), [("no-host.invalid", "HOST"), ("192.0.2.1", "HOST"), ("127.0.0.1", "PORT")]
+)
+async def test_an_error_of_the_management_address_names_its_setting(
+    idle: Reader, database: Database, host: str, setting: str
+) -> None:
+    taken = idle.api.base_url.port
+    settings = configured(
+        database_url=database.reader,
+        reader_port=0,
+        management_host=host,
+        management_port=taken,
+    )
+    error = await refused(settings)
+    assert error.startswith(f"cannot listen on {host}:{taken}: ")
+    assert f"EXECUTION_EVENTS_MANAGEMENT_{setting}" in error
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+async def test_the_management_port_serves_both_families(
+    database: Database, unused_port: int
+) -> None:
+    given = {"management_host": "::", "management_port": unused_port}
+    async with reading(database.reader, **given), httpx.AsyncClient() as client:
+        for host in ("127.0.0.1", "[::1]"):
+            response = await client.get(f"http://{host}:{unused_port}/livez")
+            assert response.json() == {"live": True}

@@ -44,7 +44,10 @@ def with_body(*lines: str, body: bytes = b"", method: str = "GET") -> bytes:
 
 ID = "execution_id: expected 1 to 128 characters"
 MALFORMED = "malformed HTTP request"
+TARGET = "malformed request target: expected percent-encoded UTF-8"
+HOST = "wrong host: without tokens"
 NOTHING = "not found; events are at"
+MEANT = f"not found; did you mean {EVENTS}?"
 METHOD = "method not allowed: expected GET or HEAD"
 BODY = "request body not allowed"
 ONCE = "limit: expected at most once"
@@ -55,6 +58,7 @@ LATE = "request head not received in time"
 HEADERS = "bytes and 100 headers"
 NONE = "[]"
 ALL = "[…]"
+ROOT = f'{{"events":"{path("{execution_id}")}","contract":"/openapi.json","reference":"/docs"}}'
 """The whole list."""
 
 # Name, request, status, and a part of the error's message or of the body.
@@ -70,26 +74,32 @@ HOSTILE: list[tuple[str, bytes, int, str]] = [
     ("invalid UTF-8", request(path("%ff")), 400, ID),
     ("overlong UTF-8", request(path("%c0%af")), 400, ID),
     ("a surrogate", request(path("%ed%a0%80")), 400, ID),
-    ("raw bytes", request(path("\xff")), 400, MALFORMED),
+    ("raw bytes", request(path("\xff")), 400, TARGET),
     ("a space", request(path("a b")), 400, MALFORMED),
     ("a semicolon", request(path("a;limit=1")), 400, ID),
     ("a question mark in the id", request(path("a%3flimit=0")), 400, ID),
     ("a line break in the id", request(path("a%0a")), 400, ID),
     ("a line break at the end", request(f"{EVENTS}%0a"), 404, NOTHING),
     ("an empty id", request(path("")), 404, NOTHING),
-    ("a slash at the end", request(f"{EVENTS}/"), 404, NOTHING),
+    ("a slash at the end", request(f"{EVENTS}/"), 404, MEANT),
     ("two slashes at the beginning", request(f"/{EVENTS}"), 404, NOTHING),
     ("two slashes within", request(EVENTS.replace("/v1/", "/v1//")), 404, NOTHING),
     ("an encoded slash", request(path("a%2fb")), 404, NOTHING),
-    ("a dot", request(path(".")), 200, NONE),
-    ("two dots", request(path("..")), 200, NONE),
-    ("two encoded dots", request(path("%2e%2e")), 200, NONE),
+    ("a dot", request(path(".")), 400, ID),
+    ("two dots", request(path("..")), 400, ID),
+    ("two encoded dots", request(path("%2e%2e")), 400, ID),
+    ("three dots", request(path("...")), 200, NONE),
     ("traversal", request("/v1/executions/../../etc/passwd"), 404, NOTHING),
     ("encoded traversal", request(path("..%2f..%2fetc%2fpasswd")), 404, NOTHING),
     ("up and down again", request(f"/v1/..{EVENTS}"), 404, NOTHING),
     ("backslashes", request(EVENTS.replace("/", "\\")), 404, NOTHING),
     ("a fragment", request(f"{EVENTS}#a"), 404, NOTHING),
-    ("another's absolute form", request(f"http://evil.invalid{EVENTS}"), 404, NOTHING),
+    ("the absolute form", request(f"http://127.0.0.1:8080{EVENTS}"), 200, ALL),
+    ("the absolute form of TLS", request(f"HTTPS://LocalHost{EVENTS}?limit=0"), 400, "limit: "),
+    ("the absolute form without a path", request("http://localhost?limit=0"), 200, ROOT),
+    ("another's absolute form", request(f"http://evil.invalid{EVENTS}"), 421, HOST),
+    ("an absolute form with a user", request(f"http://localhost@evil.invalid{EVENTS}"), 421, HOST),
+    ("the absolute form of another scheme", request(f"ftp://localhost{EVENTS}"), 404, NOTHING),
     ("an asterisk", request("*"), 404, NOTHING),
     ("OPTIONS *", request("*", method="OPTIONS"), 404, NOTHING),
     ("an authority", request("evil.invalid:443", method="CONNECT"), 404, NOTHING),
@@ -104,7 +114,7 @@ HOSTILE: list[tuple[str, bytes, int, str]] = [
     ("invalid UTF-8 as a value", request(f"{ABSENT}?q=%e5"), 400, UTF_8),
     ("overlong UTF-8 as a value", request(f"{ABSENT}?q=%c0%80"), 400, UTF_8),
     ("UTF-16 as a value", request(f"{ABSENT}?q=%ff%fea%00"), 400, UTF_8),
-    ("raw UTF-8 as a value", request(f"{ABSENT}?q=\xe5\x85\x83"), 400, MALFORMED),
+    ("raw UTF-8 as a value", request(f"{ABSENT}?q=\xe5\x85\x83"), 400, TARGET),
     ("wrong escapes as a value", request(f"{EVENTS}?q=%zz%"), 200, NONE),
     ("another digit", request(f"{ABSENT}?limit=%d9%a1"), 400, "limit: expected"),
     ("no end of digits", request(f"{ABSENT}?limit={'9' * 5000}"), 400, "limit: expected"),
@@ -125,7 +135,9 @@ HOSTILE: list[tuple[str, bytes, int, str]] = [
     ("a name beyond ASCII", request(ABSENT, "X\xe9: a"), 400, MALFORMED),
     ("two hosts", request(ABSENT, "Host: evil.invalid"), 400, MALFORMED),
     ("no host", f"GET {ABSENT} HTTP/1.1\r\n\r\n".encode(), 400, MALFORMED),
-    ("odd Accept", request(EVENTS, "Accept: text/html;q=x,,;;=,*/*;q=0"), 200, ALL),
+    ("no host in HTTP/1.0", f"GET {ABSENT} HTTP/1.0\r\n\r\n".encode(), 421, HOST),
+    ("odd Accept", request(EVENTS, "Accept: text/html;q=x,,;;="), 200, ALL),
+    ("no type will do", request(EVENTS, "Accept: text/html, */*;q=0"), 406, "Accept: expected"),
     ("odd Accept-Encoding", request(EVENTS, "Accept-Encoding: br, gzip;q=2, \x7f"), 200, ALL),
     ("no encoding will do", request(EVENTS, "Accept-Encoding: *;q=0, identity;q=0"), 200, ALL),
     ("odd If-None-Match", request(EVENTS, 'If-None-Match: W/"' + '"' * 8000), 200, ALL),
@@ -184,7 +196,8 @@ HOSTILE: list[tuple[str, bytes, int, str]] = [
     ("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9), 505, VERSION),
     ("TLS", bytes.fromhex("16030100c8010000c40303") + bytes(range(200)), 400, MALFORMED),
     ("PROXY", b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + request(EVENTS), 400, MALFORMED),
-    ("line breaks first", b"\r\n\r\n" + request(EVENTS), 400, MALFORMED),
+    ("line breaks first", b"\r\n\n\r\n" + request(EVENTS), 200, ALL),
+    ("a megabyte of line breaks first", b"\r\n" * 500_000 + request(EVENTS), 200, ALL),
     # Requests that never end.
     ("half a method", b"GE", 408, LATE),
     ("half a line", f"GET {EVENTS} HT".encode(), 408, LATE),

@@ -28,6 +28,7 @@ PATH = "/v1/executions/{execution_id}/events"
 OPERATIONS = OPENAPI["paths"][PATH]
 EXECUTION = OPENAPI["components"]["parameters"]["ExecutionId"]["example"]
 QUERY = {p["name"] for p in map(resolve, OPERATIONS["parameters"]) if p["in"] == "query"}
+NOT_GENERATED = {"marker", "lastEventId"}
 RUN_SECONDS = 90
 ANSWER_SECONDS = 5
 
@@ -117,11 +118,14 @@ def statuses(sent: Sequence[Sent]) -> dict[str, set[int]]:
 
 
 async def test_every_operation_and_parameter(open_reader: Reader, tmp_path: Path) -> None:
-    """Markers are left out: those generated from the document are always refused."""
+    """Markers are left out: those generated from the document are always refused.
+
+    So is the parameter of watches.
+    """
     phases = ("--phases", "examples,coverage,fuzzing", "--max-examples", "40")
-    sent = await fuzz(open_reader, without("marker"), tmp_path, *phases)
+    sent = await fuzz(open_reader, without(*NOT_GENERATED), tmp_path, *phases)
     found = statuses(sent)
-    for name in QUERY - {"marker"}:
+    for name in QUERY - NOT_GENERATED:
         assert {200, 400} <= found[name], name
     assert {200, 304, 400, 405} <= {request.status for request in sent}
 
@@ -145,7 +149,7 @@ async def test_pages(open_reader: Reader, tmp_path: Path) -> None:
 async def test_lines(open_reader: Reader, tmp_path: Path) -> None:
     options = ("--phases", "examples,fuzzing", "--max-examples", "25")
     accept = ("--header", "Accept: application/x-ndjson")
-    sent = await fuzz(open_reader, without("marker"), tmp_path, *options, *accept)
+    sent = await fuzz(open_reader, without(*NOT_GENERATED), tmp_path, *options, *accept)
     assert {200, 400} <= {request.status for request in sent}
 
 
@@ -153,7 +157,7 @@ async def test_tokens(database: Database, stored: None, tmp_path: Path) -> None:
     """Requests with a token are served; those without one, or with a wrong one, are refused."""
     tokens = tmp_path / "tokens.json"
     tokens.write_text(token_file())
-    document = without("marker")
+    document = without(*NOT_GENERATED)
     # A reader without tokens answers without one; this has some.
     document["security"] = [{"token": []}, {"bearer": []}]
     options = ("--phases", "examples,coverage")

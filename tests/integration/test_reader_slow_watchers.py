@@ -35,7 +35,7 @@ async def stuck(address: httpx.URL, path: str = EVENTS) -> AsyncIterator[socket.
         # Otherwise the system buffers megabytes for it.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         await loop.sock_connect(client, (address.host, address.port))
-        lines = [f"GET {path} HTTP/1.1", "Host: h", "Accept: text/event-stream", "", ""]
+        lines = [f"GET {path} HTTP/1.1", "Host: localhost", "Accept: text/event-stream", "", ""]
         await loop.sock_sendall(client, "\r\n".join(lines).encode())
         assert (await loop.sock_recv(client, 16)).startswith(b"HTTP/1.1 200")
         yield client

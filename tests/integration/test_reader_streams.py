@@ -62,7 +62,7 @@ async def requested(address: str, path: str = EVENTS, *headers: str) -> AsyncIte
     """A connection with a request for a list and a small receive buffer."""
     host, _, port = address.removeprefix("http://").rpartition(":")
     source, sink = await asyncio.open_connection(host, int(port), limit=1024)
-    lines = [f"GET {path} HTTP/1.1", "Host: h", "Connection: close", *headers, "", ""]
+    lines = [f"GET {path} HTTP/1.1", "Host: localhost", "Connection: close", *headers, "", ""]
     sink.write("\r\n".join(lines).encode())
     try:
         yield source
@@ -80,7 +80,7 @@ async def limited(database: Database, timeouts: StreamTimeouts) -> AsyncIterator
         limits = ConcurrencyLimits(ReaderSettings(), metrics)
         endpoint = EventsEndpoint(lists, watches, everybody, limits, metrics, timeouts)
         app = create_app(endpoint, metrics)
-        async with serve(app, "127.0.0.1", 0) as address:
+        async with serve(app) as address:
             yield address
 
 

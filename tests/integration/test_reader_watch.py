@@ -37,7 +37,7 @@ async def test_a_watch_sends_the_list_and_then_each_change(reader: Reader, writt
     async with watcher.watching(reader.api, EVENTS) as watch:
         assert watch.response.status_code == 200
         assert watch.response.headers["Content-Type"] == "text/event-stream"
-        assert watch.response.headers["Cache-Control"] == "private, no-cache"
+        assert watch.response.headers["Cache-Control"] == "private, no-cache, no-transform"
         messages = await watch.next(3)
         assert told(messages) == [("reset", ""), ("message", "a"), ("message", "b")]
         # The id comes with the last message of a revision.

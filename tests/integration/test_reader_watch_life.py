@@ -33,7 +33,7 @@ async def listed(api: Api) -> Any:
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Logged warnings and errors."""
     return [
-        record.getMessage()
+        getattr(record, "event", record.getMessage())
         for record in caplog.records
         if record.levelno >= logging.WARNING and record.name.startswith(("execution", "uvicorn"))
     ]

@@ -217,7 +217,7 @@ POSTGRES = r"PostgreSQL at 127\.0\.0\.1:\d+"
     ("fault", "pattern"),
     [
         (kafka_frozen, KAFKA + "no answer"),
-        (both_refuse, KAFKA + rf".*Connect call failed.*\| {POSTGRES} cannot be reached"),
+        (both_refuse, KAFKA + rf".*Connection refused.*\| {POSTGRES} cannot be reached"),
         (topic_deleted, KAFKA + "the topic .* does not exist: run"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
@@ -233,7 +233,7 @@ async def test_services_name_the_cause_of_a_postgresql_fault(
     broker: GuardedBroker, servers: Servers, template_database: str
 ) -> None:
     silent = POSTGRES + ": no answer"
-    refused = POSTGRES + " cannot be reached: .*Connect call failed"
+    refused = POSTGRES + " cannot be reached: .*Connection refused"
     stalled = r"partition \d has lag and has stored nothing for \d+ s: "
 
     async def check_one(service: str, fault: Fault, pattern: str) -> None:

@@ -1,12 +1,13 @@
 """The pool of the reader's connections, on a real server."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 import asyncpg
 import pytest
 
+from execution_events.errors import MisconfiguredError
 from execution_events.store.read import pool as pool_module
 from execution_events.store.read.pool import ReadingPool
 from tests.support.consumers import DEADLINE, until
@@ -199,7 +200,7 @@ async def test_connections_that_the_server_closed_are_replaced(database: Databas
 async def test_a_failed_connect_frees_its_slot(database: Database) -> None:
     async with opened(database._replace(reader=database.reader + "_absent"), size=1) as pool:
         for _ in range(3):
-            with pytest.raises(asyncpg.InvalidCatalogNameError):
+            with pytest.raises(MisconfiguredError, match="3D000"):
                 await session_used(pool)
 
 
@@ -221,3 +222,24 @@ async def until_only_one_session(database: Database) -> None:
         return len(await sessions(database)) == 1
 
     await until(is_alone, "the terminated session has ended")
+
+
+async def test_a_stream_that_is_closed_early_leaves_its_session_to_others(
+    database: Database,
+) -> None:
+    """As the list of a watch whose client disconnects: connecting again takes far longer."""
+
+    async def numbers(pool: ReadingPool) -> AsyncGenerator[int, None]:
+        async with pool.acquire(None, "repeatable_read") as connection:
+            cursor = await pool.cursor(connection, "SELECT * FROM generate_series(1, 1000)")
+            for row in await cursor.fetch(10):
+                yield row[0]
+
+    async with opened(database, size=1) as pool:
+        first = await session_used(pool)
+        for _ in range(3):
+            async with aclosing(numbers(pool)) as stream:
+                assert await anext(stream) == 1
+            assert await session_used(pool) == first
+            async with pool.acquire() as connection:
+                assert not connection.is_in_transaction()

@@ -30,6 +30,7 @@ from execution_events.publisher.record import HOLD_MS, PendingRecord
 from execution_events.settings import Settings
 from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE, consuming, until_stored
+from tests.support.logs import logged
 from tests.support.occurrences import Fetch
 from tests.support.published import (
     counted,
@@ -185,8 +186,8 @@ async def test_a_fatal_idempotence_error_loses_and_duplicates_nothing(
             await asyncio.gather(*map(publisher.publish, published[300:]))
             assert publisher._delivery._sender._connection._producer is not producer  # type: ignore[union-attr]
         await until_stored(settings)
-    [replaced] = [r for r in caplog.records if r.message == "producer_replaced"]
-    assert "OutOfOrderSequence" in replaced.fields["error"]  # type: ignore[attr-defined]
+    [replaced] = logged(caplog, "producer_replaced")
+    assert "OutOfOrderSequence" in replaced["error"]
     rows = await fetch("SELECT name, count FROM event")
     assert {row["name"]: row["count"] for row in rows} == {e.name: e.count for e in published}
     assert len(counted(await log(settings))) == 600
@@ -270,8 +271,7 @@ async def test_a_refusal_by_the_environment_blocks_its_partition_alone(
         await sent.until_settled()
         assert sent.errors == {}
     assert sorted(sent.settled) == list(range(1, 301))
-    blocked = [r for r in caplog.records if r.message == "partitions_blocked"]
-    assert [r.fields["partitions"] for r in blocked] == [[1]]  # type: ignore[attr-defined]
+    assert [fields["partitions"] for fields in logged(caplog, "partitions_blocked")] == [[1]]
 
 
 async def test_a_record_attempted_too_long_ago_is_not_sent(
@@ -346,7 +346,7 @@ async def test_a_fault_of_the_sender_stops_no_partition(
         sent.put(100)
         await sent.until_settled()
     assert sorted(sent.settled) == list(range(1, 101))
-    assert "task_restarted" in caplog.messages
+    assert logged(caplog, "task_restarted")
 
 
 async def test_cancelling_all_tasks_loses_nothing(settings: Settings) -> None:

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import json
 import re
 import socket
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
@@ -15,10 +17,12 @@ import pytest
 import uvloop
 from starlette.types import Receive, Scope, Send
 
-from execution_events.web.connections import ConnectionLimits
+from execution_events.errors import ExecutionEventsError
+from execution_events.web.admission import Admission
+from execution_events.web.connections import Connection, ConnectionLimits
 from execution_events.web.errors import HEAD_MAX_BYTES, HEADERS_MAX, TARGET_MAX_BYTES
-from execution_events.web.server import serve
-from tests.support.consumers import DEADLINE
+from execution_events.web.server import Address, ServerOptions, serve
+from tests.support.consumers import DEADLINE, until
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 CLOSING = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
@@ -82,7 +86,8 @@ async def running(limits: ConnectionLimits, app: Any = None) -> AsyncIterator[Se
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": BODY})
 
-    async with serve(app or answer, "127.0.0.1", 0, limits, refused.append) as address:
+    options = ServerOptions(limits, Admission(refused.append))
+    async with serve(app or answer, options=options) as address:
         host, _, port = address.removeprefix("http://").rpartition(":")
         yield Server(host, int(port), refused, targets)
 
@@ -131,8 +136,6 @@ MANY = [b"X-%d: y" % number for number in range(20_000)]
         (b"GET /" + b"x" * 1_000_000, 431, "head_size"),
         (b"x" * 1_000_000, 431, "head_size"),
         (head(*MANY), 431, "head_size"),
-        (b"\r\n", 400, "malformed"),
-        (b"\r\n" * 500_000, 400, "malformed"),
         (head(*MANY[: HEADERS_MAX]), 431, "head_size"),
         (head(b"X: " + b"x" * (HEAD_MAX_BYTES - 60)), 200, None),
         (head(b"X: " + b"x" * HEAD_MAX_BYTES), 431, "head_size"),
@@ -150,7 +153,7 @@ MANY = [b"X-%d: y" % number for number in range(20_000)]
     ],
     ids=["tls", "method", "0.9", "no host", "2.0", "bytes", "nul", "space", "value nul",
          "two hosts", "two lengths", "negative", "length", "coding", "1 MB header", "1 MB target",
-         "1 MB", "20,000 headers", "empty line", "empty lines", "101 headers", "largest",
+         "1 MB", "20,000 headers", "101 headers", "largest",
          "too large", "100 headers", "target", "body", "long body", "chunks", "wrong chunks",
          "expect",
          "no body", "upgrade", "options", "absolute"],
@@ -189,6 +192,107 @@ async def test_an_error_to_head_has_no_body() -> None:
         answer = await server.raw(b"HEAD / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx")
         assert answer.startswith(b"HTTP/1.1 413 ")
         assert answer.endswith(b"\r\n\r\n")
+
+
+# Odd but legal requests.
+
+
+@pytest.mark.parametrize("requests", [[CLOSING], [GET], [GET, GET], [GET, CLOSING]])
+@on_each_loop
+async def test_a_client_that_has_ended_its_input_is_answered(requests: list[bytes]) -> None:
+    """As `nc -N` sends a request; the server closes the connection after the last response."""
+    entered, release = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != "/other":
+            entered.set()
+            await release.wait()
+        headers = [(b"content-length", b"%d" % len(BODY))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": BODY})
+
+    async with running(ConnectionLimits(idle_timeout=60), app) as server:
+        source, sink = await server.open()
+        sink.write(b"".join(requests))
+        await entered.wait()
+        sink.write_eof()
+        # Its response tells that the server has seen the end of the input.
+        await server.raw(CLOSING.replace(b"/", b"/other", 1))
+        release.set()
+        answer = await source.read()
+        assert answer.count(BODY) == len(requests)
+        sink.transport.abort()
+
+
+@on_each_loop
+async def test_a_client_that_has_ended_its_input_may_wait_long() -> None:
+    """The end of its input alone does not end a response in progress."""
+    chunk = b"x" * 100_000
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(100):
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with running(ConnectionLimits(), app) as server:
+        source, sink = await server.open()
+        sink.write(CLOSING)
+        sink.write_eof()
+        answer = await source.read()
+        assert answer.count(b"x") == 100 * len(chunk)
+        assert answer.endswith(b"\r\n0\r\n\r\n")
+        sink.transport.abort()
+
+
+@pytest.mark.parametrize("empty", [b"\r\n", b"\n", b"\r\n" * 100_000])
+@pytest.mark.parametrize("parts", [1, 3])
+@on_each_loop
+async def test_empty_lines_before_a_request_are_ignored(empty: bytes, parts: int) -> None:
+    async with running(ConnectionLimits()) as server:
+        source, sink = await server.open()
+        for request_ in [GET] * (parts - 1) + [CLOSING]:
+            sink.write(empty)
+            await sink.drain()
+            sink.write(request_)
+            assert (await source.readuntil(BODY)).startswith(b"HTTP/1.1 200 OK\r\n")
+        sink.transport.abort()
+
+
+@on_each_loop
+async def test_a_raw_target_is_refused_with_the_reason() -> None:
+    async with running(ConnectionLimits()) as server:
+        for target in ("/\u5143", "/?q=\u5143", "/\xff"):
+            answer = await server.raw(f"GET {target} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+            check_error(answer, 400)
+            assert b"expected percent-encoded UTF-8" in answer
+        for other in (b"GET / HTTP/1.1\r\nHost: \xff\r\nX : y\r\n\r\n", b"\xff \xff\r\n\r\n"):
+            assert b'"malformed HTTP request"' in await server.raw(other)
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "query"),
+    [
+        ("http://h/a/b?c=d", "/a/b", b"c=d"),
+        ("HTTPS://user@h:8443/a%20b", "/a b", b""),
+        ("http://h", "/", b""),
+        ("http://h?c", "/", b"c"),
+    ],
+)
+@on_each_loop
+async def test_a_target_in_absolute_form_is_served(target: str, path: str, query: bytes) -> None:
+    scopes: list[Scope] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scopes.append(scope)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": BODY})
+
+    async with running(ConnectionLimits(), app) as server:
+        sent = f"GET {target} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+        assert (await server.raw(sent.encode())).startswith(b"HTTP/1.1 200 OK\r\n")
+    [scope] = scopes
+    assert (scope["path"], scope["query_string"]) == (path, query)
 
 
 # Pipelining.
@@ -250,14 +354,14 @@ async def test_pipelined_requests_take_bounded_memory() -> None:
 # Timeouts.
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET / HT", GET[:-2]])
+@pytest.mark.parametrize("sent", [b"", b"\r\n" * 500_000, b"GET / HT", GET[:-2]])
 @on_each_loop
 async def test_an_incomplete_head_times_out(sent: bytes) -> None:
     async with running(ConnectionLimits(head_timeout=0.5)) as server:
         started = time.perf_counter()
         answer = await reading_to_end(server, sent)
         assert 0.4 < time.perf_counter() - started < 3
-        if sent:
+        if sent.strip():
             check_error(answer, 408)
         assert server.refused == ["head_time"]
 
@@ -471,7 +575,7 @@ async def test_a_large_head_is_refused_before_it_is_parsed(monkeypatch: pytest.M
     async def accept(self: object, scope: Scope, receive: Receive, send: Send) -> None:
         parsed.append(len(scope["headers"]))
 
-    monkeypatch.setattr("execution_events.web.server._RequestFilter.__call__", accept)
+    monkeypatch.setattr("execution_events.web.admission._RequestFilter.__call__", accept)
     async with running(ConnectionLimits()) as server:
         # Few enough to arrive in one piece.
         check_error(await server.raw(head(*MANY[:4000])), 431)
@@ -517,3 +621,78 @@ async def test_a_server_stops_in_time_with_unfinished_requests() -> None:
     for sink in sinks:
         sink.transport.abort()
     await asyncio.sleep(0)
+
+
+@on_each_loop
+async def test_a_closed_connection_is_freed_without_the_garbage_collector(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[weakref.ref[Connection]] = []
+    connection_made = Connection.connection_made
+
+    def record(self: Connection, transport: asyncio.Transport) -> None:
+        made.append(weakref.ref(self))
+        connection_made(self, transport)
+
+    monkeypatch.setattr(Connection, "connection_made", record)
+    async with running(ConnectionLimits()) as server:
+        gc.collect()
+        gc.disable()
+        try:
+            for request_ in (CLOSING, CLOSING.replace(b"/1.1", b"/1.0")):
+                await server.raw(request_)
+
+            async def freed() -> bool:
+                return len(made) == 2 and not any(connection() for connection in made)
+
+            await until(freed, "the connections are freed")
+        finally:
+            gc.enable()
+
+
+# Addresses.
+
+
+async def get(host: str, port: int) -> bytes:
+    source, sink = await asyncio.open_connection(host, port)
+    sink.write(CLOSING)
+    try:
+        return await source.read()
+    finally:
+        sink.close()
+
+
+async def answer_ok(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": BODY})
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+async def test_the_address_of_all_serves_both_families() -> None:
+    async with serve(answer_ok, Address("::")) as url:
+        port = int(url.rpartition(":")[2])
+        assert url == f"http://[::]:{port}"
+        for host in ("127.0.0.1", "::1"):
+            assert (await get(host, port)).startswith(b"HTTP/1.1 200 OK\r\n")
+    async with serve(answer_ok, Address("::1")) as url:
+        port = int(url.rpartition(":")[2])
+        assert (await get("::1", port)).startswith(b"HTTP/1.1 200 OK\r\n")
+        with pytest.raises(ConnectionRefusedError):
+            await get("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("host", "setting"),
+    [("no-host.invalid", "HOST"), ("192.0.2.1", "HOST"), ("127.0.0.1", "PORT")],
+    ids=["unknown", "of another machine", "port in use"],
+)
+async def test_an_address_error_names_its_setting(host: str, setting: str) -> None:
+    async with serve(answer_ok) as url:
+        port = int(url.rpartition(":")[2])
+        with pytest.raises(ExecutionEventsError) as error:
+            async with serve(answer_ok, Address(host, port, "HOST", "PORT")):
+                pass
+        text = str(error.value)
+        assert text.startswith(f"cannot listen on {host}:{port}: ")
+        assert setting in text
+        assert "\n" not in text

@@ -45,13 +45,14 @@ from tests.support.spooled import (
     intercept,
     opened_spool,
     until_open,
+    with_spool,
 )
 from tests.support.topics import make_topic
 
 
 @pytest.fixture
 def settings(settings: Settings, tmp_path: Path) -> Settings:
-    return configured(settings, spool_dir=str(tmp_path / "spool"), close_timeout=1)
+    return with_spool(settings, tmp_path)
 
 
 async def test_a_backlog_is_sent_in_order_within_the_window(

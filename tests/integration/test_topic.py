@@ -11,7 +11,7 @@ from execution_events.errors import RetryableError
 from execution_events.kafka.topic import check_topic, open_admin
 from execution_events.settings import Settings
 from tests.support.configuration import configured
-from tests.support.consumers import consuming, stored_offsets, until, until_stored
+from tests.support.consumers import DEADLINE, consuming, stored_offsets, until, until_stored
 from tests.support.guarded_broker import GuardedBroker, guarded_broker
 from tests.support.occurrences import Fetch, counts, publish, ready
 from tests.support.processes import COMMAND, environment, run_cli
@@ -179,11 +179,13 @@ async def test_topic_create_names_the_missing_right(
         *("topic", "create", *ONE_COPY, "--partitions", "2", *options),
         env=environment(guarded.limited(new)),
     )
-    assert await process.wait() == 1
+    assert await process.wait() == 2
     # aiokafka first warns of each connection with a password and without TLS.
-    line = capfd.readouterr().err.splitlines()[-1]
-    assert line.startswith("execution-events: Kafka at 127.0.0.1:")
-    assert f"AuthorizationFailedError: grant {missing} on it" in line
+    lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("{")]
+    assert lines[0].startswith("execution-events: Kafka at 127.0.0.1:")
+    assert f"AuthorizationFailedError: grant {missing} on it" in lines[0]
+    # The changes before the refusal are listed too.
+    assert any("changed from" in line for line in lines[1:]) == (missing == "Alter")
 
 
 async def test_no_request_creates_the_topic(
@@ -297,3 +299,22 @@ async def _recreate(settings: Settings) -> None:
 
     async with asyncio.timeout(60):
         await until(created, "the topic exists again")
+
+
+@pytest.mark.parametrize("command", ["topic create", "topic accept", "consumer"])
+async def test_a_refused_login_to_kafka_ends_a_command_with_what_to_change(
+    guarded: GuardedBroker, settings: Settings, command: str
+) -> None:
+    wrong = configured(guarded.limited(settings), kafka_sasl_password="wrong")
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, *command.split(), env=environment(wrong), stderr=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(DEADLINE):
+        _, error = await process.communicate()
+    [line] = [line for line in error.decode().splitlines() if line.startswith("execution-events:")]
+    assert process.returncode == 2
+    assert line.startswith(f"execution-events: Kafka at {wrong.kafka.bootstrap_servers}: ")
+    assert line.endswith(
+        ": correct one of EXECUTION_EVENTS_KAFKA_SASL_MECHANISM,"
+        " EXECUTION_EVENTS_KAFKA_SASL_USERNAME, EXECUTION_EVENTS_KAFKA_SASL_PASSWORD"
+    )

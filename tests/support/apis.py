@@ -58,7 +58,7 @@ async def serving(
         watches = Watches(lists, feeds, access, metrics, timeouts)
         app = create_app(EventsEndpoint(lists, watches, access, limits, metrics), metrics)
         async with (
-            serve(app, "127.0.0.1", 0) as address,
+            serve(app) as address,
             httpx.AsyncClient(base_url=address, timeout=DEADLINE) as client,
         ):
             yield Api(client, feeds, lists, registry)

@@ -85,9 +85,11 @@ class Service:
 class Dev(Service):
     """`execution-events dev` in a data directory."""
 
-    def __init__(self, data_dir: Path, *arguments: str) -> None:
+    def __init__(
+        self, data_dir: Path, *arguments: str, env: Mapping[str, str] | None = None
+    ) -> None:
         command = (*COMMAND, "dev", "--data-dir", str(data_dir), "--reader-port", "0", *arguments)
-        super().__init__(command, data_dir.with_suffix(".log"))
+        super().__init__(command, data_dir.with_suffix(".log"), env)
         self.data_dir = data_dir
 
     async def start(self) -> None:

@@ -9,10 +9,11 @@ import re
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import TracebackType
 from typing import Any, ParamSpec, Protocol, Self, TypeVar
+from uuid import UUID
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -76,7 +77,7 @@ class AnyPublisher(Protocol):
     def element(
         self,
         *,
-        execution_id: str,
+        execution_id: str | UUID,
         namespace: str,
         object_name: str,
         elem_type: str,
@@ -140,7 +141,7 @@ class Threaded:
     def element(
         self,
         *,
-        execution_id: str,
+        execution_id: str | UUID,
         namespace: str,
         object_name: str,
         elem_type: str,
@@ -239,6 +240,16 @@ EVENT = Event(
 )
 
 
+IDENTITY: dict[str, Any] = {
+    "execution_id": "exec-1",
+    "namespace": "n",
+    "object_name": "gcs-exec-3",
+    "elem_type": "KubeDAG.init",
+    "elem_id": "job-a-init",
+}
+"""The arguments of `element`."""
+
+
 def changed(**fields: Any) -> Event:
     """Return `EVENT` with the given fields changed."""
     return msgspec.structs.replace(EVENT, **fields)
@@ -246,13 +257,7 @@ def changed(**fields: Any) -> Event:
 
 def element_of(publisher: AnyPublisher, elem_id: str = "job-a-init") -> AnyElement:
     """Return an element of the execution of `EVENT`."""
-    return publisher.element(
-        execution_id="exec-1",
-        namespace="n",
-        object_name="gcs-exec-3",
-        elem_type="KubeDAG.init",
-        elem_id=elem_id,
-    )
+    return publisher.element(**IDENTITY | {"elem_id": elem_id})
 
 
 def codes(events: list[Occurrence]) -> list[str]:
@@ -357,6 +362,75 @@ class PublisherContract:
                 await publisher.publish(changed(**{field: value}))
             await publisher.publish(EVENT)
         assert len(await case.published()) == 1
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("execution_id", "exec/1"),
+            ("execution_id", 7),
+            ("namespace", ""),
+            ("object_name", "é" * 127),
+            ("object_namespace", b"n"),
+            ("elem_type", "x" * 257),
+            ("elem_id", None),
+            ("elem_id", ["job-a"]),
+        ],
+    )
+    async def test_an_element_outside_the_bounds_is_refused_at_once(
+        self, case: Case, field: str, value: Any
+    ) -> None:
+        async with case.publisher as publisher:
+            with pytest.raises(EventError, match=f"^{field}: "):
+                publisher.element(**IDENTITY | {field: value})
+        assert await case.published() == []
+
+    @pytest.mark.parametrize("name", [None, 7, "", "x" * 257, "a\0"])
+    async def test_an_action_with_a_wrong_name_is_refused_at_once(
+        self, case: Case, name: Any
+    ) -> None:
+        async with case.publisher as publisher:
+            with pytest.raises(EventError, match=r"^action_name: "):
+                element_of(publisher).action(name)
+        assert await case.published() == []
+
+    async def test_a_uuid_is_taken_as_its_text(self, case: Case) -> None:
+        execution_id = UUID("e19d3faf-9f04-9685-e5c0-fbe8d40b96cd")
+        async with case.publisher as publisher:
+            element = publisher.element(**IDENTITY | {"execution_id": execution_id})
+            await element.event("a##A", action_name="create")
+            await publisher.publish(changed(execution_id=execution_id))
+        assert [event.execution_id for event in await case.published()] == [str(execution_id)] * 2
+
+    @pytest.mark.parametrize(
+        ("wrong", "kind"),
+        [
+            (msgspec.structs.asdict(EVENT), "dict"),
+            ("镜像拉取##PullImage", "str"),
+            (None, "NoneType"),
+            ([EVENT], "list"),
+        ],
+        ids=["dict", "str", "None", "list"],
+    )
+    async def test_only_an_event_can_be_published(self, case: Case, wrong: Any, kind: str) -> None:
+        async with case.publisher as publisher:
+            with pytest.raises(EventError, match=f"^event: expected an Event, not {kind}$"):
+                await publisher.publish(wrong)
+            await publisher.publish(EVENT)
+        assert len(await case.published()) == 1
+
+    @pytest.mark.parametrize("error", ["no node in time", ValueError], ids=["text", "class"])
+    async def test_a_retry_takes_only_an_exception(self, case: Case, error: Any) -> None:
+        async with case.publisher as publisher, element_of(publisher).action("create") as action:
+            with pytest.raises(EventError, match=r"^error: expected an exception, not "):
+                await action.retry(error)
+        assert codes(await case.published()) == ["ActionStart", "SuccessfulFinish"]
+
+    @pytest.mark.parametrize("timeout", ["1", timedelta(seconds=1)], ids=["text", "timedelta"])
+    async def test_the_timeout_of_a_flush_is_in_seconds(self, case: Case, timeout: Any) -> None:
+        async with case.publisher as publisher:
+            with pytest.raises(TypeError, match=r"^timeout: expected seconds, not "):
+                await publisher.flush(timeout)
+            await publisher.flush(1)
 
     async def test_an_action_is_published_from_start_to_end(self, case: Case) -> None:
         async with case.publisher as publisher:

@@ -113,14 +113,15 @@ class _Started(logging.Handler):
         self.fields: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.getMessage() == "reader_started":
+        if record.__dict__.get("event") == "reader_started":
             self.fields.set_result(record.__dict__["fields"])
 
 
 @asynccontextmanager
 async def reading(database_url: str, **given: Any) -> AsyncIterator[Reader]:
     """Run a reader with these settings; at the end, stop it and raise its error, if any."""
-    settings = configured(database_url=database_url, reader_port=0, management_port=0, **given)
+    given = {"reader_port": 0, "management_port": 0, "drain_delay": 0, **given}
+    settings = configured(database_url=database_url, **given)
     stop = asyncio.Event()
     service = asyncio.create_task(run_reader(settings, stop))
     try:

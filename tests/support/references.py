@@ -7,9 +7,7 @@ writes them; `tests/unit/test_references.py` fails while one differs from the co
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
-from unittest.mock import patch
 
 from prometheus_client import CollectorRegistry
 
@@ -73,9 +71,7 @@ def _table(definitions: Iterable[Definition]) -> Iterator[str]:
 
 def commands() -> str:
     """Return the reference of the command line."""
-    # The default of `dev --data-dir` is in the home directory.
-    with patch.dict(os.environ, XDG_DATA_HOME="~/.local/share"):
-        root = parser()
+    root = parser()
     lines = ["# Command line", "", f"{_NOTE} Each command prints its part with `--help`.", ""]
     lines += [str(root.epilog).strip(), ""]
     for command in _commands(root):
@@ -89,6 +85,8 @@ def commands() -> str:
                 lines.append(_row(f"`{_argument(action)}`", text))
         if lines[-1].startswith("|---"):
             lines[-2:] = ["It has no arguments."]
+        if command.epilog:
+            lines += ["", "```text", command.epilog.strip(), "```"]
         lines.append("")
     return "\n".join(lines)
 

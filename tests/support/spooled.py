@@ -16,12 +16,18 @@ from execution_events.publisher.record import PendingRecord
 from execution_events.publisher.spool.directory import open_spool
 from execution_events.publisher.spool.spool import Spool
 from execution_events.settings import Settings
+from tests.support.configuration import configured
 from tests.support.consumers import DEADLINE
 from tests.support.published import (
     events,
     nothing_left,
     records,
 )
+
+
+def with_spool(settings: Settings, parent: Path) -> Settings:
+    """Return the settings of a publisher with a spool below `parent`, which closes soon."""
+    return configured(settings, spool_dir=str(parent / "spool"), close_timeout=1)
 
 
 def directory_of(settings: Settings) -> Path:

@@ -7,11 +7,19 @@ from msgspec.structs import replace
 
 from execution_events.clock import now_ms
 from execution_events.publisher.record import PendingRecord
+from execution_events.publisher.spool.file import create
 from execution_events.publisher.spool.spool import Spool
 
 MAX_BYTES = 64 * 1024 * 1024
 HOLD_MS = 30 * 24 * 60 * 60 * 1000
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+def created(directory: Path) -> Path:
+    """Create an empty spool file."""
+    path = directory / "spool-1.db"
+    create(path)
+    return path
 
 
 def record(number: int, size: int = 0) -> PendingRecord:

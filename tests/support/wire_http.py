@@ -34,12 +34,15 @@ def request(
     Every character is sent as one byte.
     """
     closing = ["Connection: close"] * close
-    head = [f"{method} {target} {version}", "Host: h", *closing, *lines, "", ""]
+    head = [f"{method} {target} {version}", "Host: localhost", *closing, *lines, "", ""]
     return "\r\n".join(head).encode("latin-1")
 
 
-async def exchange(address: httpx.URL | str, *parts: bytes) -> bytes:
-    """Send bytes and return everything up to the end of the connection."""
+async def exchange(address: httpx.URL | str, *parts: bytes, half_closed: bool = False) -> bytes:
+    """Send bytes and return everything up to the end of the connection.
+
+    A half-closed client ends its input after its requests.
+    """
     url = httpx.URL(address)
     source, sink = await asyncio.open_connection(url.host, url.port, limit=2**24)
     content = b""
@@ -47,6 +50,8 @@ async def exchange(address: httpx.URL | str, *parts: bytes) -> bytes:
         async with asyncio.timeout(DEADLINE):
             for part in parts:
                 sink.write(part)
+            if half_closed:
+                sink.write_eof()
             while received := await source.read(65536):
                 content += received
     except ConnectionError:

@@ -5,6 +5,7 @@ Lines with `type: ignore` must be type errors: mypy also reports an unused one.
 
 from datetime import UTC, datetime
 from typing import assert_type
+from uuid import UUID
 
 import execution_events
 from execution_events import (
@@ -62,6 +63,9 @@ async def work(publisher: Publisher) -> None:
         await action.event("镜像拉取##PullImage", "拉取镜像. ## Pulling image.", type=NORMAL)
         await action.event("a##A", event_name="mine.1")
         await element.event("镜像拉取##PullImage")
+    publisher.element(
+        execution_id=UUID(int=1), namespace="n", object_name="o", elem_type="t", elem_id="i"
+    )
     await element.event("a##A", "m", type=WARNING, action_name="create", event_name=None)
     await publisher.publish(event())
     assert_type(await publisher.flush(timeout=1.5), None)
@@ -117,9 +121,12 @@ async def wrong_uses(publisher: Publisher, threaded: sync.Publisher, element: El
     publisher.element(execution_id="e")  # type: ignore[call-arg]
     publisher.publish(event())  # type: ignore[unused-coroutine]
     await publisher.publish("event")  # type: ignore[arg-type]
+    await publisher.publish({"execution_id": "e"})  # type: ignore[arg-type]
     await publisher.flush("1")  # type: ignore[arg-type]
     await element.event(b"a##A")  # type: ignore[arg-type]
     await element.event("a##A", "m", "Normal")  # type: ignore[call-arg]
+    element.action(7)  # type: ignore[arg-type]
+    await element.action("create").retry("no node")  # type: ignore[arg-type]
     element.action("create", event_name="mine.1")  # type: ignore[call-arg]
     await work(threaded)  # type: ignore[arg-type]
     threaded_work(publisher)  # type: ignore[arg-type]
@@ -127,5 +134,6 @@ async def wrong_uses(publisher: Publisher, threaded: sync.Publisher, element: El
         pass
     async with threaded:  # type: ignore[attr-defined]
         pass
+    Publisher({"EXECUTION_EVENTS_TOPIC": "t"})  # type: ignore[arg-type]
     Publisher.from_settings({"EXECUTION_EVENTS_TOPIC": 1})  # type: ignore[dict-item]
     _ = execution_events.Unknown  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from execution_events.events import COUNT_MAX, TIMESTAMP_MAX, TIMESTAMP_MIN
-from execution_events.projection.body import body_of, decode, encode
+from execution_events.projection.body import body_of, decode, encode, with_microseconds
 from execution_events.projection.fold import FoldedEvent
 from tests.support import strategies
 from tests.support.records import EPOCH, occurrence
@@ -100,6 +100,33 @@ def test_times_are_truncated_to_the_second(moment: datetime, text: str) -> None:
     latest = occurrence(first_timestamp=moment, last_timestamp=moment)
     content = decode(body_of(FoldedEvent(latest, 1, moment, EPOCH)))
     assert (content.first_timestamp, content.last_timestamp) == (text, text)
+
+
+@given(_folded)
+def test_microseconds_are_added_to_the_timestamps_alone(event: FoldedEvent) -> None:
+    body, latest = body_of(event), event.latest
+    precise = with_microseconds(body, event.first_timestamp, latest.last_timestamp)
+
+    def micro(moment: datetime) -> str:
+        return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+    assert json.loads(precise) == json.loads(body) | {
+        "firstTimestamp": micro(event.first_timestamp),
+        "lastTimestamp": micro(latest.last_timestamp),
+    }
+    assert len(precise) == len(body) + 2 * len(".000000")
+
+
+def test_texts_that_look_like_timestamps_stay_as_they_are() -> None:
+    text = '"firstTimestamp":"2026-01-01T00:00:00Z","lastTimestamp":"2026-01-01T00:00:00Z"'
+    fields = ("name", "namespace", "object_name", "object_namespace", "reason", "message")
+    moment = EPOCH + timedelta(microseconds=7)
+    latest = occurrence(**dict.fromkeys(fields, text), last_timestamp=moment)
+    precise = with_microseconds(body_of(FoldedEvent(latest, 1, EPOCH, EPOCH)), EPOCH, moment)
+    content = json.loads(precise)
+    assert (content["message"], content["metadata"]["name"]) == (text, text)
+    assert content["firstTimestamp"] == "2026-01-01T00:00:00.000000Z"
+    assert content["lastTimestamp"] == "2026-01-01T00:00:00.000007Z"
 
 
 def test_no_two_members_are_exchanged() -> None:

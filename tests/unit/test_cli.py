@@ -59,6 +59,12 @@ def commands(
 
 
 COMMANDS = dict(commands(parser()))
+REQUIRED = {
+    ("prune",): ["--older-than", "1d"],
+    ("dead-letters", "show"): ["1"],
+    ("tail",): ["execution-1"],
+}
+"""Arguments that commands require."""
 
 
 def run(*arguments: str) -> int:
@@ -70,7 +76,10 @@ def run(*arguments: str) -> int:
 
 
 def start(
-    *arguments: str, without: Sequence[str] = (), stdout: int = subprocess.PIPE
+    *arguments: str,
+    without: Sequence[str] = (),
+    stdout: int = subprocess.PIPE,
+    encoding: str = "utf-8",
 ) -> subprocess.CompletedProcess[str]:
     """Run a command as a process, with the modules `without` missing."""
     program = (
@@ -82,7 +91,7 @@ def start(
         [sys.executable, "-c", program, *arguments],
         stdout=stdout,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding=encoding,
         check=False,
     )
 
@@ -225,18 +234,29 @@ def test_settings_as_json_are_one_object_per_line(
     assert "s3cr3t" not in output.out + output.err
 
 
-def test_settings_show_every_value_and_report_a_misspelt_variable(
+def test_settings_show_every_value(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("EXECUTION_EVENTS_READER_PROT", "80")
     monkeypatch.setenv(variable_of("topic"), "other")
     assert run("settings") == 0
     output = capsys.readouterr()
     assert f"{variable_of('topic')}=other\n" in output.out
     assert f"{variable_of('group')}=execution-events  [default]\n" in output.out
     assert f"{variable_of('database_url')}=(not set)  [default]\n" in output.out
-    assert (
-        output.err == "execution-events: EXECUTION_EVENTS_READER_PROT is not a setting: misspelt?\n"
+    assert output.err == ""
+
+
+@pytest.mark.parametrize("path", [p for p, c in COMMANDS.items() if c.get_default("run")])
+def test_every_command_reports_a_misspelt_setting(
+    path: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(COMMANDS[path]._defaults, "run", lambda *_: 7)
+    monkeypatch.setattr("execution_events.cli.main.parser", lambda: COMMANDS[()])
+    monkeypatch.setenv("EXECUTION_EVENTS_DATABSE_URL", "x")
+    assert run(*path, *REQUIRED.get(path, ())) == 7
+    assert capsys.readouterr().err == (
+        "execution-events: EXECUTION_EVENTS_DATABSE_URL is not a setting and has no effect: "
+        f"did you mean {variable_of('database_url')}?\n"
     )
 
 
@@ -265,11 +285,16 @@ def test_settings_show_every_value_and_report_a_misspelt_variable(
         (b"[" * 100_000, ["not a JSON array"]),
         (b'[{"a":"\xff"}]', ["event 1: "]),
         (b"{}\n" * 30, ["line 1: ", "line 10: ", "and 20 more"]),
-        (b"\xef\xbb\xbf%(good)b", ["line 1: not JSON"]),
+        (b"\xef\xbb\xbf%(good)b", ["begins with a byte order mark", "save it as UTF-8"]),
+        ("é".encode("utf-16"), ["begins with UTF-16", "save it as UTF-8"]),
+        (b'{\n  "a": 1\n}\n', ["put each event on one line, as `jq -c . FILE`"]),
+        (b"{}", ["line 1: ", "add --execution-id ID for events without executionId"]),
+        (b"\x1f\x8b\x08", ["not a complete gzip file"]),
     ],
     ids=[
         *("a line", "after an empty line", "a field", "after an array", "each line", "an array"),
         *("half an array", "nesting", "not UTF-8", "many", "a byte order mark"),
+        *("UTF-16", "pretty-printed", "no execution id", "half a gzip file"),
     ],
 )
 def test_nothing_is_published_if_one_event_is_invalid(
@@ -308,7 +333,7 @@ def test_an_unreadable_file_is_named(
     broker: socket.socket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in (tmp_path / "missing", tmp_path):
-        assert run("publish", str(path)) == 1
+        assert run("publish", str(path)) == 2
         [line] = capsys.readouterr().err.splitlines()
         assert line.startswith(f"execution-events: {path}: ")
     with pytest.raises(BlockingIOError):
@@ -319,7 +344,7 @@ def test_an_unreadable_file_is_named(
 
 
 @pytest.mark.parametrize("command", ["settings", "settings --json", "--help"])
-def test_a_closed_pipe_ends_the_command_quietly(command: str) -> None:
+def test_a_closed_pipe_ends_a_reading_command_quietly(command: str) -> None:
     """As `execution-events settings | head -1` closes it."""
     reading, writing = os.pipe()
     os.close(reading)
@@ -327,7 +352,68 @@ def test_a_closed_pipe_ends_the_command_quietly(command: str) -> None:
         ended = start(*command.split(), stdout=writing)
     finally:
         os.close(writing)
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
+def test_a_full_disk_behind_standard_output_fails_a_reading_command() -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = start("settings", stdout=full.fileno())
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        "execution-events: cannot write to standard output: No space left on device\n",
+    )
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+@pytest.mark.parametrize("command", ["settings", "publish", "spool list /", "--help"])
+def test_a_closed_standard_stream_causes_no_traceback(command: str, closed: int) -> None:
+    shell = ["sh", "-c", f'exec "$@" {closed}>&-', "sh", sys.executable, "-m"]
+    ended = subprocess.run(
+        [*shell, "execution_events.cli", *command.split()],
+        env={**os.environ, variable_of("kafka_bootstrap_servers"): "127.0.0.1:1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in ended.stderr
+    codes = {("publish", 0): 2, ("publish", 2): 1}
+    assert ended.returncode == (1 if closed == 1 else codes.get((command, closed), 0))
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_character_that_the_terminal_lacks_is_escaped_as_in_json(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    monkeypatch.setenv(variable_of("group"), "ü任😀")
+    ended = start("settings", "--json", encoding=encoding)
     assert (ended.returncode, ended.stderr) == (0, "")
+    lines = [json.loads(line) for line in ended.stdout.splitlines()]
+    [group] = [line["value"] for line in lines if line["variable"] == variable_of("group")]
+    assert group == "ü任😀"
+
+
+@pytest.mark.parametrize(
+    ("command", "role", "settings"),
+    [
+        ("consumer", "writer", ["kafka_bootstrap_servers", "database_url", "management_port"]),
+        (
+            "reader",
+            "reader",
+            ["database_url", "tokens_file", "jwks_url", "reader_port", "management_port"],
+        ),
+    ],
+)
+def test_the_help_of_a_service_says_what_it_needs_serves_and_exports(
+    command: str, role: str, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command, "--help") == 0
+    shown = capsys.readouterr().out
+    expected = [*map(variable_of, settings), f"execution_events_{role}"]
+    expected += ["/livez", "/readyz", "/metrics"]
+    expected += ["/v1/executions/{execution_id}/events"] * (command == "reader")
+    assert [text for text in expected if text not in shown] == []
 
 
 @pytest.mark.parametrize(
@@ -347,8 +433,28 @@ def test_a_missing_library_is_named_with_the_extra_that_installs_it(
     assert (ended.returncode, ended.stdout, ended.stderr) == (
         2,
         "",
-        f"execution-events: {library} is not installed: pip install 'execution-events[{extra}]'\n",
+        f"execution-events: {library} is not installed: in a checkout, pip install '.[{extra}]';"
+        f" elsewhere, pip install 'WHEEL[{extra}]' (README.md, Install it)\n",
     )
+
+
+def test_a_fault_of_the_program_is_reported_without_a_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise KeyError("a\nb")
+
+    monkeypatch.setitem(COMMANDS["settings",]._defaults, "run", fail)
+    monkeypatch.setattr("execution_events.cli.main.parser", lambda: COMMANDS[()])
+    assert run("settings") == 1
+    assert capsys.readouterr().err == (
+        "execution-events: unexpected KeyError: 'a\\nb'\n"
+        "execution-events: report it, with the traceback that "
+        f"{variable_of('log_level')}=debug shows\n"
+    )
+    monkeypatch.setenv(variable_of("log_level"), "debug")
+    with pytest.raises(KeyError):
+        run("settings")
 
 
 @pytest.mark.parametrize("command", ["settings --json", "publish --help", "migrate --help"])

@@ -1,8 +1,12 @@
 """`dead-letters` and `prune`: wrong usage is refused before a connection to PostgreSQL."""
 
+from datetime import UTC, datetime
+
 import pytest
 
+from execution_events.cli.dead_letter_format import paragraphs
 from execution_events.cli.main import main
+from execution_events.store.write.dead_letters import Content, ListedDeadLetter
 
 
 @pytest.mark.parametrize(
@@ -66,3 +70,24 @@ def test_right_usage_connects_to_the_database(
     assert main(arguments) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"execution-events: PostgreSQL at 127.0.0.1:{unused_port} cannot be")
+
+
+def test_a_record_cannot_forge_lines_of_show() -> None:
+    forged = b"x\nSHA-256    0\tx"
+    content = Content(
+        key=forged,
+        key_bytes=len(forged),
+        value=b"a\nb\x1b",
+        value_sha256=b"\1",
+        header_count=1,
+        headers=[(forged.decode(), forged)],
+    )
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    letter = ListedDeadLetter(
+        *(1, "events", 0, 0, -1, forged, 4, b"a", "not_json", "detail", now, "open", 0),
+        *(None, None, None, None, None, False),
+    )
+    lines = list(paragraphs(letter, content))
+    assert all("\n" not in line and "\t" not in line for line in lines[:-1])
+    # The value is the last paragraph.
+    assert lines[-1] == "a\nb\\x1b"

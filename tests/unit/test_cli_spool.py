@@ -147,9 +147,10 @@ def test_a_directory_is_needed(
     assert capsys.readouterr().err == (
         f"execution-events: {variable_of('spool_dir')} is not set: set it, or give DIRECTORY\n"
     )
-    assert main(["spool", verb, str(tmp_path / "absent")]) == 1
+    assert main(["spool", verb, str(tmp_path / "absent")]) == 2
     assert capsys.readouterr().err == (
-        f"execution-events: {tmp_path / 'absent'}: no such directory\n"
+        f"execution-events: {tmp_path / 'absent'}: no such directory: correct"
+        f" {variable_of('spool_dir')}, or give DIRECTORY\n"
     )
     assert not (tmp_path / "absent").exists()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from execution_events.cli.main import parser
-from execution_events.settings import unknown
+from execution_events.settings import misspelt
 from execution_events.store.sql import load_queries
 
 COMPOSE = (Path(__file__).parents[2] / "infra" / "compose.yaml").read_text()
@@ -43,7 +43,7 @@ def test_services_get_existing_settings() -> None:
     variables = re.findall(r"^ +(EXECUTION_EVENTS_\w+):", COMPOSE, re.MULTILINE)
     assert variables
     # The owner's password is for PostgreSQL's own container.
-    assert unknown(dict.fromkeys(variables, "")) == ["EXECUTION_EVENTS_OWNER_PASSWORD"]
+    assert list(misspelt(dict.fromkeys(variables, ""))) == ["EXECUTION_EVENTS_OWNER_PASSWORD"]
 
 
 def test_the_first_start_revokes_the_functions_that_migrate_reports() -> None:

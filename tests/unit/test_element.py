@@ -12,6 +12,7 @@ from execution_events.errors import EventError, RetryableError
 from execution_events.publisher import element as module
 from execution_events.publisher.element import Element
 from execution_events.publisher.event import Event
+from tests.support.logs import events
 
 LOST = RetryableError("Kafka is unavailable")
 
@@ -212,7 +213,16 @@ async def test_an_end_that_cannot_be_published_does_not_hide_the_exception(
     [note] = error.__notes__
     assert "was not published: RetryableError: Kafka is unavailable" in note
     [record] = caplog.records
-    assert (record.levelno, record.getMessage()) == (logging.ERROR, "event_not_published")
+    assert record.levelno == logging.ERROR
+    assert record.getMessage().startswith(
+        "event_not_published  execution_id=exec-1 namespace=n elem_id=job-a-init "
+        f"action_name=create reason={element_reason(error)} "
+        "error=RetryableError: Kafka is unavailable next_step="
+    )
+
+
+def element_reason(error: BaseException) -> str:
+    return "执行失败##ActionFailed" if isinstance(error, Exception) else "取消##ActionCancelled"
 
 
 class Worker:
@@ -375,8 +385,7 @@ def test_an_action_abandoned_by_its_loop_is_logged(
     loop.close()
     task._log_destroy_pending = False  # type: ignore[attr-defined]
     coroutine.close()
-    [record] = [record for record in caplog.records if record.name.startswith("execution_events")]
-    assert record.getMessage() == "event_not_published"
+    assert events(caplog) == ["event_not_published"]
 
 
 async def test_an_event_outside_a_scope_requires_an_action_name(spy: Spy, element: Element) -> None:

@@ -88,7 +88,7 @@ def decoded(event: Event) -> Occurrence | None:
     """Decode an unchecked record with the fields of `event`; None if it is refused."""
     last = event.last_timestamp or event.first_timestamp or events.TIMESTAMP_MIN
     unchecked = Occurrence(
-        execution_id=event.execution_id,
+        execution_id=str(event.execution_id),
         namespace=event.namespace,
         name="o.1" if event.name is None else event.name,
         object_name=event.object_name,
@@ -151,6 +151,8 @@ WRONG: list[tuple[str, Any]] = [
     ("execution_id", f"{SECRET}/"),
     ("execution_id", f"{SECRET}\n"),
     ("execution_id", f"{SECRET}é"),
+    ("execution_id", "."),
+    ("execution_id", ".."),
     *((field, "") for field in TEXTS if field != "message"),
     *(("count", count) for count in (1.0, "1", None, True, 0, -1, 2**31)),
     *(

@@ -33,6 +33,7 @@ from tests.support.issuers import (
     http_answer,
     rsa_key,
 )
+from tests.support.logs import logging_to
 from tests.support.tokens import readable
 
 TOKEN = "s3cr3t-token"
@@ -44,6 +45,7 @@ def metrics() -> ReaderMetrics:
 
 RSA = rsa_key("rsa")
 EC = ec_key("ec")
+ED = ed_key("ed")
 
 
 @pytest.fixture
@@ -246,7 +248,55 @@ def test_keys_that_cannot_verify_are_ignored() -> None:
         {},
         RSA.jwk,
     ]
-    assert list(parse_keys(json.dumps({"keys": members}).encode())) == ["rsa"]
+    keys, refused = parse_keys(json.dumps({"keys": members}).encode())
+    assert list(keys) == ["rsa"]
+    assert refused == {}
+
+
+def private_jwk(key: SigningKey) -> dict[str, Any]:
+    algorithm = jwt.get_algorithm_by_name(key.algorithm)
+    return {**key.jwk, **json.loads(algorithm.to_jwk(key.private))}
+
+
+@pytest.mark.parametrize("key", [RSA, EC, ED], ids=lambda key: key.name)
+async def test_a_private_key_is_refused_with_a_log_event(keys: KeyServer, key: SigningKey) -> None:
+    other = ec_key("other")
+    keys.keys = [other.jwk, private_jwk(key)]
+    with logging_to("json") as logged:
+        async with issuing(keys) as issuer:
+            assert await called(issuer, key.sign()) is None
+            assert await called(issuer, other.sign()) is not None
+            await issuer.refresh()
+    [event] = list(map(json.loads, logged.getvalue().splitlines()))
+    assert event["event"] == "issuer_key_refused"
+    assert (event["key"], event["error"]) == (2, "private key")
+    assert private_jwk(key)["d"] not in logged.getvalue()
+
+
+async def test_keys_with_the_same_id_are_refused_with_a_log_event(keys: KeyServer) -> None:
+    one, other, third = ec_key("same"), rsa_key("same"), ec_key("third")
+    keys.keys = [one.jwk, third.jwk, other.jwk]
+    with logging_to("json") as logged:
+        async with issuing(keys) as issuer:
+            assert await called(issuer, one.sign()) is None
+            assert await called(issuer, other.sign()) is None
+            assert await called(issuer, third.sign()) is not None
+    events = [json.loads(line) for line in logged.getvalue().splitlines()]
+    assert [(e["event"], e["key"], e["error"]) for e in events] == [
+        ("issuer_key_refused", number, "duplicate key id") for number in (1, 3)
+    ]
+
+
+def test_the_parts_of_a_private_key_are_refused_one_by_one() -> None:
+    for part in ("d", "p", "q", "dp", "dq", "qi", "oth"):
+        content = json.dumps({"keys": [EC.jwk, RSA.jwk | {part: "AQAB"}]}).encode()
+        assert list(parse_keys(content).keys) == ["ec"]
+
+
+def test_a_key_set_of_refused_keys_names_each_reason() -> None:
+    content = json.dumps({"keys": [private_jwk(RSA)]}).encode()
+    with pytest.raises(KeySetError, match=r"no acceptable signing key; key 1: private key"):
+        parse_keys(content)
 
 
 @pytest.mark.parametrize(

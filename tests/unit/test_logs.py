@@ -1,15 +1,17 @@
 """Logs: one line for each record, with any content."""
 
+import inspect
 import io
 import json
 import logging
-from collections.abc import Iterator
+import logging.config
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from execution_events.logs import Logger, configure_logging
+from execution_events.logs import Logger, Repetitions, configure_logging
 
 log = Logger("execution_events.tests")
 library = logging.getLogger("library.of.others")
@@ -46,6 +48,39 @@ ODD: list[Any] = [
     ValueError("a\nb"),
     Unknown(),
 ]
+
+
+STANDARD = set(vars(logging.makeLogRecord({})))
+
+
+def with_dict_config(stream: io.StringIO) -> None:
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"plain": {"format": "%(levelname)s %(name)s %(message)s"}},
+            "handlers": {
+                "stream": {
+                    "class": "logging.StreamHandler",
+                    "stream": stream,
+                    "formatter": "plain",
+                }
+            },
+            "root": {"handlers": ["stream"], "level": "INFO"},
+        }
+    )
+
+
+def with_basic_config(stream: io.StringIO) -> None:
+    logging.basicConfig(stream=stream, format="%(message)s", force=True)
+
+
+class KeyValues(logging.Formatter):
+    """A formatter of message and extra attributes, like those of structlog and JSON loggers."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        extra = {key: vars(record)[key] for key in vars(record).keys() - STANDARD}
+        return json.dumps({"message": record.getMessage(), **extra}, ensure_ascii=False)
 
 
 class Terminal(io.StringIO):
@@ -207,3 +242,62 @@ def test_a_second_configuration_replaces_the_first() -> None:
     log.info("event")
     assert before.getvalue() == ""
     assert len(entries(stream)) == 1
+
+
+@pytest.mark.parametrize("configure", [with_basic_config, with_dict_config])
+def test_a_message_has_all_fields_in_a_configuration_of_the_worker(
+    configure: Callable[[io.StringIO], None],
+) -> None:
+    stream = io.StringIO()
+    configure(stream)
+    log.error("event_not_published", elem_id="job-a", error="no answer", next_step="wait 5%")
+    assert stream.getvalue().endswith(
+        "event_not_published  elem_id=job-a error=no answer next_step=wait 5%\n"
+    )
+
+
+def test_an_event_and_its_fields_are_attributes_of_the_record() -> None:
+    stream = io.StringIO()
+    with_basic_config(stream)
+    logging.root.handlers[0].setFormatter(KeyValues())
+    log.warning("kafka_unavailable", error="no answer", attempts=3)
+    assert json.loads(stream.getvalue()) == {
+        "message": "kafka_unavailable  error=no answer attempts=3",
+        "event": "kafka_unavailable",
+        "fields": {"error": "no answer", "attempts": 3},
+    }
+
+
+@pytest.mark.parametrize("value", [text for text in HOSTILE if text != "\udcff"], ids=ascii)
+def test_a_message_is_one_line_with_any_field_value(value: str) -> None:
+    stream = io.StringIO()
+    with_basic_config(stream)
+    log.warning("event", field=value)
+    assert stream.getvalue()[:-1].isprintable()
+
+
+def test_the_template_of_a_message_is_constant(caplog: pytest.LogCaptureFixture) -> None:
+    for attempt in range(3):
+        log.warning("kafka_unavailable", attempt=attempt)
+    assert len({record.msg for record in caplog.records}) == 1
+
+
+def test_a_record_names_the_line_of_its_caller(caplog: pytest.LogCaptureFixture) -> None:
+    for write in (log.warning, log.error, log.exception):
+        write("event")
+    assert {record.filename for record in caplog.records} == {"test_logs.py"}
+    frame = inspect.currentframe()
+    assert frame is not None
+    assert {record.funcName for record in caplog.records} == {frame.f_code.co_name}
+
+
+def test_equal_events_are_logged_at_once_and_then_once_a_minute_with_their_number() -> None:
+    moments = [0.0, 1.0, 59.0, 60.0, 61.0, 120.0, 240.0]
+    repetitions = Repetitions(iter(moments).__next__)
+    counted = [repetitions.count("refused") for _ in moments]
+    assert counted == [{}, None, None, {"repeated": 2}, None, {"repeated": 1}, {}]
+
+
+def test_other_events_are_not_repetitions() -> None:
+    repetitions = Repetitions(lambda: 0.0)
+    assert [repetitions.count(key) for key in ("refused", "silent", "refused")] == [{}, {}, None]

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ TARGETS = [
     "faults-full",
     "faults-tools",
     "pooler",
+    "proxies",
     "mutants",
     "bench",
     "bench-growth",
@@ -70,3 +72,24 @@ def test_the_hooks_of_a_commit_are_the_commands_of_check() -> None:
     commands = re.findall(r"^(\.venv/bin/\S.*)$", make("--dry-run", "check"), re.MULTILINE)
     assert len(hooks) >= 4
     assert commands[-len(hooks) :] == hooks
+
+
+def test_a_python_without_venv_is_named_with_the_package_to_install(tmp_path: Path) -> None:
+    python = tmp_path / "python3"
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *ensurepip*) exit 1;; esac\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    made = subprocess.run(
+        ["make", "--always-make", f"PYTHON={python}", f"VENV={tmp_path}/.venv", "install"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 2
+    assert made.stderr.startswith(
+        f"{python} cannot create a virtual environment. On Debian and Ubuntu: apt-get install"
+        " python3-venv\n"
+    )
+    assert not (tmp_path / ".venv").exists()

@@ -13,11 +13,10 @@ LINES, WATCH = "application/x-ndjson", "text/event-stream"
         # JSON if nothing else is named, and for malformed headers.
         ("", "json"),
         ("*/*", "json"),
-        ("text/*", "json"),
         ("application/*", "json"),
-        ("text/html, image/png;q=0.5", "json"),
-        (",;q=1,/", "json"),
-        (f"{WATCH}x", "json"),
+        (",;q=1", "json"),
+        ("/", "json"),
+        (";,;q=,=;;", "json"),
         (f"{WATCH};q=2", "json"),
         (f"{WATCH};q=0.1234", "json"),
         (f"{WATCH};q=-1", "json"),
@@ -31,9 +30,20 @@ LINES, WATCH = "application/x-ndjson", "text/event-stream"
         (f"{WATCH};charset=utf-8", "watch"),
         (f"{WATCH};q=1.000", "watch"),
         (f"{WATCH};Q=0.5", "watch"),
-        # Refused.
-        (f"{WATCH};q=0", "json"),
-        (f"{LINES};q=0.000", "json"),
+        # None is acceptable.
+        ("text/html, image/png;q=0.5", None),
+        ("text/*", None),
+        (f"{WATCH}x", None),
+        (f"{WATCH};q=0", None),
+        (f"{LINES};q=0.000", None),
+        ("*/*;q=0", None),
+        ("application/json;q=0", None),
+        (f"application/json;q=0, {LINES};q=0, */*", None),
+        ("application/*;q=0, */*", None),
+        # JSON or a watch is refused.
+        ("application/json;q=0, */*", "lines"),
+        ("application/json;q=0, application/*", "lines"),
+        (f"{WATCH};q=0, */*", "json"),
         (f"{WATCH};q=0, {LINES}", "lines"),
         (f"{WATCH}, {LINES};q=0", "watch"),
         # With JSON: the better one, and JSON on a tie with its own name.
@@ -64,5 +74,5 @@ LINES, WATCH = "application/x-ndjson", "text/event-stream"
         ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "json"),
     ],
 )
-def test_the_preferred_format_is_chosen(accept: str, chosen: str) -> None:
+def test_the_preferred_format_is_chosen(accept: str, chosen: str | None) -> None:
     assert choose_format(accept) == chosen

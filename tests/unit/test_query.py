@@ -40,6 +40,7 @@ def assert_query_or_refused(content: bytes) -> None:
 def test_no_parameter_selects_the_whole_list() -> None:
     query = parsed()
     assert (query.selection, query.limit, query.lang) == (Selection(), None, "both")
+    assert query.times == "second"
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,8 @@ def test_no_parameter_selects_the_whole_list() -> None:
         ({"q": "100%_\\"}, Selection(text="100%_\\")),
         ({"since": "2018-08-20T06:41:44Z"}, Selection(since=MOMENT)),
         ({"until": "2018-08-20T14:41:44+08:00"}, Selection(until=MOMENT)),
+        ({"since": "2018-08-20T06:41:44+0000"}, Selection(since=MOMENT)),
+        ({"until": "2018-08-20T01:11:44.000000-0530"}, Selection(until=MOMENT)),
         (
             {"since": "2018-08-20T06:41:44.1234569Z"},
             Selection(since=MOMENT.replace(microsecond=123456)),
@@ -103,6 +106,7 @@ def test_only_equivalent_queries_share_a_digest() -> None:
         {"type": "a,b"},
         {"lang": "zh"},
         {"lang": "en"},
+        {"times": "micro"},
         {"q": "a"},
         {"since": "2018-08-20T06:41:44Z"},
         {"until": "2018-08-20T06:41:44Z"},
@@ -172,9 +176,13 @@ def test_a_marker_of_another_query_is_refused(other: dict[str, Any]) -> None:
         parsed(**({"type": "a", "marker": MARKER} | other))
 
 
-def test_the_limit_can_change_between_pages() -> None:
-    for limit in (1, 1000):
-        assert parsed(type="a", marker=MARKER, limit=limit).selection.after is not None
+def test_limit_and_times_can_change_between_pages() -> None:
+    for changed in ({"limit": 1}, {"limit": 1000}, {"times": "micro"}):
+        assert parsed(type="a", marker=MARKER, **changed).selection.after is not None
+
+
+def test_naming_the_default_precision_changes_nothing() -> None:
+    assert parsed(times="second").digest == parsed().digest
 
 
 def test_markers_of_later_pages_belong_to_the_same_query() -> None:

@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
 from execution_events import sync
+from execution_events.errors import SettingsError
 from execution_events.events import Occurrence
 from execution_events.publisher import Publisher
+from execution_events.settings import Settings
 from execution_events.testing import RecordingPublisher, SyncRecordingPublisher
 from tests.support.publisher_contract import EVENT, Case, PublisherContract, Threaded
 
@@ -72,3 +75,29 @@ def test_every_method_that_reaches_kafka_is_overridden(recording: type, real: ty
     }
     if real is Publisher:
         assert {"publish", "flush", "close", "__aenter__", "__aexit__"} <= vars(recording).keys()
+
+
+PUBLISHERS = [Publisher, sync.Publisher, RecordingPublisher, SyncRecordingPublisher]
+
+
+@pytest.mark.parametrize("publisher", PUBLISHERS)
+@pytest.mark.parametrize("wrong", [{}, "events", 7], ids=["dict", "str", "int"])
+def test_a_publisher_takes_only_settings(publisher: Any, wrong: object) -> None:
+    with pytest.raises(TypeError, match=r"^settings: expected Settings, not (dict|str|int): "):
+        publisher(wrong)
+
+
+@pytest.mark.parametrize("publisher", PUBLISHERS)
+@pytest.mark.parametrize("wrong", [[], "events", Settings()], ids=["list", "str", "Settings"])
+def test_settings_are_read_only_from_a_mapping(publisher: Any, wrong: object) -> None:
+    with pytest.raises(TypeError, match=r"^environ: expected a mapping, not "):
+        publisher.from_settings(wrong)
+
+
+@pytest.mark.parametrize("publisher", PUBLISHERS)
+def test_a_setting_that_is_no_text_is_named(publisher: Any) -> None:
+    wrong = {"EXECUTION_EVENTS_PUBLISH_TIMEOUT": 30}
+    with pytest.raises(
+        SettingsError, match=r"^EXECUTION_EVENTS_PUBLISH_TIMEOUT: expected text, not int$"
+    ):
+        publisher.from_settings(wrong)

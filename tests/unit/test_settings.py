@@ -1,13 +1,16 @@
 """Settings: each is described, a wrong one is named, and no secret is shown."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from execution_events import Publisher, sync
 from execution_events.errors import SettingsError
 from execution_events.kafka.connection import client_options
-from execution_events.settings import PREFIX, Settings, describe, load, unknown, variable_of
+from execution_events.settings import PREFIX, Settings, describe, load, misspelt, variable_of
 from tests.support.configuration import configured, each_setting, value_of
+from tests.support.logs import logging_to
 
 FIELDS = [(variable, field) for variable, _, field in each_setting()]
 SECRETS = [variable for variable, field in FIELDS if field.metadata["secret"]]
@@ -208,14 +211,14 @@ def test_only_a_secret_can_come_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "topic").write_text("other")
     environ = {f"{variable_of('topic')}_FILE": str(tmp_path / "topic")}
     assert load(environ) == Settings()
-    assert unknown(environ) == list(environ)
+    assert misspelt(environ) == {f"{variable_of('topic')}_FILE": variable_of("topic")}
 
 
 def test_an_unreadable_secret_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin-1").write_bytes(b"p\xe9")
     for path in (tmp_path / "absent", tmp_path, tmp_path / "latin-1"):
         message = refusal({f"{DATABASE_URL}_FILE": str(path)})
-        assert message.startswith(f"{DATABASE_URL}_FILE: cannot read the file: ")
+        assert message.startswith(f"{DATABASE_URL}_FILE: cannot read the file {path}: ")
 
 
 def test_an_empty_secret_file_is_named(tmp_path: Path) -> None:
@@ -281,11 +284,32 @@ def test_an_ambiguous_address_is_refused_without_being_shown(url: str) -> None:
     assert HIDDEN not in message
 
 
-def test_unknown_variables_are_found() -> None:
-    wrong = [f"{PREFIX}READER_PROT", f"{PREFIX}", f"{PREFIX}TOPIC_FILE"]
+def test_misspelt_variables_are_found_with_the_nearest_setting() -> None:
+    wrong = {
+        f"{PREFIX}READER_PROT": variable_of("reader_port"),
+        f"{PREFIX}DATABSE_URL": DATABASE_URL,
+        f"{PREFIX}WRITR_PASSWORD": variable_of("writer_password"),
+        f"{PREFIX}DATABASE_URL_FIEL": f"{DATABASE_URL}_FILE",
+        f"{PREFIX}TOPIC_FILE": variable_of("topic"),
+        "EXECUTION_EVENT_TOPIC": variable_of("topic"),
+        "execution_events_group": variable_of("group"),
+        f"{PREFIX}UNRELATED_THING": None,
+        PREFIX: None,
+    }
     right = [*(variable_of(name) for name, _ in FIELDS), f"{PREFIX}TEST_BACKEND", "PATH"]
     right += [f"{variable_of(name)}_FILE" for name in SECRETS]
-    assert unknown(dict.fromkeys([*wrong, *right], "x")) == sorted(wrong)
+    assert misspelt(dict.fromkeys([*wrong, *right], "x")) == wrong
+
+
+@pytest.mark.parametrize("publisher", [Publisher, sync.Publisher])
+def test_a_publisher_warns_of_a_misspelt_variable(
+    publisher: type[Publisher] | type[sync.Publisher],
+) -> None:
+    with logging_to("json") as stream:
+        publisher.from_settings({f"{PREFIX}TOPC": "other"})
+    [entry] = map(json.loads, stream.getvalue().splitlines())
+    assert (entry["level"], entry["event"]) == ("warning", "setting_unknown")
+    assert (entry["variable"], entry["nearest"]) == (f"{PREFIX}TOPC", variable_of("topic"))
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from tests.support.spools import (
     TRACEPARENT,
     age,
     assigned,
+    created,
     number_of,
     partition_of,
     put,
@@ -36,9 +37,7 @@ from tests.support.spools import (
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    path = tmp_path / "spool-1.db"
-    create(path)
-    return path
+    return created(tmp_path)
 
 
 @pytest.fixture

@@ -14,11 +14,12 @@ from execution_events.errors import (
     SpoolCorruptError,
 )
 from execution_events.publisher.record import PendingRecord
-from execution_events.publisher.spool.file import create, summary
+from execution_events.publisher.spool.file import summary
 from execution_events.publisher.spool.spool import Spool
 from tests.support.spools import (
     MAX_BYTES,
     TRACEPARENT,
+    created,
     number_of,
     put,
     take,
@@ -27,9 +28,7 @@ from tests.support.spools import (
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    path = tmp_path / "spool-1.db"
-    create(path)
-    return path
+    return created(tmp_path)
 
 
 # Kills.

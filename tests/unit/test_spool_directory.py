@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from execution_events.errors import RetryableError, SpoolCorruptError
+from execution_events.errors import MisconfiguredError, RetryableError, SpoolCorruptError
 from execution_events.publisher.record import PendingRecord
 from execution_events.publisher.spool import directory as spool_directory
 from execution_events.publisher.spool.directory import (
@@ -315,7 +315,7 @@ def test_a_damaged_spool_is_set_aside_and_another_is_used(
     assert aside.read_bytes() == content
     assert not path.exists()
     [entry] = caplog.records
-    assert (entry.levelno, entry.message) == (logging.ERROR, "spool_set_aside")
+    assert (entry.levelno, entry.__dict__["event"]) == (logging.ERROR, "spool_set_aside")
     fields = entry.__dict__["fields"]
     assert (fields["path"], fields["kept"]) == (str(path), str(aside))
     assert "recover" in fields["next_step"]
@@ -380,7 +380,7 @@ def test_a_spool_of_a_newer_version_is_skipped(
     with open_spool(directory, MAX_BYTES) as spool:
         assert spool.path != path
     [entry] = caplog.records
-    assert (entry.levelno, entry.message) == (logging.ERROR, "spool_skipped")
+    assert (entry.levelno, entry.__dict__["event"]) == (logging.ERROR, "spool_skipped")
     assert "newer version" in entry.__dict__["fields"]["error"]
     # It stays unlocked for a process of that version.
     lock = spool_directory._lock(path.with_suffix(".lock"), 2)
@@ -438,3 +438,13 @@ def test_a_list_has_the_summary_of_each_spool(directory: Path, owner: Process) -
     assert adopted is not None
     assert values(adopted) == [b"record"]
     adopted.close()
+
+
+def test_a_directory_that_cannot_be_written_is_named_with_the_setting() -> None:
+    """A worker ends at once: no further attempt mends it."""
+    with pytest.raises(MisconfiguredError) as refused:
+        open_spool(Path("/dev/null/spool"), MAX_BYTES)
+    assert str(refused.value) == (
+        "/dev/null/spool: Not a directory: set EXECUTION_EVENTS_SPOOL_DIR to a directory on a"
+        " local disk that this user may write to"
+    )

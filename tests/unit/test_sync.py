@@ -20,6 +20,7 @@ from execution_events.publisher.event import Event
 from execution_events.settings import Settings
 from execution_events.testing import RecordingPublisher
 from tests.support.forks import in_child
+from tests.support.logs import logged
 from tests.support.publisher_contract import EVENT, changed, codes
 
 DEADLINE = 20
@@ -213,7 +214,9 @@ def test_a_failure_after_an_interrupt_is_logged(
     publish_interrupted(publisher, pool, interrupter.late)
     held.release()
     publisher.close()
-    assert [record.getMessage() for record in caplog.records] == ["interrupted_call_failed"]
+    [fields] = logged(caplog, "interrupted_call_failed")
+    assert (fields["elem_id"], fields["reason"]) == (EVENT.elem_id, EVENT.reason)
+    assert fields["error"] == "RetryableError: Kafka is unavailable"
 
 
 def test_an_interrupt_during_the_start_ends_the_action(

@@ -81,6 +81,7 @@ async def test_unknown_tokens_take_the_same_comparison(
         (json.dumps({hashed("a"): ["\ud800"]}), "entry 1: expected an array"),
         (json.dumps({hashed("a"): ["n" * 254]}), "entry 1: expected an array"),
         (f'{{"{hashed("a")}": [], "{hashed("a")}": ["n"]}}', "entry 2: duplicate token"),
+        (json.dumps({hashed("a"): [], hashed(""): ["n"]}), "entry 2: expected a token, got the"),
         (" " * (FILE_MAX_BYTES + 1), f"expected at most {FILE_MAX_BYTES} bytes"),
     ],
 )
@@ -178,7 +179,7 @@ async def test_loaded_tokens_stay_in_force_while_the_file_is_invalid(
         assert hashed(TOKEN) not in problem
     assert registry.get_sample_value(gauge) == before
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert [record.getMessage() for record in errors] == ["token_file_reload_failed"]
+    assert [record.__dict__["event"] for record in errors] == ["token_file_reload_failed"]
 
     if fault == "directory":
         path.rmdir()

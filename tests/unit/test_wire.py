@@ -109,6 +109,7 @@ def check_bounds(occurrence: Occurrence) -> None:
     names = [o.namespace, o.name, o.object_name, o.object_namespace]
     assert 1 <= len(o.execution_id) <= 128
     assert set(o.execution_id) <= set(string.ascii_letters + string.digits + "._:-")
+    assert o.execution_id not in (".", "..")
     assert all(1 <= len(name.encode()) <= 253 for name in names)
     assert all(1 <= len(text) <= 256 for text in texts)
     assert len(o.message.encode()) <= 16384

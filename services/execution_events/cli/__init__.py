@@ -2,6 +2,8 @@
 
 - `main`: the command line, errors and exit codes.
 - `commands`: one module for each command.
-- `arguments`, `extras`, `progress`, `signals`: shared by commands.
+- `streams`: standard input, output and error, also closed or full.
+- `report`: the output of a command that changes something.
+- `arguments`, `extras`, `progress`, `signals`, `waiting`: shared by commands.
 - `dead_letter_format`, `spool_format`: the output of `dead-letters` and `spool`.
 """

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
+_DURATION = re.compile(r"([1-9][0-9]{0,4})([sm])")
 _AGE = re.compile(r"([1-9][0-9]{0,4})([dh])")
 
 
@@ -46,6 +47,16 @@ def seconds(text: str) -> float:
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f'expected a number of seconds above 0, not "{text}"')
     return number
+
+
+def duration(text: str) -> float:
+    """Parse a number of seconds or minutes, such as 60s or 5m; return seconds."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            f'expected seconds or minutes, such as 60s or 5m, not "{text}"'
+        )
+    return int(match[1]) * (60 if match[2] == "m" else 1)
 
 
 def age(text: str) -> timedelta:

@@ -110,7 +110,8 @@ def paragraphs(letter: ListedDeadLetter, content: Content) -> Iterator[str]:
     if content.value_sha256 is not None:
         yield f"SHA-256    {content.value_sha256.hex()}"
     if content.value is not None:
-        yield _visible(content.value)
+        # Last, so that its line breaks forge none of the lines above.
+        yield _visible(content.value, kept="\n\t")
 
 
 def _fields(letter: ListedDeadLetter) -> dict[str, Any]:
@@ -143,11 +144,11 @@ def _text(content: bytes | None) -> str | None:
     return None if content is None else content.decode(errors="backslashreplace")
 
 
-def _visible(content: bytes) -> str:
-    """Return the text for a terminal, with control and invisible characters escaped."""
+def _visible(content: bytes, kept: str = "") -> str:
+    """Return the text for a terminal, with control and invisible characters escaped but `kept`."""
     return "".join(
         character
-        if character.isprintable() or character in "\n\t"
+        if character.isprintable() or character in kept
         else character.encode("unicode_escape").decode()
         for character in content.decode(errors="backslashreplace")
     )

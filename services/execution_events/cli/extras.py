@@ -14,5 +14,6 @@ def extra(name: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         library = (error.name or "a library").partition(".")[0]
         raise SettingsError(
-            f"{library} is not installed: pip install 'execution-events[{name}]'"
+            f"{library} is not installed: in a checkout, pip install '.[{name}]'; elsewhere, pip"
+            f" install 'WHEEL[{name}]' (README.md, Install it)"
         ) from error

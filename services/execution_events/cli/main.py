@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
 
 from execution_events.cli.commands import (
     consumer,
@@ -15,28 +16,50 @@ from execution_events.cli.commands import (
     publish,
     reader,
     spool,
+    tail,
     topic,
 )
 from execution_events.cli.commands import settings as settings_command
+from execution_events.cli.signals import sigterm_as_sigint
+from execution_events.cli.streams import (
+    OutputLostError,
+    flush_output,
+    note,
+    prepare_streams,
+    write_line,
+)
 from execution_events.errors import ExecutionEventsError, MisconfiguredError, SettingsError
 from execution_events.logs import configure_logging
-from execution_events.settings import PREFIX, load
+from execution_events.settings import PREFIX, load, misspelt, variable_of
+from execution_events.text import one_line
 
 _EPILOG = f"""\
 Settings are environment variables {PREFIX}…; `execution-events settings` lists them.
-Exit codes: 0 success, also after SIGINT or SIGTERM; 1 failure; 2 wrong usage or settings,
-also a login or a privilege that PostgreSQL refuses.
+Exit codes: 0 success, also of a service after SIGINT or SIGTERM; 1 failure, also an interrupted
+command; 2 wrong usage or settings, also a login or a privilege that PostgreSQL refuses. A command
+that changes something is judged by what it did, not by whether its output could be printed.
 """
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose help is lost with an error: argparse's own ignores a failure to print."""
+
+    def print_help(self, file: Any = None) -> None:
+        if file is None:
+            write_line(self.format_help().removesuffix("\n"))
+        else:
+            super().print_help(file)
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    root = argparse.ArgumentParser(
+    root = _Parser(
         prog="execution-events",
         description="Exact counts of element lifecycle events, from Kafka to SQL and HTTP.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    root.set_defaults(environ=dict)
     root.add_argument("--version", action="version", version=version("execution-events"))
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in (
@@ -46,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
         migrate,
         topic,
         publish,
+        tail,
         spool,
         dead_letters,
         prune,
@@ -57,25 +81,45 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    parsed = parser().parse_args(arguments)
+    prepare_streams()
     try:
-        settings = load(os.environ)
-        configure_logging(settings.log.format, settings.log.level, sys.stderr)
-        code: int = parsed.run(parsed, settings)
-        sys.stdout.flush()
+        with sigterm_as_sigint():
+            return _run(arguments)
+    except OutputLostError as error:
+        return 1 if error.quiet else _fail(error, 1)
     except (SettingsError, MisconfiguredError) as error:
         return _fail(error, 2)
-    except ExecutionEventsError as error:
+    except (ExecutionEventsError, OSError) as error:
         return _fail(error, 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 1)
-    except BrokenPipeError:
-        # As in `… | head -1`. Python must not flush into the closed pipe at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except KeyboardInterrupt as interruption:
+        return _fail(interruption, 1)
+    except Exception as error:
+        if os.environ.get(variable_of("log_level")) == "debug":
+            raise
+        note(f"unexpected {type(error).__name__}: {one_line(str(error))}")
+        note(f"report it, with the traceback that {variable_of('log_level')}=debug shows")
+        return 1
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        parsed = parser().parse_args(arguments)
+    except SystemExit:
+        # argparse has printed help or an error.
+        flush_output()
+        raise
+    for variable, nearest in misspelt(os.environ).items():
+        remedy = f"did you mean {nearest}?" if nearest else "`execution-events settings` lists all"
+        note(f"{one_line(variable)} is not a setting and has no effect: {remedy}")
+    settings = load(parsed.environ(os.environ))
+    configure_logging(settings.log.format, settings.log.level, sys.stderr)
+    code: int = parsed.run(parsed, settings)
+    flush_output()
     return code
 
 
-def _fail(error: object, code: int) -> int:
-    print(f"execution-events: {error}", file=sys.stderr)
+def _fail(error: BaseException, code: int) -> int:
+    note(str(error) or "interrupted")
+    for text in getattr(error, "__notes__", ()):
+        note(text)
     return code

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 
 _INTERVAL = 0.1
 """Seconds between two updates of the line."""
@@ -20,11 +21,17 @@ class Progress:
         """Update the line, at most ten times a second."""
         if self._terminal and time.monotonic() >= self._next:
             of = "" if self._total is None else f" of {self._total}"
-            print(f"\r\033[K{done}{of} {what}", end="", file=sys.stderr, flush=True)
+            _overwrite(f"{done}{of} {what}")
             self._next = time.monotonic() + _INTERVAL
             self._written = True
 
     def end(self) -> None:
         """Clear the line."""
         if self._written:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            _overwrite("")
+
+
+def _overwrite(line: str) -> None:
+    # The terminal may be gone.
+    with suppress(OSError):
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)

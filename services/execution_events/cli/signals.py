@@ -3,11 +3,32 @@
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from execution_events.logs import Logger
 
 _log = Logger(__name__)
+
+
+@contextmanager
+def sigterm_as_sigint() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt as Ctrl-C does, in `asyncio.run` after the clean-up."""
+
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        # asyncio.run has its own handler.
+        handler = signal.getsignal(signal.SIGINT)
+        if callable(handler):
+            handler(signal.SIGINT, frame)
+        else:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_until_stopped(

@@ -48,8 +48,8 @@ async def run_consumer(settings: Settings, stop: asyncio.Event) -> None:
     """Consume until `stop` is set; then finish the fetched batch and leave the group.
 
     While Kafka or PostgreSQL is unavailable, it waits and retries. Raises `HaltError` when
-    continuing could lose or double-count occurrences, and `MisconfiguredError` when PostgreSQL
-    refuses its first connection.
+    continuing could lose or double-count occurrences, and `MisconfiguredError` when PostgreSQL or
+    Kafka refuses its first login.
     """
     url = settings.database.require_url()
     async with (
@@ -63,10 +63,7 @@ async def run_consumer(settings: Settings, stop: asyncio.Event) -> None:
             kafka_probe.running(),
             database_probe.running(),
             serve_management(
-                settings.management.host,
-                settings.management.port,
-                service.registry,
-                service.readiness,
+                settings.management, service.registry, service.readiness
             ) as management,
         ):
             _log.info("consumer_started", topic=settings.kafka.topic, management=management)
@@ -104,6 +101,8 @@ class _Service:
         self._loop: ConsumeLoop | None = None
         self._problem = "starting"
         self._joined_at = math.inf
+        # Both peers have accepted the login once: a later refusal may be temporary.
+        self._admitted = False
         self._failed_at: dict[int, int] = {}
         self._decoders = Decoders(settings.kafka.batch_limit).install()
         self.registry = CollectorRegistry()
@@ -129,7 +128,7 @@ class _Service:
             try:
                 await self._consume(writer)
             except RetryableError as error:
-                if isinstance(error, MisconfiguredError) and not writer.connections:
+                if isinstance(error, MisconfiguredError) and not self._admitted:
                     raise
                 if time.monotonic() - self._joined_at > _STABLE_TIME:
                     attempt = 0
@@ -157,6 +156,7 @@ class _Service:
         await writer.connect()
         # One broker that responds: aiokafka would try them one after the other.
         broker = (await self._brokers.topology()).responder
+        self._admitted = True
         await check_topic(replace(self._settings.kafka, bootstrap_servers=str(broker)))
         async with self._client(broker) as (client, assignment):
             if self._stop.is_set():

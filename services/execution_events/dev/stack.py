@@ -3,21 +3,26 @@
 import asyncio
 import json
 import secrets
+import shutil
 import sys
-import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from shlex import quote
+from urllib.parse import urlsplit
 
 from execution_events.dev import demo
-from execution_events.dev.supervisor import Say, printer, supervised
+from execution_events.dev.supervisor import Say, fetch, printer, supervised
 from execution_events.embedded import (
+    HOST,
     DataDirectory,
     EmbeddedKafka,
     EmbeddedPostgres,
     ProgressLine,
     cache_directory,
+    is_free,
+    psql,
     running,
 )
 from execution_events.errors import ExecutionEventsError, HaltError
@@ -29,6 +34,7 @@ from execution_events.settings import (
     TOPIC_RETENTION_DAYS,
     DatabaseSettings,
     Settings,
+    variables,
 )
 from execution_events.store.schema.migrate import UnreleasedSchemaError
 from execution_events.store.schema.provision import provision_database
@@ -37,6 +43,8 @@ _DATABASE = "execution_events"
 _OWNER = "execution_events_owner"
 _READER_PORT = 8080
 _ENDPOINTS = "endpoints.json"
+_ROLES = {"consumer": "writer", "reader": "reader"}
+"""The database role of each service."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +68,7 @@ class Endpoints:
     ops: str
     reader: str | None = None
     console: str | None = None
+    management: dict[str, str] | None = None
 
 
 async def run_stack(settings: Settings, options: DevOptions, stop: asyncio.Event) -> int:
@@ -115,17 +124,20 @@ async def _run(settings: Settings, options: DevOptions, say: Say) -> None:
         ]
         stack.push_async_callback(_cancel, tasks)
         if not options.infra_only:
-            reader_port = _reader_port(directory, options.reader_port)
-            endpoints.reader = f"http://127.0.0.1:{reader_port}"
+            reader_port = _reader_port(directory, options.reader_port, say)
+            endpoints.reader = f"http://{HOST}:{reader_port}"
+            management = {name: directory.port(f"{name}-management") for name in _ROLES}
+            endpoints.management = {n: f"http://{HOST}:{port}" for n, port in management.items()}
             tasks += await stack.enter_async_context(
-                _services(settings, directory, postgres, passwords, reader_port, say)
+                _services(settings, management, postgres, passwords, reader_port, say)
             )
         if options.demo:
             await demo.publish_seed(settings)
             await _wait_until_served(demo.SEED_EXECUTION, f"{endpoints.reader}/v1/executions")
             tasks.append(asyncio.create_task(demo.run_workers(settings)))
+        ops_password = _password_file(directory.path, endpoints.ops)
         stack.enter_context(_endpoints_file(directory.path, endpoints))
-        _announce(say, endpoints, options)
+        _announce(say, endpoints, options, ops_password)
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             await task
@@ -134,26 +146,26 @@ async def _run(settings: Settings, options: DevOptions, say: Say) -> None:
 @asynccontextmanager
 async def _services(
     settings: Settings,
-    directory: DataDirectory,
+    management: dict[str, int],
     postgres: EmbeddedPostgres,
     passwords: dict[str, str],
     reader_port: int,
     say: Say,
 ) -> AsyncIterator[list[asyncio.Task[None]]]:
     """Run the consumer and the reader, each with the database role made for it."""
-    management = {name: directory.port(f"{name}-management") for name in ("consumer", "reader")}
-    variables = {
-        name: {
-            f"{PREFIX}KAFKA_BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
+    configured = variables(replace(settings, log=replace(settings.log, format="text")))
+    environments = {
+        name: configured
+        | {
             f"{PREFIX}DATABASE_URL": postgres.dsn(
                 _DATABASE, f"execution_events_{role}", passwords[role]
             ),
-            f"{PREFIX}READER_HOST": "127.0.0.1",
             f"{PREFIX}READER_PORT": str(reader_port),
-            f"{PREFIX}MANAGEMENT_HOST": "127.0.0.1",
+            # No load balancer must notice that the reader stops.
+            f"{PREFIX}DRAIN_DELAY": "0",
             f"{PREFIX}MANAGEMENT_PORT": str(management[name]),
         }
-        for name, role in (("consumer", "writer"), ("reader", "reader"))
+        for name, role in _ROLES.items()
     }
     async with AsyncExitStack() as stack:
         yield list(
@@ -162,12 +174,12 @@ async def _services(
                     stack.enter_async_context(
                         supervised(
                             name,
-                            variables[name],
-                            f"http://127.0.0.1:{management[name]}/readyz",
+                            environments[name],
+                            f"http://{HOST}:{management[name]}/readyz",
                             say,
                         )
                     )
-                    for name in variables
+                    for name in environments
                 )
             )
         )
@@ -216,15 +228,20 @@ def _passwords(directory: Path) -> dict[str, str]:
     file = directory / "passwords.json"
     if not file.exists():
         roles = ("owner", "writer", "reader", "ops")
-        _write_private(file, {role: secrets.token_urlsafe(24) for role in roles})
+        created = {role: secrets.token_urlsafe(24) for role in roles}
+        _write_private(file, json.dumps(created, indent=2))
     passwords: dict[str, str] = json.loads(file.read_text())
     return passwords
 
 
-def _reader_port(directory: DataDirectory, wanted: int | None) -> int:
+def _reader_port(directory: DataDirectory, wanted: int | None, say: Say) -> int:
     if wanted:
         return directory.port("reader", wanted)
-    return directory.port("reader", preferred=_READER_PORT if wanted is None else None)
+    port = directory.port("reader", preferred=_READER_PORT if wanted is None else None)
+    if wanted is None and port != _READER_PORT:
+        tense = "was" if is_free(_READER_PORT) else "is"
+        say("dev", f"port {_READER_PORT} {tense} taken: the reader uses {port} (--reader-port)")
+    return port
 
 
 async def _watch(name: str, server: EmbeddedKafka | EmbeddedPostgres) -> None:
@@ -238,14 +255,9 @@ async def _watch(name: str, server: EmbeddedKafka | EmbeddedPostgres) -> None:
 async def _wait_until_served(execution_id: str, executions_url: str) -> None:
     """Wait until the reader lists events of the execution."""
 
-    def body() -> bytes:
-        url = f"{executions_url}/{execution_id}/events"
-        with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310
-            content: bytes = response.read()
-            return content
-
+    url = f"{executions_url}/{execution_id}/events"
     async with asyncio.timeout(30):
-        while await asyncio.to_thread(body) == b"[]":
+        while await asyncio.to_thread(fetch, url) == b"[]":
             await asyncio.sleep(0.05)
 
 
@@ -255,33 +267,55 @@ def _say_postgres(say: Say, line: str) -> None:
         say("postgresql", line)
 
 
+def _password_file(directory: Path, url: str) -> Path:
+    """Write a file of the URL's password for libpq's PGPASSFILE; return its path."""
+    file = directory / "pgpass"
+    parts = urlsplit(url)
+    fields = (parts.hostname, parts.port, parts.path[1:], parts.username, parts.password)
+    _write_private(file, ":".join(map(str, fields)))
+    return file
+
+
 @contextmanager
 def _endpoints_file(directory: Path, endpoints: Endpoints) -> Iterator[None]:
     file = directory / _ENDPOINTS
-    _write_private(file, asdict(endpoints))
+    _write_private(file, json.dumps(asdict(endpoints), indent=2))
     try:
         yield
     finally:
         file.unlink(missing_ok=True)
 
 
-def _write_private(file: Path, content: object) -> None:
-    """Write JSON that only the owner can read; replace the file atomically."""
+def _write_private(file: Path, content: str) -> None:
+    """Write a file that only the owner can read; replace it atomically."""
     new = file.with_suffix(".new")
     new.unlink(missing_ok=True)
     new.touch(0o600, exist_ok=False)
-    new.write_text(json.dumps(content, indent=2) + "\n")
+    new.write_text(f"{content}\n")
     new.replace(file)
 
 
-def _announce(say: Say, endpoints: Endpoints, options: DevOptions) -> None:
-    say("dev", "ready:")
-    say("dev", f"  Kafka       {endpoints.kafka}, topic {endpoints.topic}")
+def _announce(say: Say, endpoints: Endpoints, options: DevOptions, passwords: Path) -> None:
     user, _, address = endpoints.ops.partition("@")
-    say("dev", f"  PostgreSQL  {user.rpartition(':')[0]}:…@{address}  (read-only: the ops views)")
-    if endpoints.reader is not None:
-        say("dev", f"  reader      {endpoints.reader}")
-    say("dev", f"  passwords   {options.data_dir / _ENDPOINTS}")
+    ops = f"{user.rpartition(':')[0]}@{address}"
+    for line in (
+        "ready:",
+        f"  Kafka       {endpoints.kafka}, topic {endpoints.topic}",
+        f"  PostgreSQL  {ops}  (read-only: the ops views)",
+        *([] if endpoints.reader is None else [f"  reader      {endpoints.reader}"]),
+        f"  addresses   {options.data_dir / _ENDPOINTS}  (with passwords)",
+        "for a worker, in its shell:",
+        f"  export {PREFIX}KAFKA_BOOTSTRAP_SERVERS={endpoints.kafka}",
+        f"  export {PREFIX}TOPIC={endpoints.topic}",
+        "try:",
+        f"  PGPASSFILE={quote(str(passwords))} {quote(_psql())} {ops} -c"
+        " 'TABLE ops.executions_v1 LIMIT 10'",
+    ):
+        say("dev", line)
     if options.demo:
-        say("dev", "try:")
         say("dev", f"  curl {endpoints.reader}/v1/executions/{demo.SEED_EXECUTION}/events")
+
+
+def _psql() -> str:
+    """Return a psql to use: the one in PATH, else that of the embedded server."""
+    return shutil.which("psql") or str(psql())

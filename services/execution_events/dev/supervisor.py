@@ -3,13 +3,15 @@
 import asyncio
 import os
 import sys
-import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
-from execution_events.embedded import ChildProcess
+from execution_events.embedded import ChildProcess, own_environment
 from execution_events.errors import ExecutionEventsError
+from execution_events.logs import Logger
+
+_log = Logger(__name__)
 
 _READY_TIMEOUT = 60
 """Seconds for a service to become ready."""
@@ -35,7 +37,7 @@ async def supervised(
     def process() -> ChildProcess:
         return ChildProcess(
             [sys.executable, "-m", "execution_events.cli", name],
-            env={**os.environ, **settings, "EXECUTION_EVENTS_LOG_FORMAT": "text"},
+            env={**own_environment(), **settings},
             grace=30,
             on_line=lambda line: say(name, line),
         )
@@ -70,21 +72,42 @@ async def supervised(
         await asyncio.gather(task, entering, return_exceptions=True)
 
 
+def fetch(url: str) -> bytes:
+    """Return the body of a response with status 200, not through a proxy; raise OSError else."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=5) as response:
+        body: bytes = response.read()
+        return body
+
+
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
+        fetch(url)
+    except OSError:
         return False
+    return True
 
 
 def printer(colour: bool) -> Say:
-    """Return a function that prints lines, each after the name of its process."""
+    """Return a function that prints lines, each after the name of its process.
+
+    Everything continues without them if standard output fails, which is said once.
+    """
+    lost = False
 
     def say(name: str, line: str) -> None:
+        nonlocal lost
         prefix = f"{name:<10} |"
         if colour:
             prefix = f"\x1b[{31 + sum(name.encode()) % 6}m{prefix}\x1b[0m"
-        print(f"{prefix} {line}", flush=True)
+        try:
+            if not lost:
+                print(f"{prefix} {line}", flush=True)
+        except OSError as error:
+            lost = True
+            sink = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(sink, sys.stdout.fileno())
+            os.close(sink)
+            _log.error("output_lost", error=error.strerror, continues=True)
 
     return say

@@ -82,15 +82,15 @@ class DataDirectory:
         ports: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
         others = {port for other, port in ports.items() if other != name}
         if fixed is not None:
-            if not _is_free(fixed):
+            if not is_free(fixed):
                 raise EmbeddedError(
                     f"port {fixed} for {name} is taken on {HOST}: choose another port, or stop the"
                     " program that listens on it"
                 )
             port = fixed
-        elif name in ports and _is_free(ports[name]):
+        elif name in ports and is_free(ports[name]):
             port = ports[name]
-        elif preferred is not None and _is_free(preferred):
+        elif preferred is not None and is_free(preferred):
             port = preferred
         else:
             port = _free_port(others)
@@ -134,7 +134,8 @@ def _locked(lock: int) -> bool:
     return True
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Return whether a server could listen on the port of 127.0.0.1."""
     with socket.socket() as candidate:
         # As the servers do: connections of the last run in TIME_WAIT do not block the port.
         candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -147,6 +148,6 @@ def _is_free(port: int) -> bool:
 
 def _free_port(excluded: set[int]) -> int:
     for port in random.sample(PORTS, len(PORTS)):
-        if port not in excluded and _is_free(port):
+        if port not in excluded and is_free(port):
             return port
     raise EmbeddedError(f"no port between {PORTS.start} and {PORTS.stop} is free on {HOST}")

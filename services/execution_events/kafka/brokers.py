@@ -17,10 +17,10 @@ from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
 
-from execution_events.errors import RetryableError
+from execution_events.errors import MisconfiguredError, RetryableError
 from execution_events.kafka.connection import client_options
 from execution_events.kafka.errors import kafka_error, missing_topic, translated
-from execution_events.settings import KafkaSettings
+from execution_events.settings import PREFIX, KafkaSettings
 
 EARLIEST = -2
 LATEST = -1
@@ -98,9 +98,8 @@ class Brokers:
 
         `leaders` lacks the partitions that have no leader.
         """
-        responder, response = await self._request_any(MetadataRequest([self._topic], False))
+        responder, response = await self._metadata()
         by_id = {node: Address(host, port) for node, host, port, *_ in response.brokers}
-        self._known = list(by_id.values())
         leaders: dict[int, Address] = {}
         for code, topic, _, partitions in response.topics:
             if for_code(code) is UnknownTopicOrPartitionError:
@@ -111,6 +110,25 @@ class Brokers:
                 if leader in by_id:
                     leaders[partition] = by_id[leader]
         return Topology(response.cluster_id, leaders, responder)
+
+    async def check_advertised(self) -> None:
+        """Return once a broker responds at an address that the brokers advertise."""
+        try:
+            responder, _ = await self._metadata()
+        except MisconfiguredError:
+            raise
+        except RetryableError as error:
+            text = f"{error}: start Kafka, or correct {PREFIX}KAFKA_BOOTSTRAP_SERVERS"
+            raise RetryableError(text, error.cause) from error
+        try:
+            await self._request_any(MetadataRequest([self._topic], False), self._known)
+        except RetryableError as error:
+            advertised = ", ".join(map(str, self._known)) or "no address"
+            text = (
+                f"it advertises {advertised}, which cannot be reached from here ({error}): correct"
+                " advertised.listeners of the broker, or make that name and port reachable"
+            )
+            raise kafka_error(responder, text, error.cause) from error
 
     async def offsets(
         self, leader: Address, partitions: Iterable[int], which: int
@@ -150,13 +168,21 @@ class Brokers:
                 dropped.close()
             raise translated(address, error) from error
 
-    async def _request_any(self, request: Any) -> tuple[Address, Any]:
-        """Return the first broker that responds and its response; else raise the first error.
+    async def _metadata(self) -> tuple[Address, Any]:
+        responder, response = await self._request_any(MetadataRequest([self._topic], False))
+        self._known = [Address(host, port) for _, host, port, *_ in response.brokers]
+        return responder, response
 
-        Connected brokers come first. A broker that is silent for a second does not delay the
-        request to the next.
+    async def _request_any(
+        self, request: Any, addresses: Iterable[Address] = ()
+    ) -> tuple[Address, Any]:
+        """Return the first broker that responds and its response; else raise all errors as one.
+
+        Connected brokers come first, unless `addresses` are given. A broker that is silent for a
+        second does not delay the request to the next.
         """
-        addresses = list(dict.fromkeys([*self._connections, *self._known, *self._bootstrap]))
+        chosen = addresses or [*self._connections, *self._known, *self._bootstrap]
+        addresses = list(dict.fromkeys(chosen))
         pending: dict[asyncio.Task[Any], Address] = {}
         errors: list[RetryableError] = []
         try:
@@ -175,7 +201,8 @@ class Brokers:
                         return address, task.result()
                     except RetryableError as error:
                         errors.append(error)
-            raise errors[0]
+            texts = dict.fromkeys(map(str, errors))
+            raise type(errors[0])("; ".join(texts), errors[0].cause)
         finally:
             for task in pending:
                 task.cancel()
@@ -191,6 +218,16 @@ class Brokers:
 
     def _name(self) -> str:
         return ",".join(map(str, self._bootstrap))
+
+
+async def check_brokers(settings: KafkaSettings) -> None:
+    """Return once a broker responds at an address that it advertises.
+
+    aiokafka's clients would try for long, and name neither the address nor the cause. Raises
+    `RetryableError` within 10 s.
+    """
+    async with Brokers(settings, "execution-events") as brokers:
+        await brokers.check_advertised()
 
 
 def _check(address: object, code: int, subject: str) -> None:

@@ -2,16 +2,32 @@
 
 import re
 
-from execution_events.errors import RetryableError
+from aiokafka.errors import (
+    AuthenticationFailedError,
+    AuthenticationMethodNotSupported,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+)
+
+from execution_events.errors import MisconfiguredError, RetryableError
+from execution_events.settings import variable_of
+from execution_events.text import system_error
+
+_REFUSED_LOGINS = (
+    AuthenticationFailedError,
+    AuthenticationMethodNotSupported,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+)
 
 
 def error_text(error: BaseException) -> str:
-    """Return an error's type and text, or "no answer" for a timeout.
+    """Return an error's type and text, or the system's text alone; "no answer" for a timeout.
 
     The texts of aiokafka's errors repeat the type; here it is named once.
     """
-    if isinstance(error, TimeoutError):
-        return "no answer"
+    if isinstance(error, OSError):
+        return system_error(error)
     name = type(error).__name__
     text = re.sub(rf"^(\[Error -?\d+\] )?{name}(: |$)", "", str(error))
     return f"{name}: {text}" if text else name
@@ -24,6 +40,12 @@ def kafka_error(address: object, text: str, cause: str = "other") -> RetryableEr
 
 def translated(address: object, error: BaseException) -> RetryableError:
     """Return `error`, raised by a client of the broker at `address`, as a `RetryableError`."""
+    if isinstance(error, _REFUSED_LOGINS):
+        settings = ", ".join(
+            variable_of(f"kafka_sasl_{name}") for name in ("mechanism", "username", "password")
+        )
+        text = f"Kafka at {address}: {error_text(error)}: correct one of {settings}"
+        return MisconfiguredError(text, type(error).__name__)
     return kafka_error(address, error_text(error), type(error).__name__)
 
 

@@ -46,9 +46,13 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
         super().__init__(**options)
         self._resend_ms = resend_ms
         forbid_topic_creation(self.client)
+        self._message_accumulator._pending_batches = _Batches()
         self._ended = False
         self._requests: set[asyncio.Task[Any]] = set()
         self._sender._send_produce_req = self._send_unless_ended
+
+    def __del__(self) -> None:
+        """Do nothing: aiokafka logs that it was not closed, the publisher what was left."""
 
     @property
     def alive(self) -> bool:
@@ -141,6 +145,17 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
             self._requests.discard(task)
         self._sender._in_flight.remove(node_id)
         self._sender._muted_partitions.difference_update(batches)
+
+
+class _Batches(set[Any]):
+    """Batches in flight.
+
+    A batch that fails while it waits to be sent again is not among them, and aiokafka removes it
+    once more, in a callback whose KeyError the event loop would log.
+    """
+
+    def remove(self, batch: Any) -> None:
+        self.discard(batch)
 
 
 def _are_recent(batches: Iterable[Any], resend_ms: int) -> bool:

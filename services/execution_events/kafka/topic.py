@@ -9,6 +9,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
+    InvalidReplicationFactorError,
     KafkaError,
     NoError,
     TopicAlreadyExistsError,
@@ -18,7 +19,8 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.admin import CreatePartitionsRequest
 
-from execution_events.errors import HaltError, RetryableError
+from execution_events.errors import HaltError, MisconfiguredError, RetryableError
+from execution_events.kafka.brokers import check_brokers
 from execution_events.kafka.connection import client_options
 from execution_events.kafka.errors import kafka_error, missing_topic, translated
 from execution_events.kafka.protocol import IncrementalAlterConfigs, forbid_topic_creation
@@ -176,6 +178,7 @@ async def check_topic(settings: KafkaSettings) -> list[int]:
 @asynccontextmanager
 async def open_admin(settings: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClient]:
     """Open an admin client that raises Kafka's errors as `RetryableError`."""
+    await check_brokers(settings)
     admin = AIOKafkaAdminClient(**client_options(settings), request_timeout_ms=_REQUEST_TIMEOUT_MS)
     forbid_topic_creation(admin._client)
     try:
@@ -284,4 +287,8 @@ def _refusal(
         text += f": grant {right}"
     elif message:
         text += f": {message}"
-    return kafka_error(settings.bootstrap_servers, text)
+    if error is InvalidReplicationFactorError:
+        text += " Lower --replication and --min-insync-replicas to the number of brokers."
+    elif error not in (TopicAuthorizationFailedError, ClusterAuthorizationFailedError):
+        return kafka_error(settings.bootstrap_servers, text)
+    return MisconfiguredError(f"Kafka at {settings.bootstrap_servers}: {text}", error.__name__)

@@ -4,12 +4,20 @@ Compact, keys in the order of `Body`, timestamps in whole seconds.
 """
 
 from datetime import datetime
+from typing import Literal
 
 import msgspec
 
 from execution_events.projection.fold import FoldedEvent
 
+Times = Literal["second", "micro"]
+"""The precision of the timestamps to show; bodies are stored with whole seconds."""
+
 _encoder = msgspec.json.Encoder()
+# Within a string every quote is escaped, so that these occur as keys alone.
+_FIRST = b'"firstTimestamp":"'
+_LAST = b'"lastTimestamp":"'
+_SECONDS_LENGTH = len("2026-01-31T23:59:59")
 
 
 class Ref(msgspec.Struct, frozen=True, gc=False):
@@ -68,6 +76,19 @@ def encode(body: Body) -> bytes:
 def decode(content: bytes) -> Body:
     """Decode the result of `body_of` or `encode`."""
     return _decoder.decode(content)
+
+
+def with_microseconds(body: bytes, first: datetime, last: datetime) -> bytes:
+    """Return `body` with six digits of fraction in its timestamps, which are `first` and `last`."""
+    end_of_first = body.index(_FIRST) + len(_FIRST) + _SECONDS_LENGTH
+    end_of_last = body.index(_LAST, end_of_first) + len(_LAST) + _SECONDS_LENGTH
+    return b"%b.%06d%b.%06d%b" % (
+        body[:end_of_first],
+        first.microsecond,
+        body[end_of_first:end_of_last],
+        last.microsecond,
+        body[end_of_last:],
+    )
 
 
 def _seconds(moment: datetime) -> str:

@@ -10,12 +10,13 @@ from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, NotRequired, Protocol, Self, TypedDict, Unpack
+from uuid import UUID
 
 from execution_events.errors import EventError
 from execution_events.events import NORMAL
 from execution_events.logs import Logger
 from execution_events.publisher import lifecycle
-from execution_events.publisher.event import Event
+from execution_events.publisher.event import Event, check_text, log_fields
 from execution_events.publisher.lifecycle import Reason
 
 _log = Logger(__name__)
@@ -27,7 +28,7 @@ _CANCELLATIONS = (asyncio.CancelledError, KeyboardInterrupt, SystemExit, Generat
 class ElementIdentity(TypedDict):
     """The identity of an element: its execution, its object, and the element itself."""
 
-    execution_id: str
+    execution_id: str | UUID
     namespace: str
     object_name: str
     elem_type: str
@@ -43,6 +44,10 @@ class Subject:
     """
 
     def __init__(self, identity: ElementIdentity) -> None:
+        """Check the identity; raises `EventError` outside the bounds of a record."""
+        for field, value in identity.items():
+            if value is not None or field != "object_namespace":
+                check_text(field, value)
         self._identity = identity
         self._lock = threading.Lock()
         self._latest = datetime.min.replace(tzinfo=UTC)
@@ -71,7 +76,12 @@ class Subject:
         )
 
     def report(self, reason: Reason, action_name: str, error: BaseException | None = None) -> Event:
-        """Return an event of the catalogue with the current time, and the text of `error`."""
+        """Return an event of the catalogue with the current time, and the text of `error`.
+
+        Raises `EventError` if `error` is no exception.
+        """
+        if error is not None and not isinstance(error, BaseException):
+            raise EventError(f"error: expected an exception, not {type(error).__name__}")
         message = reason.message(self._identity["elem_id"], action_name, error)
         return self.event(reason.text, message, reason.type, action_name)
 
@@ -91,6 +101,8 @@ class Scope:
     """An action of an element, and the events of its life cycle."""
 
     def __init__(self, subject: Subject, action_name: str) -> None:
+        """Check the name; raises `EventError` outside the bounds of a record."""
+        check_text("action_name", action_name)
         self.subject = subject
         self.action_name = action_name
 
@@ -125,7 +137,12 @@ _scopes: ContextVar[tuple[Scope, ...]] = ContextVar("execution_events_scopes", d
 def note_unpublished(event: Event, failure: BaseException, error: BaseException) -> None:
     """Log that `failure` kept `event` from being published, and add a note to `error`."""
     text = lifecycle.describe(failure)
-    _log.error("event_not_published", reason=event.reason, error=text)
+    _log.error(
+        "event_not_published",
+        **log_fields(event),
+        error=text,
+        next_step="publish the event again: until then the action counts as running",
+    )
     error.add_note(f"The event {event.reason} was not published: {text}")
 
 
@@ -143,7 +160,7 @@ class Element:
         self._subject = Subject(identity)
 
     def action(self, name: str) -> "Action":
-        """Return the scope of an action, for `async with`."""
+        """Return the scope of an action, for `async with`; raises `EventError` for a wrong name."""
         return Action(self._publisher, Scope(self._subject, name))
 
     async def event(
@@ -230,7 +247,7 @@ class Action:
         )
 
     async def retry(self, error: BaseException | None = None) -> None:
-        """Publish ActionRetry, a Warning, with the error that caused the retry."""
+        """Publish ActionRetry, a Warning, with the exception that caused the retry."""
         await self._publisher.publish(self._scope.retry(error))
 
     async def _publish(

@@ -1,6 +1,7 @@
 """The event of a worker, its bounds, and its conversion to an occurrence."""
 
 from datetime import UTC, datetime
+from uuid import UUID
 
 import msgspec
 
@@ -24,10 +25,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     only in times and count, also from another process or host; `object_namespace` with the
     namespace, `last_timestamp` with the time of publishing, and `first_timestamp` with the last.
     Timestamps must have a time zone. Reasons are written `<zh>##<CamelCase>`, messages
-    `<zh> ## <en>`. The bounds are checked when the event is published.
+    `<zh> ## <en>`. The execution id may be a UUID. The bounds are checked when the event is
+    published.
     """
 
-    execution_id: str
+    execution_id: str | UUID
     namespace: str
     object_name: str
     reason: str
@@ -73,11 +75,24 @@ def count_of(event: Event) -> int:
     return count
 
 
+def log_fields(event: Event | Occurrence) -> dict[str, object]:
+    """Return the fields of a log event about `event`."""
+    return {
+        "execution_id": event.execution_id,
+        "namespace": event.namespace,
+        "elem_id": event.elem_id,
+        "action_name": event.action_name,
+        "reason": event.reason,
+    }
+
+
 def occurrence_of(event: Event) -> Occurrence:
     """Return the occurrence of `event`, which `wire.encode` and `wire.decode` reproduce.
 
-    Raises `EventError` for a field outside the bounds of a record.
+    Raises `EventError` for a field outside the bounds of a record, and for any other object.
     """
+    if not isinstance(event, Event):
+        raise EventError(f"event: expected an Event, not {type(event).__name__}")
     first, last = timestamps_of(event)
     count = count_of(event)
     execution_id = _execution_id(event.execution_id)
@@ -128,6 +143,19 @@ def occurrence_of(event: Event) -> Occurrence:
     )
 
 
+def check_text(field: str, value: object) -> None:
+    """Raise `EventError` unless `value` is within the bounds of a text field of `Event`."""
+    match field:
+        case "execution_id":
+            _execution_id(value)
+        case "namespace" | "object_name" | "object_namespace" | "name":
+            _name(field, value)
+        case "message":
+            _message(value)
+        case _:
+            _text(field, value)
+
+
 def _utc(field: str, moment: datetime) -> datetime:
     if not isinstance(moment, datetime) or moment.utcoffset() is None:
         raise EventError(f"{field}: not a datetime with a time zone")
@@ -140,17 +168,20 @@ def _utc(field: str, moment: datetime) -> datetime:
     return utc
 
 
-def _execution_id(value: str) -> str:
-    text = value if type(value) is str else _clean("execution_id", value)
+def _execution_id(value: object) -> str:
+    if type(value) is str:
+        text = value
+    else:
+        text = str(value) if isinstance(value, UUID) else _clean("execution_id", value)
     if not _match_execution_id(text):
-        raise EventError("execution_id: not 1 to 128 characters of A-Z a-z 0-9 . _ : -")
+        raise EventError(f"execution_id: not {events.EXECUTION_ID_FORMAT}")
     return text
 
 
 # Each check begins with the most common case, because it runs for every event.
 
 
-def _name(field: str, value: str) -> str:
+def _name(field: str, value: object) -> str:
     if type(value) is str and 0 < len(value) <= _NAME_SHORT and value.isprintable():
         return value
     text = _clean(field, value)
@@ -159,7 +190,7 @@ def _name(field: str, value: str) -> str:
     return text
 
 
-def _text(field: str, value: str) -> str:
+def _text(field: str, value: object) -> str:
     if type(value) is str and 0 < len(value) <= _TEXT_MAX and value.isprintable():
         return value
     text = _clean(field, value)
@@ -168,7 +199,7 @@ def _text(field: str, value: str) -> str:
     return text
 
 
-def _message(value: str) -> str:
+def _message(value: object) -> str:
     if type(value) is str and len(value) <= _MESSAGE_SHORT and value.isprintable():
         return value
     text = _clean("message", value)
@@ -177,11 +208,11 @@ def _message(value: str) -> str:
     return text
 
 
-def _clean(field: str, value: str) -> str:
+def _clean(field: str, value: object) -> str:
     """Return `value` as a plain string that UTF-8 can encode and PostgreSQL can store."""
     if type(value) is not str:
         if not isinstance(value, str):
-            raise EventError(f"{field}: not a string")
+            raise EventError(f"{field}: expected a string, not {type(value).__name__}")
         # The codec accepts no subclass of str except enumerations.
         value = str.__str__(value)
     if "\0" in value:

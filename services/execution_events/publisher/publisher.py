@@ -1,14 +1,16 @@
 """The publisher of a worker."""
 
 import asyncio
+import atexit
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from uuid import UUID
 
 from execution_events import settings as settings_module
-from execution_events.errors import RetryableError
+from execution_events.errors import RetryableError, SettingsError
 from execution_events.logs import Logger
 from execution_events.publisher.delivery.direct import DirectDelivery
 from execution_events.publisher.delivery.spooled import SpooledDelivery
@@ -39,6 +41,11 @@ class Publisher:
     """
 
     def __init__(self, settings: Settings) -> None:
+        if not isinstance(settings, Settings):
+            raise TypeError(
+                f"settings: expected Settings, not {type(settings).__name__}: "
+                "`from_settings` reads them from a mapping"
+            )
         self._settings = settings
         self._delivery: DirectDelivery | SpooledDelivery | None = None
         self._process = 0
@@ -48,9 +55,9 @@ class Publisher:
     def from_settings(cls, environ: Mapping[str, str] | None = None) -> Self:
         """Return a publisher with the settings of `environ`, by default `os.environ`.
 
-        Raises `SettingsError`, which names the wrong variable.
+        Raises `SettingsError`, which names the wrong variable; warns of one that is no setting.
         """
-        return cls(settings_module.load(os.environ if environ is None else environ))
+        return cls(load_settings(environ))
 
     async def __aenter__(self) -> Self:
         if self._delivery is not None:
@@ -62,6 +69,7 @@ class Publisher:
             self._delivery = await _open_spooled(settings, Path(settings.publisher.spool_dir))
         self._process = os.getpid()
         self._own_loop = asyncio.get_running_loop()
+        atexit.register(self._report_pending)
         return self
 
     async def __aexit__(
@@ -77,14 +85,17 @@ class Publisher:
     def element(
         self,
         *,
-        execution_id: str,
+        execution_id: str | UUID,
         namespace: str,
         object_name: str,
         elem_type: str,
         elem_id: str,
         object_namespace: str | None = None,
     ) -> Element:
-        """Return an element of an execution; its actions and events use this publisher."""
+        """Return an element of an execution; its actions and events use this publisher.
+
+        Raises `EventError` for an argument outside the bounds of a record.
+        """
         return Element(
             self,
             execution_id=execution_id,
@@ -110,6 +121,7 @@ class Publisher:
 
         Raises `RetryableError` after `timeout` seconds; the events remain pending.
         """
+        check_timeout(timeout)
         delivery = self._open()
         try:
             async with asyncio.timeout(timeout):
@@ -128,10 +140,18 @@ class Publisher:
         if self._delivery is None:
             return 0
         delivery, self._delivery = self._open(), None
+        atexit.unregister(self._report_pending)
         undelivered = await delivery.close()
         if undelivered:
-            _log.warning("events_undelivered", events=undelivered)
+            _log.warning("events_undelivered", events=undelivered, **delivery.pending_fields)
         return undelivered
+
+    def _report_pending(self) -> None:
+        """Log the events that the end of the process leaves behind, because nothing closed it."""
+        delivery = self._delivery
+        # A fork inherits this call.
+        if delivery is not None and delivery.pending and self._process == os.getpid():
+            _log.warning("publisher_not_closed", events=delivery.pending, **delivery.pending_fields)
 
     def _open(self) -> DirectDelivery | SpooledDelivery:
         if self._delivery is None:
@@ -141,6 +161,25 @@ class Publisher:
         if self._own_loop is not asyncio.get_running_loop():
             raise RuntimeError(OTHER_LOOP)
         return self._delivery
+
+
+def load_settings(environ: Mapping[str, str] | None) -> Settings:
+    """Return the settings of `environ`, by default `os.environ`; warn of misspelt variables."""
+    environ = os.environ if environ is None else environ
+    if not isinstance(environ, Mapping):
+        raise TypeError(f"environ: expected a mapping, not {type(environ).__name__}")
+    for name, value in environ.items():
+        if not isinstance(value, str):
+            raise SettingsError(f"{name}: expected text, not {type(value).__name__}")
+    for variable, nearest in settings_module.misspelt(environ).items():
+        _log.warning("setting_unknown", variable=variable, nearest=nearest)
+    return settings_module.load(environ)
+
+
+def check_timeout(timeout: float | None) -> None:
+    """Raise TypeError unless `timeout` is a number of seconds or None."""
+    if timeout is not None and not isinstance(timeout, int | float):
+        raise TypeError(f"timeout: expected seconds, not {type(timeout).__name__}")
 
 
 async def _open_spooled(settings: Settings, directory: Path) -> SpooledDelivery:

@@ -1,7 +1,7 @@
 """The reader: the events of one execution over HTTP.
 
 - `service`: the process, from its settings to its exit.
-- `app`: the routes and the contract.
+- `app`: the routes and the contract; `reference`: the contract for people.
 - `endpoint`: one request, from its headers to its response.
 - `query`: the parameters of a request as one value; page markers.
 - `cache`: responses that are reused while nothing has changed.

@@ -1,38 +1,56 @@
 """The reader's routes; `schemas/openapi.json` is their contract."""
 
+import re
 from importlib.resources import files
 from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from execution_events.events import EXECUTION_ID
 from execution_events.metrics import ReaderMetrics
 from execution_events.reader.endpoint import EventsEndpoint
+from execution_events.reader.reference import reference_routes
 from execution_events.web.application import application
 
-_ERROR_TEXTS = {
-    404: "not found; events are at GET /v1/executions/{execution_id}/events",
-    405: "method not allowed: expected GET or HEAD",
-}
+_PATH = "/v1/executions/{execution_id}/events"
+_NEAR_PATH = re.compile(r"/(?:v[0-9]+/)?executions?/([^/]+)(?:/[a-z]*)?/*", re.IGNORECASE)
+_ROOT = {"events": _PATH, "contract": "/openapi.json", "reference": "/docs"}
 
 
 def create_app(events: EventsEndpoint, metrics: ReaderMetrics) -> ASGIApp:
     """Return the reader's application."""
     contract = read_contract()
 
+    async def root(_: Request) -> Response:
+        return JSONResponse(_ROOT)
+
     async def openapi(_: Request) -> Response:
         return Response(contract, media_type="application/json")
 
     return application(
         [
-            Route("/v1/executions/{execution_id}/events", events, methods=["GET"]),
+            Route("/", root, methods=["GET"]),
+            Route(_PATH, events, methods=["GET"]),
             Route("/openapi.json", openapi, methods=["GET"]),
+            *reference_routes(),
         ],
         metrics,
-        _ERROR_TEXTS,
+        _error_text,
     )
+
+
+def _error_text(status: int, path: str) -> str | None:
+    if status == 405:
+        return "method not allowed: expected GET or HEAD"
+    if status != 404:
+        return None
+    near = _NEAR_PATH.fullmatch(path)
+    if near is not None and EXECUTION_ID.fullmatch(near[1]):
+        return f"not found; did you mean {_PATH.format(execution_id=near[1])}?"
+    return f"not found; events are at GET {_PATH}"
 
 
 def read_contract() -> bytes:

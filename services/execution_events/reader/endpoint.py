@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from execution_events.events import EXECUTION_ID
+from execution_events.events import EXECUTION_ID, EXECUTION_ID_FORMAT
 from execution_events.metrics import ReaderMetrics
 from execution_events.reader.cache import CachedResponse, QueryKey, ResponseCache
 from execution_events.reader.query import Query, QueryError, parse_query
@@ -30,6 +30,10 @@ _MEDIA_TYPES: Mapping[ListFormat, str] = {
     "json": "application/json",
     "lines": "application/x-ndjson",
 }
+
+_NOT_ACCEPTABLE = (
+    "Accept: expected application/json, application/x-ndjson, text/event-stream or */*"
+)
 
 
 class EventsEndpoint:
@@ -66,16 +70,20 @@ class EventsEndpoint:
             )
             response: Response
             match choose_format(key.accept):
+                case None:
+                    raise HTTPException(406, _NOT_ACCEPTABLE)
                 case "watch":
-                    response = self._watches.open(_query(key), caller, headers)
+                    response = self._watches.open(_query(key, is_watch=True), caller, headers)
                 case format_:
                     condition = _joined(headers, "if-none-match")
-                    response = await self._list(key, format_, condition)
+                    response = await self._list(key, format_, condition, caller.share)
             if isinstance(response, StreamedList | Watch):
                 slot.become_stream()
             await response(scope, receive, send)
 
-    async def _list(self, key: QueryKey, format_: ListFormat, condition: str) -> Response:
+    async def _list(
+        self, key: QueryKey, format_: ListFormat, condition: str, share: str | None
+    ) -> Response:
         """Return the list from the cache if its revisions are current, else from the database."""
         cached = self._cache.get(key)
         query = None if cached else _query(key)
@@ -91,14 +99,22 @@ class EventsEndpoint:
             self._answers["cache"].inc()
             return unchanged
         limit = query.limit or PAGE_MAX_EVENTS
-        page = await self._events.page(key.execution_id, query.selection, key.namespaces, limit)
+        page = await self._events.page(
+            key.execution_id, query.selection, key.namespaces, limit, query.times, share
+        )
         headers = HEADERS | {"ETag": tag(page.revisions), "Content-Type": _MEDIA_TYPES[format_]}
         encoding = choose_encoding(key.accept_encoding)
         rendering = Rendering(format_, query.lang)
         if page.last is not None and query.limit is None:
             self._answers["stream"].inc()
             stream = partial(
-                self._events.stream, key.execution_id, query.selection, key.namespaces, page
+                self._events.stream,
+                key.execution_id,
+                query.selection,
+                key.namespaces,
+                page,
+                query.times,
+                share,
             )
             return StreamedList(stream, tag, headers, rendering, encoding, self._timeouts)
         body = rendering.add(page.bodies) + rendering.end()
@@ -112,9 +128,9 @@ class EventsEndpoint:
         return response
 
 
-def _query(key: QueryKey) -> Query:
+def _query(key: QueryKey, *, is_watch: bool = False) -> Query:
     try:
-        return parse_query(key.execution_id, key.query_string)
+        return parse_query(key.execution_id, key.query_string, is_watch=is_watch)
     except QueryError as error:
         raise HTTPException(400, str(error)) from error
 
@@ -124,9 +140,7 @@ def _execution_id(scope: Scope) -> str:
     if scope["path"].endswith("\n"):
         raise HTTPException(404)  # Starlette's pattern also matches before a final line break.
     if not EXECUTION_ID.fullmatch(execution_id):
-        raise HTTPException(
-            400, "execution_id: expected 1 to 128 characters of A-Z a-z 0-9 . _ : -"
-        )
+        raise HTTPException(400, f"execution_id: expected {EXECUTION_ID_FORMAT}")
     return execution_id
 
 

@@ -1,6 +1,7 @@
 """The parameters of a request as one value, and page markers."""
 
 import base64
+import difflib
 import hashlib
 import json
 import re
@@ -14,6 +15,7 @@ import msgspec
 
 from execution_events import events
 from execution_events.bilingual import Lang
+from execution_events.projection.body import Times
 from execution_events.store.read.selection import Column, Position, Selection
 from execution_events.wire import TIMESTAMP_FORMAT, parse_timestamp
 
@@ -33,7 +35,20 @@ _FILTERS: Mapping[str, Column] = {
 _EXCLUDING_FILTERS: Mapping[str, Column] = {
     f"exclude{name[0].upper()}{name[1:]}": column for name, column in _FILTERS.items()
 }
-_SINGLE_PARAMETERS = ("limit", "marker", "order", "since", "until", "q", "lang")
+_SINGLE_PARAMETERS = (
+    "limit",
+    "marker",
+    "order",
+    "since",
+    "until",
+    "q",
+    "lang",
+    "times",
+    "lastEventId",
+)
+_WATCH_PARAMETERS = frozenset((*_SINGLE_PARAMETERS, *_FILTERS, *_EXCLUDING_FILTERS))
+_LIST_PARAMETERS = _WATCH_PARAMETERS - {"lastEventId"}
+_OFFSET = re.compile(r"([+-][0-9]{2})([0-9]{2})\Z")
 _LIMIT = re.compile(r"[1-9][0-9]{0,3}")
 
 _MARKER_VERSION = b"\1"
@@ -56,13 +71,16 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     selection: Selection
     limit: int | None
     lang: Lang
+    times: Times
+    last_event_id: str | None = None
     parameters: tuple[tuple[str, str], ...]
     """As received, without the marker."""
 
     @property
     def digest(self) -> bytes:
         """A text equal for equivalent queries, whatever the execution and process."""
-        return msgspec.json.encode((self.selection, self.limit, self.lang))
+        content: tuple[object, ...] = (self.selection, self.limit, self.lang)
+        return msgspec.json.encode(content if self.times == "second" else (*content, self.times))
 
     def marker_after(self, position: Position) -> str:
         """Return the marker of the page that follows the event at `position`."""
@@ -75,8 +93,9 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
         return "?" + urlencode([*self.parameters, ("marker", marker)], quote_via=quote_plus)
 
 
-def parse_query(execution_id: str, query_string: bytes) -> Query:
+def parse_query(execution_id: str, query_string: bytes, *, is_watch: bool = False) -> Query:
     """Return the query of a request; raises `QueryError` for any invalid query string."""
+    known = _WATCH_PARAMETERS if is_watch else _LIST_PARAMETERS
     if len(query_string) > QUERY_MAX_BYTES:
         raise QueryError(f"query string: expected at most {QUERY_MAX_BYTES} bytes")
     pairs = tuple(_pairs(query_string))
@@ -84,12 +103,8 @@ def parse_query(execution_id: str, query_string: bytes) -> Query:
     for name, value in pairs:
         if name in _SINGLE_PARAMETERS and name in given:
             raise QueryError(f"{name}: expected at most once")
-        if (
-            name not in _SINGLE_PARAMETERS
-            and name not in _FILTERS
-            and name not in _EXCLUDING_FILTERS
-        ):
-            raise QueryError(f"unknown parameter {_quoted(name)}")
+        if name not in known:
+            raise QueryError(_unknown(name, known))
         given[name].append(value)
     once = {name: given[name][0] for name in _SINGLE_PARAMETERS if name in given}
     lang = _lang(once.get("lang"))
@@ -109,6 +124,8 @@ def parse_query(execution_id: str, query_string: bytes) -> Query:
         selection=selection,
         limit=_limit(once.get("limit")),
         lang=lang,
+        times=_times(once.get("times")),
+        last_event_id=once.get("lastEventId"),
         parameters=tuple(pair for pair in pairs if pair[0] != "marker"),
     )
 
@@ -151,10 +168,20 @@ def _lang(value: str | None) -> Lang:
     raise QueryError("lang: expected zh or en")
 
 
+def _times(value: str | None) -> Times:
+    match value:
+        case None:
+            return "second"
+        case "second" | "micro":
+            return value
+    raise QueryError("times: expected second or micro")
+
+
 def _time(name: str, value: str | None) -> datetime | None:
     if value is None:
         return None
-    moment = parse_timestamp(value)
+    # Generated clients write an offset without its colon.
+    moment = parse_timestamp(_OFFSET.sub(r"\1:\2", value))
     if moment is None:
         raise QueryError(f"{name}: expected {TIMESTAMP_FORMAT}; write + as %2B")
     return moment
@@ -182,7 +209,7 @@ def _text(name: str, value: str) -> str:
 
 
 def _marker_scope(execution_id: str, selection: Selection, lang: Lang) -> bytes:
-    """Return what a marker is valid for: all but the limit, which can change between pages."""
+    """Return what a marker is valid for; limit and times can change between pages."""
     return msgspec.json.encode((execution_id, msgspec.structs.replace(selection, after=None), lang))
 
 
@@ -212,6 +239,16 @@ def _position(scope: bytes, marker: str) -> Position:
     if moment < events.TIMESTAMP_MIN or "\0" in name or "\0" in namespace:
         raise invalid
     return Position(moment, name, namespace)
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    """Return the error text for an unknown parameter, with the known one that is most like it."""
+    by_lower = {other.lower(): other for other in known}
+    # A client's underscores and dashes, as in `elem_id`.
+    folded = re.sub("[-_]", "", name[:64]).lower()
+    nearest = difflib.get_close_matches(folded, by_lower, n=1)
+    hint = f"; did you mean {by_lower[nearest[0]]}?" if nearest else ""
+    return f"unknown parameter {_quoted(name)}{hint}"
 
 
 def _quoted(parameter: str) -> str:

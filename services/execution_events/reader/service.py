@@ -20,6 +20,7 @@ from execution_events.settings import AuthSettings, ReaderSettings, Settings, va
 from execution_events.store.probe import DatabaseProbe
 from execution_events.store.read.events import EventReader
 from execution_events.store.read.feeds import Feeds
+from execution_events.web.admission import Admission
 from execution_events.web.auth.access import Access
 from execution_events.web.auth.issuer import Issuer
 from execution_events.web.auth.token_file import TokenFile
@@ -27,16 +28,18 @@ from execution_events.web.connections import ConnectionLimits
 from execution_events.web.limits import ConcurrencyLimits
 from execution_events.web.management import serve_management
 from execution_events.web.probe import Probe
-from execution_events.web.server import serve
+from execution_events.web.server import Address, ServerOptions, serve
 
 _log = Logger(__name__)
 
+_CLOSING_TIME = 2
+"""Seconds of the stop timeout for closing connections, after the last request."""
 _OTHER_FILES = 256
 """Open files other than client connections: database connections, logs, libraries."""
 
 
 async def run_reader(settings: Settings, stop: asyncio.Event) -> None:
-    """Serve until `stop` is set, then finish the requests in progress.
+    """Serve until `stop` is set and `drain_delay` has passed, then finish requests in progress.
 
     The database may be unavailable: until it answers, requests get 503 and `/readyz` fails. Raises
     `HaltError` for an unknown schema version, `MisconfiguredError` for a login that is refused, and
@@ -44,8 +47,10 @@ async def run_reader(settings: Settings, stop: asyncio.Event) -> None:
     without tokens.
     """
     reader, management = settings.reader, settings.management
-    if settings.auth.tokens_file is None and settings.auth.jwks_url is None:
+    is_anonymous = settings.auth.tokens_file is None and settings.auth.jwks_url is None
+    if is_anonymous:
         _require_loopback(reader.host)
+    drain_delay = min(reader.drain_delay, settings.stop_timeout - _CLOSING_TIME - 1)
     _raise_file_limit(reader.max_connections + _OTHER_FILES)
     registry = CollectorRegistry()
     metrics = ReaderMetrics(registry)
@@ -70,6 +75,8 @@ async def run_reader(settings: Settings, stop: asyncio.Event) -> None:
         )
 
         async def readiness() -> list[str]:
+            if stop.is_set():
+                return ["the reader is stopping"]
             problem = await probe.check_now()
             return [*([] if problem is None else [problem]), *access.problems()]
 
@@ -78,19 +85,27 @@ async def run_reader(settings: Settings, stop: asyncio.Event) -> None:
         app = create_app(EventsEndpoint(events, watches, access, limits, metrics), metrics)
         async with (
             probe.running(),
-            serve_management(
-                management.host, management.port, registry, readiness
-            ) as management_address,
+            serve_management(management, registry, readiness) as management_url,
             serve(
                 app,
-                reader.host,
-                reader.port,
-                _connection_limits(reader),
-                lambda reason: metrics.refused.labels(reason).inc(),
-            ) as address,
+                Address(
+                    reader.host, reader.port, variable_of("reader_host"), variable_of("reader_port")
+                ),
+                ServerOptions(
+                    _connection_limits(reader),
+                    Admission(
+                        lambda reason: metrics.refused.labels(reason).inc(),
+                        local_hosts_only=is_anonymous,
+                        cors_origins=reader.cors_origins.split(",") if reader.cors_origins else (),
+                    ),
+                    settings.stop_timeout - drain_delay - _CLOSING_TIME,
+                ),
+            ) as url,
         ):
-            _log.info("reader_started", address=address, management=management_address)
+            _log.info("reader_started", address=url, management=management_url)
             await stop.wait()
+            _log.info("reader_draining", seconds=drain_delay)
+            await asyncio.sleep(drain_delay)
             feeds.close()
     _log.info("reader_stopped")
 
@@ -138,7 +153,10 @@ def _require_loopback(host: str) -> None:
     try:
         addresses = {info[4][0] for info in socket.getaddrinfo(host, None)}
     except OSError as error:
-        raise SettingsError(f"{variable_of('reader_host')}: {host}: {error.strerror}") from error
+        raise SettingsError(
+            f"{variable_of('reader_host')}: {host}: {error.strerror}: give an address of this"
+            " machine"
+        ) from error
     if not all(ipaddress.ip_address(address).is_loopback for address in addresses):
         raise SettingsError(
             f"{variable_of('reader_host')}: expected a loopback address such as 127.0.0.1, got"

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from execution_events.errors import RetryableError
 from execution_events.logs import Logger
 from execution_events.metrics import ReaderMetrics
+from execution_events.projection.body import Times, with_microseconds
 from execution_events.reader.query import Query
 from execution_events.reader.rendering import in_language
 from execution_events.reader.resumption import decode_event_id, encode_event_id
@@ -40,12 +41,15 @@ from execution_events.store.read.events import Page, Stream
 from execution_events.store.read.feeds import Feed, Feeds
 from execution_events.store.read.selection import Selection, selects
 from execution_events.web.auth.access import Access, AccessError, Caller, IssuerUnavailableError
+from execution_events.web.connections import CONNECTION
 
 _log = Logger(__name__)
 
 _RESET = b"event: reset\ndata: {}"
 _FIELDS = {
     **HEADERS,
+    # A proxy or middleware that compresses would hold back the changes.
+    "Cache-Control": f"{HEADERS['Cache-Control']}, no-transform",
     "Content-Type": "text/event-stream",
     # Stops nginx from buffering the changes.
     "X-Accel-Buffering": "no",
@@ -67,7 +71,13 @@ class EventSource(feeds.RevisionReader, Protocol):
     """The reads that lists and watches need; see `store.read.events`."""
 
     async def page(
-        self, execution_id: str, selection: Selection, namespaces: Namespaces, limit: int
+        self,
+        execution_id: str,
+        selection: Selection,
+        namespaces: Namespaces,
+        limit: int,
+        times: Times = "second",
+        share: str | None = None,
     ) -> Page: ...
 
     def stream(
@@ -76,6 +86,8 @@ class EventSource(feeds.RevisionReader, Protocol):
         selection: Selection,
         namespaces: Namespaces,
         page: Page | None = None,
+        times: Times = "second",
+        share: str | None = None,
     ) -> AbstractAsyncContextManager[Stream]: ...
 
 
@@ -97,7 +109,8 @@ class Watches(NamedTuple):
 
 
 class Watch(Response):
-    """A response that ends when its client disconnects, is too slow, or loses access.
+    """A response that ends when its client disconnects or ends its input, is too slow, or loses
+    access.
 
     The client receives every change after its list exactly once. If the database fails the
     connection is closed, and the client resumes with `Last-Event-ID`.
@@ -109,7 +122,7 @@ class Watch(Response):
         self._caller = caller
         self._request_headers = headers
         self._scope = ExecutionScope(query.execution_id, caller.namespaces)
-        event_id = ",".join(headers.getlist("last-event-id"))
+        event_id = ",".join(headers.getlist("last-event-id")) or query.last_event_id
         self._revisions = decode_event_id(query, event_id) if event_id else None
         # The database may never have had the revisions that a client sends, after a restore for
         # example: its first changes are read from the database and not from the feed.
@@ -118,6 +131,8 @@ class Watch(Response):
         self._is_disconnected = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if connection := scope.get("state", {}).get(CONNECTION):
+            connection.end_with_input()
         disconnected = asyncio.create_task(client_disconnected(receive))
         disconnected.add_done_callback(self._on_disconnect)
         has_started = False
@@ -214,15 +229,17 @@ class Watch(Response):
 
     async def _list(self) -> AsyncGenerator[bytes, None]:
         self._revisions = None
-        selection, (execution_id, namespaces) = self._query.selection, self._scope
+        selection, times = self._query.selection, self._query.times
+        execution_id, namespaces = self._scope
         events = self._shared.events
-        page = await events.page(execution_id, selection, namespaces, PAGE_MAX_EVENTS)
+        share = self._caller.share
+        page = await events.page(execution_id, selection, namespaces, PAGE_MAX_EVENTS, times, share)
         if page.last is None:
             messages = chain([_RESET], map(self._event_message, page.bodies))
             for chunk in self._chunked(messages, parse_revisions(page.revisions)):
                 yield chunk
             return
-        async with events.stream(execution_id, selection, namespaces, page) as stream:
+        async with events.stream(execution_id, selection, namespaces, page, times, share) as stream:
             pending = [_RESET]
             async for bodies in stream.batches:
                 # The last message carries the id, so one is always held back.
@@ -253,7 +270,11 @@ class Watch(Response):
 
     def _change_message(self, change: Change) -> bytes | None:
         if selects(self._query.selection, change):
-            return self._event_message(change.body)
+            if self._query.times == "second":
+                return self._event_message(change.body)
+            return self._event_message(
+                with_microseconds(change.body, change.first_timestamp, change.last_timestamp)
+            )
         # Only a rewritten event can have been selected before.
         if change.is_rewritten:
             metadata = msgspec.json.encode({"metadata": change.event.metadata})

@@ -12,7 +12,7 @@ from execution_events.settings.environment import (
     SettingInfo,
     describe,
     load,
-    unknown,
+    misspelt,
     variables,
 )
 from execution_events.settings.groups import (
@@ -47,7 +47,7 @@ __all__ = [
     "Settings",
     "describe",
     "load",
-    "unknown",
+    "misspelt",
     "variable_of",
     "variables",
 ]

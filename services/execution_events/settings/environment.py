@@ -1,8 +1,10 @@
 """The settings and the environment: reading, describing and writing variables."""
 
 import dataclasses
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -16,7 +18,9 @@ from execution_events.settings.groups import (
     Settings,
     variable_of,
 )
-from execution_events.text import one_line
+from execution_events.text import one_line, system_error
+
+_LIKE_A_SETTING = re.compile(r"EXECUTION_?EVENTS?_+(.*)", re.IGNORECASE | re.DOTALL)
 
 
 class SettingInfo(NamedTuple):
@@ -122,18 +126,21 @@ def variables(settings: Settings) -> dict[str, str]:
     }
 
 
-def unknown(environ: Mapping[str, str]) -> list[str]:
-    """Return the variables with our prefix that are not settings, sorted."""
-    known = set()
+def misspelt(environ: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the variables that look like settings and are none, each with the nearest setting."""
+    known = {}
     for setting in _all_settings():
-        known.add(setting.variable)
+        name = setting.variable.removeprefix(PREFIX)
+        known[name] = setting.variable
         if setting.field.metadata["secret"]:
-            known.add(f"{setting.variable}_FILE")
-    return sorted(
-        name
-        for name in environ
-        if name.startswith(PREFIX) and not name.startswith(f"{PREFIX}TEST_") and name not in known
-    )
+            known[f"{name}_FILE"] = f"{setting.variable}_FILE"
+    found: dict[str, str | None] = {}
+    for variable in sorted(environ.keys() - known.values()):
+        match = _LIKE_A_SETTING.fullmatch(variable)
+        if match is not None and not variable.startswith(f"{PREFIX}TEST_"):
+            nearest = get_close_matches(match[1].upper(), known, 1)
+            found[variable] = known[nearest[0]] if nearest else None
+    return found
 
 
 def _find(setting: _Setting, environ: Mapping[str, str]) -> tuple[str, str] | None:
@@ -142,10 +149,15 @@ def _find(setting: _Setting, environ: Mapping[str, str]) -> tuple[str, str] | No
     if setting.field.metadata["secret"] and file_variable in environ:
         if variable in environ:
             raise SettingsError(f"{file_variable} and {variable} are both set: set one of them")
+        path = one_line(environ[file_variable])
         try:
             return file_variable, Path(environ[file_variable]).read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{file_variable}: cannot read the file: {error}") from error
+        except OSError as error:
+            text = f"{file_variable}: cannot read the file {path}: {system_error(error)}"
+            raise SettingsError(text) from error
+        except ValueError as error:  # not UTF-8, or a NUL in the path
+            text = f"{file_variable}: cannot read the file {path}: expected text in UTF-8"
+            raise SettingsError(text) from error
     if variable in environ:
         return variable, environ[variable]
     return None

@@ -57,7 +57,10 @@ class KafkaSettings:
     """The brokers and the topic."""
 
     bootstrap_servers: str = _setting(
-        "KAFKA_BOOTSTRAP_SERVERS", "Kafka brokers, as host:port,host:port,…", "127.0.0.1:9092"
+        "KAFKA_BOOTSTRAP_SERVERS",
+        "Kafka brokers, as host:port,host:port,…",
+        "127.0.0.1:9092",
+        values.brokers,
     )
     security_protocol: str = _setting(
         "KAFKA_SECURITY_PROTOCOL",
@@ -90,7 +93,7 @@ class KafkaSettings:
         32 * 2**20,
         values.number(2**20, 2**31 - 1),
     )
-    topic: str = _setting("TOPIC", "topic of the events", "execution-events")
+    topic: str = _setting("TOPIC", "topic of the events", "execution-events", values.topic)
 
     def __post_init__(self) -> None:
         _make_absolute(self)
@@ -214,6 +217,19 @@ class ReaderSettings:
 
     host: str = _setting("READER_HOST", "reader address", "127.0.0.1")
     port: int = _setting("READER_PORT", "reader port; 0 picks a free one", 8080, _port)
+    cors_origins: str | None = _setting(
+        "READER_CORS_ORIGINS",
+        "origins of pages that may read responses in a browser, as https://host,https://host:port,…",
+        None,
+        values.origins,
+    )
+    drain_delay: int = _setting(
+        "DRAIN_DELAY",
+        "seconds of ordinary service after a stop has made the reader not ready, within the stop"
+        " timeout",
+        5,
+        values.number(0, 3600),
+    )
     max_connections: int = _setting(
         "READER_MAX_CONNECTIONS",
         "maximum connections to the reader; a new one closes the connection that was idle longest",

@@ -8,11 +8,16 @@ from urllib.parse import urlsplit
 _HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*)(?::[0-9]+)?"
 _DATABASE_URL = re.compile(
     r"postgres(?:ql)?://(?:[^@/?#\[\]\s\x7f-\U0010ffff]*@)?"
-    rf"{_HOST}(?:,{_HOST})*(?:/[^@?#\s]*)?(?:\?[^@#\s]*)?"
+    rf"({_HOST}(?:,{_HOST})*)(?:/[^@?#\s]*)?(?:\?[^@#\s]*)?"
 )
+
+_BROKER = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]+)?")
+_TOPIC = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
 
 _URL = re.compile(r"[a-z]+://[A-Za-z0-9._:\[\]-]+(?:/[!$-;=?-Z_a-z~]*)?(?:\?[!$-;=?-Z_a-z~]*)?")
 """Without user, password and fragment."""
+
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[1-9][0-9]{0,4})?")
 
 
 def text(value: str) -> str:
@@ -45,12 +50,34 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
+def brokers(value: str) -> str:
+    """Return the addresses of Kafka brokers."""
+    for address in value.split(","):
+        if not _BROKER.fullmatch(address.strip()) or not _has_port(address.strip()):
+            raise ValueError("expected host:port,host:port,… with ports from 1 to 65535")
+    return value
+
+
+def _has_port(address: str) -> bool:
+    """Return False for a port that does not exist; an address without one has a default."""
+    port = address.rpartition(":")[2]
+    return not port.isdigit() or ":" not in address or 1 <= int(port[:6]) <= 65535
+
+
+def topic(value: str) -> str:
+    """Return a name that Kafka accepts for a topic."""
+    if not _TOPIC.fullmatch(value):
+        raise ValueError("expected 1 to 249 of the characters A-Z a-z 0-9 . _ -, not . or ..")
+    return value
+
+
 def database_url(value: str) -> str:
     """Return the URL of a PostgreSQL database, in which no character is ambiguous."""
-    if not _DATABASE_URL.fullmatch(value):
+    match = _DATABASE_URL.fullmatch(value)
+    if match is None or not all(map(_has_port, match[1].split(","))):
         raise ValueError(
-            "expected postgresql://user:password@host:port/database, "
-            "with / ? # @ [ ] and non-ASCII characters of user and password percent-encoded"
+            "expected postgresql://user:password@host:port/database, with a port from 1 to 65535, "
+            "and / ? # @ [ ] and non-ASCII characters of user and password percent-encoded"
         )
     return value
 
@@ -71,3 +98,14 @@ def jwks_url(value: str) -> str:
             "over plain HTTP could be replaced on the network"
         )
     return value
+
+
+def origins(value: str) -> str:
+    """Return comma-separated origins, as browsers send them, without spaces."""
+    result = [origin.strip() for origin in value.split(",")]
+    if not all(_ORIGIN.fullmatch(origin) for origin in result):
+        raise ValueError(
+            "expected https://host or https://host:port, in lower case and without a path,"
+            " separated by commas"
+        )
+    return ",".join(result)

@@ -1,6 +1,8 @@
 """Connections to PostgreSQL with every timeout set, and translation of asyncpg's errors."""
 
 import asyncio
+import os
+import re
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -19,6 +21,7 @@ from execution_events.errors import (
 from execution_events.settings import variable_of
 from execution_events.store import sessions
 from execution_events.store.pooler import shares_sessions
+from execution_events.text import system_error
 
 CONNECT_TIMEOUT = 10
 """Seconds to connect, or to wait for a connection of a pool."""
@@ -98,10 +101,15 @@ def translated_errors(address: str | None = None) -> Iterator[None]:
         raise MisconfiguredError(text, type(error).__name__) from error
     except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
         name = type(error).__name__
-        reason = str(error) or "timeout"
-        raise RetryableError(f"{server} cannot be reached: {reason}", name) from error
+        reason = system_error(error) if isinstance(error, OSError) else str(error)
+        remedy = "" if address is None else f": start it, or correct {_URL}"
+        text = f"{server} cannot be reached: {reason}{remedy}"
+        raise RetryableError(text, name) from error
     except ClientConfigurationError as error:
-        raise MisconfiguredError(f"{_URL}: {error}", type(error).__name__) from error
+        # asyncpg also reads libpq's variables, and quotes a Python object for some.
+        sources = [_URL, *sorted(name for name in os.environ if name.startswith("PG"))]
+        text = re.sub(r"<[^>]*>", "the values in libpq's documentation", error.args[0])
+        raise MisconfiguredError(f"{' or '.join(sources)}: {text}", type(error).__name__) from error
     except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         # The connection was closed or its state lost, mostly during a rollback: the context is the
         # error that caused it.
@@ -132,8 +140,8 @@ async def open_session(
 
     With `prepares` the session must be the connection's own: raises `MisconfiguredError` behind a
     pooler in transaction mode. Without, the caller must run each statement in a transaction, and
-    the settings are those of the role. Raises asyncpg's errors, and `MisconfiguredError` for a
-    login that is refused.
+    the settings are those of the role. Raises the errors of `translated_errors` for the
+    connection, `MisconfiguredError` for a login that is refused, and asyncpg's errors.
     """
 
     async def connected() -> asyncpg.Connection:
@@ -147,7 +155,7 @@ async def open_session(
         )
 
     address = address_of(database_url)
-    with _refused_logins(address):
+    with translated_errors(address), _refused_logins(address):
         connection = await connected()
     try:
         _require_supported(connection)
@@ -179,6 +187,11 @@ def _refused_logins(address: str) -> Iterator[None]:
         server = f"PostgreSQL at {address}"
         text = f"{server} refused the connection: {error.args[0]} ({state}): correct {_URL}"
         raise MisconfiguredError(text, state) from error
+    except ClientConfigurationError:
+        raise
+    except (ValueError, OverflowError) as error:
+        # Of a parameter that asyncpg parses, such as a port.
+        raise MisconfiguredError(f"{_URL}: {error}", type(error).__name__) from error
 
 
 def _require_supported(connection: asyncpg.Connection) -> None:

@@ -3,7 +3,7 @@
 import re
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Protocol
 
@@ -35,18 +35,20 @@ class RequestMetrics(Protocol):
 
 
 def application(
-    routes: Sequence[BaseRoute], metrics: RequestMetrics, error_texts: Mapping[int, str]
+    routes: Sequence[BaseRoute],
+    metrics: RequestMetrics,
+    error_text: Callable[[int, str], str | None],
 ) -> ASGIApp:
-    """Return an application of `routes`; `error_texts` are by status.
+    """Return an application of `routes`; `error_text` returns the text for a status and a path.
 
     A `RetryableError` is answered with 503. Any other error is answered with 500 and logged.
     """
 
-    async def http_error(_: Request, error: Exception) -> Response:
+    async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101
         detail = error.detail
         if detail == HTTPStatus(error.status_code).phrase:
-            detail = error_texts.get(error.status_code, detail)
+            detail = error_text(error.status_code, request.scope["path"]) or detail
         return _error(error.status_code, detail, dict(error.headers or {}))
 
     app = Starlette(

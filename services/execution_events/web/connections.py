@@ -7,8 +7,12 @@ number of headers.
 import asyncio
 import contextlib
 import fcntl
+import re
+import socket
+import struct
 import sys
 import termios
+import weakref
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -24,13 +28,19 @@ from execution_events.web.errors import (
     error_headers,
 )
 
+CONNECTION = "connection"
+"""The key of the `Connection` in the `state` of an ASGI scope."""
+
 _LINGER = 2.0
 """Seconds for which input is read and dropped after a refusal.
 
 Closing at once would reset the connection, and the client might never see the response."""
 _PROGRESS_BYTES = 16 * 1024
 """Bytes that a client must read to count as reading."""
+_RAW_TARGET = re.compile(rb"[A-Z]+ [^\r\n]*[\x80-\xff]")
+_RAW_TARGET_TEXT = "malformed request target: expected percent-encoded UTF-8"
 
+_INPUT_ENDED_TEXT = "a watch ends when its client ends its input: keep the connection open"
 
 RefusalHook = Callable[[str], None]
 """Called with the reason of each refusal, a label of `metrics.ReaderMetrics.refused`."""
@@ -81,9 +91,14 @@ class Connection(H11Protocol):
     """A connection of uvicorn's, with limits."""
 
     def __init__(self, connections: Connections, **arguments: Any) -> None:
-        super().__init__(**arguments)
+        # uvicorn copies it into the `state` of each request's scope, which the connection keeps:
+        # without a proxy, only the garbage collector would free a closed connection.
+        super().__init__(**{**arguments, "app_state": {CONNECTION: weakref.proxy(self)}})
         self._connections = connections
         self._unparsed = b""
+        self._head_start = b""
+        self._has_input_ended = False
+        self._ends_with_input = False
         self._in_head = True
         self._refused_at: float | None = None
         # The largest number of unread bytes since the client last read, and when it did.
@@ -112,12 +127,51 @@ class Connection(H11Protocol):
         self._unparsed += data
         self._parse()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep the connection for the response to a client that has ended its input."""
+        self._has_input_ended = True
+        if self._ends_with_input and not self.cycle.response_started:
+            self._discard_response()
+            self._send_error(400, _INPUT_ENDED_TEXT)
+        return self._is_responding() and not self._ends_with_input
+
+    def end_with_input(self) -> None:
+        """End the response when the client ends its input, at once if it has.
+
+        For responses without end. Until something is sent, a client that has closed its connection
+        looks like one that waits for the response, and would hold its stream for as long.
+        """
+        self._ends_with_input = True
+        if self._has_input_ended and not self.eof_received():
+            self.transport.close()
+
+    def reset_when_closed(self, enabled: bool) -> None:
+        """Reset the connection in place of ending it, also if this process is killed.
+
+        For bodies that end with the connection: its client must not take a part for the whole.
+        While enabled, all that was sent is in the kernel before more is accepted.
+        """
+        if self.transport.is_closing():
+            return
+        self.transport.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", enabled, 0)
+        )
+        self.transport.set_write_buffer_limits(high=0 if enabled else None)
+
+    def cut(self) -> None:
+        """Close the connection before the end of a response."""
+        self.cycle.disconnected = True  # uvicorn logs an error otherwise
+        self.transport.close()
+
     def resume_writing(self) -> None:
         self._unread, self._read_at = 0, self.loop.time()
         super().resume_writing()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._ends_with_input = False
+        if self._has_input_ended and not self._unparsed and not self.conn.trailing_data[0]:
+            self.transport.close()
         if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
             self._wait_for_request(in_head=bool(self.conn.trailing_data[0]))
         self._parse()
@@ -126,7 +180,8 @@ class Connection(H11Protocol):
         """Refuse a malformed request; uvicorn calls this while it handles the parser's error."""
         error = sys.exc_info()[1]
         hint = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
-        self._refuse(hint if hint in ERROR_TEXTS else 400)
+        text = _RAW_TARGET_TEXT if _RAW_TARGET.match(self._head_start) else None
+        self._refuse(hint if hint in ERROR_TEXTS else 400, text)
 
     def enforce_timeouts(self, now: float) -> None:
         """Refuse the request or close the connection if a timeout has passed."""
@@ -171,10 +226,16 @@ class Connection(H11Protocol):
             and self._refused_at is None
             and not self.transport.is_closing()
         ):
-            piece, self._unparsed = (
-                self._unparsed[:HEAD_MAX_BYTES],
-                self._unparsed[HEAD_MAX_BYTES:],
-            )
+            is_first = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+            if is_first:
+                # Clients may send empty lines before a request (RFC 9112, 2.2).
+                self._unparsed = self._unparsed.lstrip(b"\r\n")
+            piece = self._unparsed[:HEAD_MAX_BYTES]
+            self._unparsed = self._unparsed[HEAD_MAX_BYTES:]
+            if not piece:
+                break
+            if is_first:
+                self._head_start = piece
             super().data_received(piece)
         if self._unparsed:
             self.flow.pause_reading()
@@ -192,24 +253,33 @@ class Connection(H11Protocol):
         self._connections.open.discard(self)
         self._connections.waiting.pop(self, None)
 
-    def _refuse(self, status: int) -> None:
+    def _is_responding(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _refuse(self, status: int, text: str | None = None) -> None:
         """Send an error, read no further request, and close."""
         self._connections.on_refusal(REFUSAL_REASONS.get(status, "malformed"))
         is_silent = status == 408 and not self.conn.trailing_data[0]
-        is_responding = self.cycle is not None and not self.cycle.response_complete
+        is_responding = self._is_responding()
         if is_silent or (is_responding and self.cycle.response_started):
             self.abort()
             return
         self._refused_at = self.loop.time()
         self._unparsed = b""
         if is_responding:
-            # Discards what the application still sends.
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
-        body = error_body(status, ERROR_TEXTS[status])
+            self._discard_response()
+        self._send_error(status, text or ERROR_TEXTS[status])
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def _discard_response(self) -> None:
+        """Discard what the application still sends, and tell it that the client is gone."""
+        self.cycle.disconnected = True
+        self.cycle.message_event.set()
+
+    def _send_error(self, status: int, text: str) -> None:
+        body = error_body(status, text)
         head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
         head += [name + b": " + value for name, value in self.server_state.default_headers]
         head += [name + b": " + value for name, value in error_headers(status, body)]
         self.transport.write(b"\r\n".join([*head, b"", body]))
-        if self.transport.can_write_eof():
-            self.transport.write_eof()

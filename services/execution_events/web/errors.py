@@ -15,6 +15,7 @@ ERROR_TEXTS = {
     408: "request head not received in time",
     413: "request body not allowed",
     414: f"request target too long: expected at most {TARGET_MAX_BYTES} bytes",
+    421: "wrong host: without tokens the reader serves only localhost, 127.0.0.1 and [::1]",
     431: f"request head too large: expected at most {HEAD_MAX_BYTES} bytes"
     f" and {HEADERS_MAX} headers",
     501: "unsupported transfer coding",
@@ -25,6 +26,7 @@ REFUSAL_REASONS = {
     408: "head_time",
     413: "body",
     414: "head_size",
+    421: "host",
     431: "head_size",
     503: "connections",
 }

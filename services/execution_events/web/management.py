@@ -10,7 +10,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from execution_events.web.server import serve
+from execution_events.settings import ManagementSettings, variable_of
+from execution_events.web.server import Address, serve
 
 Readiness = Callable[[], Awaitable[list[str]]]
 """Returns the reasons for which a service is not ready; an empty list when it is."""
@@ -18,9 +19,9 @@ Readiness = Callable[[], Awaitable[list[str]]]
 
 @asynccontextmanager
 async def serve_management(
-    host: str, port: int, registry: CollectorRegistry, readiness: Readiness
+    settings: ManagementSettings, registry: CollectorRegistry, readiness: Readiness
 ) -> AsyncIterator[str]:
-    """Serve the management port and yield its address.
+    """Serve the management port and yield its URL.
 
     `/livez` answers 200 while the event loop runs. `/readyz` answers 200, or 503 with the reasons.
     `/metrics` is Prometheus's text format.
@@ -39,5 +40,11 @@ async def serve_management(
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     routes = [Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)]
-    async with serve(Starlette(routes=routes), host, port) as address:
-        yield address
+    address = Address(
+        settings.host,
+        settings.port,
+        variable_of("management_host"),
+        variable_of("management_port"),
+    )
+    async with serve(Starlette(routes=routes), address) as url:
+        yield url

@@ -1,10 +1,11 @@
 """Content negotiation and conditional requests (RFC 9110, 12.5 and 13.1).
 
-Malformed headers are ignored: the response is JSON, uncompressed and complete.
+Malformed members of a header are ignored; without any other, the response is JSON, uncompressed and
+complete.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Literal
 
@@ -12,28 +13,37 @@ Format = Literal["json", "lines", "watch"]
 """`application/json`, `application/x-ndjson`, `text/event-stream`."""
 Encoding = Literal["zstd", "gzip"]
 
+_LINES = "application/x-ndjson"
 _ENCODINGS: tuple[Encoding, ...] = ("zstd", "gzip")
 _QUALITY = re.compile(r"(?:0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
+_MEDIA_RANGE = re.compile(r"[\w!#$%&'*+.^`|~-]+/[\w!#$%&'*+.^`|~-]+", re.ASCII)
 _ENTITY_TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 
 
 # Clients repeat their few Accept headers; one header has at most 16 KiB.
 @lru_cache(maxsize=64)
-def choose_format(accept: str) -> Format:
-    """Return JSON unless another format has a higher quality.
+def choose_format(accept: str) -> Format | None:
+    """Return JSON unless another format has a higher quality; None if none is acceptable.
 
     A format that is named also wins a tie with JSON under `*/*` or `application/*`.
     """
-    ranges = dict(_preferences(accept))
-    lines, watch = (ranges.get(n, 0.0) for n in ("application/x-ndjson", "text/event-stream"))
+    ranges = {name: q for name, q in _preferences(accept) if _MEDIA_RANGE.fullmatch(name)}
+    if not ranges:
+        return "json"
+    lines, watch = ranges.get(_LINES, 0.0), ranges.get("text/event-stream", 0.0)
     other = max(lines, watch)
-    # The most specific range decides the quality of a type (RFC 9110, 12.5.1).
-    names = ("application/json", "application/*", "*/*")
-    best = next((name for name in names if name in ranges), None)
-    json = ranges[best] if best is not None else 0.0
-    if other == 0 or other < json or (other == json and best == "application/json"):
+    json = _quality(ranges, "application/json")
+    if other == json == 0:
+        # `application/json;q=0, */*` for example.
+        return "lines" if _quality(ranges, _LINES) else None
+    if other < json or (other == json and "application/json" in ranges):
         return "json"
     return "lines" if lines > watch else "watch"
+
+
+def _quality(ranges: Mapping[str, float], name: str) -> float:
+    """Return the quality of the most specific range of an `application` type (RFC 9110, 12.5.1)."""
+    return next((ranges[n] for n in (name, "application/*", "*/*") if n in ranges), 0.0)
 
 
 def choose_encoding(accept_encoding: str) -> Encoding | None:

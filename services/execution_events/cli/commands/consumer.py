@@ -5,7 +5,7 @@ from typing import Any
 
 from execution_events.cli.extras import extra
 from execution_events.cli.signals import run_until_stopped
-from execution_events.settings import Settings
+from execution_events.settings import Settings, variable_of
 
 
 def add_commands(commands: Any) -> None:
@@ -13,9 +13,19 @@ def add_commands(commands: Any) -> None:
     consumer = commands.add_parser(
         "consumer",
         help="store the topic's records in PostgreSQL, each exactly once",
-        description="Store the topic's records in PostgreSQL, each exactly once. Start more "
-        "consumers to share the topic's partitions. SIGINT or SIGTERM stops it after the current "
-        "batch.",
+        description="Store the topic's records in PostgreSQL, each exactly once. Start more\n"
+        "consumers to share the topic's partitions. SIGINT or SIGTERM stops it after the\n"
+        "current batch.",
+        epilog=f"""\
+needs:
+  {variable_of("kafka_bootstrap_servers")}  and a topic: `execution-events topic create`
+  {variable_of("database_url")}             as execution_events_writer: `execution-events migrate`
+serves, on {variable_of("management_host")} and {variable_of("management_port")} (127.0.0.1:8081):
+  /livez    200 while the process works; else replace it
+  /readyz   200 while records are stored; else 503 with the reasons
+  /metrics  lag, batches, dead letters and more, for Prometheus: schemas/metrics.md
+""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     consumer.set_defaults(run=_run)
 

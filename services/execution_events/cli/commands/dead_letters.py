@@ -2,15 +2,16 @@
 
 import argparse
 import asyncio
-import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from execution_events.cli.arguments import moment, whole_number
 from execution_events.cli.extras import extra
 from execution_events.cli.progress import Progress
+from execution_events.cli.report import Report
 from execution_events.cli.signals import run_until_stopped
-from execution_events.errors import ExecutionEventsError, RetryableError
+from execution_events.cli.streams import note, write_bytes, write_line
+from execution_events.errors import ExecutionEventsError
 from execution_events.settings import Settings
 from execution_events.wire import REASONS, REFUSED_BY_DATABASE
 
@@ -121,9 +122,9 @@ async def _print_letters(
     async with DeadLetters.open(settings.database.require_url()) as letters:
         async for letter in letters.list(which):
             number += 1
-            print(json_line(letter) if as_json else line(letter))
+            write_line(json_line(letter) if as_json else line(letter))
     if not number and not as_json:
-        print("no dead letters")
+        write_line("no dead letters")
     return 0
 
 
@@ -132,15 +133,15 @@ def _show(arguments: argparse.Namespace, settings: Settings) -> int:
         from execution_events.cli.dead_letter_format import TRUNCATED, json_record, paragraphs
     letter, content = asyncio.run(_find(settings, arguments.id))
     if arguments.json:
-        print(json_record(letter, content))
+        write_line(json_record(letter, content))
     elif not arguments.raw:
-        print("\n".join(paragraphs(letter, content)))
+        write_line("\n".join(paragraphs(letter, content)))
     elif content.value is None:
         raise ExecutionEventsError(f"dead letter {letter.id} has no value")
     else:
-        sys.stdout.buffer.write(content.value)
+        write_bytes(content.value)
         if letter.truncated:
-            print(f"execution-events: dead letter {letter.id}: {TRUNCATED}", file=sys.stderr)
+            note(f"dead letter {letter.id}: {TRUNCATED}")
     return 0
 
 
@@ -152,20 +153,27 @@ async def _find(settings: Settings, number: int) -> tuple["ListedDeadLetter", "C
         async for letter in letters.list(Filter([number])):
             if content is not None:
                 return letter, content
-    raise ExecutionEventsError(f"dead letter {number} does not exist")
+    raise ExecutionEventsError(
+        f"dead letter {number} does not exist: `dead-letters list --state all` lists all"
+    )
 
 
 def _close(arguments: argparse.Namespace, settings: Settings) -> int:
     conditions = _conditions(arguments)
     if arguments.all == bool(conditions):
         arguments.usage_error("give IDs, options that select dead letters, or --all")
-    return run_until_stopped(
-        lambda stop: _close_letters(settings, conditions, arguments.verb, stop)
-    )
+    with Report() as report:
+        return run_until_stopped(
+            lambda stop: _close_letters(settings, conditions, arguments.verb, stop, report)
+        )
 
 
 async def _close_letters(
-    settings: Settings, conditions: dict[str, Any], verb: str, stop: asyncio.Event
+    settings: Settings,
+    conditions: dict[str, Any],
+    verb: str,
+    stop: asyncio.Event,
+    report: Report,
 ) -> int:
     with extra("consumer"):
         from execution_events.cli.dead_letter_format import TRUNCATED
@@ -196,14 +204,11 @@ async def _close_letters(
                     failures.add(letter.id, "was refused again: {}: {}".format(*outcome.refusal))
                 elif outcome.result is Result.TRUNCATED:
                     failures.add(letter.id, TRUNCATED)
-        except RetryableError as error:
-            raise ExecutionEventsError(
-                f"{error}; {ended} dead letters stay {ended}: repeat the command for the rest"
-            ) from error
         finally:
             progress.end()
-            failures.print()
-            print(_summary(ended, results))
+            failures.print(report)
+            report.done = _summary(ended, results)
+            report.remedy = f"{ended} dead letters stay {ended}; repeat the command for the rest"
     if stop.is_set() and results.total() < total:
         raise ExecutionEventsError(f"interrupted with {total - results.total()} dead letters left")
     return 1 if failures.number else 0
@@ -231,8 +236,8 @@ class _Failures:
         if self.number <= _SHOWN_FAILURES:
             self._lines.append(f"dead letter {letter}: {problem}")
 
-    def print(self) -> None:
+    def print(self, report: Report) -> None:
         for line in self._lines:
-            print(line)
+            report.line(line)
         if self.number > _SHOWN_FAILURES:
-            print(f"and {self.number - _SHOWN_FAILURES} more")
+            report.line(f"and {self.number - _SHOWN_FAILURES} more")

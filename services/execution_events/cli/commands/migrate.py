@@ -5,6 +5,9 @@ import asyncio
 from typing import Any
 
 from execution_events.cli.extras import extra
+from execution_events.cli.report import Report
+from execution_events.cli.streams import write_line
+from execution_events.cli.waiting import add_wait, until_reached
 from execution_events.settings import Settings
 
 
@@ -23,39 +26,43 @@ def add_commands(commands: Any) -> None:
         help="change nothing; list missing migrations, and roles and privileges that differ; exit "
         "1 if there are any",
     )
+    add_wait(migrate, "PostgreSQL")
     migrate.set_defaults(run=_migrate)
 
 
 def _migrate(arguments: argparse.Namespace, settings: Settings) -> int:
-    return asyncio.run(_check(settings) if arguments.check else _apply(settings))
-
-
-async def _check(settings: Settings) -> int:
-    with extra("consumer"):
-        from execution_events.operations.migration import check_database
-    missing, (own, administrator) = await check_database(settings.database)
-    lines = [f"missing: {migration.version:04} {migration.name}" for migration in missing] + own
-    for line in lines:
-        print(line)
-    print("run `execution-events migrate`" if lines else "up to date")
-    _print_script(administrator)
-    return 1 if lines else 0
-
-
-async def _apply(settings: Settings) -> int:
-    with extra("consumer"):
-        from execution_events.operations.migration import migrate_database
-    applied, administrator = await migrate_database(settings.database)
-    for migration in applied:
-        print(f"applied: {migration.version:04} {migration.name}")
-    print("up to date")
-    _print_script(administrator)
+    if arguments.check:
+        return asyncio.run(_check(settings, arguments.wait))
+    with Report() as report:
+        asyncio.run(_apply(settings, arguments.wait, report))
     return 0
 
 
-def _print_script(statements: list[str]) -> None:
-    """Print SQL that the owner of the database may not run."""
-    if statements:
-        print("recommended, by an administrator of the server, in this database:")
-        for statement in statements:
-            print(f"    {statement};")
+async def _check(settings: Settings, wait: float) -> int:
+    with extra("consumer"):
+        from execution_events.operations.migration import check_database
+    missing, (own, administrator) = await until_reached(
+        lambda: check_database(settings.database), wait
+    )
+    lines = [f"missing: {migration.version:04} {migration.name}" for migration in missing] + own
+    lines.append("run `execution-events migrate`" if lines else "up to date")
+    for line in (*lines, *_script(administrator)):
+        write_line(line)
+    return 1 if len(lines) > 1 else 0
+
+
+async def _apply(settings: Settings, wait: float, report: Report) -> None:
+    with extra("consumer"):
+        from execution_events.operations.migration import migrate_database
+    report.remedy = "each migration is applied whole or not at all; repeat the command for the rest"
+    applied, administrator = await until_reached(lambda: migrate_database(settings.database), wait)
+    lines = [f"applied: {migration.version:04} {migration.name}" for migration in applied]
+    report.done = "\n".join([*lines, "up to date", *_script(administrator)])
+
+
+def _script(statements: list[str]) -> list[str]:
+    """Return the lines of SQL that the owner of the database may not run."""
+    if not statements:
+        return []
+    heading = "recommended, by an administrator of the server, in this database:"
+    return [heading, *(f"    {statement};" for statement in statements)]

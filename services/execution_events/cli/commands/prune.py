@@ -7,6 +7,7 @@ from typing import Any
 from execution_events.cli.arguments import age
 from execution_events.cli.extras import extra
 from execution_events.cli.progress import Progress
+from execution_events.cli.report import Report
 from execution_events.cli.signals import run_until_stopped
 from execution_events.errors import ExecutionEventsError
 from execution_events.settings import Settings
@@ -40,16 +41,23 @@ def add_commands(commands: Any) -> None:
 
 
 def _prune(arguments: argparse.Namespace, settings: Settings) -> int:
-    return run_until_stopped(lambda stop: _remove(arguments, settings, stop))
+    with Report() as report:
+        return run_until_stopped(lambda stop: _remove(arguments, settings, stop, report))
 
 
-async def _remove(arguments: argparse.Namespace, settings: Settings, stop: asyncio.Event) -> int:
+async def _remove(
+    arguments: argparse.Namespace, settings: Settings, stop: asyncio.Event, report: Report
+) -> int:
     with extra("consumer"):
         from execution_events.store.connection import connect
         from execution_events.store.schema.migrate import require_compatible
+        from execution_events.store.schema.roles import require_right
         from execution_events.store.write import prune
     async with connect(settings.database.require_url(), "execution-events prune") as connection:
         await require_compatible(connection)
+        if not arguments.dry_run:
+            await require_right(connection, "execution", "DELETE", "the owner of the database")
+            report.remedy = "deleted rows stay deleted; repeat the command for the rest"
         before = await prune.time_before(connection, arguments.older_than)
         idle = await prune.time_before(connection, prune.SOURCE_RETENTION)
         kinds = [
@@ -58,6 +66,7 @@ async def _remove(arguments: argparse.Namespace, settings: Settings, stop: async
         ]
         if arguments.dead_letters:
             kinds.append(("closed dead letters", prune.prune_dead_letters, before))
+        done: list[str] = []
         for kind, steps, moment in kinds:
             seen = removed = events = 0
             progress = Progress()
@@ -68,10 +77,11 @@ async def _remove(arguments: argparse.Namespace, settings: Settings, stop: async
                     events += step.events
                     progress.show(seen, f"{kind} checked, {removed} deleted")
                     if stop.is_set():
-                        raise ExecutionEventsError("interrupted; deleted rows stay deleted")
+                        raise ExecutionEventsError("interrupted")
             finally:
                 progress.end()
                 verb = "would delete" if arguments.dry_run else "deleted"
                 having = f" with {events} events" if kind == "executions" else ""
-                print(f"{verb}: {removed} {kind}{having}, unchanged since {moment:%F %TZ}")
+                done.append(f"{verb}: {removed} {kind}{having}, unchanged since {moment:%F %TZ}")
+                report.done = "\n".join(done)
     return 0

@@ -2,12 +2,12 @@
 
 import argparse
 import os
-import sys
 from typing import Any
 
 import msgspec
 
-from execution_events.settings import Settings, describe, unknown
+from execution_events.cli.streams import write_line
+from execution_events.settings import Settings, describe
 
 
 def add_commands(commands: Any) -> None:
@@ -25,11 +25,9 @@ def add_commands(commands: Any) -> None:
 def _show(arguments: argparse.Namespace, _: Settings) -> int:
     for info in describe(os.environ):
         if arguments.json:
-            print(msgspec.json.encode(info._asdict()).decode())
+            write_line(msgspec.json.encode(info._asdict()).decode())
         else:
             value = "(not set)" if info.value is None else info.value
             source = "" if info.source == info.variable else f"  [{info.source}]"
-            print(f"{info.variable}={value}{source}\n    {info.doc}")
-    for variable in unknown(os.environ):
-        print(f"execution-events: {variable} is not a setting: misspelt?", file=sys.stderr)
+            write_line(f"{info.variable}={value}{source}\n    {info.doc}")
     return 0

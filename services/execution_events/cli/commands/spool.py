@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from execution_events.cli.arguments import seconds
 from execution_events.cli.progress import Progress
+from execution_events.cli.report import Report
+from execution_events.cli.streams import write_line
 from execution_events.errors import ExecutionEventsError, SettingsError
 from execution_events.settings import Settings, variable_of
 
@@ -68,7 +70,9 @@ def _directory(arguments: argparse.Namespace, settings: Settings) -> Path:
             raise SettingsError(f"{variable_of('spool_dir')} is not set: set it, or give DIRECTORY")
         directory = Path(settings.publisher.spool_dir)
     if not directory.is_dir():
-        raise ExecutionEventsError(f"{directory}: no such directory")
+        raise SettingsError(
+            f"{directory}: no such directory: correct {variable_of('spool_dir')}, or give DIRECTORY"
+        )
     return directory
 
 
@@ -78,46 +82,50 @@ def _list(arguments: argparse.Namespace, settings: Settings) -> int:
 
     listed = list_spools(_directory(arguments, settings))
     for info in listed:
-        print(json_line(info) if arguments.json else line(info))
+        write_line(json_line(info) if arguments.json else line(info))
     if not listed and not arguments.json:
-        print("no spools")
+        write_line("no spools")
     return 0
 
 
 def _drain(arguments: argparse.Namespace, settings: Settings) -> int:
     directory = _directory(arguments, settings)
-    return asyncio.run(
-        _drain_all(
-            settings, directory, arguments.timeout, accept_duplicates=arguments.accept_duplicates
-        )
-    )
+    with Report(prints_done=False) as report:
+        report.remedy = "unsent events stay in the spools; repeat the command for the rest"
+        return asyncio.run(_drain_all(settings, directory, arguments, report))
 
 
 async def _drain_all(
-    settings: Settings, directory: Path, timeout: float, *, accept_duplicates: bool
+    settings: Settings, directory: Path, arguments: argparse.Namespace, report: Report
 ) -> int:
     from execution_events.cli.spool_format import error_lines
     from execution_events.publisher.spool.directory import adopt, spools
 
     code = 0
-    aside = 0
+    aside = sent = 0
     for path in spools(directory):
         try:
             spool = adopt(path, settings.publisher.spool_max_bytes)
             if spool is None:
-                print(f"{path}: skipped: in use by a running process")
+                report.line(f"{path}: skipped: in use by a running process")
                 continue
             with spool:
-                if accept_duplicates:
+                if arguments.accept_duplicates:
                     spool.accept_duplicates()
-                print(f"{path}: {await _send(settings, spool, timeout, accept_duplicates)}")
+                before = spool.pending + spool.refused
+                try:
+                    counts = await _send(settings, spool, arguments)
+                finally:
+                    sent += before - spool.pending - spool.refused
+                    report.done = f"sent: {sent} events"
+                report.line(f"{path}: {counts}")
                 for line in error_lines(spool.errors) if spool.pending else ():
-                    print(line)
+                    report.line(line)
         except SettingsError:
             raise
         except ExecutionEventsError as error:
             # The other spools may be intact.
-            print(f"{path}: {str(error).removeprefix(f'{path}: ')}")
+            report.line(f"{path}: {str(error).removeprefix(f'{path}: ')}")
             code = 1
             continue
         if spool.pending or spool.held or spool.refused:
@@ -125,11 +133,11 @@ async def _drain_all(
         aside += spool.held + spool.refused
     if aside:
         command = f"{_ACCEPT} {quote(str(directory))}"
-        print(f"to send held and refused events as well (they may count again): {command}")
+        report.line(f"to send held and refused events as well (they may count again): {command}")
     return code
 
 
-async def _send(settings: Settings, spool: "Spool", timeout: float, accept_duplicates: bool) -> str:
+async def _send(settings: Settings, spool: "Spool", arguments: argparse.Namespace) -> str:
     """Send the pending records and return the resulting counts as text."""
     from execution_events.publisher.delivery.drain import drain
 
@@ -141,9 +149,9 @@ async def _send(settings: Settings, spool: "Spool", timeout: float, accept_dupli
                 settings.kafka,
                 settings.publisher,
                 spool,
-                timeout=timeout,
+                timeout=arguments.timeout,
                 progress=lambda sent: progress.show(sent, "sent"),
-                reassign_partitions=accept_duplicates,
+                reassign_partitions=arguments.accept_duplicates,
             )
         finally:
             progress.end()

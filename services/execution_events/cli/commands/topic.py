@@ -4,10 +4,15 @@ import argparse
 import asyncio
 from typing import Any, Literal
 
-from execution_events.cli.arguments import positive
+from execution_events.cli.arguments import whole_number
 from execution_events.cli.extras import extra
+from execution_events.cli.report import Report
+from execution_events.cli.waiting import add_wait, until_reached
 from execution_events.errors import SettingsError
 from execution_events.settings import TOPIC_PARTITIONS, TOPIC_RETENTION_DAYS, Settings
+
+_REPLICAS_MAX = 2**15 - 1
+"""The maximum of Kafka's protocol."""
 
 
 def add_commands(commands: Any) -> None:
@@ -23,28 +28,28 @@ def add_commands(commands: Any) -> None:
     )
     create.add_argument(
         "--partitions",
-        type=positive,
+        type=whole_number(1, 100_000),
         default=TOPIC_PARTITIONS,
         metavar="N",
         help="number of partitions, the maximum number of active consumers (default: %(default)s)",
     )
     create.add_argument(
         "--replication",
-        type=positive,
+        type=whole_number(1, _REPLICAS_MAX),
         default=3,
         metavar="N",
         help="replicas of each partition (default: %(default)s)",
     )
     create.add_argument(
         "--min-insync-replicas",
-        type=positive,
+        type=whole_number(1, _REPLICAS_MAX),
         default=2,
         metavar="N",
         help="replicas that must have a record before it is acknowledged (default: %(default)s)",
     )
     create.add_argument(
         "--retention-days",
-        type=positive,
+        type=whole_number(1, 100_000),
         default=TOPIC_RETENTION_DAYS,
         metavar="DAYS",
         help="days that records are kept, longer than any outage of the consumers "
@@ -58,6 +63,7 @@ def add_commands(commands: Any) -> None:
         "partition, and of two records with the same lastTimestamp the one stored last wins "
         "(counts stay exact)",
     )
+    add_wait(create, "Kafka")
     create.set_defaults(run=_create)
     accept = subcommands.add_parser(
         "accept",
@@ -84,62 +90,75 @@ def _create(arguments: argparse.Namespace, settings: Settings) -> int:
             f"--min-insync-replicas: expected at most --replication, {arguments.replication}, "
             f"not {arguments.min_insync_replicas}: no record could be acknowledged"
         )
-    return asyncio.run(_create_topic(arguments, settings))
+    with Report() as report:
+        return asyncio.run(_create_topic(arguments, settings, report))
 
 
-async def _create_topic(arguments: argparse.Namespace, settings: Settings) -> int:
+async def _create_topic(arguments: argparse.Namespace, settings: Settings, report: Report) -> int:
     with extra("consumer"):
         from execution_events.kafka.topic import DAY_MS, alter_topic, create_topic, obstacles
-    differences = await create_topic(
-        settings.kafka,
-        partitions=arguments.partitions,
-        replication=arguments.replication,
-        min_insync_replicas=arguments.min_insync_replicas,
-        retention_ms=arguments.retention_days * DAY_MS,
+    topic = settings.kafka.topic
+    report.remedy = "the topic may have been created or changed: repeat the command to compare it"
+    differences = await until_reached(
+        lambda: create_topic(
+            settings.kafka,
+            partitions=arguments.partitions,
+            replication=arguments.replication,
+            min_insync_replicas=arguments.min_insync_replicas,
+            retention_ms=arguments.retention_days * DAY_MS,
+        ),
+        arguments.wait,
     )
-    if differences is None:
-        print(f"created: {settings.kafka.topic}")
-        return 0
     if not differences:
-        print(f"exists and matches: {settings.kafka.topic}")
+        report.done = f"{'created' if differences is None else 'exists and matches'}: {topic}"
         return 0
-    print(f"exists and differs: {settings.kafka.topic}")
+    done = [f"exists and differs: {topic}"]
     if not arguments.alter:
-        for name, found, wanted in differences:
-            print(f"    {name}: is {found}, expected {wanted}")
-        print("nothing was changed; to change it, add --alter")
+        done += [
+            f"    {name}: is {found}, expected {wanted}" for name, found, wanted in differences
+        ]
+        report.done = "\n".join([*done, "nothing was changed; to change it, add --alter"])
         return 1
     async for name, found, wanted in alter_topic(settings.kafka, differences):
-        print(f"    {name}: changed from {found} to {wanted}", flush=True)
+        done.append(f"    {name}: changed from {found} to {wanted}")
+        report.done = "\n".join(done)
     kept = obstacles(differences)
     for (name, found, wanted), reason in kept.items():
-        print(f"    {name}: is {found}, expected {wanted}, cannot be changed: {reason}")
+        done.append(f"    {name}: is {found}, expected {wanted}, cannot be changed: {reason}")
+    report.done = "\n".join(done)
     return 1 if kept else 0
 
 
 def _accept(arguments: argparse.Namespace, settings: Settings) -> int:
-    return asyncio.run(_accept_logs(settings, arguments.start, dry_run=not arguments.yes))
+    with Report() as report:
+        return asyncio.run(
+            _accept_logs(settings, arguments.start, report, dry_run=not arguments.yes)
+        )
 
 
 async def _accept_logs(
-    settings: Settings, start: Literal["beginning", "end"], *, dry_run: bool
+    settings: Settings, start: Literal["beginning", "end"], report: Report, *, dry_run: bool
 ) -> int:
     with extra("consumer"):
         from execution_events.operations.accept import UnreadLog, accept_logs
     replaced = unread = 0
+    done: list[str] = []
+    report.remedy = "accepted logs stay accepted; repeat the command for the rest"
     async for log in accept_logs(settings, start, dry_run=dry_run):
         if isinstance(log, UnreadLog):
             unread += 1
-            print(f"partition {log.partition}: cannot be compared: {log.error}")
-            continue
-        replaced += 1
-        print(f"partition {log.partition}: {log.difference}")
-        print(f"    the log has offsets {log.begin} to {log.end}; continues at {log.offset}")
-        if not dry_run:
-            print("    accepted")
+            done.append(f"partition {log.partition}: cannot be compared: {log.error}")
+        else:
+            replaced += 1
+            done += [
+                f"partition {log.partition}: {log.difference}",
+                f"    the log has offsets {log.begin} to {log.end}; continues at {log.offset}",
+                *(() if dry_run else ("    accepted",)),
+            ]
+        report.done = "\n".join(done)
     if replaced and dry_run:
-        print("nothing was changed; to accept the log, add --yes")
-        return 1
-    if not replaced and not unread:
-        print("nothing differs")
-    return 1 if unread else 0
+        done.append("nothing was changed; to accept the log, add --yes")
+    elif not replaced and not unread:
+        done.append("nothing differs")
+    report.done = "\n".join(done)
+    return 1 if unread or (replaced and dry_run) else 0

@@ -7,10 +7,12 @@ from aiokafka.errors import KafkaError
 
 from execution_events.backoff import backoff
 from execution_events.errors import RetryableError
+from execution_events.kafka.brokers import check_brokers
+from execution_events.kafka.client_logs import collapsed
 from execution_events.kafka.connection import client_options
 from execution_events.kafka.errors import error_text, kafka_error, translated
 from execution_events.kafka.producer import Producer
-from execution_events.logs import Logger
+from execution_events.logs import Logger, Repetitions
 from execution_events.publisher.record import HOLD_MS
 from execution_events.settings import KafkaSettings
 
@@ -34,12 +36,14 @@ class KafkaConnection:
     """
 
     def __init__(self, settings: KafkaSettings, unavailable: Callable[[str], None]) -> None:
+        self._settings = settings
         self._options = client_options(settings)
         self._topic = settings.topic
         self._unavailable = unavailable
         self._batch_bytes = _BATCH_BYTES
         self._producer: Producer | None = None
         self._connecting = asyncio.Lock()
+        self._repetitions = Repetitions()
         self.partitions = 0
         """Number of partitions of the topic; 0 until Kafka has been reached."""
 
@@ -59,10 +63,13 @@ class KafkaConnection:
                     self._producer = await self._connect()
                 except Exception as error:
                     text = str(error) if isinstance(error, RetryableError) else error_text(error)
-                    _log.warning("kafka_unavailable", error=text, attempt=failures + 1)
+                    if (repeated := self._repetitions.count(text)) is not None:
+                        _log.warning("kafka_unavailable", error=text, **repeated)
                     self._unavailable(text)
                     await asyncio.sleep(backoff(failures))
                     failures += 1
+            if failures:
+                _log.info("kafka_recovered", attempts=failures + 1)
             return self._producer
 
     async def check_partition(self, producer: Producer, partition: int) -> None:
@@ -90,7 +97,9 @@ class KafkaConnection:
         """End `producer` after `error`, unless that has been done; the next use connects again."""
         if self._producer is producer:
             self._producer = None
-            _log.warning("producer_replaced", error=error_text(error))
+            text = error_text(error)
+            if (repeated := self._repetitions.count(("replaced", text))) is not None:
+                _log.warning("producer_replaced", error=text, **repeated)
             await producer.end()
 
     async def close(self) -> None:
@@ -100,6 +109,10 @@ class KafkaConnection:
             await producer.end()
 
     async def _connect(self) -> Producer:
+        with collapsed(self._repetitions):
+            return await self._start()
+
+    async def _start(self) -> Producer:
         producer = Producer(
             **self._options,
             resend_ms=HOLD_MS,
@@ -111,13 +124,15 @@ class KafkaConnection:
         )
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT):
+                await check_brokers(self._settings)
                 await producer.start()
                 self.partitions = await producer.find_partitions(self._topic)
         except BaseException as error:
             await producer.end()
             servers = self._options["bootstrap_servers"]
             if isinstance(error, RetryableError):
-                raise kafka_error(servers, str(error), error.cause) from error
+                named = str(error).startswith("Kafka at")
+                raise error if named else kafka_error(servers, str(error), error.cause) from error
             if isinstance(error, KafkaError | OSError):
                 raise translated(servers, error) from error
             raise

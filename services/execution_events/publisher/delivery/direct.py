@@ -69,6 +69,19 @@ class DirectDelivery:
     ) -> None:
         await self.close()
 
+    @property
+    def pending(self) -> int:
+        """The number of records that Kafka has neither acknowledged nor refused."""
+        return self._sender.pending
+
+    @property
+    def pending_fields(self) -> dict[str, str]:
+        """Fields of a log event about records that are still pending after the end."""
+        return {
+            "next_step": "they may or may not be in Kafka: publish again each whose `publish` has "
+            "not returned; with EXECUTION_EVENTS_SPOOL_DIR they stay on the disk"
+        }
+
     async def deliver(self, record: PendingRecord) -> None:
         """Return when Kafka has acknowledged `record`.
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
+from execution_events import wire
 from execution_events.logs import Logger
 from execution_events.publisher.delivery.commit import Fetch, Outcomes
 from execution_events.publisher.delivery.sender import EVERY_PARTITION, Sender
+from execution_events.publisher.event import log_fields
 from execution_events.publisher.record import PendingRecord
 from execution_events.publisher.spool.spool import Spool
 from execution_events.settings import KafkaSettings
@@ -134,9 +136,21 @@ class Relay:
             self._acknowledged += [record.sequence for record in records]
         self._progressed()
 
+    def _fields(self, record: PendingRecord) -> dict[str, object]:
+        occurrence = wire.decode(record.key, record.value, record.created_at)
+        return {
+            **log_fields(occurrence),
+            "path": str(self.spool.path),
+            "sequence": record.sequence,
+        }
+
     def _on_refused(self, record: PendingRecord, detail: str) -> None:
         _log.error(
-            "event_refused", path=str(self.spool.path), sequence=record.sequence, error=detail
+            "event_refused",
+            **self._fields(record),
+            error=detail,
+            next_step="raise the topic's max.message.bytes, then run `execution-events spool drain "
+            "--accept-duplicates`",
         )
         if not self._retired:
             self._refused.append((record.sequence, detail))
@@ -144,7 +158,12 @@ class Relay:
 
     def _on_expired(self, record: PendingRecord) -> None:
         if self._retired:
-            _log.error("event_expired", path=str(self.spool.path), sequence=record.sequence)
+            _log.error(
+                "event_expired",
+                **self._fields(record),
+                error="its first attempt was too long ago to send it again",
+                next_step="publish it again if its execution lacks it",
+            )
         else:
             self._expired.append(record.sequence)
         self._progressed()

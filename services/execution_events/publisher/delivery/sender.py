@@ -5,11 +5,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
-from math import inf
 
 import msgspec
 from aiokafka.errors import (
     InvalidTimestampError,
+    KafkaError,
     ProducerClosed,
     TopicAuthorizationFailedError,
 )
@@ -19,9 +19,9 @@ from execution_events import wire
 from execution_events.backoff import backoff
 from execution_events.clock import now_ms
 from execution_events.errors import RetryableError
-from execution_events.kafka.errors import error_text
+from execution_events.kafka.errors import error_text, kafka_error, missing_topic
 from execution_events.kafka.producer import NOT_APPENDED, TOO_LARGE
-from execution_events.logs import Logger
+from execution_events.logs import Logger, Repetitions
 from execution_events.publisher.delivery.connection import KafkaConnection
 from execution_events.publisher.delivery.task import RestartingTask
 from execution_events.publisher.record import HOLD_MS, PendingRecord
@@ -33,7 +33,7 @@ _BATCH_RECORDS = 10_000
 _DELIVERY_TIMEOUT = 60
 """Seconds without an acknowledgement after which a producer is replaced."""
 _REPORT_INTERVAL = 60
-"""Seconds between two log lines about partitions blocked by the same error."""
+"""Seconds between two updates of a partition's stored error by errors of the same kind."""
 EVERY_PARTITION = -1
 """The key of an error that blocks all partitions."""
 
@@ -79,6 +79,7 @@ class Sender:
         blocked: Callable[[int], None] = _ignore,
     ) -> None:
         self._connection = KafkaConnection(settings, self._on_unavailable)
+        self._servers = settings.bootstrap_servers
         self._topic = settings.topic
         self._source = source
         self._acknowledged = acknowledged
@@ -86,7 +87,7 @@ class Sender:
         self._expired = expired
         self._blocked = blocked
         self._reported: dict[int, tuple[type[Exception], float]] = {}
-        self._logged: dict[type[Exception], float] = {}
+        self._repetitions = Repetitions()
         self._queues: dict[int, _PartitionQueue] = {}
         self.pending = 0
         """Number of records submitted and not yet acknowledged, refused, expired or withdrawn."""
@@ -111,7 +112,8 @@ class Sender:
 
     def error(self, partition: int) -> str | None:
         """Return the error that blocks `partition`, None if nothing does."""
-        return self.errors.get(partition, self.errors.get(EVERY_PARTITION))
+        # Without Kafka, the error of a partition is of the time before.
+        return self.errors.get(EVERY_PARTITION, self.errors.get(partition))
 
     def partition_of(self, key: bytes) -> int:
         """Return the partition of `key` by Java's murmur2; `partitions` must be known."""
@@ -186,6 +188,9 @@ class Sender:
             # No error, not even a fault of the library, is a reason to give up a record.
             if not isinstance(error, (*NOT_APPENDED, RetryableError)):
                 await self._connection.replace(producer, error)
+            if isinstance(error, KafkaError) and not producer.known_partitions(self._topic):
+                # Without the topic, aiokafka only knows that its partition has no leader.
+                return count, -1, kafka_error(self._servers, missing_topic(self._topic))
             return count, -1, error
 
     def limit_batches(self, size: int) -> None:
@@ -212,7 +217,7 @@ class Sender:
         self._expired(record)
 
     def block(self, partition: int, error: Exception) -> None:
-        """Report a failed attempt; the same error is logged once a minute."""
+        """Report a failed attempt; errors of the same kind are logged once a minute."""
         kind, now = type(error), asyncio.get_running_loop().time()
         # Some texts differ with every attempt; the stored one need not follow them.
         reported, at = self._reported.get(partition, (None, now))
@@ -220,13 +225,12 @@ class Sender:
             self._reported[partition] = kind, now
             self.errors[partition] = self._text(error)
         # The replacement of a producer has been logged already, for all partitions.
-        recent = self._logged.get(kind, -inf) > now - _REPORT_INTERVAL
-        if not recent and kind is not ProducerClosed:
-            self._logged[kind] = now
+        if kind is not ProducerClosed and (repeated := self._repetitions.count(kind)) is not None:
             _log.warning(
                 "partitions_blocked",
                 partitions=sorted(p for p, (other, _) in self._reported.items() if other is kind),
                 error=self.errors[partition],
+                **repeated,
             )
         self._blocked(partition)
 

@@ -13,7 +13,7 @@ from typing import Self, TypeVar
 import msgspec
 
 from execution_events.errors import RetryableError, SpoolCorruptError, SpoolFullError
-from execution_events.logs import Logger
+from execution_events.logs import Logger, Repetitions
 from execution_events.publisher.delivery.commit import Fetch, commit
 from execution_events.publisher.delivery.relay import Relay
 from execution_events.publisher.delivery.sender import Sender
@@ -79,6 +79,7 @@ class SpooledDelivery:
         self._connecting: RestartingTask | None = None
         self._retired: list[Relay] = []
         self._held = 0
+        self._repetitions = Repetitions()
         self._damaged = self._failing = self._closed = False
         self._relay = self._open_relay(spool, reassign_partitions)
         self._warn_of_held()
@@ -101,6 +102,15 @@ class SpooledDelivery:
     def pending(self) -> int:
         """The number of records to send; held and refused ones do not count."""
         return self._spool.pending
+
+    @property
+    def pending_fields(self) -> dict[str, str]:
+        """Fields of a log event about records that are still pending after the end."""
+        return {
+            "path": str(self._spool.path),
+            "next_step": "they are on the disk: the next publisher on the directory, or "
+            "`execution-events spool drain`, sends them",
+        }
 
     async def deliver(self, record: PendingRecord) -> None:
         """Return when `record` is on the disk.
@@ -178,7 +188,11 @@ class SpooledDelivery:
                 new.fail(_closed_error())
             self._note_progress()
         if undelivered := sum(relay.sender.pending for relay in self._retired):
-            _log.error("damaged_spool_undelivered", events=undelivered)
+            _log.error(
+                "damaged_spool_undelivered",
+                events=undelivered,
+                next_step="recover them from the damaged file, which was set aside",
+            )
         return pending + undelivered
 
     def _close_spool(self) -> int:
@@ -237,7 +251,8 @@ class SpooledDelivery:
             else:
                 if self._failing:
                     self._failing = False
-                    _log.info("spool_recovered", path=str(self._spool.path))
+                    if (repeated := self._repetitions.count("recovered")) is not None:
+                        _log.info("spool_recovered", path=str(self._spool.path), **repeated)
             if self._new or self._may_fetch():
                 self._commit_due.set()
             self._note_progress()
@@ -303,7 +318,8 @@ class SpooledDelivery:
         """Fail the callers of a commit that failed, or keep their records for the next one."""
         if not self._failing:
             self._failing = True
-            _log.error("spool_failed", path=str(self._spool.path), error=str(error))
+            if (repeated := self._repetitions.count(type(error))) is not None:
+                _log.error("spool_failed", path=str(self._spool.path), error=str(error), **repeated)
         if isinstance(error, SpoolFullError) and self._settings.spool_full == "wait":
             self._store_later()
             return
@@ -352,7 +368,11 @@ class SpooledDelivery:
         The cancellation takes effect where the task waits next, after the caller has used the
         result.
         """
-        done = asyncio.get_running_loop().run_in_executor(self._thread, call)
+        try:
+            done = asyncio.get_running_loop().run_in_executor(self._thread, call)
+        except RuntimeError:
+            # At the end of the process, for example in a function of `atexit`, threads have ended.
+            return call()
         cancelled = False
         while not done.done():
             try:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from execution_events.logs import Logger
+from execution_events.logs import Logger, Repetitions
 from execution_events.publisher.lifecycle import describe
 
 _log = Logger(__name__)
@@ -17,12 +17,14 @@ class RestartingTask:
     """A task that runs `run` until it returns or is stopped, and is restarted when it fails.
 
     A cancellation from outside counts as a failure: programs cancel all tasks when they stop, and
-    still publish while they do. Each restart is logged and delayed by half a second.
+    still publish while they do. A restart is delayed by half a second. It is logged, as an error
+    after a failure, and once a minute if it repeats.
     """
 
     def __init__(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._run = run
         self._stopped = False
+        self._repetitions = Repetitions()
         self._start()
 
     async def stop(self) -> None:
@@ -42,10 +44,11 @@ class RestartingTask:
         if task.cancelled():
             if self._stopped:
                 return
-            error = "cancelled"
+            _log.info("task_restarted", task=self._run.__qualname__, error="cancelled")
         elif (failure := task.exception()) is not None:
             error = describe(failure)
+            if (repeated := self._repetitions.count(error)) is not None:
+                _log.error("task_restarted", task=self._run.__qualname__, error=error, **repeated)
         else:
             return
-        _log.error("task_restarted", task=self._run.__qualname__, error=error)
         task.get_loop().call_later(_RESTART_DELAY, self._start)

@@ -1,5 +1,6 @@
 """The SQLite file of a spool: creation, connection, errors, summary."""
 
+import errno
 import os
 import sqlite3
 import threading
@@ -10,10 +11,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from execution_events.clock import now_ms
-from execution_events.errors import HaltError, RetryableError, SpoolCorruptError, SpoolFullError
+from execution_events.errors import (
+    HaltError,
+    MisconfiguredError,
+    RetryableError,
+    SpoolCorruptError,
+    SpoolFullError,
+)
 from execution_events.publisher.record import HOLD_MS
 from execution_events.publisher.spool import queries
+from execution_events.settings import variable_of
 
+_PERMANENT = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EROFS)
+"""Errors of a directory that no further attempt mends."""
 _BUSY_TIMEOUT = 10
 """Seconds to wait for another process that reads the file, as `spool list` does."""
 
@@ -188,7 +198,12 @@ def translated_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RetryableError(f"{error.filename or path}: {error.strerror}") from error
+        text = f"{error.filename or path}: {error.strerror}"
+        if error.errno in _PERMANENT:
+            variable = variable_of("spool_dir")
+            text += f": set {variable} to a directory on a local disk that this user may write to"
+            raise MisconfiguredError(text, type(error).__name__) from error
+        raise RetryableError(text) from error
     except sqlite3.Error as error:
         code: int | None = getattr(error, "sqlite_errorcode", None)
         if code is None:

@@ -275,7 +275,10 @@ class Spool:
     def _full(self, size: int) -> str | None:
         """Return the reason for which `size` more bytes do not fit, None if they do."""
         if self.bytes + size > self._max_bytes:
-            return f"full: it holds {self.bytes} bytes"
+            return (
+                f"full: it holds {self.bytes} of {self._max_bytes} bytes: `execution-events spool "
+                "list` shows why; EXECUTION_EVENTS_SPOOL_MAX_BYTES is the limit"
+            )
         if self._file.free_bytes() < _RESERVE + 2 * size:
             return "the disk is nearly full"
         return None

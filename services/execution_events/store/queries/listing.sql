@@ -11,7 +11,7 @@ WHERE {tenancy}
 -- name: events
 -- In order of creation, which never changes: the order of the index event_order. EXISTS comes first:
 -- an execution of other tenants costs no more time than an absent one.
-SELECT body, list_position
+SELECT body, list_position{times}
 FROM execution_events.event
 WHERE EXISTS (SELECT FROM execution_events.execution WHERE {tenancy})
     AND {conditions}
@@ -20,18 +20,28 @@ ORDER BY {order}
 -- name: page
 -- One statement, so that revisions and events are of one snapshot; one row, as each row costs the
 -- reader more than its content. Aggregates take the rows of the subquery in its order.
-SELECT revisions.revisions, page.bodies, page.list_position
+SELECT revisions.revisions, page.*
 FROM (
 {revisions}
 ) AS revisions, (
 SELECT
     array_agg(body) AS bodies,
-    (array_agg(list_position))[$last::integer] AS list_position
+    (array_agg(list_position))[$last::integer] AS list_position{times}
 FROM (
 {events}
 LIMIT $limit
 ) AS event
 ) AS page
+
+-- name: event_times
+,
+    first_timestamp,
+    last_timestamp
+
+-- name: page_times
+,
+    array_agg(first_timestamp) AS first_timestamps,
+    array_agg(last_timestamp) AS last_timestamps
 
 -- name: execution
 execution_id = $execution_id

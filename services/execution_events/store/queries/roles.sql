@@ -121,8 +121,15 @@ SELECT name FROM unnest($1::text[]) AS name
 WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name)
 
 -- name: lock_roles
--- Concurrent migrations of other databases change the same roles.
-COMMENT ON ROLE execution_events_writer IS 'Writer of execution-events.'
+-- Concurrent migrations of other databases change the same roles. A block: PostgreSQL would log an
+-- error for a statement that fails before the first migration, or for a login that may not run it.
+DO $$
+BEGIN
+    COMMENT ON ROLE execution_events_writer IS 'Writer of execution-events.';
+EXCEPTION
+    WHEN undefined_object OR insufficient_privilege THEN NULL;
+END
+$$
 
 -- name: set_password
 SELECT format('ALTER ROLE %I LOGIN PASSWORD %L', $1::text, $2::text)
@@ -200,3 +207,6 @@ WHERE held.granted
     AND relnamespace IN (to_regnamespace('execution_events'), to_regnamespace('ops'))
     AND activity.pid <> pg_backend_pid()
 ORDER BY pid
+
+-- name: right
+SELECT current_user AS role, has_table_privilege($1, $2) AS granted

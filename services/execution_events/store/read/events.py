@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from execution_events.projection.body import decode
+from execution_events.projection.body import Times, decode, with_microseconds
 from execution_events.store.connection import fetch_one, translated_errors
 from execution_events.store.read.changes import (
     CurrentRevisions,
@@ -77,18 +77,26 @@ class EventReader:
             yield cls(pool, stream_pool)
 
     async def page(
-        self, execution_id: str, selection: Selection, namespaces: Namespaces, limit: int
+        self,
+        execution_id: str,
+        selection: Selection,
+        namespaces: Namespaces,
+        limit: int,
+        times: Times = "second",
+        share: str | None = None,
     ) -> Page:
-        """Return the first `limit` events of a selection."""
-        query = _ListQuery(execution_id, namespaces)
+        """Return the first `limit` events of a selection, by a connection of `share`."""
+        query = _ListQuery(execution_id, namespaces, times)
         query.select(selection)
         statement, arguments = query.page(limit)
         with translated_errors():
-            async with self._pool.acquire() as connection:
+            async with self._pool.acquire(share) as connection:
                 row = await fetch_one(connection, statement, *arguments)
-        revisions, bodies, list_position = row
+        revisions, bodies, list_position, *moments = row
         if bodies is None:
             return Page(revisions or "", [], None)
+        if moments:
+            bodies = list(map(with_microseconds, bodies, *moments))
         if len(bodies) <= limit:
             return Page(revisions, bodies, None)
         bodies.pop()
@@ -102,19 +110,21 @@ class EventReader:
         selection: Selection,
         namespaces: Namespaces,
         page: Page | None = None,
+        times: Times = "second",
+        share: str | None = None,
     ) -> AsyncIterator[Stream]:
-        """Open a stream of all events of a selection.
+        """Open a stream of all events of a selection, by a connection of `share`.
 
-        If the revisions are still those of its first `page`, the stream takes the page's bodies,
-        leaving it empty, and reads the events after it. The stream holds a snapshot and a
-        connection: bound its time.
+        If the revisions are still those of its first `page`, which has the same `times`, the stream
+        takes the page's bodies, leaving it empty, and reads the events after it. The stream holds a
+        snapshot and a connection: bound its time.
         """
-        query = _ListQuery(execution_id, namespaces)
+        query = _ListQuery(execution_id, namespaces, times)
         statement, arguments = query.revisions()
         async with AsyncExitStack() as stack:
             with translated_errors():
                 connection = await stack.enter_async_context(
-                    self._stream_pool.acquire("repeatable_read")
+                    self._stream_pool.acquire(share, "repeatable_read")
                 )
                 revisions = await connection.fetchval(statement, *arguments) or ""
                 head: list[bytes] = []
@@ -136,7 +146,10 @@ class EventReader:
                         rows = await cursor.fetch(_STREAM_BATCH)
                     if not rows:
                         return
-                    yield [row[0] for row in rows]
+                    if times == "second":
+                        yield [row[0] for row in rows]
+                    else:
+                        yield [with_microseconds(body, *moments) for body, _, *moments in rows]
 
             stream = Stream(revisions, batches(head))
             # The page's bodies must not live as long as the stream.
@@ -163,7 +176,8 @@ class EventReader:
 class _ListQuery:
     """A statement joined from parts of `listing.sql`; a caller's input becomes arguments only."""
 
-    def __init__(self, execution_id: str, namespaces: Namespaces) -> None:
+    def __init__(self, execution_id: str, namespaces: Namespaces, times: Times = "second") -> None:
+        self._has_times = times == "micro"
         self._arguments: dict[str, object] = {"execution_id": execution_id}
         self._conditions = [_SQL["execution"]]
         self._order = _SQL["ascending"]
@@ -205,7 +219,9 @@ class _ListQuery:
         # The extra row tells whether events follow the page.
         self._arguments |= {"last": limit, "limit": limit + 1}
         return self._numbered(
-            _SQL["page"].format(revisions=self._revisions(), events=self._events())
+            _SQL["page"].format(
+                revisions=self._revisions(), events=self._events(), times=self._times("page_times")
+            )
         )
 
     def _add(self, condition: str, **arguments: object) -> None:
@@ -218,8 +234,14 @@ class _ListQuery:
     def _events(self) -> str:
         conditions = "\n    AND ".join(self._conditions)
         return _SQL["events"].format(
-            tenancy=self._tenancy, conditions=conditions, order=self._order
+            tenancy=self._tenancy,
+            conditions=conditions,
+            order=self._order,
+            times=self._times("event_times"),
         )
+
+    def _times(self, part: str) -> str:
+        return _SQL[part] if self._has_times else ""
 
     def _numbered(self, statement: str) -> tuple[str, list[object]]:
         numbered, names = number_arguments(statement)

@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Literal, NamedTuple
+from weakref import WeakValueDictionary
 
 import asyncpg
 from asyncpg.cursor import Cursor
 
-from execution_events.store.connection import CONNECT_TIMEOUT, open_session
+from execution_events.store.connection import CONNECT_TIMEOUT, open_session, translated_errors
 
 _IDLE_TIMEOUT = 300
 """Seconds after which an unused connection is replaced: a firewall may have dropped it."""
@@ -25,6 +26,9 @@ class _Idle(NamedTuple):
 class ReadingPool:
     """A bounded pool of read-only connections, opened on demand and given in order of request.
 
+    One caller has at most three quarters of the connections at a time, so that others need not wait
+    for it.
+
     Callers must leave the session unchanged: no settings, no LISTEN, no advisory locks.
 
     asyncpg's own pool lets new callers overtake waiting ones, by a second under load, resets
@@ -37,6 +41,9 @@ class ReadingPool:
         self._prepares = prepares
         self._connect = connect
         self._available = asyncio.Semaphore(size)
+        self._share = max(1, size - max(1, size // 4))
+        # By caller, while it uses or waits for a connection.
+        self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._idle: list[_Idle] = []
 
     @classmethod
@@ -64,17 +71,19 @@ class ReadingPool:
 
     @asynccontextmanager
     async def acquire(
-        self, isolation: Literal["repeatable_read"] | None = None
+        self, share: str | None = None, isolation: Literal["repeatable_read"] | None = None
     ) -> AsyncIterator[asyncpg.Connection]:
-        """Take a connection for exclusive use; with `isolation`, in a transaction.
+        """Take a connection for exclusive use, out of a caller's `share` of them if it is given.
 
-        Raises `TimeoutError` after `CONNECT_TIMEOUT` in the queue, and asyncpg's errors.
+        With `isolation` the connection is in a transaction. Raises `TimeoutError` after
+        `CONNECT_TIMEOUT` in the queue, and those of `open_session`.
         """
-        if self._available.locked():
+        own = None if share is None else self._share_of(share)
+        if self._available.locked() or (own is not None and own.locked()):
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                await self._available.acquire()
+                await self._take(own)
         else:
-            await self._available.acquire()
+            await self._take(own)
         try:
             connection = self._usable() or await self._connect()
             try:
@@ -83,11 +92,16 @@ class ReadingPool:
                 else:
                     # A statement is prepared and executed by two messages, which a pooler could
                     # send to two sessions.
-                    async with connection.transaction(isolation=isolation, readonly=True):
+                    async with _transaction(connection, isolation):
                         yield connection
             except asyncpg.PostgresError:
                 # The session survives an error of a statement outside a transaction.
                 if connection.is_in_transaction():
+                    connection.terminate()
+                raise
+            except GeneratorExit:
+                # A stream that is closed before its end has rolled its transaction back.
+                if isolation is None:
                     connection.terminate()
                 raise
             except asyncio.CancelledError:
@@ -104,6 +118,25 @@ class ReadingPool:
                     self._idle.append(_Idle(connection, now))
         finally:
             self._available.release()
+            if own is not None:
+                own.release()
+
+    async def _take(self, own: asyncio.Semaphore | None) -> None:
+        # The share first: a caller beyond it must not hold a place of the pool.
+        if own is not None:
+            await own.acquire()
+        try:
+            await self._available.acquire()
+        except BaseException:
+            if own is not None:
+                own.release()
+            raise
+
+    def _share_of(self, caller: str) -> asyncio.Semaphore:
+        share = self._shares.get(caller)
+        if share is None:
+            share = self._shares[caller] = asyncio.Semaphore(self._share)
+        return share
 
     async def cursor(
         self, connection: asyncpg.Connection, statement: str, *arguments: object
@@ -124,3 +157,21 @@ class ReadingPool:
                 return connection
             connection.terminate()
         return None
+
+
+@asynccontextmanager
+async def _transaction(
+    connection: asyncpg.Connection, isolation: Literal["repeatable_read"] | None
+) -> AsyncIterator[None]:
+    """Hold a read-only transaction; after an error it ends with the connection."""
+    transaction = connection.transaction(isolation=isolation, readonly=True)
+    await transaction.start()
+    try:
+        yield
+    except GeneratorExit:
+        # The caller needs no more of a stream; it is between two statements.
+        with translated_errors():
+            await transaction.rollback()
+        raise
+    with translated_errors():
+        await transaction.commit()

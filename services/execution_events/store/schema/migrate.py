@@ -112,8 +112,7 @@ def require_version(compatible_from: str) -> None:
     if _release(program_version()) < _release(compatible_from):
         raise HaltError(
             f"the database's schema requires execution-events {compatible_from} or newer, this is"
-            f" {program_version()}: upgrade execution-events, with pip by"
-            f" `pip install 'execution-events>={compatible_from}'`"
+            f" {program_version()}: install that version or a newer one (README.md, Install it)"
         )
 
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import asyncpg
 
 from execution_events.errors import MisconfiguredError
+from execution_events.settings import variable_of
+from execution_events.store.connection import fetch_one, translated_errors
 from execution_events.store.schema.scram import verifier
 from execution_events.store.sessions import OPS_CONNECTIONS, ROLE_SETTINGS
 from execution_events.store.sql import load_queries
@@ -35,7 +37,7 @@ async def set_roles(connection: asyncpg.Connection) -> None:
     Raises `MisconfiguredError`, with what an administrator has to run, if a role is missing then.
     """
     async with connection.transaction():
-        await _attempt(connection, _SQL["lock_roles"])
+        await connection.execute(_SQL["lock_roles"])
         for statement, for_login in await _unmet(connection):
             if not for_login:
                 await _attempt(connection, statement)
@@ -66,7 +68,7 @@ async def set_passwords(connection: asyncpg.Connection, passwords: Mapping[str, 
     """
     refused = []
     async with connection.transaction():
-        await _attempt(connection, _SQL["lock_roles"])
+        await connection.execute(_SQL["lock_roles"])
         for role, password in passwords.items():
             statement = await connection.fetchval(_SQL["set_password"], role, verifier(password))
             if not await _attempt(connection, statement):
@@ -98,6 +100,23 @@ async def differences(connection: asyncpg.Connection) -> Differences:
     own += [f"missing: {privilege}" for privilege in sorted(after - before[0])]
     own += [f"to revoke: {privilege}" for privilege in sorted(before[0] - after)]
     return Differences(own, left)
+
+
+async def require_right(
+    connection: asyncpg.Connection, table: str, right: str, needed: str
+) -> None:
+    """Raise `MisconfiguredError` unless the session's role has the right; `needed` is one that has.
+
+    Without this check a service would join its group, or a command print, before it is refused.
+    """
+    with translated_errors():
+        row = await fetch_one(connection, _SQL["right"], f"execution_events.{table}", right)
+    if not row["granted"]:
+        raise MisconfiguredError(
+            f"{variable_of('database_url')}: the role {row['role']} has no {right} right on"
+            f" {table}: needs {needed}",
+            "42501",
+        )
 
 
 async def restrict_public(connection: asyncpg.Connection) -> None:

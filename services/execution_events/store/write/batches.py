@@ -18,6 +18,7 @@ from execution_events.store.connection import (
     translated_errors,
 )
 from execution_events.store.schema.migrate import require_compatible
+from execution_events.store.schema.roles import require_right
 from execution_events.store.sessions import CONSUMER
 from execution_events.store.sql import load_queries
 from execution_events.store.write import progress
@@ -207,6 +208,7 @@ class BatchWriter:
             )
             with translated_errors(self.address):
                 await require_compatible(connection)
+                await require_right(connection, "event", "INSERT", "execution_events_writer")
                 await prepare(connection)
             self._connection = connection
             self.connections += 1

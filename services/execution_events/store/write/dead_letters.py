@@ -20,6 +20,7 @@ from execution_events.store.connection import (
     translated_errors,
 )
 from execution_events.store.schema.migrate import require_compatible
+from execution_events.store.schema.roles import require_right
 from execution_events.store.sql import load_queries
 from execution_events.store.write.events import prepare, write_events
 from execution_events.wire import REFUSED_BY_DATABASE, Headers, Record
@@ -230,6 +231,7 @@ class DeadLetters:
         """Connect and check the schema."""
         async with connect(database_url, "execution-events dead-letters") as connection:
             await require_compatible(connection)
+            await require_right(connection, "dead_letter", "SELECT", "execution_events_writer")
             yield cls(connection)
 
     async def list(self, selection: Filter) -> AsyncIterator[ListedDeadLetter]:

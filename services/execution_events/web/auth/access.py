@@ -1,6 +1,6 @@
 """Access control: from the headers of a request to its caller."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 from starlette.exceptions import HTTPException
@@ -16,6 +16,11 @@ class Caller(NamedTuple):
     """None is all: only without credentials, on loopback addresses."""
     limit_key: str
     """Equal for all requests of one caller; reveals nothing about the token."""
+
+    @property
+    def share(self) -> str | None:
+        """The caller's share of the database connections; None, without credentials, is all."""
+        return None if self.namespaces is None else self.limit_key
 
 
 ANONYMOUS = Caller(None, "anonymous")
@@ -90,11 +95,14 @@ def is_namespace(text: str) -> bool:
         return False
 
 
-def _tokens(headers: Mapping[str, str]) -> Iterable[bytes]:
+def _tokens(headers: Mapping[str, str]) -> Iterator[bytes]:
     for name, value in headers.items():
+        token = ""
         if name == "x-auth-token":
-            yield value.strip().encode("latin-1")
+            token = value.strip()
         elif name == "authorization":
-            scheme, _, token = value.strip().partition(" ")
-            # Another scheme counts as an invalid token: ignoring it would hide the client's error.
-            yield token.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
+            # Another scheme may be the proxy's.
+            scheme, _, credentials = value.strip().partition(" ")
+            token = credentials.strip() if scheme.lower() == "bearer" else ""
+        if token:
+            yield token.encode("latin-1")

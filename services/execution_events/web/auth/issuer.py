@@ -42,6 +42,7 @@ class Issuer:
         self._metrics = metrics
         self._tls = ssl.create_default_context() if url.startswith("https:") else None
         self._keys: Mapping[str | None, Key] = {}
+        self._refused: Mapping[int, str] = {}
         self._problem: str | None = "not fetched yet"
         self._fetched_at = -_REFETCH_INTERVAL
         self._fetching: asyncio.Task[None] | None = None
@@ -118,11 +119,15 @@ class Issuer:
     async def _fetch(self) -> None:
         self._fetched_at = time.monotonic()
         try:
-            self._keys = await fetch_keys(self._url, self._tls)
+            key_set = await fetch_keys(self._url, self._tls)
         except KeySetError as error:
             self._problem = str(error)
             _log.warning("issuer_unavailable", error=self._problem)
         else:
+            if key_set.refused != self._refused:
+                for number, reason in sorted(key_set.refused.items()):
+                    _log.warning("issuer_key_refused", key=number, error=reason)
+            self._keys, self._refused = key_set
             self._problem = None
             self._metrics.credentials_read.set_to_current_time()
 

@@ -27,6 +27,10 @@ _ALGORITHMS: Mapping[tuple[str, str | None], tuple[str, ...]] = {
 that no public key is ever used as an HMAC secret."""
 
 
+_PRIVATE = frozenset(("d", "p", "q", "dp", "dq", "qi", "oth"))
+"""Members of private keys alone (RFC 7518, 6.2.2 and 6.3.2; RFC 8037, 2)."""
+
+
 class KeySetError(Exception):
     """Fetch the keys again later; the text contains nothing that the issuer sent."""
 
@@ -38,12 +42,19 @@ class Key(NamedTuple):
     algorithms: tuple[str, ...]
 
 
-class _KeySet(msgspec.Struct):
+class KeySet(NamedTuple):
+    """Signing keys by key id, and why others were refused, by their number in the set from 1."""
+
+    keys: Mapping[str | None, Key]
+    refused: Mapping[int, str]
+
+
+class _Members(msgspec.Struct):
     keys: list[dict[str, Any]]
 
 
-async def fetch_keys(url: str, tls: ssl.SSLContext | None) -> Mapping[str | None, Key]:
-    """Return the signing keys at `url` by key id; raises `KeySetError`.
+async def fetch_keys(url: str, tls: ssl.SSLContext | None) -> KeySet:
+    """Return the signing keys at `url`; raises `KeySetError`.
 
     The fetch takes at most `FETCH_TIMEOUT` seconds and `KEY_SET_MAX_BYTES` bytes, and follows no
     redirect and no proxy variable. PyJWT decodes each key, but its `PyJWKClient` cannot fetch them
@@ -54,17 +65,21 @@ async def fetch_keys(url: str, tls: ssl.SSLContext | None) -> Mapping[str | None
     return parse_keys(await _get(url, tls))
 
 
-def parse_keys(content: bytes) -> Mapping[str | None, Key]:
-    """Return the signing keys of a key set by key id; raises `KeySetError` if there are none.
+def parse_keys(content: bytes) -> KeySet:
+    """Return the signing keys of a key set; raises `KeySetError` if there are none.
 
-    Encryption keys, shared secrets and unknown or malformed keys are ignored (RFC 7517, 5).
+    Encryption keys, shared secrets and unknown or malformed keys are ignored (RFC 7517, 5). A
+    private key is refused, as others may know it. So are keys with the same id: a token that names
+    it could be of either.
     """
     try:
-        members = msgspec.json.decode(content, type=_KeySet).keys[:_KEYS_MAX]
+        members = msgspec.json.decode(content, type=_Members).keys[:_KEYS_MAX]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise KeySetError("expected a JSON Web Key Set") from None
     keys: dict[str | None, Key] = {}
-    for member in members:
+    refused: dict[int, str] = {}
+    number_of: dict[str | None, int] = {}
+    for number, member in enumerate(members, 1):
         # RSA has no curves: a `crv` member has no meaning there.
         curve = member.get("crv") if member.get("kty") != "RSA" else None
         try:
@@ -73,12 +88,22 @@ def parse_keys(content: bytes) -> Mapping[str | None, Key]:
                 algorithms = tuple(name for name in algorithms if name == member["alg"])
             if algorithms and member.get("use", "sig") == "sig":
                 public = jwt.PyJWK(member, algorithms[0]).key
-                keys[member.get("kid")] = Key(public, algorithms)
+                key_id = member.get("kid")
+                if key_id in number_of:
+                    refused[number] = refused[number_of[key_id]] = "duplicate key id"
+                    keys.pop(key_id, None)
+                    continue
+                number_of[key_id] = number
+                if not _PRIVATE.isdisjoint(member):
+                    refused[number] = "private key"
+                else:
+                    keys[key_id] = Key(public, algorithms)
         except (KeyError, TypeError, jwt.PyJWTError):
             continue
     if not keys:
-        raise KeySetError("the key set has no signing key")
-    return keys
+        reasons = "".join(f"; key {number}: {reason}" for number, reason in sorted(refused.items()))
+        raise KeySetError(f"the key set has no acceptable signing key{reasons}")
+    return KeySet(keys, refused)
 
 
 async def _get(url: str, tls: ssl.SSLContext | None) -> bytes:

@@ -29,6 +29,8 @@ FILE_MAX_BYTES = 16 * 2**20
 _POLL_INTERVAL = 1.0
 """Seconds between checks of the file."""
 _HASH = re.compile(r"[0-9a-f]{64}")
+_EMPTY = hashlib.sha256().digest()
+"""The hash that a script prints for an unset variable; an empty token is never valid."""
 
 
 class TokenFileError(ValueError):
@@ -157,6 +159,8 @@ def parse_tokens(content: bytes) -> dict[bytes, _Entry]:
         if not _HASH.fullmatch(name):
             raise TokenFileError(f"entry {number}: expected a SHA-256 of 64 digits 0-9 a-f")
         digest = bytes.fromhex(name)
+        if digest == _EMPTY:
+            raise TokenFileError(f"entry {number}: expected a token, got the hash of an empty text")
         if digest in entries:
             raise TokenFileError(f"entry {number}: duplicate token")
         if not _are_namespaces(namespaces):
