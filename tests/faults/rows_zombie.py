@@ -12,7 +12,7 @@ _TAKEN_LIMIT = SESSION_TIMEOUT + 20
 """Seconds until the other consumer must own all partitions."""
 _REFUSED_LIMIT = 5
 """Seconds until a late batch must be refused, once both consumers run."""
-_ATTEMPTS = 3
+_ATTEMPTS = 8
 _BEFORE_OFFSETS = ("fetched", "begun")
 """Points with a batch and no lock: the successor overtakes, and the zombie's batch is refused."""
 _OFFSETS_LOCKED = ("offsets_set", "upserted")
