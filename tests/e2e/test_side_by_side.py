@@ -41,7 +41,7 @@ INCOMPATIBLE = {
         ALTER TABLE event ALTER COLUMN remark SET DEFAULT '';
     """,
 }
-REFUSED = "requires execution-events 0.3.0 or newer, this is {}: upgrade execution-events"
+REFUSED = "requires execution-events 0.3.0 or newer, this is {}: install that version"
 EXECUTIONS = 50
 
 

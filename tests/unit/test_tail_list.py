@@ -1,5 +1,7 @@
 """Changes of a watched list: each is told once, through resets and cuts."""
 
+from typing import Literal
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -83,7 +85,7 @@ def test_a_revision_told_twice_is_told_once() -> None:
 def test_an_event_published_again_after_a_prune_is_new() -> None:
     watched = WatchedList()
     taken(watched, *reset(event("a", count=7)))
-    assert taken(watched, *reset(event("a", count=2))) == [("added", "a", 2)]
+    assert taken(watched, *reset(event("a", count=2))) == [("gone", "a", 0), ("added", "a", 2)]
 
 
 def test_gone_tells_the_last_known_state_once() -> None:
@@ -127,35 +129,48 @@ def test_changes_of_one_event_wait_for_a_second() -> None:
     assert pace.offer(one, 13.0) is one
 
 
-_offers = st.lists(
-    st.tuples(st.sampled_from("abc"), st.integers(1, 5), st.floats(0, 0.6)), max_size=60
+_told = st.lists(
+    st.tuples(st.sampled_from("abc"), st.integers(0, 5), st.floats(0, 0.6)), max_size=60
 )
+"""Names, occurrences that come, none for an event that goes, and seconds before."""
 
 
-@given(_offers)
-def test_nothing_is_lost_and_nothing_comes_too_fast(offers: list[tuple[str, int, float]]) -> None:
+@given(_told)
+def test_what_is_shown_folds_to_what_was_told(told: list[tuple[str, int, float]]) -> None:
     pace, now = Pace(), 0.0
     shown: list[tuple[float, Change]] = []
-    counts = dict.fromkeys("abc", 0)
-    for name, added, pause in offers:
+    counts: dict[str, int] = {}
+    for name, added, pause in told:
         now += pause
         shown += ((now, change) for change in pace.due(now))
-        counts[name] += added
-        change = Change("counted", event(name, count=counts[name]), added)
+        if added:
+            kind: Literal["added", "counted"] = "counted" if name in counts else "added"
+            counts[name] = counts.get(name, 0) + added
+            change = Change(kind, event(name, count=counts[name]), added)
+        elif name in counts:
+            change = Change("gone", event(name, count=counts.pop(name)), 0)
+        else:
+            continue
         if (offered := pace.offer(change, now)) is not None:
             shown.append((now, offered))
     last_shown: dict[Key, float] = {}
     for moment, change in shown:
-        assert moment - last_shown.get(change.event.key, -9) >= 1
+        if change.kind != "added":
+            assert moment - last_shown.get(change.event.key, -9) >= 1
         last_shown[change.event.key] = moment
-    shown += ((now, change) for change in pace.rest())
-    for name, count in counts.items():
-        told = [change for _, change in shown if change.event.metadata.name == name]
-        assert sum(change.added for change in told) == count
-        assert not told or told[-1].event.count == count
+    folded: dict[str, int] = {}
+    for _, change in [*shown, *((now, change) for change in pace.rest())]:
+        name = change.event.metadata.name
+        assert (name in folded) == (change.kind != "added")
+        if change.kind == "gone":
+            del folded[name]
+        else:
+            folded[name] = folded.get(name, 0) + change.added
+            assert change.event.count == folded[name]
+    assert folded == counts
 
 
-def test_merged_changes_fold_to_the_latest_state() -> None:
+def test_changes_that_wait_are_merged() -> None:
     pace = Pace()
     gone_, added = Change("gone", A, 0), Change("added", A, 2)
     pace.offer(added, 0)
@@ -163,4 +178,9 @@ def test_merged_changes_fold_to_the_latest_state() -> None:
     pace.offer(gone_, 0.2)
     pace.offer(added, 0.3)
     pace.offer(Change("counted", event("a", count=4), 2), 0.4)
-    assert list(pace.due(1)) == [Change("added", event("a", count=4), 4)]
+    assert list(pace.due(1)) == [gone_, Change("added", event("a", count=4), 4)]
+    pace.offer(gone_, 1.1)
+    assert list(pace.due(2)) == [gone_]
+    pace.offer(added, 2.1)
+    pace.offer(gone_, 2.2)
+    assert list(pace.due(3)) == []

@@ -83,5 +83,5 @@ class WatchedList:
             return []
         # Counts never decrease, except of an event that was pruned and published again.
         if event.count < known.count:
-            return [Change("added", event, event.count)]
+            return [Change("gone", known, 0), Change("added", event, event.count)]
         return [Change("counted", event, event.count - known.count)]
