@@ -76,6 +76,7 @@ def episode(victim: _Consumer, other: _Consumer, database: _Database, members: i
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows_zombie, "_TAKEN_LIMIT", 0.3)
     monkeypatch.setattr(rows_zombie, "_REFUSED_LIMIT", 0.1)
+    monkeypatch.setattr(rows_zombie, "_ATTEMPTS", 3)
     monkeypatch.setattr(random.Random, "uniform", lambda rng, low, high: 0.0)
 
 

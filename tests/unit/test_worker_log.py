@@ -150,6 +150,7 @@ async def test_an_outage_is_logged_once_a_minute_with_the_number_of_attempts(
 async def test_equal_records_of_its_client_are_logged_once_a_minute(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.ERROR, "aiokafka")
     now = 0.0
 
     async def fail() -> None:
@@ -178,6 +179,7 @@ def test_the_page_for_workers_lists_every_event() -> None:
 
 
 async def test_records_of_other_clients_are_not_collapsed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, "aiokafka")
     for _ in range(2):
         logging.getLogger("aiokafka").error("refused")
     assert len(caplog.records) == 2
