@@ -3,8 +3,8 @@
 import asyncio
 import ipaddress
 import re
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from functools import lru_cache, partial
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -56,22 +56,27 @@ class _RequestFilter:
         self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = scope["headers"]
         target = len(scope["raw_path"]) + len(scope["query_string"])
+        # One loop for all checks: most responses take less time than a few searches of the headers.
+        size, host, has_body = target, b"", False
+        for name, value in scope["headers"]:
+            size += len(name) + len(value) + 4
+            if name == b"host":
+                host = value
+            elif name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0")):
+                has_body = True
         if scope["http_version"] not in ("1.0", "1.1"):
             await self._refuse(505, send)
         elif target > TARGET_MAX_BYTES:
             await self._refuse(414, send)
-        elif (
-            len(headers) > HEADERS_MAX
-            or target + sum(len(name) + len(value) + 4 for name, value in headers) > HEAD_MAX_BYTES
-        ):
+        elif len(scope["headers"]) > HEADERS_MAX or size > HEAD_MAX_BYTES:
             await self._refuse(431, send)
         else:
-            authority = _take_authority(scope)
-            if self._admission.local_hosts_only and not is_local(authority or _host(headers)):
+            if not scope["raw_path"].startswith(b"/"):
+                host = _take_authority(scope) or host
+            if self._admission.local_hosts_only and not is_local(host.decode("latin-1")):
                 await self._refuse(421, send)
-            elif not _has_body(headers):
+            elif not has_body:
                 await self._respond(scope, receive, send)
             elif scope["method"] in ("GET", "HEAD"):
                 await self._refuse(413, send)
@@ -86,10 +91,9 @@ class _RequestFilter:
             await self._app(scope, receive, send)
         except asyncio.CancelledError:
             # The server stops.
-            if not connection.cycle.response_started:
+            if not connection.has_responded:
                 await _send_error(503, "service stopping; retry later", send)
-        if connection.cycle.response_started and not connection.cycle.response_complete:
-            connection.cut()
+        connection.cut_incomplete()
 
     async def _refuse(self, status: int, send: Send) -> None:
         self._admission.on_refusal(REFUSAL_REASONS.get(status, "malformed"))
@@ -117,6 +121,7 @@ class _Cors:
         await (self._cors if is_allowed else self._app)(scope, receive, send)
 
 
+@lru_cache(maxsize=64)
 def is_local(host: str) -> bool:
     """Return whether a Host header is of `localhost`, 127.0.0.0/8 or [::1]."""
     match = _HOST.fullmatch(host)
@@ -131,25 +136,14 @@ def is_local(host: str) -> bool:
         return False
 
 
-def _take_authority(scope: Scope) -> str | None:
+def _take_authority(scope: Scope) -> bytes | None:
     """Make a target in absolute form relative, and return its authority (RFC 9112, 3.2.2)."""
     absolute = _ABSOLUTE.match(scope["raw_path"])
     if absolute is None:
         return None
     scope["raw_path"] = scope["raw_path"][absolute.end() :] or b"/"
     scope["path"] = unquote(scope["raw_path"].decode("ascii"))
-    return absolute[1].decode("ascii")
-
-
-def _host(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    return next((value.decode("latin-1") for name, value in headers if name == b"host"), "")
-
-
-def _has_body(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    return any(
-        name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0"))
-        for name, value in headers
-    )
+    return absolute[1]
 
 
 async def _send_error(status: int, text: str, send: Send) -> None:

@@ -96,6 +96,7 @@ class Connection(H11Protocol):
         super().__init__(**{**arguments, "app_state": {CONNECTION: weakref.proxy(self)}})
         self._connections = connections
         self._unparsed = b""
+        # Empty until the head of a request has begun.
         self._head_start = b""
         self._has_input_ended = False
         self._ends_with_input = False
@@ -158,10 +159,18 @@ class Connection(H11Protocol):
         )
         self.transport.set_write_buffer_limits(high=0 if enabled else None)
 
-    def cut(self) -> None:
-        """Close the connection before the end of a response."""
-        self.cycle.disconnected = True  # uvicorn logs an error otherwise
-        self.transport.close()
+    @property
+    def has_responded(self) -> bool:
+        """Return whether a response has begun."""
+        started: bool = self.cycle.response_started
+        return started
+
+    def cut_incomplete(self) -> None:
+        """Close the connection if a response has begun and is incomplete."""
+        cycle = self.cycle
+        if cycle.response_started and not cycle.response_complete:
+            cycle.disconnected = True  # uvicorn logs an error otherwise
+            self.transport.close()
 
     def resume_writing(self) -> None:
         self._unread, self._read_at = 0, self.loop.time()
@@ -170,10 +179,11 @@ class Connection(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._ends_with_input = False
-        if self._has_input_ended and not self._unparsed and not self.conn.trailing_data[0]:
+        self._head_start = self.conn.trailing_data[0]
+        if self._has_input_ended and not self._unparsed and not self._head_start:
             self.transport.close()
         if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
-            self._wait_for_request(in_head=bool(self.conn.trailing_data[0]))
+            self._wait_for_request(in_head=bool(self._head_start))
         self._parse()
 
     def send_400_response(self, msg: str) -> None:
@@ -226,16 +236,14 @@ class Connection(H11Protocol):
             and self._refused_at is None
             and not self.transport.is_closing()
         ):
-            is_first = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
-            if is_first:
+            if not self._head_start:
                 # Clients may send empty lines before a request (RFC 9112, 2.2).
                 self._unparsed = self._unparsed.lstrip(b"\r\n")
+                self._head_start = self._unparsed[:HEAD_MAX_BYTES]
+                if not self._head_start:
+                    break
             piece = self._unparsed[:HEAD_MAX_BYTES]
             self._unparsed = self._unparsed[HEAD_MAX_BYTES:]
-            if not piece:
-                break
-            if is_first:
-                self._head_start = piece
             super().data_received(piece)
         if self._unparsed:
             self.flow.pause_reading()
