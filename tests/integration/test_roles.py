@@ -278,6 +278,14 @@ async def test_a_role_is_denied_what_others_may(
     print(f"{role} was denied: {'; '.join(statements)}")
 
 
+@pytest.mark.parametrize("role", ["owner", "writer", "reader", "ops"])
+async def test_a_pool_of_a_driver_can_reset_its_sessions(database: Database, role: str) -> None:
+    """asyncpg's releases advisory locks between two uses of a session, which harms nobody."""
+    async with asyncpg.create_pool(getattr(database, role), min_size=1, max_size=1) as pool:
+        for number in range(2):
+            assert await pool.fetchval("SELECT $1::integer", number) == number
+
+
 async def test_ops_can_read_the_views_only(database: Database, owner: asyncpg.Connection) -> None:
     async with administrator(database.ops) as ops:
         for view in PUBLIC_VIEWS:

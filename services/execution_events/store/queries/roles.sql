@@ -33,14 +33,15 @@ member AS (
         AND rolname <> current_user
         AND NOT EXISTS (SELECT FROM pg_database WHERE datdba = login.oid)
 ),
--- What PostgreSQL permits to everybody: large objects, messages in the WAL, advisory locks.
+-- What PostgreSQL permits to everybody: large objects, messages in the WAL, advisory locks. Functions
+-- that release locks remain: pools of connections call them to reset a session.
 open_function AS (
     SELECT pg_proc.oid::regprocedure::text AS name
     FROM pg_proc
     WHERE pronamespace = 'pg_catalog'::regnamespace
         AND (
             proname IN ('lo_creat', 'lo_create', 'lo_from_bytea', 'pg_logical_emit_message')
-            OR proname ~ '^pg_(try_)?advisory_'
+            OR proname ~ '^pg_(try_)?advisory_(xact_)?lock'
         )
         AND has_function_privilege('public', pg_proc.oid, 'EXECUTE')
 )
