@@ -130,7 +130,7 @@ def test_memory(tmp_path: Path) -> None:
     assert all(peak > consumer["idle"] / 2 for peak in consumer["hostile"].values())
     # Hostile records are compared as well, as the other tree is this one.
     assert len(report["rows"]) == 2 * 8
-    assert len(report["verdicts"]) == 3 + 6
+    assert len(report["verdicts"]) == 3 + 8
 
 
 @pytest.mark.more
