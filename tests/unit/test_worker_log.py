@@ -80,8 +80,10 @@ async def run(program: str, spool: Path, unused_port: int) -> list[str]:
         "EXECUTION_EVENTS_SPOOL_DIR": str(spool),
         "EXECUTION_EVENTS_CLOSE_TIMEOUT": "1",
     }
+    # From 3.13 on Python warns of the spool's file too, if the publisher was not closed.
+    warnings = ("-W", "error", "-W", "ignore:unclosed database:ResourceWarning")
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "error", "-c", WORKER + program),
+        *(sys.executable, *warnings, "-c", WORKER + program),
         env=environment() | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
