@@ -28,8 +28,8 @@ class Change(NamedTuple):
 class WatchedList:
     """The events of a watched list, through broken connections and resets.
 
-    A list that the reader sends again is compared with the known one: it tells only what is new.
-    A revision that is told twice tells nothing the second time.
+    A list that the reader sends again yields only its differences from the known one; a revision
+    that it sends again yields no changes.
     """
 
     def __init__(self) -> None:

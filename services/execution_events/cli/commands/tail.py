@@ -15,7 +15,7 @@ from execution_events.cli.extras import extra
 from execution_events.cli.signals import run_until_stopped
 from execution_events.cli.streams import write_note, write_text
 from execution_events.errors import SettingsError
-from execution_events.events import EXECUTION_ID
+from execution_events.events import EXECUTION_ID, EXECUTION_ID_FORMAT
 from execution_events.settings import Settings
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ def _parameters(
 
 def _execution_id(text: str) -> str:
     if not EXECUTION_ID.fullmatch(text):
-        raise argparse.ArgumentTypeError("expected 1 to 128 characters of A-Z a-z 0-9 . _ : -")
+        raise argparse.ArgumentTypeError(f"expected {EXECUTION_ID_FORMAT}")
     return text
 
 
