@@ -7,17 +7,15 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any
-from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
 from execution_events.reader.watch import WatchTimeouts
 from execution_events.store.write.batches import BatchWriter
-from tests.faults.proxy import Proxy
 from tests.support.apis import Api, serving
 from tests.support.consumers import DEADLINE, until
-from tests.support.databases import Database
+from tests.support.databases import Database, proxied
 from tests.support.filling import fill
 from tests.support.readers import EVENTS, named, transactions
 from tests.support.records import Log
@@ -253,16 +251,6 @@ async def test_a_watcher_that_missed_too_much_is_reset(
 
 
 # An unavailable database.
-
-
-@asynccontextmanager
-async def proxied(database_url: str) -> AsyncIterator[tuple[Proxy, str]]:
-    """A database behind a proxy that can fail."""
-    url = urlsplit(database_url)
-    assert url.port is not None
-    async with Proxy(url.port) as proxy:
-        netloc = f"{url.netloc.rpartition('@')[0]}@127.0.0.1:{proxy.port}"
-        yield proxy, url._replace(netloc=netloc).geturl()
 
 
 async def test_watches_survive_a_database_outage(

@@ -4,8 +4,6 @@ import asyncio
 import re
 import resource
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from textwrap import dedent
 from urllib.parse import urlsplit
@@ -16,7 +14,7 @@ import pytest
 from execution_events.store.write.prune import prune_executions
 from tests.faults.proxy import Proxy
 from tests.support.consumers import until
-from tests.support.databases import Database
+from tests.support.databases import Database, proxied
 from tests.support.filling import fill
 from tests.support.readers import Reader, at, named, reading
 from tests.support.records import Log
@@ -186,16 +184,6 @@ async def test_a_restarted_reader_is_found_again(database: Database, written: Lo
         00:00:03  ▶ job                  ActionStart       ×2 (+1)  two
         ── now: 1 element, 1 running
         """)
-
-
-@asynccontextmanager
-async def proxied(database_url: str) -> AsyncIterator[tuple[Proxy, str]]:
-    """A database behind a proxy that can fail."""
-    url = urlsplit(database_url)
-    assert url.port is not None
-    async with Proxy(url.port) as proxy:
-        netloc = f"{url.netloc.rpartition('@')[0]}@127.0.0.1:{proxy.port}"
-        yield proxy, url._replace(netloc=netloc).geturl()
 
 
 async def refusals(reader: Reader) -> int:

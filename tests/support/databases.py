@@ -11,6 +11,7 @@ import asyncpg
 from execution_events.store.connection import connect
 from execution_events.store.schema.migrate import migrate
 from execution_events.store.schema.provision import provision_database
+from tests.faults.proxy import Proxy
 
 OWNER = "execution_events_owner"
 PASSWORD = secrets.token_urlsafe(12)
@@ -125,3 +126,13 @@ def _url(administrator_url: str, database: str, user: str | None = None) -> str:
     if user is not None:
         netloc = f"{user}:{PASSWORD}@{url.netloc.rpartition('@')[2]}"
     return urlunsplit((url.scheme, netloc, f"/{database}", url.query, ""))
+
+
+@asynccontextmanager
+async def proxied(database_url: str) -> AsyncIterator[tuple[Proxy, str]]:
+    """A database behind a proxy that can fail."""
+    url = urlsplit(database_url)
+    assert url.port is not None
+    async with Proxy(url.port) as proxy:
+        netloc = f"{url.netloc.rpartition('@')[0]}@127.0.0.1:{proxy.port}"
+        yield proxy, url._replace(netloc=netloc).geturl()
