@@ -12,13 +12,13 @@ SET log_min_error_statement = panic;
 CREATE ROLE execution_events_owner LOGIN CREATEROLE PASSWORD :'password';
 CREATE DATABASE execution_events OWNER execution_events_owner;
 \connect execution_events
--- What PostgreSQL permits to everybody and only a superuser can revoke; as in
--- store/queries/roles.sql.
+-- What PostgreSQL permits to everybody and only a superuser can revoke, except functions that only
+-- release locks; as in store/queries/roles.sql.
 SELECT format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', oid::regprocedure)
 FROM pg_proc
 WHERE pronamespace = 'pg_catalog'::regnamespace
     AND (
         proname IN ('lo_creat', 'lo_create', 'lo_from_bytea', 'pg_logical_emit_message')
-        OR proname ~ '^pg_(try_)?advisory_'
+        OR proname ~ '^pg_(try_)?advisory_(xact_)?lock'
     ) \gexec
 SQL
