@@ -163,9 +163,7 @@ def action_row(events: list[FoldedEvent]) -> dict[str, Any]:
     at_last = [e.latest for e in events if e.latest.last_timestamp == last_seen]
     last = deciding if deciding in at_last else max(at_last, key=lambda o: o.name.encode())
     assert last is not None
-    starts = [
-        e.latest.last_timestamp for e in events if english(e.latest.reason) == "ActionStart"
-    ]
+    starts = [e.latest.last_timestamp for e in events if english(e.latest.reason) == "ActionStart"]
     failed = deciding is not None and state in ("failed", "timed_out")
     return {
         "state": state if deciding else "unknown",

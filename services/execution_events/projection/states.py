@@ -40,6 +40,8 @@ STATE_OF_REASON = {
 
 FAILURES = (FAILED, TIMED_OUT)
 
+STATES = (RUNNING, SUCCEEDED, FAILED, TIMED_OUT, CANCELLED, UNKNOWN)
+
 _TIE = {RUNNING: 0, SUCCEEDED: 1, CANCELLED: 2, TIMED_OUT: 3, FAILED: 4}
 """Precedence among events of one action with the same last timestamp; the greatest decides."""
 
@@ -86,7 +88,7 @@ class EventChange(NamedTuple):
 class Action(msgspec.Struct, gc=False):
     """The state of an action, from all of its events.
 
-    The event `decided_by`, last seen at `decided_at`, decides the state; both are empty while the
+    The event `decided_by`, last seen at `decided_at`, decides the state; both are None while the
     state is unknown. `last_event` is the event with the greatest last timestamp, on a tie the one
     with the greatest name. `started` is the last timestamp of the latest ActionStart. `failure`
     and `fingerprint` are of the deciding event, None unless the action is failed or timed out.
@@ -96,7 +98,7 @@ class Action(msgspec.Struct, gc=False):
     last_event: str
     state: str = UNKNOWN
     decided_at: datetime | None = None
-    decided_by: str = ""
+    decided_by: str | None = None
     started: datetime | None = None
     attempts: int = 0
     retries: int = 0
@@ -231,7 +233,9 @@ def state_of(tally: Mapping[str, int], precedence: Sequence[str]) -> str | None:
 
 def changed_elements(changes: Mapping[ActionKey, ActionChange]) -> set[ElementKey]:
     """Return the elements whose tallies `changes` alter."""
-    return {key.element for key, change in changes.items() if _state(change[0]) != _state(change[1])}
+    return {
+        key.element for key, change in changes.items() if _state(change[0]) != _state(change[1])
+    }
 
 
 def apply_to_elements(

@@ -64,12 +64,6 @@ WHERE event.execution_id = changed.execution_id
     AND event.namespace = changed.namespace
     AND event.name = changed.name
 
--- name: count_events
-UPDATE execution
-SET events = execution.events + added.events
-FROM unnest($1::text[], $2::text[], $3::bigint[]) AS added (execution_id, namespace, events)
-WHERE execution.execution_id = added.execution_id AND execution.namespace = added.namespace
-
 -- name: purge_changes
 -- In order of age, so that concurrent sessions take their locks in one order.
 WITH forgotten AS (

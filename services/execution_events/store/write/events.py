@@ -1,16 +1,18 @@
 """Folded events, written to the tables `event`, `execution` and `execution_change`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import asyncpg
 import msgspec
 
 from execution_events.events import COUNT_MAX, Occurrence
-from execution_events.projection.body import body_of, decode
+from execution_events.projection.body import body_of
 from execution_events.projection.fold import FoldedEvent, merge
+from execution_events.projection.states import STATES, EventChange, ExecutionDelta
 from execution_events.store.sql import load_queries, number_arguments
+from execution_events.store.write.rows import EVENT_COLUMNS, event_row, stored_event
+from execution_events.store.write.states import action_hash, write_states
 
 _SQL = load_queries("events")
 
@@ -20,35 +22,7 @@ _PURGE_BATCH = 10_000
 """Changes deleted by one statement, in some 50 ms."""
 
 
-def _row(event: FoldedEvent, body: bytes) -> tuple[Any, ...]:
-    """Return a row of `event`. It defines the order of columns, named like the attributes."""
-    latest = event.latest
-    return (
-        latest.execution_id,
-        latest.namespace,
-        latest.name,
-        event.first_timestamp,
-        latest.last_timestamp,
-        event.count,
-        latest.object_name,
-        latest.reason,
-        latest.type,
-        latest.elem_type,
-        latest.elem_id,
-        latest.action_name,
-        body,
-        event.list_position,
-    )
-
-
-class _AttributeNames:
-    """Stands for an event in `_row`; its attributes are their own names."""
-
-    def __getattr__(self, name: str) -> Any:
-        return self if name == "latest" else name
-
-
-_EVENT_COLUMNS: tuple[str, ...] = _row(_AttributeNames(), "body")  # type: ignore[arg-type]
+_CHANGE_COUNTERS = load_queries("states")["change_counters"]
 _CHANGE_EVENTS, _CHANGE_EVENTS_COLUMNS = number_arguments(_SQL["change_events"])
 _CHANGE_COLUMNS = ("execution_id", "namespace", "revision", "previous", "names", "rewritten")
 
@@ -100,29 +74,36 @@ async def write_events(connection: asyncpg.Connection, events: Sequence[FoldedEv
         for event in update.events
     ]
     merged_rows = []
+    changes = []
     for event, stored in await _stored(connection, candidates):
         merged = merge(stored, event)
-        merged_rows.append(_row(merged, body_of(merged)))
+        changes.append(EventChange(stored, merged))
+        merged_rows.append(event_row(merged, body_of(merged), action_hash(merged.latest)))
         update = updates[event.latest.execution_id, event.latest.namespace]
         update.merged[event.latest.name] = merged
         if _filtered_texts(merged.latest) != _filtered_texts(stored.latest):
             update.rewritten.add(event.latest.name)
+    new = [
+        event
+        for update in updates.values()
+        for event in update.events
+        if event.latest.name not in update.merged
+    ]
     await connection.copy_records_to_table(
         "event",
-        columns=_EVENT_COLUMNS,
-        records=[
-            _row(event, body_of(event))
-            for update in updates.values()
-            for event in update.events
-            if event.latest.name not in update.merged
-        ],
+        columns=EVENT_COLUMNS,
+        records=[event_row(event, body_of(event), action_hash(event.latest)) for event in new],
     )
     if merged_rows:
-        columns = dict(zip(_EVENT_COLUMNS, zip(*merged_rows, strict=True), strict=True))
+        columns = dict(zip(EVENT_COLUMNS, zip(*merged_rows, strict=True), strict=True))
         await connection.execute(
             _CHANGE_EVENTS, *(columns[column] for column in _CHANGE_EVENTS_COLUMNS)
         )
+    changes += [EventChange(None, event) for event in new]
+    known = {key for key, update in updates.items() if update.previous is not None}
+    deltas = await write_states(connection, changes, known)
     await _record_changes(connection, updates.values())
+    await _change_counters(connection, updates, deltas)
 
 
 async def purge_changes(connection: asyncpg.Connection, retention: timedelta) -> bool:
@@ -181,37 +162,9 @@ async def _stored(
         [event.latest.name for event in events],
     )
     return [
-        (event := events[ordinal - 1], _stored_event(event.latest.execution_id, *columns))
+        (event := events[ordinal - 1], stored_event(event.latest.execution_id, *columns))
         for ordinal, *columns in rows
     ]
-
-
-def _stored_event(
-    execution_id: str,
-    list_position: datetime,
-    first: datetime,
-    last: datetime,
-    count: int,
-    body: bytes,
-) -> FoldedEvent:
-    content = decode(body)
-    latest = Occurrence(
-        execution_id=execution_id,
-        namespace=content.metadata.namespace,
-        name=content.metadata.name,
-        object_name=content.involved_object.name,
-        object_namespace=content.involved_object.namespace,
-        reason=content.reason,
-        message=content.message,
-        first_timestamp=first,
-        last_timestamp=last,
-        count=count,
-        type=content.type,
-        elem_type=content.elem_type,
-        elem_id=content.elem_id,
-        action_name=content.action_name,
-    )
-    return FoldedEvent(latest, count, first, list_position)
 
 
 def _filtered_texts(occurrence: Occurrence) -> tuple[str, ...]:
@@ -245,11 +198,19 @@ async def _record_changes(
             for update in updates
         ],
     )
-    grown = [update for update in updates if len(update.events) > len(update.merged)]
-    if grown:
-        await connection.execute(
-            _SQL["count_events"],
-            [update.execution_id for update in grown],
-            [update.namespace for update in grown],
-            [len(update.events) - len(update.merged) for update in grown],
-        )
+
+
+async def _change_counters(
+    connection: asyncpg.Connection,
+    updates: Mapping[tuple[str, str], _ExecutionUpdate],
+    deltas: Mapping[tuple[str, str], ExecutionDelta],
+) -> None:
+    rows = []
+    for key, update in updates.items():
+        delta = deltas[key]
+        events = len(update.events) - len(update.merged)
+        changed = [delta.elements.get(state, 0) for state in STATES]
+        if events or delta.warnings or any(changed):
+            rows.append((*key, events, sum(changed), *changed[:-1], delta.warnings))
+    if rows:
+        await connection.execute(_CHANGE_COUNTERS, *zip(*rows, strict=True))
