@@ -7,12 +7,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCKS := infra/locks
 PEERS := tests/benchmarks/peers
+FOREIGN := tests/foreign
 UV := $(BIN)/uv --quiet
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --custom-compile-command "make lock" $(ARGS)
 
-.PHONY: help install run test test-more faults faults-full faults-tools mutants bench bench-growth bench-peers check prose references format lock build release clean
+.PHONY: help install run test test-more faults faults-full faults-tools pooler mutants bench bench-growth bench-peers check prose references format lock build release clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -28,8 +29,11 @@ run: install ## Run Kafka, PostgreSQL and all services on this machine, data in 
 test: install ## Run all tests; ARGS="tests/unit -k fold"
 	@exec $(BIN)/pytest $(ARGS)
 
-test-more: install ## Run the tests marked "more" and the long faults, which take too long for every merge
+test-more: install ## Run the tests marked "more", those of SQL on PostgreSQL 15 to 17, and the long faults
 	$(BIN)/pytest -m more $(ARGS)
+	for version in 15 16 17; do \
+		EXECUTION_EVENTS_TEST_POSTGRESQL=$$version $(BIN)/pytest tests/integration || exit; \
+	done
 	$(BIN)/python -m tests.faults run --long
 
 faults: install ## Run each short row of the fault matrix once, on the real servers; ARGS="--row scale --seed 5"
@@ -41,6 +45,9 @@ faults-full: install ## Run the whole fault matrix in about three hours, resumab
 
 faults-tools: ## Install tools that shift a clock and slow a disk (Debian, root); without them their rows are skipped
 	apt-get install -y -qq faketime gcc libc6-dev
+
+pooler: ## Install PgBouncer, for its tests in make test-more (Debian, root); without it they are skipped
+	apt-get install -y -qq pgbouncer
 
 mutants: install ## Break each guarantee on purpose; the fault matrix must detect it
 	@exec $(BIN)/python -m tests.faults mutants
@@ -64,7 +71,7 @@ check: install ## Check format, lint, strict types, import rules and prose
 prose: install ## Check docstrings, names, texts and log events
 	@$(BIN)/python -m tests.prose $(ARGS)
 
-references: install ## Generate schemas/settings.md and schemas/cli.md
+references: install ## Generate the references in schemas/ that come from the code
 	@$(BIN)/python -m tests.support.references
 
 format: install ## Format, and apply the linter's fixes
@@ -77,6 +84,7 @@ lock: $(VENV)/made ## Lock the dependencies in pyproject.toml; ARGS=--upgrade mo
 	$(COMPILE) pyproject.toml --extra consumer --extra reader -c $(LOCKS)/all.txt -o $(LOCKS)/services.txt
 	$(COMPILE) $(LOCKS)/build.in -c $(LOCKS)/all.txt -o $(LOCKS)/build.txt
 	$(COMPILE) $(PEERS)/requirements.in -o $(PEERS)/requirements.txt
+	$(COMPILE) $(FOREIGN)/requirements.in -o $(FOREIGN)/requirements.txt
 
 build: install ## Build the wheel in dist/
 	$(UV) build --wheel --no-build-isolation --python $(BIN)/python

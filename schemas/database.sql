@@ -11,6 +11,11 @@ CREATE TABLE dead_letter (
     value            bytea,
     header_names     bytea[] NOT NULL,
     header_values    bytea[] NOT NULL,
+    truncated        boolean NOT NULL DEFAULT false,
+    full_key_bytes   integer,
+    full_value_bytes integer,
+    full_headers     integer,
+    value_sha256     bytea,
     reason           text COLLATE "C" NOT NULL,
     detail           text NOT NULL,
     refused_at       timestamp with time zone NOT NULL,
@@ -26,12 +31,7 @@ CREATE TABLE dead_letter (
             WHEN discarded_at IS NOT NULL THEN 'discarded'::text
             ELSE 'open'::text
         END
-    ) VIRTUAL,
-    truncated        boolean NOT NULL DEFAULT false,
-    full_key_bytes   integer,
-    full_value_bytes integer,
-    full_headers     integer,
-    value_sha256     bytea,
+    ) STORED,
     PRIMARY KEY (id),
     CHECK (retried_at IS NULL OR discarded_at IS NULL)
 );
@@ -61,15 +61,16 @@ CREATE TABLE event (
 CREATE INDEX event_order ON event USING btree (execution_id, list_position, name, namespace);
 
 CREATE TABLE execution (
-    execution_id    text COLLATE "C" NOT NULL,
-    namespace       text COLLATE "C" NOT NULL,
-    revision        bigint NOT NULL,
-    events          bigint NOT NULL,
-    occurrences     bigint NOT NULL,
-    first_timestamp timestamp with time zone NOT NULL,
-    last_timestamp  timestamp with time zone NOT NULL,
-    created_at      timestamp with time zone NOT NULL,
-    changed_at      timestamp with time zone NOT NULL,
+    execution_id      text COLLATE "C" NOT NULL,
+    namespace         text COLLATE "C" NOT NULL,
+    revision          bigint NOT NULL,
+    previous_revision bigint,
+    events            bigint NOT NULL,
+    occurrences       bigint NOT NULL,
+    first_timestamp   timestamp with time zone NOT NULL,
+    last_timestamp    timestamp with time zone NOT NULL,
+    created_at        timestamp with time zone NOT NULL,
+    changed_at        timestamp with time zone NOT NULL,
     PRIMARY KEY (execution_id, namespace)
 ) WITH (fillfactor=70, autovacuum_vacuum_scale_factor=0.02);
 
@@ -89,30 +90,34 @@ CREATE TABLE partition_progress (
     topic          text COLLATE "C" NOT NULL,
     partition      integer NOT NULL,
     next_offset    bigint NOT NULL,
-    changed_at     timestamp with time zone NOT NULL,
+    epoch          bigint NOT NULL DEFAULT 0,
     cluster_id     text COLLATE "C",
     last_offset    bigint,
     last_timestamp bigint,
     last_hash      bytea,
-    epoch          bigint NOT NULL DEFAULT 0,
+    changed_at     timestamp with time zone NOT NULL,
     PRIMARY KEY (topic, partition),
     CHECK (next_offset >= 0)
 ) WITH (fillfactor=50);
 
 CREATE TABLE producer_progress (
-    topic      text COLLATE "C" NOT NULL,
-    partition  integer NOT NULL,
-    source     text COLLATE "C" NOT NULL,
-    sequence   bigint NOT NULL,
-    changed_at timestamp with time zone NOT NULL,
-    PRIMARY KEY (topic, partition, source),
+    topic       text COLLATE "C" NOT NULL,
+    partition   integer NOT NULL,
+    source      text COLLATE "C" NOT NULL,
+    source_hash bytea NOT NULL,
+    sequence    bigint NOT NULL,
+    changed_at  timestamp with time zone NOT NULL,
+    PRIMARY KEY (topic, partition, source_hash),
+    CHECK (source_hash = sha256(convert_to(source, 'UTF8'::name))),
     CHECK (sequence >= 0)
 ) WITH (fillfactor=70);
 
 CREATE TABLE schema_version (
-    version    integer NOT NULL,
-    name       text NOT NULL,
-    applied_at timestamp with time zone NOT NULL DEFAULT now(),
+    version         integer NOT NULL,
+    name            text COLLATE "C" NOT NULL,
+    digest          text COLLATE "C" NOT NULL,
+    compatible_from text COLLATE "C" NOT NULL,
+    applied_at      timestamp with time zone NOT NULL DEFAULT now(),
     PRIMARY KEY (version)
 );
 

@@ -1,5 +1,6 @@
 """Fixtures for all tests: servers for the whole run, a database and a topic for each test."""
 
+import os
 import secrets
 import socket
 from collections.abc import AsyncIterator
@@ -9,7 +10,7 @@ import asyncpg
 import pytest
 
 from execution_events.settings import Settings
-from tests.support import databases
+from tests.support import databases, postgresql
 from tests.support.configuration import configured
 from tests.support.databases import Database
 from tests.support.occurrences import Fetch
@@ -18,8 +19,8 @@ from tests.support.servers import servers as start_servers
 from tests.support.topics import make_topic
 
 PARTITIONS = 3
-WORKERS = 2
-"""Processes that run the tests of several files, each with servers of its own."""
+WORKERS = 3
+"""Processes that run the tests of several files, each with servers of its own; many tests wait."""
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -28,11 +29,16 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests marked "more" unless `-m` or the name of their file chooses them."""
-    if config.option.markexpr:
-        return
-    files = {path.resolve() for path in _named(config)}
-    left_out = [i for i in items if i.get_closest_marker("more") and i.path not in files]
+    """Leave out tests marked "more" unless `-m` or the name of their file chooses them.
+
+    If a version of PostgreSQL is chosen, leave out tests without a database too.
+    """
+    left_out: list[pytest.Item] = []
+    if not config.option.markexpr:
+        files = {path.resolve() for path in _named(config)}
+        left_out += [i for i in items if i.get_closest_marker("more") and i.path not in files]
+    if postgresql.VARIABLE in os.environ:
+        left_out += [item for item in items if "servers" not in getattr(item, "fixturenames", ())]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]

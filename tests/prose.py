@@ -5,7 +5,8 @@
 Without a path it reads services/, tests/, and the documents. The rules:
 
 - `docstring`: no docstring begins with a question word.
-- `text`: no retired sentence in a string, a comment or a document.
+- `comment`: no comment begins with one either.
+- `text`: no retired sentence or phrase in a string, a comment or a document.
 - `name`: no retired name of a class, a function, a parameter, a variable or an attribute.
 - `event`: the event of a log call is a constant in snake_case.
 - `field`: a log call has the text of an exception in the field `error`.
@@ -34,12 +35,24 @@ SENTENCES = (
     "Whoever takes one has to ask whether its revisions are still the current ones",
     "Have those go that have waited for a first look",
 )
+PHRASES = (
+    "is away",
+    "are away",
+    "double occurrences",
+    "reading on",
+    "of no more use",
+    "what there is",
+    "begins anew",
+    "goes on with",
+)
+"""Words in a way that only a translation uses them; refused as whole words."""
 WHOLE_STRINGS = frozenset({"do it"})
 """Refused only as the whole of a string: the help of an option."""
 
 NAMES = frozenset(
     {"Asked", "Step", "Lists", "place", "Move", "Kept", "Reach"}
     | {"_book", "_COMPANY", "_AWAY", "_Lane", "Background", "Names"}
+    | {"asked", "Place", "places", "lane", "lanes", "Said", "said", "_AttributeNames", "_Whole"}
 )
 METHODS = frozenset({"keep"})
 """Refused only as the name of a method."""
@@ -76,14 +89,14 @@ def python_findings(source: str) -> list[Finding]:
 
 
 def document_findings(text: str) -> list[Finding]:
-    """Return the retired sentences in a document."""
+    """Return the retired sentences and phrases in a document."""
     return list(_sentences(text, 1))
 
 
 def _sentences(text: str, line: int) -> Iterator[Finding]:
     """Yield the retired sentences of a text that begins in `line`, over its line breaks."""
-    for sentence in SENTENCES:
-        pattern = r"\s+".join(map(re.escape, sentence.split()))
+    for sentence in (*SENTENCES, *PHRASES):
+        pattern = r"\b" + r"\s+".join(map(re.escape, sentence.split())) + r"\b"
         for match in re.finditer(pattern, text, re.IGNORECASE):
             number = line + text.count("\n", 0, match.start())
             yield Finding(number, "text", f'"{sentence}" is retired')
@@ -94,9 +107,8 @@ def _docstrings(tree: ast.Module) -> Iterator[Finding]:
         match node:
             # Also the string below an attribute.
             case ast.Expr(value=ast.Constant(value=str(text))):
-                first = re.search(r"\w+", text)
-                if first is not None and first[0].lower() in QUESTION_WORDS:
-                    yield Finding(node.lineno, "docstring", f'a docstring begins with "{first[0]}"')
+                if (first := _question_word(text)) is not None:
+                    yield Finding(node.lineno, "docstring", f'a docstring begins with "{first}"')
 
 
 def _strings(tree: ast.Module) -> Iterator[Finding]:
@@ -108,17 +120,31 @@ def _strings(tree: ast.Module) -> Iterator[Finding]:
 
 
 def _comments(source: str) -> Iterator[Finding]:
-    """Read neighbouring comments as one text."""
+    for begin, text in _comment_blocks(source):
+        yield from _sentences(text, begin)
+        first = _question_word(text)
+        if first is not None:
+            yield Finding(begin, "comment", f'a comment begins with "{first}"')
+
+
+def _comment_blocks(source: str) -> Iterator[tuple[int, str]]:
+    """Yield the first line and the text of neighbouring comments, which are read as one."""
     block: list[str] = []
     begin = 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type != tokenize.COMMENT:
             continue
         if token.start[0] != begin + len(block):
-            yield from _sentences("\n".join(block), begin)
+            yield begin, "\n".join(block)
             block, begin = [], token.start[0]
         block.append(token.string.lstrip("# "))
-    yield from _sentences("\n".join(block), begin)
+    yield begin, "\n".join(block)
+
+
+def _question_word(text: str) -> str | None:
+    """Return the first word of `text` if it is a question word."""
+    first = re.search(r"\w+", text)
+    return first[0] if first is not None and first[0].lower() in QUESTION_WORDS else None
 
 
 def _names(tree: ast.Module) -> Iterator[Finding]:

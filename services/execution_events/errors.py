@@ -33,6 +33,13 @@ class RetryableError(ExecutionEventsError):
         self.cause = cause
 
 
+class MisconfiguredError(RetryableError):
+    """Correct the setting, the login or the privilege that the message names.
+
+    A command, and a service at its start, exits with 2. A service that has run tries again.
+    """
+
+
 class BatchTooSlowError(RetryableError):
     """Try again with half of the batch: a statement exceeded its timeout."""
 
@@ -64,7 +71,7 @@ class PartitionsLockedError(ExecutionEventsError):
 
 
 class HaltError(ExecutionEventsError):
-    """Stop and alert the operator: continuing could lose or duplicate occurrences."""
+    """Stop and alert the operator: continuing could lose or double-count occurrences."""
 
 
 class SpoolFullError(RetryableError):

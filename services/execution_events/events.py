@@ -50,8 +50,3 @@ class Occurrence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 def object_of(name: str) -> str:
     """Return the involved object's name by convention: the event's name up to its last dot."""
     return name.rpartition(".")[0] or name
-
-
-def event_name(object_name: str, first_report: int) -> str:
-    """Return the name of an event first reported at `first_report`, in Unix nanoseconds."""
-    return f"{object_name}.{first_report:x}"

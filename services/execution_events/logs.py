@@ -7,6 +7,8 @@ from typing import Any, TextIO
 
 import msgspec
 
+from execution_events.text import one_line
+
 
 class Logger:
     """A logger of events: a constant snake_case name, and fields for everything that varies."""
@@ -52,13 +54,13 @@ class _TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created)
-        line = f"{moment:%H:%M:%S} {record.levelname:<7} {_one_line(record.getMessage())}"
+        line = f"{moment:%H:%M:%S} {record.levelname:<7} {one_line(record.getMessage())}"
         fields = getattr(record, "fields", {})
         if fields:
-            line += "  " + " ".join(f"{k}={_one_line(str(v))}" for k, v in fields.items())
+            line += "  " + " ".join(f"{k}={one_line(str(v))}" for k, v in fields.items())
         if record.exc_info:
             for traced in self.formatException(record.exc_info).splitlines():
-                line += f"\n  {_one_line(traced)}"
+                line += f"\n  {one_line(traced)}"
         return line
 
 
@@ -81,8 +83,3 @@ class _JsonFormatter(logging.Formatter):
         except UnicodeEncodeError:
             # A lone surrogate, for example in a file name that is not UTF-8.
             return json.dumps(entry, default=str, skipkeys=True)
-
-
-def _one_line(text: str) -> str:
-    """Return `text` with control characters escaped: a line break could forge a record."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode()

@@ -75,16 +75,16 @@ class ConsumerMetrics(_Metrics):
         )
         self.retries = self._counter(
             "retries",
-            "Attempts that failed and are retried.",
+            "Failed attempts that are retried.",
             {"cause": "an SQLSTATE of PostgreSQL, or the type of the Kafka client's error"},
         )
         self.unseen = self._counter(
             "unseen_records",
-            "Offsets that a log had lost before its partition was first stored.",
+            "Offsets already removed from a log when its partition was first stored.",
         )
         self.ended_sessions = self._counter(
             "ended_sessions",
-            "PostgreSQL sessions of other consumers ended because they locked a partition.",
+            "Other consumers' PostgreSQL sessions ended because they kept a partition locked.",
         )
         # Regular for a source with one sequence over several partitions, like our publisher.
         self.sequence_gaps = self._counter(
@@ -97,7 +97,7 @@ class ConsumerMetrics(_Metrics):
         self.lag = self._gauge("lag_records", "Records not stored yet.", _PARTITION)
         self.halted = self._gauge(
             "partition_halted",
-            "1 while the partition is halted: reading on could lose or double occurrences.",
+            "1 while the partition is halted: continuing could lose or double-count occurrences.",
             _PARTITION,
         )
         self.answered = self._gauge(_ANSWERED, _ANSWERED_TEXT, {"peer": "`kafka` or `postgresql`"})
@@ -120,7 +120,7 @@ class ReaderMetrics(_Metrics):
         )
         self.answers = self._counter(
             "lists",
-            "Lists of events by the way they were served.",
+            "Lists of events by how they were served.",
             {
                 "way": "`cache` (unchanged since the last request, including status 304), `page` "
                 "(read from the database), `stream` (sent while it is read) or `watch` (followed "

@@ -19,7 +19,7 @@ from execution_events import settings as settings_module
 from execution_events.errors import RetryableError
 from execution_events.events import NORMAL
 from execution_events.logs import Logger
-from execution_events.publisher.element import Identity, Scope, Subject, note_unpublished
+from execution_events.publisher.element import ElementIdentity, Scope, Subject, note_unpublished
 from execution_events.publisher.event import Event
 from execution_events.publisher.lifecycle import describe
 from execution_events.settings import Settings
@@ -184,7 +184,7 @@ class Publisher:
 class Element:
     """An element of an execution, whose actions and events are published."""
 
-    def __init__(self, publisher: Publisher, **identity: Unpack[Identity]) -> None:
+    def __init__(self, publisher: Publisher, **identity: Unpack[ElementIdentity]) -> None:
         self._publisher = publisher
         self._subject = Subject(identity)
 
@@ -199,14 +199,18 @@ class Element:
         *,
         type: str = NORMAL,  # noqa: A002
         action_name: str | None = None,
+        event_name: str | None = None,
     ) -> None:
         """Publish an event: reason `<zh>##<CamelCase>`, message `<zh> ## <en>`.
+
+        Events with the same texts are recurrences of one event, from any process; with
+        `event_name`, those with the same name are.
 
         Its action is `action_name`, or else the innermost scope of this element that this thread
         has entered; a thread does not inherit the scopes of the one that started it. Raises
         `EventError` without a scope, and the errors of `publish`.
         """
-        self._publisher.publish(self._subject.event(reason, message, type, action_name))
+        self._publisher.publish(self._subject.event(reason, message, type, action_name, event_name))
 
 
 class Action:
@@ -251,10 +255,18 @@ class Action:
                 raise
             note_unpublished(event, failure, error)
 
-    def event(self, reason: str, message: str = "", *, type: str = NORMAL) -> None:  # noqa: A002
+    def event(
+        self,
+        reason: str,
+        message: str = "",
+        *,
+        type: str = NORMAL,  # noqa: A002
+        event_name: str | None = None,
+    ) -> None:
         """Publish an event of this action, like `Element.event`."""
+        scope = self._scope
         self._publisher.publish(
-            self._scope.subject.event(reason, message, type, self._scope.action_name)
+            scope.subject.event(reason, message, type, scope.action_name, event_name)
         )
 
     def retry(self, error: BaseException | None = None) -> None:

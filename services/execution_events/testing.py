@@ -14,8 +14,7 @@ from typing import Self
 
 from execution_events import publisher, sync
 from execution_events.events import Occurrence
-from execution_events.publisher.event import Event
-from execution_events.publisher.naming import EventNamer
+from execution_events.publisher.event import Event, occurrence_of
 from execution_events.publisher.publisher import OTHER_LOOP
 from execution_events.settings import Settings
 
@@ -26,7 +25,6 @@ class RecordingPublisher(publisher.Publisher):
     def __init__(self, settings: Settings | None = None) -> None:
         super().__init__(settings or Settings())
         self.events: list[Occurrence] = []
-        self._namer = EventNamer()
         self._is_open = False
 
     async def __aenter__(self) -> Self:
@@ -44,7 +42,7 @@ class RecordingPublisher(publisher.Publisher):
 
     async def publish(self, event: Event) -> None:
         self._check_open()
-        self.events.append(self._namer.occurrence(event))
+        self.events.append(occurrence_of(event))
 
     async def flush(self, timeout: float | None = None) -> None:
         self._check_open()

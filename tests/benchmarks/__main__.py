@@ -6,10 +6,12 @@
     python -m tests.benchmarks import [--runs N] [--json FILE]
     python -m tests.benchmarks read [--seconds S] [--runs N] [--reference-tree DIR] [--json FILE]
     python -m tests.benchmarks watch [--watchers N] [--rate N] [--seconds S] [--json FILE]
-    python -m tests.benchmarks latency [--rates N,N] [--samples N] [--json FILE]
+    python -m tests.benchmarks latency [--rates N,N] [--samples N] [--runs N] [--reference-tree DIR]
+        [--json FILE]
     python -m tests.benchmarks ingest [--events N] [--runs N] [--reference-tree DIR] [--json FILE]
     python -m tests.benchmarks handover [--runs N] [--rate N] [--json FILE]
-    python -m tests.benchmarks memory [--events N] [--seconds S] [--json FILE]
+    python -m tests.benchmarks memory [--events N] [--seconds S] [--runs N] [--reference-tree DIR]
+        [--json FILE]
     python -m tests.benchmarks growth [--events N] [--sizes M,M] [--runs N] [--json FILE]
     python -m tests.benchmarks peers [--events N] [--runs N] [--kill] [--only NAME] [--json FILE]
 
@@ -119,11 +121,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--rate", type=_positive, default=100, help="changes a second")
     command.add_argument("--seconds", type=_seconds, default=30, help="time with changes")
 
-    command = _add(commands, "latency", lambda a: latency.run(a.rates, a.samples), latency)
+    command = _add(
+        commands,
+        "latency",
+        lambda a: latency.run(a.rates, a.samples, a.runs, a.reference_tree),
+        latency,
+    )
     command.add_argument("--rates", type=_rates, default="10,1000,10000", help="events a second")
     command.add_argument(
         "--samples", type=_positive, default=2000, help="minimum samples of each rate"
     )
+    command.add_argument("--runs", type=_positive, default=1, help="runs at each rate")
+    _add_tree(command, "publisher, consumer and reader")
 
     command = _add(
         commands, "ingest", lambda a: ingest.run(a.events, a.runs, a.reference_tree), ingest
@@ -139,7 +148,9 @@ def _parser() -> argparse.ArgumentParser:
     command = _add(
         commands,
         "memory",
-        lambda a: memory.run(a.events, Dataset(a.executions, a.long), a.seconds),
+        lambda a: memory.run(
+            a.events, Dataset(a.executions, a.long), a.seconds, a.runs, a.reference_tree
+        ),
         memory,
     )
     command.add_argument(
@@ -149,7 +160,9 @@ def _parser() -> argparse.ArgumentParser:
         help="records of the first backlog; the second has three times as many",
     )
     command.add_argument("--seconds", type=_seconds, default=5, help="time of reading lists")
+    command.add_argument("--runs", type=_positive, default=1, help="runs of each case")
     _add_dataset(command)
+    _add_tree(command, "consumer and reader")
 
     command = _add(
         commands,

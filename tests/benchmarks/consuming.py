@@ -68,6 +68,14 @@ async def migrate(database: Database, tree: Tree = THIS) -> None:
         raise RuntimeError(f"migrate ended with exit code {code}")
 
 
+@asynccontextmanager
+async def database(postgres: Postgres, tree: Tree = THIS) -> AsyncIterator[Database]:
+    """Create an empty database with a tree's schema; drop it at the end."""
+    async with databases.empty(postgres.administrator_url) as found:
+        await migrate(found, tree)
+        yield found
+
+
 async def stored(connection: asyncpg.Connection, topic: str) -> int:
     """Count the stored records of a topic whose log begins at 0 and has no gaps."""
     number: int = await connection.fetchval(

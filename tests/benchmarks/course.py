@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from execution_events.events import event_name
 from tests.benchmarks.recurring import Counts
 from tests.benchmarks.workload import CONCURRENT, OBJECT_NAME
 
@@ -85,7 +84,7 @@ class Course(msgspec.Struct, frozen=True):
 
 def name_of(number: int) -> str:
     """Return the name of an event."""
-    return event_name(OBJECT_NAME, number)
+    return f"{OBJECT_NAME}.{number:x}"
 
 
 def number_of(name: str) -> int:

@@ -1,5 +1,6 @@
 """Figures of several runs and their bars. Pure functions."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -37,6 +38,8 @@ def percentile(figures: Sequence[float], percent: float) -> float:
 
 def short(figure: float) -> str:
     """Format a figure with at least three significant digits."""
+    if not math.isfinite(figure):
+        return str(figure)
     if figure == int(figure) or abs(figure) >= 1000:
         return f"{figure:,.0f}"
     return f"{figure:.1f}" if abs(figure) >= 100 else f"{figure:.3g}"

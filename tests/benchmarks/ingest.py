@@ -65,8 +65,7 @@ async def run(records: int, rounds: int, tree: Tree | None = None) -> Report:
         if sum(ends.values()) != records:
             raise RuntimeError(f"{sum(ends.values())} of {records} records are in the topic")
         for number in range(rounds):
-            # Every other round runs backwards: drift does not favour one of a pair.
-            for variant in variants[:: -1 if number % 2 else 1]:
+            for variant in trees.in_turn(variants, number):
                 done = sum(map(len, samples.values()))
                 progress.show(done, f"runs; round {number + 1}, {variant.title}")
                 samples[variant.key].append(

@@ -3,16 +3,18 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import product
+from statistics import median
 
 import asyncpg
 import msgspec
 
 from execution_events.cli.progress import Progress
 from execution_events.settings import Settings
-from tests.benchmarks import consuming, latency_worker, poller, recurring, servers, watchers
+from tests.benchmarks import consuming, latency_worker, poller, recurring, servers, trees, watchers
 from tests.benchmarks.broker import PARTITIONS, Broker, broker
 from tests.benchmarks.client import Client, client
 from tests.benchmarks.course import LISTED, Arrivals, Course, arrivals, number_of
@@ -21,6 +23,7 @@ from tests.benchmarks.latency_worker import Published
 from tests.benchmarks.poller import Polled
 from tests.benchmarks.report import Report
 from tests.benchmarks.servers import Postgres, Serving
+from tests.benchmarks.trees import COST_BAR, THIS, Tree
 from tests.benchmarks.watchers import Seen
 from tests.benchmarks.worker import measured
 from tests.support.configuration import configured
@@ -62,6 +65,16 @@ class Measured:
     poll_p50: float
     poll_p99: float
     wrong: list[str]
+    other_tree: bool = False
+
+    @property
+    def key(self) -> str:
+        return f"{self.course.rate}-other-tree" if self.other_tree else str(self.course.rate)
+
+    @property
+    def ways(self) -> tuple[tuple[str, list[float]], ...]:
+        """The seconds until each event was seen, by way."""
+        return (("HTTP", self.polled.seconds), ("watch", self.watched.seconds))
 
     @property
     def broken(self) -> list[str]:
@@ -75,58 +88,66 @@ class Measured:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The servers and services between a publisher and its readers."""
+    """A tree's services between a publisher and its readers, with a topic and a database."""
 
     postgres: Postgres
     database: Database
-    broker: Broker
+    settings: Settings
     reader: Serving
+    tree: Tree
 
 
-async def run(rates: Sequence[int], samples: int) -> Report:
-    """Publish at each rate in turn, through one consumer and one reader."""
-    courses = [Course(secrets.token_hex(4), rate, samples) for rate in rates]
-    progress = Progress(sum(course.events for course in courses))
-    async with _pipeline() as pipeline:
-        progress.show(0, "events; warming up")
-        await _measure(pipeline, _WARM)
-        found: list[Measured] = []
-        for course in courses:
-            done = sum(each.course.events for each in found)
-            progress.show(done, f"events; {course.rate:,} a second")
-            found.append(await _measure(pipeline, course))
+async def run(
+    rates: Sequence[int], samples: int, rounds: int = 1, tree: Tree | None = None
+) -> Report:
+    """Publish once a round at each rate, through one consumer and one reader.
+
+    With `tree`, its publisher, consumer and reader run in turn with this tree's, on the same
+    servers.
+    """
+    found: list[Measured] = []
+    progress = Progress(rounds * len(rates) * (2 if tree else 1))
+    async with servers.postgres() as server, broker() as kafka, AsyncExitStack() as stack:
+        pipelines = [
+            await stack.enter_async_context(_pipeline(server, kafka, each))
+            for each in (THIS, tree)
+            if each is not None
+        ]
+        progress.show(0, "runs; warming up")
+        for pipeline in pipelines:
+            await _measure(pipeline, _WARM)
+        for number in range(rounds):
+            for rate in rates:
+                for pipeline in trees.in_turn(pipelines, number):
+                    progress.show(len(found), f"runs; round {number + 1}, {rate:,} a second")
+                    course = Course(secrets.token_hex(4), rate, samples)
+                    found.append(await _measure(pipeline, course))
     progress.end()
     return report(found, samples)
 
 
 @asynccontextmanager
-async def _pipeline() -> AsyncIterator[Pipeline]:
-    async with (
-        servers.postgres() as server,
-        server.database() as database,
-        broker() as kafka,
-        consuming.consuming(
-            server,
-            configured(
-                kafka.settings,
-                database_url=database.writer,
-                group=f"benchmark-{secrets.token_hex(4)}",
-                management_port=0,
-            ),
-            1,
-        ),
-        servers.reader(
-            server, database, reader_max_streams=_STREAMS, reader_max_streams_per_token=_STREAMS
-        ) as reader,
-    ):
-        yield Pipeline(server, database, kafka, reader)
+async def _pipeline(server: Postgres, kafka: Broker, tree: Tree) -> AsyncIterator[Pipeline]:
+    limits = {"reader_max_streams": _STREAMS, "reader_max_streams_per_token": _STREAMS}
+    async with consuming.database(server, tree) as database:
+        settings = configured(
+            await kafka.topic(),
+            database_url=database.writer,
+            group=f"benchmark-{secrets.token_hex(4)}",
+            management_port=0,
+        )
+        async with (
+            consuming.consuming(server, settings, 1, tree),
+            servers.reader(server, database, tree, **limits) as reader,
+        ):
+            yield Pipeline(server, database, settings, reader, tree)
 
 
 async def _measure(pipeline: Pipeline, course: Course) -> Measured:
     polled_numbers, executions = course.polled, course.executions
     async with client("watchers") as watching, client("poller") as polling:
         await _begin(pipeline.reader, course, watching, polling)
-        published = await _publish(pipeline.broker.settings, course)
+        published = await _publish(pipeline, course)
         await _settled(watching, polling, course)
         files = [pipeline.postgres.log(name) for name in ("watched", "polled")]
         for each, file in zip((watching, polling), files, strict=True):
@@ -150,6 +171,7 @@ async def _measure(pipeline: Pipeline, course: Course) -> Measured:
         poll_p50=polled.p50,
         poll_p99=polled.p99,
         wrong=[*wrong, *polled.problems, *await _counts(pipeline.database, course, executions)],
+        other_tree=pipeline.tree is not THIS,
     )
 
 
@@ -166,11 +188,12 @@ async def _begin(reader: Serving, course: Course, watching: Client, polling: Cli
     await polling.send(msgspec.json.encode(polls))
 
 
-async def _publish(settings: Settings, course: Course) -> Published:
+async def _publish(pipeline: Pipeline, course: Course) -> Published:
     found = await measured(
         *("-m", latency_worker.__name__),
-        env=environment(settings),
+        env=environment(pipeline.settings),
         stdin=msgspec.json.encode(course),
+        tree=pipeline.tree,
     )
     return msgspec.convert(found, Published)
 
@@ -212,52 +235,91 @@ def first_messages(seen: Sequence[Seen]) -> tuple[dict[int, float], list[str]]:
     return moments, wrong
 
 
-def report(found: Sequence[Measured], samples: int) -> Report:
-    """Return the table of the courses."""
+def merged(found: Sequence[Measured]) -> Measured:
+    """Return the figures of all rounds of one rate: all arrivals, medians of the other times."""
+    return replace(
+        found[0],
+        rate=median(each.rate for each in found),
+        late=max(each.late for each in found),
+        watched=_joined([each.watched for each in found]),
+        polled=_joined([each.polled for each in found]),
+        requests=sum(each.requests for each in found),
+        poll_p50=median(each.poll_p50 for each in found),
+        poll_p99=median(each.poll_p99 for each in found),
+        wrong=[wrong for each in found for wrong in each.wrong],
+    )
+
+
+def _joined(found: Sequence[Arrivals]) -> Arrivals:
+    return Arrivals(
+        [seconds for each in found for seconds in each.seconds],
+        [wrong for each in found for wrong in each.wrong],
+    )
+
+
+def report(measurements: Sequence[Measured], samples: int) -> Report:
+    """Return the table of the courses; those of one rate and tree are rounds, in order."""
+    rounds: dict[str, list[Measured]] = {}
+    for each in sorted(measurements, key=lambda each: (each.course.rate, each.other_tree)):
+        rounds.setdefault(each.key, []).append(each)
+    found = [merged(each) for each in rounds.values()]
     return Report(
         "latency",
         {
-            "rates": [each.course.rate for each in found],
+            "rates": [each.course.rate for each in found if not each.other_tree],
             "samples": samples,
+            "rounds": len(next(iter(rounds.values()))),
             "partitions": PARTITIONS,
             "interval": INTERVAL,
         },
         COLUMNS,
         [row for each in found for row in _rows(each)],
-        [
-            Verdict(
-                f"publish to {way} at {each.course.rate:,} events a second, p99",
-                percentile(seconds, 99) * 1000 if seconds else float("inf"),
-                BARS[each.course.rate],
-                "ms",
-                at_most=True,
-            )
-            for each in found
-            if each.course.rate in BARS
-            for way, seconds in (("HTTP", each.polled.seconds), ("watch", each.watched.seconds))
-        ],
-        _notes(found),
-        {
-            str(each.course.rate): asdict(replace(each, course=msgspec.to_builtins(each.course)))
-            | {
-                way: [percentile(seconds, percent) for percent in range(101)] if seconds else []
-                for way, seconds in (
-                    ("watched", each.watched.seconds),
-                    ("polled", each.polled.seconds),
-                )
-            }
-            for each in found
-        },
+        [*_verdicts(found), *_tree_verdicts(rounds)],
+        _notes([each for each in found if not each.other_tree]),
+        {key: [_figures(each) for each in turns] for key, turns in rounds.items()},
         [wrong for each in found for wrong in each.broken],
     )
 
 
+def _verdicts(found: Sequence[Measured]) -> Iterator[Verdict]:
+    for each in found:
+        if each.course.rate in BARS and not each.other_tree:
+            for way, seconds in each.ways:
+                title = f"publish to {way} at {each.course.rate:,} events a second, p99"
+                figure = _milliseconds(seconds, 99)
+                yield Verdict(title, figure, BARS[each.course.rate], "ms", at_most=True)
+
+
+def _tree_verdicts(rounds: dict[str, list[Measured]]) -> Iterator[Verdict]:
+    for key, ours in rounds.items():
+        others = rounds.get(f"{key}-other-tree", [])
+        for way, percent in product(("HTTP", "watch"), (50, 99) if others else ()):
+            times, references = (
+                [_milliseconds(dict(each.ways)[way], percent) for each in tree]
+                for tree in (ours, others)
+            )
+            title = f"publish to {way} at {ours[0].course.rate:,} events a second, p{percent}"
+            yield trees.verdict(title, times, references, COST_BAR, at_most=True)
+
+
+def _milliseconds(seconds: Sequence[float], percent: float) -> float:
+    return percentile(seconds, percent) * 1000 if seconds else float("inf")
+
+
+def _figures(each: Measured) -> dict[str, object]:
+    return asdict(replace(each, course=msgspec.to_builtins(each.course))) | {
+        way: [percentile(found.seconds, percent) for percent in range(101)] if found.seconds else []
+        for way, found in (("watched", each.watched), ("polled", each.polled))
+    }
+
+
 def _rows(each: Measured) -> list[tuple[str, ...]]:
-    polls = tuple(short(round(time * 1000, 2)) for time in (each.poll_p50, each.poll_p99))
+    title = trees.OTHER_TITLE if each.other_tree else f"{each.course.rate:,}"
+    polls = [short(round(time * 1000, 2)) for time in (each.poll_p50, each.poll_p99)]
     rate = short(round(each.rate, 1))
     return [
-        (f"{each.course.rate:,}", "HTTP", *_times(each.polled.seconds), rate, *polls),
-        (f"{each.course.rate:,}", "watch", *_times(each.watched.seconds), rate, "", ""),
+        (title, way, *_times(seconds), rate, *(polls if way == "HTTP" else ["", ""]))
+        for way, seconds in each.ways
     ]
 
 

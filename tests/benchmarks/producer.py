@@ -27,7 +27,8 @@ from confluent_kafka.aio import AIOProducer
 from execution_events import settings as settings_module
 from execution_events import sync, wire
 from execution_events.kafka.connection import client_options
-from execution_events.publisher import Event, EventNamer, Publisher
+from execution_events.publisher import Event, Publisher
+from execution_events.publisher.event import occurrence_of
 from execution_events.publisher.record import PendingRecord
 from execution_events.publisher.tracing import current_traceparent
 from execution_events.settings import Settings
@@ -84,10 +85,9 @@ class Clock:
 
 def encoded(number: int) -> list[Encoded]:
     """Return the records that the publisher would send for `number` events."""
-    namer = EventNamer()
     source = f"urn:uuid:{uuid.uuid4()}"
     return [
-        Encoded(*wire.encode(namer.occurrence(event)), wire.encode_headers(source, sequence))
+        Encoded(*wire.encode(occurrence_of(event)), wire.encode_headers(source, sequence))
         for sequence, event in enumerate(seed_shaped(number), 1)
     ]
 
@@ -187,10 +187,9 @@ def sync_publisher(threads: int, settings: Settings, number: int) -> Sample:
 def before_hand_over(_: Settings, number: int) -> Sample:
     """Run the part of `publish` before a record is handed over: name, check, date and encode."""
     events = list(seed_shaped(number))
-    namer = EventNamer()
     clock = Clock()
     for event in events:
-        PendingRecord.of(namer.occurrence(event), current_traceparent())
+        PendingRecord.of(occurrence_of(event), current_traceparent())
     return clock.sample()
 
 

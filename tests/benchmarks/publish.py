@@ -7,7 +7,7 @@ from statistics import median
 
 from execution_events import wire
 from execution_events.cli.progress import Progress
-from execution_events.publisher import EventNamer
+from execution_events.publisher.event import occurrence_of
 from tests.benchmarks import trees, workload
 from tests.benchmarks.broker import PARTITIONS, Broker, broker
 from tests.benchmarks.figures import Spread, Verdict, ratio, short
@@ -91,8 +91,7 @@ async def run(events: int, rounds: int, tree: Tree | None = None) -> Report:
     progress = Progress(rounds * len(turns))
     async with broker() as kafka:
         for number in range(rounds):
-            # Every other round runs backwards: drift does not favour one of a pair.
-            for variant in turns[:: -1 if number % 2 else 1]:
+            for variant in trees.in_turn(turns, number):
                 done = sum(map(len, samples.values()))
                 progress.show(done, f"runs; round {number + 1}, {variant.key}")
                 samples[variant.key].append(
@@ -179,9 +178,8 @@ def _row(
 
 
 def _notes(events: int, rounds: int) -> list[str]:
-    namer = EventNamer()
     values = [
-        len(wire.encode(namer.occurrence(event))[1])
+        len(wire.encode(occurrence_of(event))[1])
         for event in workload.seed_shaped(workload.EVENTS_OF_AN_EXECUTION)
     ]
     return [

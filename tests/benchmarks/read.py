@@ -1,7 +1,7 @@
 """Rate of the reader's answers, next to a fixed body and a naive server."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from statistics import median
@@ -87,8 +87,19 @@ class Memory:
 
     after: float
     peak: float
-    streams: dict[str, Streamed] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Further:
+    """Measurements of a tree's readers beside the cases, in the order of the rounds."""
+
+    contentions: list[Contention] = field(default_factory=list)
+    streams: dict[str, list[Streamed]] = field(default_factory=dict)
     """By pace at which the long list is read."""
+
+    @property
+    def contended(self) -> list[Sample]:
+        return [each.sample for each in self.contentions]
 
 
 def cases(tree: Tree | None) -> list[Case]:
@@ -97,7 +108,7 @@ def cases(tree: Tree | None) -> list[Case]:
 
 
 async def run(dataset: Dataset, seconds: float, rounds: int, tree: Tree | None = None) -> Report:
-    """Measure every case once a round; then read during consumption, and stream.
+    """Measure every case once a round; then read during consumption and stream, once a round too.
 
     With `tree`, its reader serves a database of its own schema with the same dataset.
     """
@@ -110,24 +121,34 @@ async def run(dataset: Dataset, seconds: float, rounds: int, tree: Tree | None =
             progress.show(dataset.events, "events stored; making the expected bodies")
             requests = await request_sets(ours.address, dataset)
             async with AsyncExitStack() as stack:
-                targets = {READER: Target(ours, requests)}
+                targets = {READER: Target(ours, requests, database)}
                 targets |= await stack.enter_async_context(references(server, database, requests))
                 if tree is not None:
                     progress.show(dataset.events, "events stored; storing with the other tree")
                     other = other_reader(server, dataset, tree)
                     targets[OTHER_READER] = await stack.enter_async_context(other)
                 samples = await _rounds(server, targets, turns, seconds, rounds)
-            memory = Memory(usage.memory(ours.pid), usage.memory(ours.pid, "VmHWM"))
-            progress = Progress()
-            progress.show(0, "s: reading during consumption")
-            contention = await contend(
-                server, database, plan(server, ours, requests.lists, FEW, seconds)
-            )
-        for way, pace in (("at once", None), ("slowly", SLOWLY * min(1, seconds))):
-            progress.show(0, f"s: reading the long list {way}")
-            memory.streams[way] = await stream(server, database, requests, pace)
+                memory = Memory(usage.memory(ours.pid), usage.memory(ours.pid, "VmHWM"))
+                compared = [each for each in (READER, OTHER_READER) if each in targets]
+                further = {each: Further() for each in compared}
+                progress = Progress(rounds)
+                for number in range(rounds):
+                    for each in trees.in_turn(compared, number):
+                        progress.show(number, "rounds; reading during consumption, and a long list")
+                        await _further(server, targets[each], further[each], seconds)
+        progress.show(rounds, "rounds; reading the long list slowly")
+        slowly = await stream(server, database, requests, SLOWLY * min(1, seconds))
+        further[READER].streams["slowly"] = [slowly]
     progress.end()
-    return report(turns, dataset, samples, memory, contention, rounds, seconds)
+    return report(turns, dataset, samples, memory, further, rounds, seconds)
+
+
+async def _further(server: Postgres, target: Target, further: Further, seconds: float) -> None:
+    serving, requests, database, tree = target
+    lists = plan(server, serving, requests.lists, FEW, seconds)
+    further.contentions.append(await contend(server, database, lists, tree))
+    whole = await stream(server, database, requests, None, tree)
+    further.streams.setdefault("at once", []).append(whole)
 
 
 async def _rounds(
@@ -149,17 +170,15 @@ async def _rounds(
     # Each run continues after the last one of its case, so that it repeats the oldest requests.
     sent: Counter[str] = Counter()
     for number in range(rounds):
-        # Every other round runs backwards: drift does not favour one of a pair.
-        for done, (case, connections) in enumerate(turns[:: -1 if number % 2 else 1]):
+        for done, (case, connections) in enumerate(trees.in_turn(turns, number)):
             progress.show(
                 number * len(turns) + done,
                 f"runs; round {number + 1}, {case.key}, {connections} connections",
             )
-            serving, requests = targets[case.server]
-            line: list[Request] = getattr(requests, case.requests)
-            sample = await measure(
-                plan(server, serving, line, connections, seconds, sent[case.key] % len(line))
-            )
+            target = targets[case.server]
+            line: list[Request] = getattr(target.requests, case.requests)
+            start = sent[case.key] % len(line)
+            sample = await measure(plan(server, target.serving, line, connections, seconds, start))
             sent[case.key] += sample.sent
             samples[case.key][connections].append(sample)
     progress.end()
@@ -171,12 +190,12 @@ def report(
     dataset: Dataset,
     samples: Samples,
     memory: Memory,
-    contention: Contention,
+    further: Mapping[str, Further],
     rounds: int,
     seconds: float,
 ) -> Report:
     """Return the table of the samples."""
-    contended = contention.sample
+    ours = further[READER]
     return Report(
         "read",
         {
@@ -193,14 +212,18 @@ def report(
                 for case in cases
                 for connections in samples[case.key]
             ),
-            (
-                *("lists during consumption", str(FEW), short(round(contended.rate))),
-                *("", "", "", "", *_times([contended])),
+            *(
+                (
+                    *("lists during consumption" if each is ours else trees.OTHER_TITLE, str(FEW)),
+                    *_spread(sample.rate for sample in each.contended),
+                    *("", "", *_times(each.contended)),
+                )
+                for each in further.values()
             ),
         ],
-        [*_verdicts(samples, memory, contention), *_tree_verdicts(cases, samples)],
+        [*_verdicts(samples, ours), *_tree_verdicts(cases, samples, further)],
         [
-            *_notes(dataset, memory, contention, rounds, seconds),
+            *_notes(dataset, memory, ours, rounds, seconds),
             *([_OTHER_NOTE] if list(cases) != list(CASES) else []),
         ],
         {
@@ -209,9 +232,9 @@ def report(
                 for key, each in samples.items()
             },
             "memory": builtins(memory),
-            "contention": builtins(contention),
+            "further": builtins(further),
         },
-        _broken(cases, samples, memory, contention),
+        _broken(cases, samples, further),
     )
 
 
@@ -225,14 +248,18 @@ def _of(samples: Samples, case: Case, reference: Case, connections: int) -> floa
 
 def _row(case: Case, connections: int, samples: Samples) -> tuple[str, ...]:
     found = samples[case.key][connections]
-    spread = Spread.of(_rates(samples, case, connections))
     return (
         case.title,
         str(connections),
-        *(short(round(each)) for each in (spread.median, spread.least, spread.greatest)),
+        *_spread(_rates(samples, case, connections)),
         *(f"{_of(samples, case, reference, connections):.2f}" for reference in (NAIVE, STATIC)),
         *_times(found),
     )
+
+
+def _spread(rates: Iterable[float]) -> tuple[str, ...]:
+    spread = Spread.of(list(rates))
+    return tuple(short(round(each)) for each in (spread.median, spread.least, spread.greatest))
 
 
 def _times(found: Sequence[Sample]) -> tuple[str, ...]:
@@ -249,7 +276,7 @@ def _times(found: Sequence[Sample]) -> tuple[str, ...]:
     )
 
 
-def _verdicts(samples: Samples, memory: Memory, contention: Contention) -> list[Verdict]:
+def _verdicts(samples: Samples, ours: Further) -> list[Verdict]:
     return [
         Verdict(
             f"uncached lists, of naive, {FEW} connections",
@@ -282,14 +309,27 @@ def _verdicts(samples: Samples, memory: Memory, contention: Contention) -> list[
             at_most=True,
         ),
         *(
-            Verdict(f"growth, long list read {way}", streamed.grown, GROWTH_BAR, "MiB", True)
-            for way, streamed in memory.streams.items()
+            Verdict(
+                f"growth, long list read {way}",
+                max(each.grown for each in streams),
+                GROWTH_BAR,
+                "MiB",
+                at_most=True,
+            )
+            for way, streams in ours.streams.items()
         ),
-        Verdict("errors during consumption", contention.sample.wrong, 0, at_most=True),
+        Verdict(
+            "errors during consumption",
+            sum(each.wrong for each in ours.contended),
+            0,
+            at_most=True,
+        ),
     ]
 
 
-def _tree_verdicts(cases: Sequence[Case], samples: Samples) -> Iterator[Verdict]:
+def _tree_verdicts(
+    cases: Sequence[Case], samples: Samples, further: Mapping[str, Further]
+) -> Iterator[Verdict]:
     for case in CASES:
         twin = case.twin
         if twin is not None and twin in cases:
@@ -297,27 +337,31 @@ def _tree_verdicts(cases: Sequence[Case], samples: Samples) -> Iterator[Verdict]
                 rates, others = (_rates(samples, each, connections) for each in (case, twin))
                 title = f"{case.title}, {connections} connections"
                 yield trees.verdict(title, rates, others, TREE_BAR)
+    if OTHER_READER in further:
+        pair = (further[READER], further[OTHER_READER])
+        rates, others = ([sample.rate for sample in each.contended] for each in pair)
+        yield trees.verdict("lists during consumption", rates, others, TREE_BAR)
+        rates, others = ([1 / whole.seconds for whole in each.streams["at once"]] for each in pair)
+        yield trees.verdict("rate of the long list read at once", rates, others, TREE_BAR)
 
 
-def _broken(
-    cases: Sequence[Case], samples: Samples, memory: Memory, contention: Contention
-) -> list[str]:
+def _broken(cases: Sequence[Case], samples: Samples, further: Mapping[str, Further]) -> list[str]:
     every = [
         (case.key, sample)
         for case in cases
         for found in samples[case.key].values()
         for sample in found
     ]
+    contended = [
+        ("during consumption", sample) for each in further.values() for sample in each.contended
+    ]
     return [
-        *(
-            f"{title}: {sample.failure}"
-            for title, sample in [*every, ("during consumption", contention.sample)]
-            if sample.wrong
-        ),
+        *(f"{title}: {sample.failure}" for title, sample in [*every, *contended] if sample.wrong),
         *(
             f"the long list, read {way}, is wrong"
-            for way, streamed in memory.streams.items()
-            if not streamed.same
+            for each in further.values()
+            for way, streams in each.streams.items()
+            if not all(streamed.same for streamed in streams)
         ),
     ]
 
@@ -329,12 +373,14 @@ _OTHER_NOTE = (
 
 
 def _notes(
-    dataset: Dataset, memory: Memory, contention: Contention, rounds: int, seconds: float
+    dataset: Dataset, memory: Memory, ours: Further, rounds: int, seconds: float
 ) -> list[str]:
     streams = "; ".join(
         f"{way} in {each.seconds:.1f} s, from {each.before:.0f} MiB by {each.grown:.1f}"
-        for way, each in memory.streams.items()
+        for way, [each, *_] in ours.streams.items()
     )
+    stored = median(each.records for each in ours.contentions)
+    throughout = all(each.throughout for each in ours.contentions)
     return [
         f"Medians of {rounds} rounds of {seconds} s each. PostgreSQL, the server and its client,"
         " one process each, share the cores with nothing else.",
@@ -351,7 +397,7 @@ def _notes(
         " in the JSON.",
         f"Memory of the reader: {memory.after:.0f} MiB after all rounds, at most"
         f" {memory.peak:.0f}. The long list from a reader that had done little: {streams}.",
-        f"During consumption: the consumer stored {contention.records:,.0f} records a second"
-        f"{'' if contention.throughout else ' (and was done before the end)'} from a broker on the"
-        f" same cores; answers within {contention.sample.p99 * 1000:.0f} ms (p99).",
+        f"During consumption: the consumer stored {stored:,.0f} records a second"
+        f"{'' if throughout else ' (and was done before the end)'} from a broker on the same cores;"
+        f" answers within {median(each.p99 for each in ours.contended) * 1000:.0f} ms (p99).",
     ]

@@ -7,6 +7,7 @@ from tests.benchmarks.load import Plan, Request
 from tests.benchmarks.receiving import receive
 from tests.benchmarks.requests import RequestSets
 from tests.benchmarks.servers import Postgres, Serving
+from tests.benchmarks.trees import THIS, Tree
 from tests.support.databases import Database
 
 _WARM = 0.5
@@ -45,12 +46,16 @@ def plan(
 
 
 async def stream(
-    server: Postgres, database: Database, requests: RequestSets, pace: float | None
+    server: Postgres,
+    database: Database,
+    requests: RequestSets,
+    pace: float | None,
+    tree: Tree = THIS,
 ) -> Streamed:
-    """Read the long list from a new reader, in `pace` seconds or at full speed."""
+    """Read the long list from a tree's new reader, in `pace` seconds or at full speed."""
     whole = requests.whole
     assert whole.length is not None
-    async with servers.reader(server, database) as reader:
+    async with servers.reader(server, database, tree) as reader:
         for each in requests.hot:
             await receive(reader.address, each.path)
         async with usage.growth(reader.pid) as growth:

@@ -93,7 +93,7 @@ async def serving(
 
 
 def entries(log: str) -> list[dict[str, Any]]:
-    """Return the entries of a log; skip whatever is not a whole line of JSON."""
+    """Return the entries of a log; skip every line that is not complete JSON."""
     lines = [line for line in log.splitlines(keepends=True) if line.startswith("{")]
     return [json.loads(line) for line in lines if line.endswith("}\n")]
 

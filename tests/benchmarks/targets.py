@@ -12,7 +12,6 @@ from tests.benchmarks.dataset import TABLE, Dataset
 from tests.benchmarks.requests import RequestSets, request_sets
 from tests.benchmarks.servers import Postgres, Serving
 from tests.benchmarks.trees import THIS, Tree
-from tests.support import databases
 from tests.support.configuration import configured
 from tests.support.databases import Database
 
@@ -25,6 +24,8 @@ class Target(NamedTuple):
 
     serving: Serving
     requests: RequestSets
+    database: Database
+    tree: Tree = THIS
 
 
 def reader(
@@ -35,21 +36,26 @@ def reader(
 
 
 @asynccontextmanager
-async def other_reader(server: Postgres, dataset: Dataset, tree: Tree) -> AsyncIterator[Target]:
-    """Run another tree's reader on a database that its consumer filled from one partition.
+async def filled(server: Postgres, dataset: Dataset, tree: Tree) -> AsyncIterator[Database]:
+    """Create a database that a tree's consumer fills with a dataset from one partition.
 
     One partition keeps the order of the rows, as `dataset.store` writes them.
     """
-    async with databases.empty(server.administrator_url) as database:
-        await consuming.migrate(database, tree)
+    async with consuming.database(server, tree) as database:
         async with broker() as kafka:
             settings = await kafka.topic(partitions=1)
             await asyncio.to_thread(recurring.produce, settings, dataset.occurrences())
             settings = configured(settings, database_url=database.writer, management_port=0)
             await consuming.measure(server, settings, database, dataset.events, 1, tree)
         await dataset_module.settle(database)
-        async with reader(server, database, tree) as other:
-            yield Target(other, await request_sets(other.address, dataset))
+        yield database
+
+
+@asynccontextmanager
+async def other_reader(server: Postgres, dataset: Dataset, tree: Tree) -> AsyncIterator[Target]:
+    """Run another tree's reader on a database that its consumer filled."""
+    async with filled(server, dataset, tree) as database, reader(server, database, tree) as other:
+        yield Target(other, await request_sets(other.address, dataset), database, tree)
 
 
 @asynccontextmanager
@@ -70,6 +76,7 @@ async def references(
                     )
                 ),
                 requests,
+                database,
             )
             for way, argument in (("static", str(body)), ("naive", TABLE))
         }

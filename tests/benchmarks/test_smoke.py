@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks import growth_report, publish, read
+from tests.benchmarks import growth_report, publish, read, trees
 from tests.benchmarks.trees import THIS
 
 
@@ -27,6 +27,7 @@ def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.more
 def test_publish(tmp_path: Path) -> None:
     report = run(
         *(tmp_path, "publish", "--events", "200", "--runs", "1"),
@@ -51,6 +52,7 @@ def test_import(tmp_path: Path) -> None:
     assert [len(found) for found in report["figures"]["seconds"].values()] == [1, 1]
 
 
+@pytest.mark.more
 def test_read(tmp_path: Path) -> None:
     report = run(
         *(tmp_path, "read", "--seconds", "0.1", "--runs", "1"),
@@ -59,8 +61,10 @@ def test_read(tmp_path: Path) -> None:
     samples = report["figures"]["samples"]
     assert set(samples) == {case.key for case in read.cases(THIS)}
     assert all(sample["answers"] for case in samples.values() for [sample] in case.values())
-    assert [each["same"] for each in report["figures"]["memory"]["streams"].values()] == [True] * 2
-    assert report["figures"]["contention"]["sample"]["wrong"] == 0
+    ours, other = (report["figures"]["further"][each] for each in (read.READER, read.OTHER_READER))
+    assert [each["same"] for [each] in ours["streams"].values()] == [True] * 2
+    assert all(each["contentions"][0]["sample"]["answers"] for each in (ours, other))
+    assert sum("of the other tree" in each["what"] for each in report["verdicts"]) == 22
 
 
 def test_ingest(tmp_path: Path) -> None:
@@ -84,15 +88,19 @@ def test_watch(tmp_path: Path) -> None:
 
 @pytest.mark.more
 def test_latency(tmp_path: Path) -> None:
-    report = run(tmp_path, "latency", "--rates", "10,1000", "--samples", "20")
-    assert [row[:3] for row in report["rows"]] == [
+    report = run(
+        *(tmp_path, "latency", "--rates", "10,1000", "--samples", "20"),
+        *("--reference-tree", str(THIS.root)),
+    )
+    assert [row[:3] for row in report["rows"] if row[0] != trees.OTHER_TITLE] == [
         ["10", "HTTP", "20"],
         ["10", "watch", "20"],
         ["1,000", "HTTP", "200"],
         ["1,000", "watch", "2,000"],
     ]
-    assert len(report["verdicts"]) == 4
-    assert report["figures"]["10"]["requests"] > 20
+    assert len(report["rows"]) == 8
+    assert len(report["verdicts"]) == 4 + 8
+    assert all(each["requests"] > 20 for [each] in report["figures"].values())
 
 
 @pytest.mark.more
@@ -111,16 +119,18 @@ def test_handover(tmp_path: Path) -> None:
 def test_memory(tmp_path: Path) -> None:
     report = run(
         *(tmp_path, "memory", "--events", "2000", "--seconds", "0.1"),
-        *("--executions", "12", "--long", "1000"),
+        *("--executions", "12", "--long", "1000", "--reference-tree", str(THIS.root)),
     )
-    consumer, reader = report["figures"]["consumer"], report["figures"]["reader"]
+    [consumer, reader] = report["figures"]["ours"][0]
     assert set(consumer["stored"]) == {"2000", "6000"}
     assert all(each["peak"] > consumer["idle"] > 10 for each in consumer["stored"].values())
     assert reader["peak"] >= reader["idle"] > 10
     assert reader["lists"]["answers"] > 0
     assert reader["long"]["same"]
     assert all(peak > consumer["idle"] / 2 for peak in consumer["hostile"].values())
-    assert len(report["verdicts"]) == 3
+    # Hostile records are not compared.
+    assert len(report["rows"]) == 8 + 6
+    assert len(report["verdicts"]) == 3 + 6
 
 
 @pytest.mark.more

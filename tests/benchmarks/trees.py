@@ -40,19 +40,36 @@ class Tree:
 
 THIS = Tree(Path(__file__).parents[2], sys.executable)
 
+COST_BAR = 1.05
+"""Ratio of a time or of memory to the other tree's."""
+
 
 def paired(
     variants: Iterable[_Variant], twin: Callable[[_Variant], _Variant | None]
 ) -> list[_Variant]:
     """Return the variants, each followed by its twin of the other tree if it has one.
 
-    Neighbours in a round that every other round runs backwards alternate: A B, B A, A B.
+    Neighbours alternate in rounds `in_turn`: A B, B A, A B.
     """
     return [each for variant in variants for each in (variant, twin(variant)) if each is not None]
 
 
-def verdict(title: str, rates: Sequence[float], references: Sequence[float], bar: float) -> Verdict:
-    """Judge the rates of a variant by those of its twin; the title states the rounds' spread."""
-    spread = ratio(rates, references)
+def in_turn(variants: Sequence[_Variant], number: int) -> Sequence[_Variant]:
+    """Return the variants in the order of a round; every other round runs backwards.
+
+    Drift of the machine then favours neither of a pair.
+    """
+    return variants[:: -1 if number % 2 else 1]
+
+
+def verdict(
+    title: str,
+    figures: Sequence[float],
+    references: Sequence[float],
+    bar: float,
+    at_most: bool = False,
+) -> Verdict:
+    """Judge the figures of a variant by those of its twin; the title states the rounds' spread."""
+    spread = ratio(figures, references)
     rounds = f"rounds {spread.least:.2f} to {spread.greatest:.2f}"
-    return Verdict(f"{title}, of the other tree ({rounds})", spread.median, bar)
+    return Verdict(f"{title}, of the other tree ({rounds})", spread.median, bar, at_most=at_most)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import cycle, islice
 
-from execution_events.events import Occurrence, event_name
+from execution_events.events import Occurrence
 from execution_events.publisher import Event, lifecycle
 from execution_events.publisher.lifecycle import Reason
 
@@ -78,7 +78,7 @@ def occurrence(
     return Occurrence(
         execution_id=execution_id,
         namespace=NAMESPACE,
-        name=event_name(OBJECT_NAME, (moment - _EPOCH) // _MICROSECOND * 1000),
+        name=f"{OBJECT_NAME}.{(moment - _EPOCH) // _MICROSECOND * 1000:x}",
         object_name=OBJECT_NAME,
         object_namespace=NAMESPACE,
         reason=reason.text,

@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.consumers import until
-from tests.support.processes import Dev, environment, processes_of, run_cli
+from tests.support.consumers import DEADLINE, until
+from tests.support.processes import Dev, Service, environment, processes_of, run_cli
 from tests.support.seed import SEED_BODY, SEED_EXECUTION
 
 CREATE_TOPIC = ("topic", "create", "--replication", "1", "--min-insync-replicas", "1")
@@ -158,6 +158,21 @@ async def test_infra_only_runs_kafka_and_a_migrated_postgresql(parent: Path) -> 
         assert await run_cli("migrate", "--check", env=env) == "up to date\n"
         exists = await run_cli(*CREATE_TOPIC, env=env)
         assert exists == "exists and matches: execution-events\n"
+
+
+async def test_a_data_directory_of_an_unreleased_version_is_refused(parent: Path) -> None:
+    dev = Dev(parent / "unreleased", "--infra-only")
+    async with dev:
+        forget = "ALTER TABLE execution_events.schema_version DROP COLUMN compatible_from"
+        assert psql(dev.endpoints["database"], forget).returncode == 0
+    await Service.start(dev)
+    async with asyncio.timeout(DEADLINE):
+        assert await dev.process.wait() == 1
+    assert dev.output.splitlines()[-1] == (
+        f"execution-events: the database in {dev.data_dir} has a schema that was never released"
+        " and cannot be updated: delete the directory, or choose another with --data-dir"
+    )
+    assert processes_of(dev.data_dir) == []
 
 
 async def test_a_stop_during_the_start_leaves_no_process(parent: Path) -> None:

@@ -20,7 +20,7 @@ from tests.support.servers import kafka as start_kafka
 from tests.support.spooling_worker import Journal
 from tests.support.topics import make_topic
 
-KILLS = 24
+KILLS = 12
 MORE_KILLS = 50
 WORKERS = 2
 

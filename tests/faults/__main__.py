@@ -23,7 +23,7 @@ from tests.faults.results import Result
 from tests.faults.rows import ROWS, row
 from tests.faults.runner import Planned, run_all, snapshot
 
-_LANES = 3
+_CONCURRENCY = 3
 """Concurrent episodes in a short run."""
 
 
@@ -110,8 +110,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     with snapshot() as source:
         # Recovery times for the report must not depend on other episodes.
-        lanes = 1 if arguments.full or arguments.episodes else _LANES
-        done = asyncio.run(run_all(source, plan, record, lanes=lanes))
+        concurrency = 1 if arguments.full or arguments.episodes else _CONCURRENCY
+        done = asyncio.run(run_all(source, plan, record, concurrency=concurrency))
     ran = [result for result in done if result.missing is None]
     failed = [result for result in ran if not result.passed]
     print(f"{len(ran)} episodes, {len(failed)} failed")

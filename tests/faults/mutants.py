@@ -177,8 +177,8 @@ MUTANTS = (
                 "consumer/log_check.py",
                 "    if stored.last is not None and stored.last.offset >= log.begin"
                 " and log.last != stored.last:\n"
-                '        return f"the log has another record at offset {stored.last.offset}'
-                ' than the stored one"\n',
+                '        return f"the record at offset {stored.last.offset} is not the one that was'
+                ' stored"\n',
                 "",
             ),
         ),
@@ -264,6 +264,21 @@ MUTANTS = (
         "Stored offsets are read only once",
         (Edit("consumer/seeder.py", "        await self._verify_positions()\n", ""),),
         ("pg-failover", "pg-restore"),
+    ),
+    Mutant(
+        "any-schema",
+        "A batch is stored on a schema that excludes this version",
+        (
+            Edit(
+                "store/write/progress.py",
+                "        require_version(compatible_from)\n",
+                "        pass\n",
+            ),
+        ),
+        tests=(
+            "tests/integration/test_migrate.py"
+            "::test_no_batch_is_stored_after_an_incompatible_migration",
+        ),
     ),
     Mutant(
         "waiting-for-locks",

@@ -219,8 +219,8 @@ class Proxy:
     async def losing_final_bytes(self, seconds: float) -> AsyncIterator[None]:
         """Drop everything that a client sent in the last `seconds` before it ended.
 
-        So it is when a machine fails along with its network. All data to the server is delayed by
-        `seconds`.
+        This is the effect of a machine that fails with its network. All data to the server is
+        delayed by `seconds`.
         """
         self._final_seconds = seconds
         try:
@@ -237,9 +237,9 @@ class Proxy:
         self._target_port = port
 
     def lose_client(self) -> None:
-        """Silence the open connections in both directions for good, and close none.
+        """Silence the open connections in both directions permanently, and close none.
 
-        So it is when the client's machine disappears: the server's sockets stay open.
+        This is the state when the client's machine disappears: the server's sockets stay open.
         """
         for connection in self._connections:
             connection.dead = True

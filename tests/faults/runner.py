@@ -36,14 +36,14 @@ async def run_all(
     plan: Iterable[Planned],
     record: Callable[[Result], None],
     *,
-    lanes: int = 1,
+    concurrency: int = 1,
     until_violation: bool = False,
 ) -> list[Result]:
     """Run the episodes of `plan` on one cluster and pass each result to `record` immediately.
 
-    A row that cannot run on this machine or source gives one result with the reason. Up to `lanes`
-    episodes run concurrently, as each has its own consumers, topic and database and waits most of
-    the time; those whose faults affect the same server do not overlap.
+    A row that cannot run on this machine or source gives one result with the reason. Up to
+    `concurrency` episodes run at the same time, as each has its own consumers, topic and database
+    and waits most of the time; those whose faults affect the same server do not overlap.
     """
     plan = list(plan)
     digest = source.digest()
@@ -75,15 +75,15 @@ async def run_all(
         note(of_outcome(outcome, digest))
 
     async with cluster(source) as servers:
-        for together in side_by_side(possible, lanes):
-            await _in_lanes(together, lanes, partial(run, servers))
+        for together in concurrent_groups(possible, concurrency):
+            await _run_concurrently(together, concurrency, partial(run, servers))
             if until_violation and results[-1].violations and not results[-1].vacuous:
                 break
     return results
 
 
-async def _in_lanes(
-    plan: Iterable[Planned], lanes: int, run: Callable[[Planned], Awaitable[None]]
+async def _run_concurrently(
+    plan: Iterable[Planned], concurrency: int, run: Callable[[Planned], Awaitable[None]]
 ) -> None:
     """Run `plan` in order, as far as its episodes can run: one at a time through each proxy."""
     left = list(plan)
@@ -93,7 +93,7 @@ async def _in_lanes(
     def free() -> Planned | None:
         return next((planned for planned in left if planned.row.proxied not in busy), None)
 
-    async def lane() -> None:
+    async def worker() -> None:
         while True:
             async with changed:
                 await changed.wait_for(lambda: not left or free() is not None)
@@ -110,16 +110,16 @@ async def _in_lanes(
                 changed.notify_all()
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(lanes):
-            group.create_task(lane())
+        for _ in range(concurrency):
+            group.create_task(worker())
 
 
-def side_by_side(plan: Sequence[Planned], lanes: int) -> list[list[Planned]]:
+def concurrent_groups(plan: Sequence[Planned], concurrency: int) -> list[list[Planned]]:
     """Return groups of episodes that may run concurrently.
 
-    With one lane each episode is a group, in the order of `plan`.
+    With a concurrency of 1 each episode is a group, in the order of `plan`.
     """
-    if lanes == 1:
+    if concurrency == 1:
         return [[planned] for planned in plan]
     together = [planned for planned in plan if not planned.row.alone]
     # The longest first: proxied episodes, which wait for each other, then the matrix backwards.

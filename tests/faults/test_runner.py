@@ -14,7 +14,7 @@ from tests.faults.episode import Outcome, Row, Server
 from tests.faults.results import REPORT, episodes
 from tests.faults.rows import ROWS
 from tests.faults.rows import row as row_of
-from tests.faults.runner import Planned, run_all, side_by_side
+from tests.faults.runner import Planned, concurrent_groups, run_all
 from tests.faults.source import Source
 
 TOUCH_SERVERS = ("restart", "down", "disk", "broker", "retention", "three")
@@ -69,22 +69,22 @@ def names(plan: list[list[Planned]]) -> list[str]:
 PLAN = [Planned(row, 1) for row in ROWS]
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
-async def test_episodes_share_no_fault(ran: Running, tmp_path: Path, lanes: int) -> None:
+@pytest.mark.parametrize("concurrency", [1, 3])
+async def test_episodes_share_no_fault(ran: Running, tmp_path: Path, concurrency: int) -> None:
     recorded: list[str] = []
     results = await run_all(
-        source(tmp_path), PLAN, lambda result: recorded.append(result.row), lanes=lanes
+        source(tmp_path), PLAN, lambda result: recorded.append(result.row), concurrency=concurrency
     )
 
     assert sorted(recorded) == sorted(row.name for row in ROWS)
     assert [result.row for result in results] == recorded
-    assert max(len(rows) for rows in ran.together) == lanes
+    assert max(len(rows) for rows in ran.together) == concurrency
     for rows in ran.together:
         if any(row.alone for row in rows):
             assert len(rows) == 1
         for server in Server:
             assert sum(row.proxied is server for row in rows) <= 1
-    if lanes == 1:
+    if concurrency == 1:
         assert ran.order == [row.name for row in ROWS]
 
 
@@ -113,6 +113,6 @@ def test_a_full_run_resumes_from_recorded_results(
 def test_every_row_whose_fault_affects_all_episodes_runs_alone() -> None:
     for row in ROWS:
         assert row.alone == any(part in row.name for part in TOUCH_SERVERS), row.name
-    assert sorted(names(side_by_side(PLAN, 3))) == sorted(row.name for row in ROWS)
+    assert sorted(names(concurrent_groups(PLAN, 3))) == sorted(row.name for row in ROWS)
     # Only one Kafka cluster runs at a time, so rows of another size cannot share it.
     assert all(row.alone for row in ROWS if row.brokers != 1)

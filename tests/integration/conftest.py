@@ -22,8 +22,10 @@ async def own_kafka() -> AsyncIterator[EmbeddedKafka]:
 
 @pytest.fixture
 async def writer(database: Database) -> AsyncIterator[BatchWriter]:
+    """A writer of the partitions 0 to 2 of the topic `events`."""
     async with BatchWriter(database.writer, "events") as writer:
-        await writer.begin_partition(0, 0, "cluster")
+        for partition in range(3):
+            await writer.begin_partition(partition, 0, "cluster")
         yield writer
 
 
@@ -35,6 +37,7 @@ def written(writer: BatchWriter) -> Log:
 @pytest.fixture
 async def owner(database: Database) -> AsyncIterator[asyncpg.Connection]:
     async with administrator(database.owner) as connection:
+        await connection.execute("SET search_path = execution_events")
         yield connection
 
 

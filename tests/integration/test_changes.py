@@ -86,7 +86,7 @@ async def test_old_changes_are_forgotten_in_batches(
 async def test_a_consumer_forgets_old_changes(
     settings: Settings, owner: asyncpg.Connection, changes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In batches, between the batches that it stores and when it has none."""
+    """In batches, between the batches that the consumer stores and while it has none."""
     monkeypatch.setattr("execution_events.store.write.events._PURGE_BATCH", 2)
     monkeypatch.setattr("execution_events.consumer.loop._PURGE_INTERVAL", 0.1)
     await write(owner, [named("a", execution_id=f"execution-{number}") for number in range(9)])

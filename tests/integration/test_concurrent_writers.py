@@ -28,13 +28,6 @@ BATCHES = 60
 
 
 @pytest.fixture
-async def owner(database: Database) -> AsyncIterator[asyncpg.Connection]:
-    async with administrator(database.owner) as connection:
-        await connection.execute("SET search_path = execution_events")
-        yield connection
-
-
-@pytest.fixture
 async def writers(database: Database) -> AsyncIterator[list[Log]]:
     """Writers, each with a partition of its own."""
     async with AsyncExitStack() as stack:

@@ -29,7 +29,7 @@ from tests.support.topics import make_topic
 TOOLS = Path(__file__).parents[1] / "support" / "kafka-tools-jars.toml"
 DOCUMENT = json.loads((SCHEMAS / "asyncapi.json").read_text(encoding="utf-8"))
 SETTINGS = DOCUMENT["operations"]["reportOccurrences"]["x-producer-settings"]
-PLACES = golden.places()
+KEY_PARTITIONS = golden.key_partitions()
 PARTITIONS = 6
 
 Produce = Callable[[Settings, Sequence[KafkaRecord], Path], Awaitable[None]]
@@ -92,7 +92,7 @@ async def test_golden_records_are_stored_once_in_their_partitions(
     settings = await topic(settings, PARTITIONS)
 
     await produce(settings, sent, tmp_path)
-    partition_of = {each.key: each.partitions[PARTITIONS] for each in PLACES}
+    partition_of = {each.key: each.partitions[PARTITIONS] for each in KEY_PARTITIONS}
     logs: dict[int, list[KafkaRecord]] = defaultdict(list)
     for record in sent:
         logs[partition_of[record.key or b""]].append(record)
@@ -124,10 +124,10 @@ async def test_keys_go_to_the_partitions_of_the_golden_file(
     produce: Produce, partitions: int, settings: Settings, tmp_path: Path
 ) -> None:
     settings = await topic(settings, partitions)
-    await produce(settings, [KafkaRecord(each.key, b"-") for each in PLACES], tmp_path)
+    await produce(settings, [KafkaRecord(each.key, b"-") for each in KEY_PARTITIONS], tmp_path)
     assert {
         key: partition for partition, log in (await content(settings)).items() for key, _, _ in log
-    } == {each.key: each.partitions[partitions] for each in PLACES}
+    } == {each.key: each.partitions[partitions] for each in KEY_PARTITIONS}
 
 
 async def topic(settings: Settings, partitions: int) -> Settings:

@@ -1,40 +1,33 @@
 """Migrations are applied once, and no service runs on another schema version."""
 
 import asyncio
-import hashlib
-from contextlib import suppress
-from datetime import UTC, datetime
+import re
+from contextlib import nullcontext
 from importlib.resources import files
-from itertools import product
+from pathlib import Path
 
 import asyncpg
 import pytest
 
 from execution_events.errors import HaltError
-from execution_events.events import TIMESTAMP_MAX, TIMESTAMP_MIN
-from execution_events.projection.body import body_of
-from execution_events.projection.fold import fold
 from execution_events.store import schema
 from execution_events.store.connection import connect, fetch_one
 from execution_events.store.read.events import EventReader
 from execution_events.store.schema import migrate
-from execution_events.store.schema.migrate import Migration, migrations, pending, require_current
+from execution_events.store.schema.migrate import Migration, migrations, pending, require_compatible
 from execution_events.store.write.batches import BatchWriter
-from execution_events.store.write.events import prepare
 from tests.support import databases
 from tests.support.configuration import configured
+from tests.support.consumers import until
 from tests.support.databases import Database, migrate_as_owner
 from tests.support.processes import environment, run_cli
-from tests.support.records import occurrence
+from tests.support.records import batch, log, occurrence
 from tests.support.servers import Servers
 
 ALL = [migration.name for migration in migrations()]
 
-RELEASED = {
-    "0001_read_model.sql": "1037aff612b872d5",
-    "0002_ops_views.sql": "9d77aebf577e21d4",
-}
-"""First digits of each SHA-256. A release adds its migrations; existing lines never change."""
+RELEASED: dict[str, str] = {}
+"""The digest of each migration. A release adds its migrations; existing lines never change."""
 
 
 async def applied(database: Database) -> list[asyncpg.Record]:
@@ -53,13 +46,47 @@ def test_migrations_are_numbered_from_one_without_a_gap() -> None:
     assert [migration.version for migration in migrations()] == list(range(1, len(ALL) + 1))
 
 
+def test_every_version_has_three_numbers() -> None:
+    versions = [migrate.program_version(), *(one.compatible_from for one in migrations())]
+    assert [v for v in versions if not re.match(r"\d+\.\d+\.\d+(?!\.)", v)] == []
+
+
+@pytest.mark.parametrize(
+    ("version", "compatible_from", "is_allowed"),
+    [
+        ("0.1.0", "0.1.0", True),
+        ("0.10.0", "0.9.1", True),
+        ("1.0.0rc1", "1.0.0", True),
+        ("0.9.10", "0.10.0", False),
+        ("0.9.9", "0.9.10", False),
+    ],
+)
+def test_versions_are_compared_by_number(
+    monkeypatch: pytest.MonkeyPatch, version: str, compatible_from: str, is_allowed: bool
+) -> None:
+    monkeypatch.setattr(migrate, "program_version", lambda: version)
+    with nullcontext() if is_allowed else pytest.raises(HaltError, match=f"this is {version}"):
+        migrate.require_version(compatible_from)
+
+
+def test_a_migration_is_as_compatible_as_the_one_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    directory = tmp_path / "migrations"
+    directory.mkdir()
+    for name, sql in (
+        ("0001_one", "-- compatible_from: 0.1.0\n"),
+        ("0002_two", "SELECT 1"),
+        ("0003_three", "SELECT 1;\n-- compatible_from: 0.3.0\nSELECT 1"),
+        ("0004_four", ""),
+    ):
+        (directory / f"{name}.sql").write_text(sql)
+    monkeypatch.setattr(migrate, "files", lambda _: tmp_path)
+    assert [one.compatible_from for one in migrations()] == ["0.1.0", "0.1.0", "0.3.0", "0.3.0"]
+
+
 def test_a_released_migration_never_changes() -> None:
-    digests = {
-        f"{migration.version:04}_{migration.name}.sql": hashlib.sha256(
-            migration.sql.encode()
-        ).hexdigest()[:16]
-        for migration in migrations()
-    }
+    digests = {f"{one.version:04}_{one.name}.sql": one.digest for one in migrations()}
     assert digests.items() >= RELEASED.items()
 
 
@@ -69,7 +96,7 @@ async def test_an_empty_database_becomes_current(servers: Servers) -> None:
             assert await pending(connection) == migrations()
             assert await migrate_as_owner(database) == ALL
             assert await pending(connection) == []
-            await require_current(connection)
+            await require_compatible(connection)
         assert [row["name"] for row in await applied(database)] == ALL
 
 
@@ -99,9 +126,10 @@ async def test_databases_of_one_server_can_be_migrated_concurrently(servers: Ser
 async def test_a_migration_and_its_version_are_one_transaction(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good = Migration(len(ALL) + 1, "good", "CREATE TABLE good ()")
+    good = Migration(len(ALL) + 1, "good", "CREATE TABLE good ()", "0.1.0")
     # Its SQL succeeds, but its version exists.
-    bad = Migration(len(ALL) + 1, "bad", "CREATE TABLE bad ()")
+    sql = f"CREATE TABLE bad (); INSERT INTO schema_version VALUES ({len(ALL) + 2}, '', '', '')"
+    bad = Migration(len(ALL) + 2, "bad", sql, "0.1.0")
     monkeypatch.setattr(migrate, "migrations", lambda: [*migrations(), good, bad])
 
     with pytest.raises(HaltError, match="23505"):
@@ -116,11 +144,19 @@ async def test_a_migration_and_its_version_are_one_transaction(
 @pytest.mark.parametrize(
     ("change", "command"),
     [
-        ("DELETE FROM schema_version WHERE version > 1", "run `execution-events migrate`"),
+        ("DELETE FROM schema_version", "1 of 1 migrations .* run `execution-events migrate`"),
         ("DROP TABLE schema_version", "run `execution-events migrate`"),
-        ("INSERT INTO schema_version VALUES (9999, 'later')", "upgrade execution-events"),
+        (
+            "INSERT INTO schema_version VALUES (2, 'later', '', '9999.1')",
+            r"requires execution-events 9999\.1 or newer, this is .*execution-events>=9999\.1'",
+        ),
+        ("UPDATE schema_version SET digest = 'another'", "never released .*empty database"),
+        (
+            "ALTER TABLE schema_version DROP COLUMN digest, DROP COLUMN compatible_from",
+            "never released .*empty database",
+        ),
     ],
-    ids=["older", "without a version", "newer"],
+    ids=["older", "without a version", "incompatible", "another", "unreleased"],
 )
 async def test_no_service_runs_on_another_schema_version(
     database: Database, change: str, command: str
@@ -136,9 +172,90 @@ async def test_no_service_runs_on_another_schema_version(
             await lists.check()
 
 
+NEWER = "INSERT INTO schema_version VALUES (2, 'later', '', $1)"
+
+
+async def test_services_run_on_a_newer_schema_that_is_compatible(
+    database: Database, owner: asyncpg.Connection
+) -> None:
+    await owner.execute("SET search_path = execution_events")
+    await owner.execute(NEWER, migrate.program_version())
+    async with BatchWriter(database.writer, "topic") as writer:
+        await writer.connect()
+    async with EventReader.open(database.reader) as lists:
+        await lists.check()
+
+
+async def test_no_batch_is_stored_after_an_incompatible_migration(
+    database: Database, writer: BatchWriter, owner: asyncpg.Connection
+) -> None:
+    await owner.execute("SET search_path = execution_events")
+    records = log([occurrence()] * 3)
+    await writer.store(batch(records[:1]))
+    await owner.execute(NEWER, migrate.program_version())
+    await writer.store(batch(records[1:2]))
+    await owner.execute(NEWER.replace("2,", "3,"), "9999.1")
+    with pytest.raises(HaltError, match=r"requires execution-events 9999\.1"):
+        await writer.store(batch(records[2:]))
+    offsets = "SELECT max(next_offset) FROM partition_progress"
+    row = await fetch_one(owner, f"SELECT ({offsets}), count FROM event")
+    assert tuple(row) == (2, 2)
+
+
+async def test_an_incompatible_migration_waits_for_batches(
+    database: Database, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that has begun on the old schema is committed before the new one is visible."""
+    sql = "-- compatible_from: 9999.1\nCREATE TABLE later ()"
+    later = Migration(len(ALL) + 1, "later", sql, "9999.1")
+    monkeypatch.setattr(migrate, "migrations", lambda: [*migrations(), later])
+    async with databases.administrator(database.writer) as batch_in_progress:
+        transaction = batch_in_progress.transaction()
+        await transaction.start()
+        await batch_in_progress.execute("UPDATE execution_events.partition_progress SET epoch = 0")
+        migrating = asyncio.create_task(migrate_as_owner(database))
+        await until_blocked(owner)
+        assert not migrating.done()
+        await transaction.commit()
+    assert await migrating == ["later"]
+
+
+async def test_statements_are_executed_while_a_migration_waits_for_a_lock(
+    database: Database, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = Migration(len(ALL) + 1, "later", "LOCK TABLE event", "0.1.0")
+    monkeypatch.setattr(migrate, "migrations", lambda: [*migrations(), later])
+    async with (
+        databases.administrator(database.reader) as holder,
+        databases.administrator(database.reader) as other,
+    ):
+        async with holder.transaction():
+            await holder.execute("SELECT FROM execution_events.event")
+            migrating = asyncio.create_task(migrate_as_owner(database))
+            await until_blocked(owner)
+            await other.execute("SELECT FROM execution_events.event", timeout=30)
+            assert not migrating.done()
+        assert await migrating == ["later"]
+
+
+async def until_blocked(owner: asyncpg.Connection) -> None:
+    """Return once a session of the database waits for another's lock."""
+
+    async def blocked() -> bool:
+        waiting = (
+            "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database"
+            " WHERE NOT granted AND datname = current_database()"
+        )
+        return bool(await owner.fetchval(waiting))
+
+    await until(blocked, "a session is blocked")
+
+
 async def test_a_newer_schema_is_not_migrated(database: Database) -> None:
     async with databases.administrator(database.owner) as connection:
-        await connection.execute("INSERT INTO execution_events.schema_version VALUES (9999, 'x')")
+        await connection.execute(
+            "INSERT INTO execution_events.schema_version VALUES (9999, 'x', '', '0.1.0')"
+        )
     before = await applied(database)
     with pytest.raises(HaltError, match="upgrade execution-events"):
         await migrate_as_owner(database)
@@ -192,41 +309,3 @@ async def test_the_command_lists_pending_migrations_and_applies_them(servers: Se
         output = await run_cli("migrate", env=env)
         assert output.splitlines() == [*(f"applied: {name}" for name in numbered), "up to date"]
         assert await run_cli("migrate", "--check", env=env) == "up to date\n"
-
-
-async def test_migrated_events_have_the_body_that_a_writer_encodes(
-    servers: Servers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    awkward = '"\\/\b\f\n\r\t\x01\x1f\x7f\u2028 é 元 😀 \ufeff'
-    moments = TIMESTAMP_MIN, datetime(2018, 8, 20, 6, 41, 44, 999999, tzinfo=UTC)
-    events = fold(
-        occurrence(name=f"{text}{number}", object_name=text, message=text * 9, reason=text,
-                   elem_id=text, first_timestamp=moments[0], last_timestamp=last, count=number)
-        for number, (text, last) in enumerate(
-            product((awkward, "启动##ActionStart"), (moments[1], TIMESTAMP_MAX)), 1
-        )
-    ).values()  # fmt: skip
-    async with databases.empty(servers.administrator_url) as database:
-        known = migrations()
-        with monkeypatch.context() as patch:
-            patch.setattr(migrate, "migrations", lambda: known[:5])
-            # The privileges name objects of later migrations.
-            with suppress(HaltError):
-                await migrate_as_owner(database)
-        async with databases.administrator(database.owner) as connection:
-            await prepare(connection)
-            await connection.execute("SET search_path = execution_events")
-            for event in events:
-                latest = event.latest
-                await connection.execute(
-                    "INSERT INTO event VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,"
-                    " $13, $14, $15)",
-                    *(*event.identity, latest.object_name, latest.object_namespace),
-                    *(latest.reason, latest.message, event.list_position, event.first_timestamp),
-                    *(latest.last_timestamp, event.count, latest.type, latest.elem_type),
-                    *(latest.elem_id, latest.action_name),
-                )
-        assert await migrate_as_owner(database) == ALL[5:]
-        async with databases.administrator(database.owner) as connection:
-            rows = await connection.fetch("SELECT body FROM execution_events.event")
-        assert {row["body"] for row in rows} == {body_of(event) for event in events}

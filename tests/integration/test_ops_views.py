@@ -9,6 +9,7 @@ import pytest
 from execution_events import wire
 from execution_events.events import COUNT_MAX, Occurrence
 from execution_events.projection.batch import read
+from execution_events.publisher import lifecycle
 from execution_events.store.connection import fetch_one
 from execution_events.store.write.batches import Batch, BatchWriter
 from execution_events.store.write.progress import OffsetMove
@@ -94,14 +95,6 @@ COLUMNS = {
     ],
 }
 """Dashboards rely on these columns; new ones are added at the end."""
-
-
-@pytest.fixture
-async def writer(database: Database) -> AsyncIterator[BatchWriter]:
-    async with BatchWriter(database.writer, TOPIC) as writer:
-        for partition in range(3):
-            await writer.begin_partition(partition, 0, "cluster")
-        yield writer
 
 
 @pytest.fixture
@@ -239,7 +232,7 @@ async def test_an_executions_counters_are_those_of_its_events(
 async def test_the_reason_code_decides_an_elements_state(
     writer: BatchWriter, ops: asyncpg.Connection
 ) -> None:
-    states = {
+    states = {reason.text: reason.state for reason in lifecycle.CATALOGUE} | {
         "启动##ActionStart": "running",
         "重试##ActionRetry": "running",
         "成功##SuccessfulFinish": "succeeded",

@@ -23,7 +23,7 @@ from tests.support.consumers import consuming, end_offsets, stored_offsets, unti
 from tests.support.databases import Database
 from tests.support.logs import logging_to
 from tests.support.occurrences import Fetch, counts, publish, ready
-from tests.support.records import OddName
+from tests.support.records import NonUtf8Name
 
 PARTITIONS = (0, 1, 2)
 CONSUMER = "execution-events consumer"
@@ -58,7 +58,7 @@ async def test_an_unreadable_last_stored_record_halts_its_partition_alone(
     async with consuming(settings):
         await until_stored(settings)
     bad = (await stored_offsets(settings))[1]
-    await produce_batch(settings, 1, [b"x"], ((OddName("name"), b""),))
+    await produce_batch(settings, 1, [b"x"], ((NonUtf8Name("name"), b""),))
     # The state after the record was stored and then damaged on the disk.
     await fetch(
         f"UPDATE partition_progress SET next_offset = {bad + 1}, last_offset = {bad},"

@@ -33,20 +33,6 @@ DAY = timedelta(days=1)
 
 
 @pytest.fixture
-async def writer(database: Database) -> AsyncIterator[BatchWriter]:
-    async with BatchWriter(database.writer, "events") as writer:
-        await writer.begin_partition(0, 0, "cluster")
-        yield writer
-
-
-@pytest.fixture
-async def owner(database: Database) -> AsyncIterator[asyncpg.Connection]:
-    async with administrator(database.owner) as connection:
-        await connection.execute("SET search_path = execution_events")
-        yield connection
-
-
-@pytest.fixture
 async def cutoff(owner: asyncpg.Connection) -> datetime:
     return await time_before(owner, 90 * DAY)
 
@@ -157,6 +143,22 @@ async def test_each_namespace_of_an_execution_is_pruned_on_its_own(
     assert await kept(owner) == {"execution-1": (1, 2)}
 
 
+async def test_a_page_ends_at_any_namespace_of_an_execution(
+    writer: BatchWriter,
+    owner: asyncpg.Connection,
+    cutoff: datetime,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prune, "_PAGE", 3)
+    keys = [("a", "k"), ("a", "z"), ("b", "m"), ("b", "n")]
+    await writer.store(
+        batch(log([occurrence(execution_id=name, namespace=namespace) for name, namespace in keys]))
+    )
+    await age(owner, 91, "a", "b")
+    assert await total(prune_executions(owner, cutoff, dry_run=False)) == (4, 4, 4)
+    assert await kept(owner) == {}
+
+
 async def test_an_execution_that_is_being_written_is_kept_whole(
     database: Database, writer: BatchWriter, owner: asyncpg.Connection, cutoff: datetime
 ) -> None:
@@ -193,7 +195,7 @@ async def test_an_execution_written_after_the_scan_is_kept(
     assert await kept(owner) == {"b": (1, 4)}
 
 
-async def test_an_execution_that_is_being_deleted_begins_anew(
+async def test_an_execution_that_is_being_deleted_starts_again(
     database: Database, writer: BatchWriter, owner: asyncpg.Connection, cutoff: datetime
 ) -> None:
     await store(writer, ["a"])
@@ -313,21 +315,21 @@ async def test_the_command_prints_what_it_removed(
     await owner.execute("UPDATE dead_letter SET retried_at = now() - interval '91 days'")
     env = environment(configured(database_url=database.owner))
 
-    def said(output: str) -> list[str]:
+    def counts_of(output: str) -> list[str]:
         return [line.partition(", unchanged since ")[0] for line in output.splitlines()]
 
     output = await run_cli("prune", "--older-than", "90d", "--dry-run", "--dead-letters", env=env)
-    assert said(output) == [
+    assert counts_of(output) == [
         "would delete: 1 executions with 1 events",
         "would delete: 1 idle sources",
         "would delete: 1 closed dead letters",
     ]
     output = await run_cli("prune", "--older-than", "90d", env=env)
-    assert said(output) == ["deleted: 1 executions with 1 events", "deleted: 1 idle sources"]
+    assert counts_of(output) == ["deleted: 1 executions with 1 events", "deleted: 1 idle sources"]
     assert await kept(owner) == {"new": (1, 2)}
     assert await owner.fetchval("SELECT count(*) FROM dead_letter") == 1
     output = await run_cli("prune", "--older-than", "2160h", "--dead-letters", env=env)
-    assert said(output)[2] == "deleted: 1 closed dead letters"
+    assert counts_of(output)[2] == "deleted: 1 closed dead letters"
 
 
 async def test_a_service_role_cannot_prune(
@@ -336,7 +338,7 @@ async def test_a_service_role_cannot_prune(
     await store(writer, ["old"])
     await age(owner, 91, "old")
     env = environment(configured(database_url=database.writer))
-    output = await run_cli("prune", "--older-than", "90d", env=env, code=1)
+    output = await run_cli("prune", "--older-than", "90d", env=env, code=2)
     assert output.startswith("deleted: 0 executions with 0 events")
     assert await kept(owner) == {"old": (1, 2)}
 

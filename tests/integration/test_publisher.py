@@ -15,9 +15,10 @@ import uvloop
 from execution_events.embedded import EmbeddedKafka
 from execution_events.errors import RetryableError, SettingsError
 from execution_events.kafka import producer
-from execution_events.publisher import EventNamer, Publisher
+from execution_events.publisher import Publisher
 from execution_events.publisher.delivery import connection, direct
 from execution_events.publisher.delivery.direct import DirectDelivery
+from execution_events.publisher.event import occurrence_of
 from execution_events.publisher.record import PendingRecord
 from execution_events.publisher.spool.directory import list_spools
 from execution_events.settings import Settings
@@ -85,8 +86,8 @@ async def test_events_of_one_execution_are_in_the_order_of_publishing(either: Se
 
 
 async def test_a_source_may_begin_with_sequence_0(settings: Settings) -> None:
-    record = PendingRecord.of(EventNamer().occurrence(events(1)[0]))
-    async with DirectDelivery(settings, first_sequence=0) as delivery:
+    record = PendingRecord.of(occurrence_of(events(1)[0]))
+    async with DirectDelivery(settings.kafka, settings.publisher, first_sequence=0) as delivery:
         await delivery.deliver(record)
     [found] = await log(settings)
     assert found.sequence == 0

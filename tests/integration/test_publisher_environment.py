@@ -104,7 +104,12 @@ async def test_a_record_has_the_time_of_sending_and_its_event_that_of_publishing
     async with topic(spooled, message_timestamp_type="CreateTime") as settings:
         spool = spool_of(settings)
         spool.commit(aged(new, 20 * DAY_MS), [], limit=0, partition_of=None)
-        assert await drain(settings, spool, timeout=DEADLINE, progress=lambda _: None) == 0
+        assert (
+            await drain(
+                settings.kafka, settings.publisher, spool, timeout=DEADLINE, progress=lambda _: None
+            )
+            == 0
+        )
         found = await _records(settings)
     assert len(found) == 30
     assert all(before <= record.timestamp <= now_ms() for record in found)
@@ -167,7 +172,7 @@ async def test_a_clock_ahead_keeps_events_in_the_spool_with_the_error(
                 found = listed(settings)
                 assert (found.pending, found.refused, found.held) == (200, 0, 0)
                 for error in found.errors.values():
-                    assert "refuses the time of this machine's clock" in error
+                    assert "refuses the timestamp of this machine's clock" in error
                     assert "out of acceptable range. (InvalidTimestampError)" in error
                 assert await log(settings) == []
             await asyncio.gather(*map(publisher.publish, published[200:]))
@@ -196,7 +201,12 @@ async def test_a_clock_ahead_leaves_events_in_the_spool_at_closing(
         assert found.errors
         assert all("clock" in error for error in found.errors.values())
         spool = spool_of(settings)
-        assert await drain(settings, spool, timeout=DEADLINE, progress=lambda _: None) == 0
+        assert (
+            await drain(
+                settings.kafka, settings.publisher, spool, timeout=DEADLINE, progress=lambda _: None
+            )
+            == 0
+        )
         assert len(counted(await log(settings))) == 20
 
 
@@ -242,7 +252,12 @@ async def test_a_running_worker_holds_events_attempted_too_long_ago(
         spool = spool_of(settings)
         assert spool.held == found.held
         spool.accept_duplicates()
-        assert await drain(settings, spool, timeout=DEADLINE, progress=lambda _: None) == 0
+        assert (
+            await drain(
+                settings.kafka, settings.publisher, spool, timeout=DEADLINE, progress=lambda _: None
+            )
+            == 0
+        )
         by_name = {record.name for record in await log(settings)}
         assert len(by_name) == len(await log(settings)) == 62
 
@@ -312,7 +327,12 @@ async def test_records_of_missing_partitions_delay_no_other_and_report_the_error
     for reassign, remaining in ((False, 1110), (True, 0)):
         spool = spool_of(spooled)
         assert remaining == await drain(
-            spooled, spool, timeout=2, progress=lambda _: None, reassign_partitions=reassign
+            spooled.kafka,
+            spooled.publisher,
+            spool,
+            timeout=2,
+            progress=lambda _: None,
+            reassign_partitions=reassign,
         )
     assert len(counted(await log(spooled))) == 1500
     assert listed(spooled).errors == {}
@@ -407,7 +427,10 @@ async def test_an_old_spool_is_not_lost_to_retention(
         spool.commit(aged(records(events(5)), 2 * DAY_MS), [], limit=5, partition_of=lambda _: 0)
         spool.close()
         spool = spool_of(own)
-        assert await drain(own, spool, timeout=DEADLINE, progress=lambda _: None) == 0
+        assert (
+            await drain(own.kafka, own.publisher, spool, timeout=DEADLINE, progress=lambda _: None)
+            == 0
+        )
         # A record as old in the other partition is removed afterwards.
         async with AIOKafkaProducer(bootstrap_servers=own.kafka.bootstrap_servers) as other:
             await other.send_and_wait(

@@ -23,7 +23,7 @@ from tests.support.readers import EVENTS, Reader, reading
 from tests.support.records import batch, log, occurrence
 from tests.support.servers import Servers
 
-# What is refused.
+# Refused requests.
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ async def test_an_unknown_parameter_is_refused_by_its_name(
     }
 
 
-# What is sent to break it, and the beginning of its answer; nothing of it gets to the database.
+# Hostile queries and the beginning of each error; none of them reaches the database.
 HOSTILE = {
     "limit=0": "limit: ",
     "limit=1001": "limit: ",
@@ -179,7 +179,7 @@ async def test_an_invalid_parameter_is_refused_by_its_name(idle: Reader, query: 
     assert len(response.json()["error_msg"]) < 300
 
 
-# What is odd, and yet a question: it finds nothing.
+# Odd but valid queries, which match nothing.
 ODD = [
     "type=' OR '1'='1",
     "type='; DROP TABLE execution_events.event; --",
@@ -292,7 +292,7 @@ async def test_a_failure_is_logged_with_the_request_id_and_hidden_from_the_calle
     assert "42P01" in failure["traceback"]
 
 
-# The database away, and the management port.
+# An unavailable database, and the management port.
 
 
 async def test_the_reader_serves_again_when_its_database_returns(
@@ -329,7 +329,7 @@ async def test_the_reader_serves_again_when_its_database_returns(
                 ready = await reader.management.get("/readyz")
                 assert (ready.status_code, ready.json()) == (200, {"ready": True, "reasons": []})
                 assert len(await reader.events()) == 1
-            await until(away, "the reader notices that the database is away")
+            await until(away, "the reader notices that the database is unavailable")
         assert (await reader.management.get("/livez")).status_code == 200
 
 
@@ -364,7 +364,7 @@ async def test_a_list_that_exceeds_its_timeout_is_cancelled(
     # The probe waits for these locks as well, and says so.
     entries = [entry for entry in entries if entry["event"] != "peer_unavailable"]
     assert [entry["event"] for entry in entries] == ["query_timed_out"] * len(late)
-    # Said by PostgreSQL, of a statement.
+    # PostgreSQL's own text about a statement.
     assert all("57014" in entry["error"] for entry in entries)
     assert len(await reader.events()) == 1
 
@@ -372,8 +372,11 @@ async def test_a_list_that_exceeds_its_timeout_is_cancelled(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ("DELETE FROM schema_version WHERE version > 1", "run `execution-events migrate`"),
-        ("INSERT INTO schema_version VALUES (9999, 'later')", "upgrade execution-events"),
+        ("DELETE FROM schema_version", "run `execution-events migrate`"),
+        (
+            "INSERT INTO schema_version VALUES (2, 'later', '', '9999.1')",
+            "requires execution-events 9999.1",
+        ),
     ],
     ids=["older", "newer"],
 )
@@ -425,7 +428,7 @@ async def test_the_management_port_serves_no_events(idle: Reader) -> None:
     assert (await idle.management.get(EVENTS)).status_code == 404
 
 
-# Where it serves.
+# The address that it serves.
 
 
 async def refused(settings: Settings) -> str:

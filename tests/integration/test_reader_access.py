@@ -101,7 +101,7 @@ async def test_tokens_are_reloaded_and_a_broken_file_is_reported(
         ready = await guarded.management.get("/readyz")
         return ready.status_code == 503 and "token file" in ready.json()["reasons"][0]
 
-    await until(told, "the broken file is told")
+    await until(told, "the broken file is reported")
     assert await names(guarded, new) == ["a"]
 
 
@@ -132,11 +132,11 @@ async def test_concurrent_requests_of_one_token_are_limited(
     assert response.json()["error_code"] == "EE.0429"
     waiting.append(asyncio.create_task(guarded.get(EVENTS, headers=TWO)))
     await until(lambda: answering(3), "another caller is being answered")
-    # One client goes before its answer.
+    # One client disconnects before its response.
     waiting[0].cancel()
     await transaction.rollback()
     await asyncio.gather(*waiting, return_exceptions=True)
-    await until(lambda: answering(0), "all places are left")
+    await until(lambda: answering(0), "all slots are free")
     assert await metric(guarded, "refused_total", reason="caller_requests") == 1
     assert [task.result().status_code for task in waiting[1:]] == [200, 200]
 

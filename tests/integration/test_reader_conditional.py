@@ -114,7 +114,7 @@ async def test_an_execution_of_another_tenant_looks_absent(
                 async with lists.stream(execution_id, selection, tenant) as stream:
                     assert stream.revisions == ""
                     assert [events async for events in stream.batches] == []
-        # Of an execution in two namespaces each caller sees its own, and its own revisions.
+        # An execution in two namespaces: each caller sees its own, with its revisions.
         shared = named("b", namespace="other")
         await writer.store(batch(log([shared], begin=2)))
         before = await lists.page("execution-1", Selection(), tenant, 10)

@@ -12,10 +12,10 @@ import pytest
 
 from tests.support.logs import logging_to
 from tests.support.readers import EVENTS, Reader
-from tests.support.wire_http import answers, asked, check_error, exchange
+from tests.support.wire_http import check_error, exchange, parse_responses, request
 
 ABSENT = "/v1/executions/execution-9/events"
-SMUGGLED = asked("/smuggled")
+SMUGGLED = request("/smuggled")
 MB = 1_000_000
 
 
@@ -27,7 +27,7 @@ def logged() -> Iterator[io.StringIO]:
 
 async def good(still: Reader) -> bytes:
     """Check the response to a good client and return its body."""
-    [answer] = answers(await exchange(still.api.base_url, asked(EVENTS)))
+    [answer] = parse_responses(await exchange(still.api.base_url, request(EVENTS)))
     assert answer.status == 200
     assert [event["metadata"]["name"] for event in json.loads(answer.body)] == ["a", "b", "c"]
     return answer.body
@@ -39,7 +39,7 @@ def path(execution_id: str) -> str:
 
 def with_body(*lines: str, body: bytes = b"", method: str = "GET") -> bytes:
     """A request with a body that hides another request, on a connection that stays open."""
-    return asked(ABSENT, *lines, method=method, close=False) + body + SMUGGLED
+    return request(ABSENT, *lines, method=method, close=False) + body + SMUGGLED
 
 
 ID = "execution_id: expected 1 to 128 characters"
@@ -47,6 +47,7 @@ MALFORMED = "malformed HTTP request"
 NOTHING = "not found; events are at"
 METHOD = "method not allowed: expected GET or HEAD"
 BODY = "request body not allowed"
+ONCE = "limit: expected at most once"
 UTF_8 = 'parameter "q": expected UTF-8'
 CODING = "unsupported transfer coding"
 VERSION = "expected HTTP/1.1"
@@ -56,83 +57,83 @@ NONE = "[]"
 ALL = "[…]"
 """The whole list."""
 
-# Name, request, status, and what its text holds: of an error the message, else the body.
+# Name, request, status, and a part of the error's message or of the body.
 HOSTILE: list[tuple[str, bytes, int, str]] = [
     # The path.
-    ("NUL in the path", asked(path("a%00b")), 400, ID),
-    ("raw NUL in the path", asked(path("a\0b")), 400, MALFORMED),
-    ("an id of 129 characters", asked(path("a" * 129)), 400, ID),
-    ("an id of 8,000 characters", asked(path("a" * 8000)), 400, ID),
-    ("a wrong escape", asked(path("%zz")), 400, ID),
-    ("a cut escape", asked(path("a%")), 400, ID),
-    ("an escape twice", asked(path("%2500")), 400, ID),
-    ("invalid UTF-8", asked(path("%ff")), 400, ID),
-    ("overlong UTF-8", asked(path("%c0%af")), 400, ID),
-    ("a surrogate", asked(path("%ed%a0%80")), 400, ID),
-    ("raw bytes", asked(path("\xff")), 400, MALFORMED),
-    ("a space", asked(path("a b")), 400, MALFORMED),
-    ("a semicolon", asked(path("a;limit=1")), 400, ID),
-    ("a question mark in the id", asked(path("a%3flimit=0")), 400, ID),
-    ("a line break in the id", asked(path("a%0a")), 400, ID),
-    ("a line break at the end", asked(f"{EVENTS}%0a"), 404, NOTHING),
-    ("an empty id", asked(path("")), 404, NOTHING),
-    ("a slash at the end", asked(f"{EVENTS}/"), 404, NOTHING),
-    ("two slashes at the beginning", asked(f"/{EVENTS}"), 404, NOTHING),
-    ("two slashes within", asked(EVENTS.replace("/v1/", "/v1//")), 404, NOTHING),
-    ("an encoded slash", asked(path("a%2fb")), 404, NOTHING),
-    ("a dot", asked(path(".")), 200, NONE),
-    ("two dots", asked(path("..")), 200, NONE),
-    ("two encoded dots", asked(path("%2e%2e")), 200, NONE),
-    ("traversal", asked("/v1/executions/../../etc/passwd"), 404, NOTHING),
-    ("encoded traversal", asked(path("..%2f..%2fetc%2fpasswd")), 404, NOTHING),
-    ("up and down again", asked(f"/v1/..{EVENTS}"), 404, NOTHING),
-    ("backslashes", asked(EVENTS.replace("/", "\\")), 404, NOTHING),
-    ("a fragment", asked(f"{EVENTS}#a"), 404, NOTHING),
-    ("another's absolute form", asked(f"http://evil.invalid{EVENTS}"), 404, NOTHING),
-    ("an asterisk", asked("*"), 404, NOTHING),
-    ("OPTIONS *", asked("*", method="OPTIONS"), 404, NOTHING),
-    ("an authority", asked("evil.invalid:443", method="CONNECT"), 404, NOTHING),
+    ("NUL in the path", request(path("a%00b")), 400, ID),
+    ("raw NUL in the path", request(path("a\0b")), 400, MALFORMED),
+    ("an id of 129 characters", request(path("a" * 129)), 400, ID),
+    ("an id of 8,000 characters", request(path("a" * 8000)), 400, ID),
+    ("a wrong escape", request(path("%zz")), 400, ID),
+    ("a cut escape", request(path("a%")), 400, ID),
+    ("an escape twice", request(path("%2500")), 400, ID),
+    ("invalid UTF-8", request(path("%ff")), 400, ID),
+    ("overlong UTF-8", request(path("%c0%af")), 400, ID),
+    ("a surrogate", request(path("%ed%a0%80")), 400, ID),
+    ("raw bytes", request(path("\xff")), 400, MALFORMED),
+    ("a space", request(path("a b")), 400, MALFORMED),
+    ("a semicolon", request(path("a;limit=1")), 400, ID),
+    ("a question mark in the id", request(path("a%3flimit=0")), 400, ID),
+    ("a line break in the id", request(path("a%0a")), 400, ID),
+    ("a line break at the end", request(f"{EVENTS}%0a"), 404, NOTHING),
+    ("an empty id", request(path("")), 404, NOTHING),
+    ("a slash at the end", request(f"{EVENTS}/"), 404, NOTHING),
+    ("two slashes at the beginning", request(f"/{EVENTS}"), 404, NOTHING),
+    ("two slashes within", request(EVENTS.replace("/v1/", "/v1//")), 404, NOTHING),
+    ("an encoded slash", request(path("a%2fb")), 404, NOTHING),
+    ("a dot", request(path(".")), 200, NONE),
+    ("two dots", request(path("..")), 200, NONE),
+    ("two encoded dots", request(path("%2e%2e")), 200, NONE),
+    ("traversal", request("/v1/executions/../../etc/passwd"), 404, NOTHING),
+    ("encoded traversal", request(path("..%2f..%2fetc%2fpasswd")), 404, NOTHING),
+    ("up and down again", request(f"/v1/..{EVENTS}"), 404, NOTHING),
+    ("backslashes", request(EVENTS.replace("/", "\\")), 404, NOTHING),
+    ("a fragment", request(f"{EVENTS}#a"), 404, NOTHING),
+    ("another's absolute form", request(f"http://evil.invalid{EVENTS}"), 404, NOTHING),
+    ("an asterisk", request("*"), 404, NOTHING),
+    ("OPTIONS *", request("*", method="OPTIONS"), 404, NOTHING),
+    ("an authority", request("evil.invalid:443", method="CONNECT"), 404, NOTHING),
     # Parameters.
-    ("NUL in a parameter", asked(f"{ABSENT}?type=a%00b"), 400, "type: expected"),
-    ("NUL in a name", asked(f"{ABSENT}?ty%00pe=a"), 400, r'unknown parameter "ty\u0000pe"'),
-    ("an overlong parameter", asked(f"{ABSENT}?q={'a' * 257}"), 400, "q: expected 1 to 256"),
-    ("an overlong query", asked(f"{ABSENT}?q={'a' * 8191}"), 400, "at most 8192 bytes"),
-    ("a parameter twice", asked(f"{ABSENT}?limit=1&limit=1"), 400, "limit: expected at most once"),
-    ("and in disguise", asked(f"{ABSENT}?limit=1&%6cimit=1"), 400, "limit: expected at most once"),
-    ("33 values", asked(f"{ABSENT}?{'type=a&' * 33}"), 400, "type: expected at most 32"),
-    ("invalid UTF-8 as a value", asked(f"{ABSENT}?q=%e5"), 400, UTF_8),
-    ("overlong UTF-8 as a value", asked(f"{ABSENT}?q=%c0%80"), 400, UTF_8),
-    ("UTF-16 as a value", asked(f"{ABSENT}?q=%ff%fea%00"), 400, UTF_8),
-    ("raw UTF-8 as a value", asked(f"{ABSENT}?q=\xe5\x85\x83"), 400, MALFORMED),
-    ("wrong escapes as a value", asked(f"{EVENTS}?q=%zz%"), 200, NONE),
-    ("another digit", asked(f"{ABSENT}?limit=%d9%a1"), 400, "limit: expected"),
-    ("no end of digits", asked(f"{ABSENT}?limit={'9' * 5000}"), 400, "limit: expected"),
-    ("a tenant", asked(f"{ABSENT}?namespace=other"), 400, 'unknown parameter "namespace"'),
-    ("an array", asked(f"{ABSENT}?type[]=a"), 400, 'unknown parameter "type[]"'),
-    ("nothing but ampersands", asked(f"{EVENTS}?{'&' * 8000}"), 200, ALL),
+    ("NUL in a parameter", request(f"{ABSENT}?type=a%00b"), 400, "type: expected"),
+    ("NUL in a name", request(f"{ABSENT}?ty%00pe=a"), 400, r'unknown parameter "ty\u0000pe"'),
+    ("an overlong parameter", request(f"{ABSENT}?q={'a' * 257}"), 400, "q: expected 1 to 256"),
+    ("an overlong query", request(f"{ABSENT}?q={'a' * 8191}"), 400, "at most 8192 bytes"),
+    ("a parameter twice", request(f"{ABSENT}?limit=1&limit=1"), 400, ONCE),
+    ("and in disguise", request(f"{ABSENT}?limit=1&%6cimit=1"), 400, ONCE),
+    ("33 values", request(f"{ABSENT}?{'type=a&' * 33}"), 400, "type: expected at most 32"),
+    ("invalid UTF-8 as a value", request(f"{ABSENT}?q=%e5"), 400, UTF_8),
+    ("overlong UTF-8 as a value", request(f"{ABSENT}?q=%c0%80"), 400, UTF_8),
+    ("UTF-16 as a value", request(f"{ABSENT}?q=%ff%fea%00"), 400, UTF_8),
+    ("raw UTF-8 as a value", request(f"{ABSENT}?q=\xe5\x85\x83"), 400, MALFORMED),
+    ("wrong escapes as a value", request(f"{EVENTS}?q=%zz%"), 200, NONE),
+    ("another digit", request(f"{ABSENT}?limit=%d9%a1"), 400, "limit: expected"),
+    ("no end of digits", request(f"{ABSENT}?limit={'9' * 5000}"), 400, "limit: expected"),
+    ("a tenant", request(f"{ABSENT}?namespace=other"), 400, 'unknown parameter "namespace"'),
+    ("an array", request(f"{ABSENT}?type[]=a"), 400, 'unknown parameter "type[]"'),
+    ("nothing but ampersands", request(f"{EVENTS}?{'&' * 8000}"), 200, ALL),
     # Headers.
-    ("a long target", asked(f"{ABSENT}?q={'a' * 12288}"), 414, "at most 12288 bytes"),
-    ("a target of 1 MB", asked(f"/{'a' * MB}"), 431, HEADERS),
-    ("a header of 1 MB", asked(ABSENT, f"X: {'a' * MB}"), 431, HEADERS),
-    ("a name of 1 MB", asked(ABSENT, f"{'X' * MB}: a"), 431, HEADERS),
-    ("20,000 headers", asked(ABSENT, *(f"X-{n}: a" for n in range(20_000))), 431, HEADERS),
-    ("101 headers", asked(ABSENT, *(f"X-{n}: a" for n in range(99))), 431, HEADERS),
-    ("NUL in a header", asked(ABSENT, "X: a\0b"), 400, MALFORMED),
-    ("CR in a header", asked(ABSENT, "X: a\rX-Request-Id: forged"), 400, MALFORMED),
-    ("a space before the colon", asked(ABSENT, "X : a"), 400, MALFORMED),
-    ("no colon", asked(ABSENT, "garbage"), 400, MALFORMED),
-    ("a name beyond ASCII", asked(ABSENT, "X\xe9: a"), 400, MALFORMED),
-    ("two hosts", asked(ABSENT, "Host: evil.invalid"), 400, MALFORMED),
+    ("a long target", request(f"{ABSENT}?q={'a' * 12288}"), 414, "at most 12288 bytes"),
+    ("a target of 1 MB", request(f"/{'a' * MB}"), 431, HEADERS),
+    ("a header of 1 MB", request(ABSENT, f"X: {'a' * MB}"), 431, HEADERS),
+    ("a name of 1 MB", request(ABSENT, f"{'X' * MB}: a"), 431, HEADERS),
+    ("20,000 headers", request(ABSENT, *(f"X-{n}: a" for n in range(20_000))), 431, HEADERS),
+    ("101 headers", request(ABSENT, *(f"X-{n}: a" for n in range(99))), 431, HEADERS),
+    ("NUL in a header", request(ABSENT, "X: a\0b"), 400, MALFORMED),
+    ("CR in a header", request(ABSENT, "X: a\rX-Request-Id: forged"), 400, MALFORMED),
+    ("a space before the colon", request(ABSENT, "X : a"), 400, MALFORMED),
+    ("no colon", request(ABSENT, "garbage"), 400, MALFORMED),
+    ("a name beyond ASCII", request(ABSENT, "X\xe9: a"), 400, MALFORMED),
+    ("two hosts", request(ABSENT, "Host: evil.invalid"), 400, MALFORMED),
     ("no host", f"GET {ABSENT} HTTP/1.1\r\n\r\n".encode(), 400, MALFORMED),
-    ("odd Accept", asked(EVENTS, "Accept: text/html;q=x,,;;=,*/*;q=0"), 200, ALL),
-    ("odd Accept-Encoding", asked(EVENTS, "Accept-Encoding: br, gzip;q=2, \x7f"), 200, ALL),
-    ("no encoding will do", asked(EVENTS, "Accept-Encoding: *;q=0, identity;q=0"), 200, ALL),
-    ("odd If-None-Match", asked(EVENTS, 'If-None-Match: W/"' + '"' * 8000), 200, ALL),
-    ("other conditions", asked(EVENTS, "If-Match: x", "If-Modified-Since: never"), 200, ALL),
-    ("a range", asked(EVENTS, "Range: bytes=0-0"), 200, ALL),
-    ("another method by a header", asked(EVENTS, "X-HTTP-Method-Override: DELETE"), 200, ALL),
-    ("an upgrade", asked(EVENTS, "Upgrade: h2c", "HTTP2-Settings: AAMAAABk"), 200, ALL),
-    # Bodies, and what hides behind them.
+    ("odd Accept", request(EVENTS, "Accept: text/html;q=x,,;;=,*/*;q=0"), 200, ALL),
+    ("odd Accept-Encoding", request(EVENTS, "Accept-Encoding: br, gzip;q=2, \x7f"), 200, ALL),
+    ("no encoding will do", request(EVENTS, "Accept-Encoding: *;q=0, identity;q=0"), 200, ALL),
+    ("odd If-None-Match", request(EVENTS, 'If-None-Match: W/"' + '"' * 8000), 200, ALL),
+    ("other conditions", request(EVENTS, "If-Match: x", "If-Modified-Since: never"), 200, ALL),
+    ("a range", request(EVENTS, "Range: bytes=0-0"), 200, ALL),
+    ("another method by a header", request(EVENTS, "X-HTTP-Method-Override: DELETE"), 200, ALL),
+    ("an upgrade", request(EVENTS, "Upgrade: h2c", "HTTP2-Settings: AAMAAABk"), 200, ALL),
+    # Bodies, and requests hidden behind them.
     ("a body", with_body("Content-Length: 5", body=b"hello"), 413, BODY),
     ("a body of an exabyte", with_body("Content-Length: 1" + "0" * 18), 413, BODY),
     ("a chunked body", with_body("Transfer-Encoding: chunked", body=b"0\r\n\r\n"), 413, BODY),
@@ -159,7 +160,7 @@ HOSTILE: list[tuple[str, bytes, int, str]] = [
     ("another coding", with_body("Transfer-Encoding: xchunked"), 501, CODING),
     ("a coding twice", with_body("Transfer-Encoding: chunked, chunked"), 501, CODING),
     ("a folded coding", with_body("Transfer-Encoding:", " chunked", body=b"0\r\n\r\n"), 413, BODY),
-    ("a wrong chunk", asked(ABSENT, "Transfer-Encoding: chunked") + b"-1\r\n", 400, MALFORMED),
+    ("a wrong chunk", request(ABSENT, "Transfer-Encoding: chunked") + b"-1\r\n", 400, MALFORMED),
     ("POST with a body", with_body("Content-Length: 5", method="POST", body=b"hello"), 405, METHOD),
     ("POST of a request", with_body("Content-Length: 50", method="POST"), 405, METHOD),
     (
@@ -169,25 +170,25 @@ HOSTILE: list[tuple[str, bytes, int, str]] = [
         METHOD,
     ),
     # Methods and versions.
-    ("TRACE", asked(EVENTS, method="TRACE"), 405, METHOD),
-    ("CONNECT", asked(EVENTS, method="CONNECT"), 405, METHOD),
-    ("lower case", asked(EVENTS, method="get"), 405, METHOD),
-    ("DELETE", asked(EVENTS, method="DELETE"), 405, METHOD),
-    ("a long method", asked(EVENTS, method="A" * 10_000), 405, METHOD),
-    ("no such method", asked(EVENTS, method="G@T"), 400, MALFORMED),
-    ("no method", asked(EVENTS, method=""), 400, MALFORMED),
+    ("TRACE", request(EVENTS, method="TRACE"), 405, METHOD),
+    ("CONNECT", request(EVENTS, method="CONNECT"), 405, METHOD),
+    ("lower case", request(EVENTS, method="get"), 405, METHOD),
+    ("DELETE", request(EVENTS, method="DELETE"), 405, METHOD),
+    ("a long method", request(EVENTS, method="A" * 10_000), 405, METHOD),
+    ("no such method", request(EVENTS, method="G@T"), 400, MALFORMED),
+    ("no method", request(EVENTS, method=""), 400, MALFORMED),
     ("HTTP/0.9", f"GET {EVENTS}\r\n\r\n".encode(), 400, MALFORMED),
-    ("HTTP/1.2", asked(EVENTS, version="HTTP/1.2"), 505, VERSION),
-    ("HTTP/11", asked(EVENTS, version="HTTP/11"), 400, MALFORMED),
-    ("http/1.1", asked(EVENTS, version="http/1.1"), 400, MALFORMED),
+    ("HTTP/1.2", request(EVENTS, version="HTTP/1.2"), 505, VERSION),
+    ("HTTP/11", request(EVENTS, version="HTTP/11"), 400, MALFORMED),
+    ("http/1.1", request(EVENTS, version="http/1.1"), 400, MALFORMED),
     ("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9), 505, VERSION),
     ("TLS", bytes.fromhex("16030100c8010000c40303") + bytes(range(200)), 400, MALFORMED),
-    ("PROXY", b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + asked(EVENTS), 400, MALFORMED),
-    ("line breaks first", b"\r\n\r\n" + asked(EVENTS), 400, MALFORMED),
-    # What does not come.
+    ("PROXY", b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + request(EVENTS), 400, MALFORMED),
+    ("line breaks first", b"\r\n\r\n" + request(EVENTS), 400, MALFORMED),
+    # Requests that never end.
     ("half a method", b"GE", 408, LATE),
     ("half a line", f"GET {EVENTS} HT".encode(), 408, LATE),
-    ("half a head", asked(EVENTS)[:-2], 408, LATE),
+    ("half a head", request(EVENTS)[:-2], 408, LATE),
     ("SSH", b"SSH-2.0-OpenSSH_10.0\r\n", 408, LATE),
     ("Redis", b"*1\r\n$4\r\nPING\r\n", 408, LATE),
 ]  # fmt: skip
@@ -205,7 +206,7 @@ async def test_each_hostile_request_has_its_response(
     still: Reader, logged: io.StringIO, sent: bytes, status: int, holds: str
 ) -> None:
     """A smuggled request gets no response."""
-    [answer] = answers(await exchange(still.api.base_url, sent))
+    [answer] = parse_responses(await exchange(still.api.base_url, sent))
     assert answer.status == status, answer
     expected = await good(still)
     if status == 200:
@@ -218,15 +219,15 @@ async def test_each_hostile_request_has_its_response(
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
-        (asked(path("%00"), method="HEAD"), 400),
-        (asked("/nothing", method="HEAD"), 404),
-        (asked(ABSENT, "Content-Length: 1", method="HEAD") + b"x" + SMUGGLED, 413),
-        (asked(f"{ABSENT}?q={'a' * 12288}", method="HEAD"), 414),
+        (request(path("%00"), method="HEAD"), 400),
+        (request("/nothing", method="HEAD"), 404),
+        (request(ABSENT, "Content-Length: 1", method="HEAD") + b"x" + SMUGGLED, 413),
+        (request(f"{ABSENT}?q={'a' * 12288}", method="HEAD"), 414),
     ],
     ids=["400", "404", "413", "414"],
 )
 async def test_an_error_for_head_has_no_body(still: Reader, sent: bytes, status: int) -> None:
-    [answer] = answers(await exchange(still.api.base_url, sent), to_head=True)
+    [answer] = parse_responses(await exchange(still.api.base_url, sent), to_head=True)
     assert answer.status == status
     assert answer.fields["x-request-id"]
     await good(still)
@@ -238,14 +239,14 @@ async def test_an_error_for_head_has_no_body(still: Reader, sent: bytes, status:
 async def test_pipelined_requests_are_answered_in_order(still: Reader) -> None:
     expected = await good(still)
     round_ = [
-        (asked(EVENTS, close=False), 200, expected),
-        (asked(ABSENT, close=False), 200, b"[]"),
-        (asked(path("%00"), close=False), 400, ID.encode()),
-        (asked("/nothing", close=False), 404, NOTHING.encode()),
-        (asked(EVENTS, method="BREW", close=False), 405, METHOD.encode()),
+        (request(EVENTS, close=False), 200, expected),
+        (request(ABSENT, close=False), 200, b"[]"),
+        (request(path("%00"), close=False), 400, ID.encode()),
+        (request("/nothing", close=False), 404, NOTHING.encode()),
+        (request(EVENTS, method="BREW", close=False), 405, METHOD.encode()),
     ]
-    requests = b"".join(sent for sent, *_ in round_) * 40 + asked(ABSENT)
-    got = answers(await exchange(still.api.base_url, requests))
+    requests = b"".join(sent for sent, *_ in round_) * 40 + request(ABSENT)
+    got = parse_responses(await exchange(still.api.base_url, requests))
     assert len(got) == 40 * len(round_) + 1
     for number, answer in enumerate(got[:-1]):
         _, status, holds = round_[number % len(round_)]
@@ -254,8 +255,8 @@ async def test_pipelined_requests_are_answered_in_order(still: Reader) -> None:
 
 
 async def test_a_malformed_request_ends_the_connection(still: Reader) -> None:
-    requests = [asked(EVENTS, close=False), b"\0\r\n\r\n", asked(EVENTS)]
-    first, second = answers(await exchange(still.api.base_url, b"".join(requests)))
+    requests = [request(EVENTS, close=False), b"\0\r\n\r\n", request(EVENTS)]
+    first, second = parse_responses(await exchange(still.api.base_url, b"".join(requests)))
     assert (first.status, first.body) == (200, await good(still))
     assert second.status == 400
     check_error(second, MALFORMED)
@@ -273,8 +274,8 @@ async def test_silent_connections_are_closed(still: Reader) -> None:
 
 
 async def test_an_incomplete_pipelined_head_times_out(still: Reader) -> None:
-    requests = asked(EVENTS, close=False) + b"GET /v1"
-    first, second = answers(await exchange(still.api.base_url, requests))
+    requests = request(EVENTS, close=False) + b"GET /v1"
+    first, second = parse_responses(await exchange(still.api.base_url, requests))
     assert (first.status, first.body) == (200, await good(still))
     assert second.status == 408
     check_error(second, LATE)

@@ -1,4 +1,4 @@
-"""Injection: input of callers becomes no SQL, no forged position and no line of the log."""
+"""Injection: no input of a caller becomes SQL, a forged position or a line of the log."""
 
 import base64
 import io
@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.logs import logging_to
 from tests.support.readers import EVENTS, OPERATIONS, Reader, resolve
-from tests.support.wire_http import answers, asked, exchange
+from tests.support.wire_http import exchange, parse_responses, request
 
 QUERY = [p["name"] for p in map(resolve, OPERATIONS["parameters"]) if p["in"] == "query"]
 
@@ -64,7 +64,7 @@ async def test_sql_in_the_path_is_only_a_value(still: Reader) -> None:
     harmless = unvarying(await still.get("/v1/executions/~/events"))
     assert harmless[0] == 400
     for value in SQL:
-        # A slash is one of the path.
+        # A slash separates parts of the path.
         escaped = quote(value.replace("/", ""), safe="")
         assert unvarying(await still.get(f"/v1/executions/{escaped}/events")) == harmless
 
@@ -170,24 +170,24 @@ async def refused(reader: Reader, params: dict[str, str], path: str = EVENTS) ->
 # The log.
 
 FORGED = [
-    asked("/v1/executions/a%0d%0aforged/events"),
-    asked("/v1/executions/a%1b[31mforged/events"),
-    asked("/forged%0aforged"),
-    asked(f"{EVENTS}?a%0aforged=a"),
-    asked(f"{EVENTS}?q=a%0d%0aforged"),
-    asked(f"{EVENTS}?type=a%1b]0;forged%07"),
-    asked(f"{EVENTS}?reason=%e2%80%a8forged"),
-    asked(EVENTS, "X-Request-Id: forged line"),
-    asked(EVENTS, "X-Request-Id: a", " forged"),
-    asked(EVENTS, "X-Request-Id: a\r", "forged: a"),
-    asked(EVENTS, "X-Request-Id: a\x1b[31mforged"),
-    asked(EVENTS, "X-Request-Id: a\x85forged"),
-    asked(EVENTS, "X-Request-Id: a\xe2\x80\xa8forged"),
-    asked(EVENTS, 'X-Request-Id: forged","event":"forged'),
-    asked(EVENTS, "X-Request-Id: a%0aforged"),
-    asked(EVENTS, f"X-Request-Id: {'forged' * 22}"),
-    asked(EVENTS, "User-Agent: a\x1b[31mforged", "Referer: forged", "X-Forwarded-For: forged"),
-    asked(EVENTS, method="FORGED"),
+    request("/v1/executions/a%0d%0aforged/events"),
+    request("/v1/executions/a%1b[31mforged/events"),
+    request("/forged%0aforged"),
+    request(f"{EVENTS}?a%0aforged=a"),
+    request(f"{EVENTS}?q=a%0d%0aforged"),
+    request(f"{EVENTS}?type=a%1b]0;forged%07"),
+    request(f"{EVENTS}?reason=%e2%80%a8forged"),
+    request(EVENTS, "X-Request-Id: forged line"),
+    request(EVENTS, "X-Request-Id: a", " forged"),
+    request(EVENTS, "X-Request-Id: a\r", "forged: a"),
+    request(EVENTS, "X-Request-Id: a\x1b[31mforged"),
+    request(EVENTS, "X-Request-Id: a\x85forged"),
+    request(EVENTS, "X-Request-Id: a\xe2\x80\xa8forged"),
+    request(EVENTS, 'X-Request-Id: forged","event":"forged'),
+    request(EVENTS, "X-Request-Id: a%0aforged"),
+    request(EVENTS, f"X-Request-Id: {'forged' * 22}"),
+    request(EVENTS, "User-Agent: a\x1b[31mforged", "Referer: forged", "X-Forwarded-For: forged"),
+    request(EVENTS, method="FORGED"),
 ]
 
 
@@ -195,12 +195,12 @@ FORGED = [
 async def test_a_caller_cannot_write_into_the_log(
     reader: Reader, owner: asyncpg.Connection, log_format: str
 ) -> None:
-    # From here on each request that gets to the database is logged.
-    await owner.execute("REVOKE USAGE ON SCHEMA execution_events FROM execution_events_reader")
+    # From here on, each request that reaches the database is logged.
+    await owner.execute("ALTER TABLE execution_events.event RENAME COLUMN body TO other")
     with logging_to(log_format) as stream:
         statuses = []
-        for sent in [*FORGED, asked(EVENTS, "X-Request-Id: safe-1.a:b_c")]:
-            [answer] = answers(await exchange(reader.api.base_url, sent))
+        for sent in [*FORGED, request(EVENTS, "X-Request-Id: safe-1.a:b_c")]:
+            [answer] = parse_responses(await exchange(reader.api.base_url, sent))
             statuses.append(answer.status)
             assert answer.fields["x-request-id"] == "safe-1.a:b_c" or re.fullmatch(
                 "[0-9a-f]{32}", answer.fields["x-request-id"]
@@ -213,11 +213,11 @@ def check_log(stream: io.StringIO, log_format: str, failures: int) -> None:
     """Check that each failed request has one entry with its id and none of its input."""
     content = stream.getvalue()
     assert "forged" not in content.lower()
-    # The probe says that PostgreSQL is away, and knows of no caller.
+    # The probe reports that PostgreSQL is unavailable, without any caller's input.
     lines = [line for line in content.splitlines() if "peer_unavailable" not in line]
     assert all(line.isprintable() for line in lines)
     if log_format == "text":
-        # What is no head of an entry is a traceback's, and indented.
+        # Lines that begin no entry are indented lines of a traceback.
         lines = [line for line in lines if not line.startswith("  ")]
         assert all(re.match(r"[0-9:]{8} ERROR   request_failed  request_id=", x) for x in lines)
         assert lines[-1].endswith(" request_id=safe-1.a:b_c")

@@ -27,7 +27,7 @@ from tests.support.servers import Servers
 SEED = "/v1/executions/e19d3faf-9f04-9685-e5c0-fbe8d40b96cd/events"
 
 
-# What is listed.
+# Content of a list.
 
 
 async def test_the_seed_execution_byte_for_byte(reader: Reader, writer: BatchWriter) -> None:
@@ -174,7 +174,7 @@ def names_of(response: httpx.Response) -> list[str]:
 
 @pytest.fixture(scope="module")
 async def nine(servers: Servers, template_database: str) -> AsyncIterator[Reader]:
-    """A reader of nine events; some tie in place, or in place and name."""
+    """A reader of nine events; some tie in list position, or in list position and name."""
     greatest = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
     extreme = named("z", first_timestamp=greatest, last_timestamp=greatest)
     ties = [
@@ -286,7 +286,7 @@ async def test_pages_stay_exact_while_events_arrive(
     assert {f"object.{number}" for number in before} <= set(walked)
 
 
-# What a page costs.
+# Cost of a page.
 
 
 async def test_a_page_reads_no_more_than_its_events(

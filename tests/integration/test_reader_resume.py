@@ -95,7 +95,7 @@ class Client:
         for execution_id, key, count, latest in reversed(flow.states):
             if execution_id != self._execution_id or key[0] not in self._namespaces:
                 continue
-            # Where it has left the filter since, that is a later change.
+            # If it has left the filter since, that is a later change.
             if not self._selects(latest):
                 left.add(key)
             elif key not in left:
@@ -126,7 +126,7 @@ async def watch_for_a_moment(reader: Reader, client: Client, rng: Random) -> Cut
     most_bytes = rng.choice([rng.randrange(700), rng.randrange(5000), rng.randrange(100_000)])
     watcher, url = client.watcher, reader.api.base_url
     lines = [
-        # Its body is not in chunks: bytes are those of messages.
+        # Its body is not chunked: all bytes are those of messages.
         f"GET {client.path}?{urlencode(client.params)} HTTP/1.0",
         "Accept: text/event-stream",
         *(f"{name}: {value}" for name, value in client.headers.items()),
@@ -147,7 +147,7 @@ async def watch_for_a_moment(reader: Reader, client: Client, rng: Random) -> Cut
     assert not head or head.startswith(b"HTTP/1.1 200 OK"[: len(head)]), head
     resumed, parser = bool(watcher.id and body), Parser(watcher.id)
     for message in parser.feed(body):
-        # All that it missed is known, so nothing begins anew.
+        # All changes that it missed are stored, so no list is sent again.
         assert not (resumed and message.event == "reset")
         watcher.take(Message.of(message))
     watcher.id = parser.last_id
@@ -183,7 +183,7 @@ async def test_watchers_cut_at_any_byte_converge_on_the_list(
                 [message] = await watch.next()
                 assert not (resumed and message.kind == "reset")
         assert watcher.events == await client.listed(guarded)
-        # They may come again after a cut, and never fall.
+        # A count may repeat after a cut, but never decreases.
         assert all(counts == sorted(counts) for counts in client.counts().values())
         checked += client.check(flow)
     gone = sum(m.kind == "gone" for client in watching for m in client.watcher.seen)
@@ -214,7 +214,7 @@ async def test_an_unbroken_watch_repeats_no_state(guarded: Reader, flow: Flow, r
 
     async def written() -> None:
         await asyncio.gather(
-            *(flow.write(n, lambda: begun < len(watching) or flow.batches < 300) for n in (0, 1))
+            *(flow.write(n, lambda: begun < len(watching) or flow.batches < 150) for n in (0, 1))
         )
         await flow.end()
 

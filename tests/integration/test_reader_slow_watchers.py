@@ -32,7 +32,7 @@ async def stuck(address: httpx.URL, path: str = EVENTS) -> AsyncIterator[socket.
     loop = asyncio.get_running_loop()
     with socket.socket() as client:
         client.setblocking(False)
-        # Or the system takes megabytes for it.
+        # Otherwise the system buffers megabytes for it.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         await loop.sock_connect(client, (address.host, address.port))
         lines = [f"GET {path} HTTP/1.1", "Host: h", "Accept: text/event-stream", "", ""]
@@ -84,7 +84,7 @@ async def test_a_watcher_stuck_in_changes_is_dropped_and_delays_no_other(
     ):
         await watch.next()
         for number in range(20):
-            # Others have each change before the next one is written.
+            # The others receive each change before the next one is written.
             await written.add(*(named(f"{event:02}", number, message=LARGE) for event in range(50)))
             assert [m.data["count"] for m in await watch.next(50)] == [number + 1] * 50
 
@@ -129,7 +129,7 @@ async def test_many_stuck_watchers_use_little_memory(
                 )
                 await watch.next(500)
 
-            # What a revision costs once is no part of it.
+            # The one-time cost of a revision does not count.
             await write(1)
             before = peak_bytes(process.pid)
             for _ in range(40):
@@ -139,8 +139,9 @@ async def test_many_stuck_watchers_use_little_memory(
             await write(2)
             added = peak_bytes(process.pid) - before
             print(f"{added / 2**20:.0f} MiB")
-            # Each has its part of what the system does not take: nobody has all, which would be
-            # 320 MB. Mostly it is 1 MiB, on a busy machine a second copy of some revisions.
+            # Each watcher holds only the chunk that the system has not accepted yet, not the whole
+            # revision, which would be 320 MB. Usually the sum is 1 MiB; on a busy machine there is
+            # a second copy of some revisions.
             assert added < 80 * 2**20
     finally:
         process.terminate()

@@ -42,7 +42,7 @@ from tests.support.sse import Chunks
 
 
 class Answer(NamedTuple):
-    """A response; `whole` is false where its last chunk is missing."""
+    """A response; `whole` is false if its last chunk is missing."""
 
     head: bytes
     body: bytes
@@ -58,7 +58,7 @@ def answer(content: bytes) -> Answer:
 
 
 @asynccontextmanager
-async def asked(address: str, path: str = EVENTS, *headers: str) -> AsyncIterator[Any]:
+async def requested(address: str, path: str = EVENTS, *headers: str) -> AsyncIterator[Any]:
     """A connection with a request for a list and a small receive buffer."""
     host, _, port = address.removeprefix("http://").rpartition(":")
     source, sink = await asyncio.open_connection(host, int(port), limit=1024)
@@ -130,7 +130,9 @@ async def test_streams_are_encoded(
     reader: Reader, owner: asyncpg.Connection, encoding: str
 ) -> None:
     await fill(owner, 3000)
-    async with asked(str(reader.api.base_url), EVENTS, f"Accept-Encoding: {encoding}") as source:
+    async with requested(
+        str(reader.api.base_url), EVENTS, f"Accept-Encoding: {encoding}"
+    ) as source:
         content = answer(await source.read())
     assert f"content-encoding: {encoding}".encode() in content.head
     assert content.whole
@@ -150,9 +152,9 @@ async def test_a_stream_is_one_snapshot_with_its_tag(
 ) -> None:
     await fill(owner, 20000)
     before = (await reader.api.get(EVENTS, params={"limit": 1})).json()
-    async with asked(str(reader.api.base_url)) as source:
+    async with requested(str(reader.api.base_url)) as source:
         content = await source.readuntil(b"\r\n\r\n")
-        # What is not sent yet changes, and something comes before it.
+        # Events that are not sent yet change, and a new one precedes them.
         await owner.execute(
             "UPDATE execution_events.event SET body = convert_to(replace("
             "convert_from(body, 'UTF8'), 'Normal', 'Changed'), 'UTF8')"
@@ -201,7 +203,7 @@ async def test_a_caller_that_stops_reading_is_cut_off(
     """The snapshot and the connection are released, and the body is not valid JSON."""
     await fill(owner, 60000)
     async with limited(database, StreamTimeouts(chunk=0.5)) as address:
-        async with asked(address) as stuck:
+        async with requested(address) as stuck:
             content = await stuck.readuntil(b"\r\n\r\n")
             assert await transactions(admin) == 1
 
@@ -213,9 +215,9 @@ async def test_a_caller_that_stops_reading_is_cut_off(
                 await until(cut, "the stuck stream is cut")
             content += await stuck.read()
         assert not answer(content).whole
-        with pytest.raises(ValueError, match=r"."):  # Cut within a character, or within JSON.
+        with pytest.raises(ValueError, match=r"."):  # Truncated within a character, or within JSON.
             json.loads(answer(content).body)
-        async with asked(address) as source:
+        async with requested(address) as source:
             assert answer(await source.read()).whole
 
 
@@ -225,11 +227,11 @@ async def test_a_disconnect_ends_the_stream(
     admin: asyncpg.Connection,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Else it might be at its end before anybody looks.
+    # Otherwise it might end before the check.
     monkeypatch.setattr(listing, "_STREAM_BATCH", 1)
     await fill(owner, 100_000)
     async with limited(database, StreamTimeouts()) as address:
-        async with asked(address) as source:
+        async with requested(address) as source:
             await source.readuntil(b"\r\n\r\n")
             assert await transactions(admin) == 1
 
@@ -238,14 +240,14 @@ async def test_a_disconnect_ends_the_stream(
 
         async with asyncio.timeout(3):
             await until(ended, "the stream has ended")
-        async with asked(address, f"{EVENTS}?q=nothing") as source:
+        async with requested(address, f"{EVENTS}?q=nothing") as source:
             assert (await source.read()).endswith(b"[]")
 
 
 async def test_a_stream_ends_at_its_timeout(database: Database, owner: asyncpg.Connection) -> None:
     await fill(owner, 60000)
     async with limited(database, StreamTimeouts(total=1)) as address:
-        async with asked(address) as slow:
+        async with requested(address) as slow:
             content = await slow.read(1024)
             async with asyncio.timeout(DEADLINE):
                 while part := await slow.read(1024):
@@ -260,7 +262,7 @@ async def test_a_stream_is_cut_when_the_database_fails(
 ) -> None:
     await fill(owner, 60000)
     async with limited(database, StreamTimeouts()) as address:
-        async with asked(address) as source:
+        async with requested(address) as source:
             content = await source.readuntil(b"\r\n\r\n")
             await admin.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -269,15 +271,15 @@ async def test_a_stream_is_cut_when_the_database_fails(
             content += await source.read()
         assert content.startswith(b"HTTP/1.1 200 OK")
         assert not answer(content).whole
-        async with asked(address) as source:
+        async with requested(address) as source:
             assert answer(await source.read()).whole
 
 
 async def test_slow_streams_delay_no_page(database: Database, owner: asyncpg.Connection) -> None:
     await fill(owner, 60000)
-    async with limited(database, StreamTimeouts()) as address, asked(address) as stuck:
+    async with limited(database, StreamTimeouts()) as address, requested(address) as stuck:
         await stuck.readuntil(b"\r\n\r\n")
-        async with asked(address, f"{EVENTS}?limit=1") as source:
+        async with requested(address, f"{EVENTS}?limit=1") as source:
             content = await source.read()
         assert content.startswith(b"HTTP/1.1 200 OK")
 

@@ -13,12 +13,12 @@ import pytest
 from execution_events.events import Occurrence
 from execution_events.store.write.batches import BatchWriter
 from tests.support import databases
-from tests.support.dialog import Dialog, Said
+from tests.support.dialog import Dialog, DialogMessage
 from tests.support.readers import EVENTS, OPERATIONS, Reader, named, reading, resolve
 from tests.support.records import Log
 from tests.support.servers import Servers
 from tests.support.tokens import NONE, ONE, TWO, token_file
-from tests.support.wire_http import asked, exchange
+from tests.support.wire_http import exchange, request
 
 EVENTS_OF_TWO = 300
 """More than one fetch: the whole list is streamed."""
@@ -86,12 +86,12 @@ async def running(
 
 @pytest.fixture
 async def tenants(running: Running) -> Tenants:
-    """New executions for each test: a reader may reuse what it knows of one."""
+    """New executions for each test: a reader may reuse what it has read of one."""
     number = next(_number)
     reader, dialog, log, elsewhere, log_elsewhere = running
     await log.add(*events_of_two(f"execution-1{number}"))
     await log_elsewhere.add(*events_of_two(f"execution-9{number}"))
-    # The driver looks types up once for each connection.
+    # The driver reads types once for each connection.
     for headers in (ONE, {**ONE, "If-None-Match": "*"}):
         await reader.get(path_of(f"execution-7{number}"), headers=headers)
     foreign, absent = path_of(f"execution-1{number}"), path_of(f"execution-9{number}")
@@ -103,16 +103,16 @@ def path_of(execution_id: str) -> str:
 
 
 class Seen(NamedTuple):
-    """The effects of one request on its caller and the database, without what always varies."""
+    """The effects of one request on its caller and the database, without parts that always vary."""
 
     head: list[bytes]
     body: bytes
-    said: list[Said]
+    messages: list[DialogMessage]
 
 
 async def ask(tenants: Tenants, target: str, *lines: str, method: str = "GET") -> Seen:
     await tenants.dialog.take()
-    content = await exchange(tenants.reader.api.base_url, asked(target, *lines, method=method))
+    content = await exchange(tenants.reader.api.base_url, request(target, *lines, method=method))
     head, _, body = content.partition(b"\r\n\r\n")
     varying = (b"date:", b"x-request-id:")
     fields = [line for line in head.split(b"\r\n") if not line.lower().startswith(varying)]
@@ -124,7 +124,7 @@ def status(seen: Seen) -> int:
 
 
 def executed(seen: Seen) -> list[str | bytes]:
-    return [content for kind, content in seen.said if kind == "executed"]
+    return [content for kind, content in seen.messages if kind == "executed"]
 
 
 def of(caller: dict[str, str]) -> list[str]:
@@ -213,9 +213,9 @@ async def test_the_owner_gets_another_response(tenants: Tenants, query: str) -> 
     assert status(own) == 200
     assert own.body.count(b'"metadata"') == (1 if query == "limit=1" else EVENTS_OF_TWO)
     assert own.head != absent.head
-    assert own.said != absent.said
+    assert own.messages != absent.messages
     if query != "limit=1":
-        # A stream is more questions than a page.
+        # A stream takes more queries than a page.
         assert len(executed(own)) > len(executed(absent))
 
 
@@ -258,7 +258,7 @@ async def test_an_entity_tag_of_another_tenant_reveals_nothing(
 ) -> None:
     tags = [
         (await tenants.reader.get(f"{path}?{query}", headers=caller)).headers["ETag"]
-        # Another absent one: what was asked before may be answered without the same statements.
+        # Another absent one: what was request before may be answered without the same statements.
         for path, caller in ((tenants.foreign, TWO), (tenants.absent.replace("-9", "-8"), ONE))
     ]
     for method, tag in itertools.product(("GET", "HEAD"), tags):
@@ -277,7 +277,7 @@ async def test_changes_of_other_tenants_are_invisible(tenants: Tenants) -> None:
         named(name, execution_id=execution_id, namespace=name) for name in ("one", "two")
     )
     await tenants.log.add(mine)
-    # Until it is answered from what was answered before.
+    # Until the response comes from the cache.
     *_, before = [await ask(tenants, path, *of(ONE)) for _ in range(3)]
     assert before.body.count(b'"metadata"') == 1
     for _ in range(2):
@@ -306,4 +306,4 @@ async def test_other_requests_are_indistinguishable_and_run_no_query(
     absent = await ask(tenants, target.format(tenants.absent), *lines, method=method)
     foreign = await ask(tenants, target.format(tenants.foreign), *lines, method=method)
     assert foreign == absent
-    assert (status(foreign), foreign.said) == (expected, [])
+    assert (status(foreign), foreign.messages) == (expected, [])

@@ -135,7 +135,7 @@ async def test_a_watch_cut_within_a_revision_gets_it_again(reader: Reader, writt
         assert told(await watch.next(2)) == [("message", "a"), ("message", "b")]
 
 
-@pytest.mark.parametrize("end", ["forgotten", "pruned", "begun anew", "damaged", "other query"])
+@pytest.mark.parametrize("end", ["forgotten", "pruned", "starts again", "damaged", "other query"])
 async def test_a_watcher_that_missed_changes_is_reset(
     reader: Reader, owner: asyncpg.Connection, written: Log, end: str
 ) -> None:
@@ -151,7 +151,7 @@ async def test_a_watcher_that_missed_changes_is_reset(
             await owner.execute("DELETE FROM execution_events.execution_change WHERE names = '{b}'")
         case "pruned":
             await prune(owner)
-        case "begun anew":
+        case "starts again":
             await prune(owner)
             await written.add(named("z"))
         case "damaged":
@@ -200,7 +200,7 @@ async def test_a_watch_sends_what_its_filter_selects(reader: Reader, written: Lo
     async with watcher.watching(reader.api, EVENTS, params) as watch:
         assert told(await watch.next(2)) == [("reset", ""), ("message", "a")]
         assert watcher.seen[-1].data["reason"] == "ActionStart"
-        # One that comes to match; one that does not any more; one that never did.
+        # One that starts to match, one that no longer matches, and one that never did.
         await written.add(named("b", 1, elem_id="x"))
         assert told(await watch.next()) == [("message", "b")]
         await written.add(named("a", 1, elem_id="y"), named("n", elem_id="y"))
@@ -242,13 +242,13 @@ async def test_a_stop_ends_watches_in_order(database: Database, written: Log) ->
         async with Watcher().watching(reader.api, EVENTS) as watch:
             await watch.next(2)
             begun.set()
-            # An answer that was cut raises.
+            # A truncated response raises.
             await watch.end()
 
     async with reading(database.reader) as reader:
         watching = asyncio.create_task(client(reader))
         await begun.wait()
-        # The client goes with the reader's context, so the reader is stopped within it.
+        # The client is closed with the reader's context, so the reader is stopped within it.
         reader.stop.set()
         await watching
 

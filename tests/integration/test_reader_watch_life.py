@@ -170,7 +170,7 @@ async def test_an_execution_without_watchers_is_not_polled(
         steps = api.lists.deltas
 
         async def noted(known: Any) -> Any:
-            looks.append({asked.execution_id for asked, _ in known})
+            looks.append({scope.execution_id for scope, _ in known})
             return await steps(known)
 
         monkeypatch.setattr(api.lists, "deltas", noted)
@@ -196,11 +196,11 @@ async def test_an_execution_without_watchers_is_not_polled(
 
         async def at_rest() -> bool:
             looks.clear()
-            await asyncio.sleep(0.2)  # Ten times as long as it rests between two looks.
+            await asyncio.sleep(0.2)  # Ten times the pause between two polls.
             return not looks
 
-        await until(at_rest, "nothing is looked for")
-        # And begins again.
+        await until(at_rest, "nothing is polled")
+        # Polling begins again.
         async with Watcher().watching(api.client, EVENTS) as watch:
             await watch.next(2)
             await written.add(named("b"))
@@ -220,11 +220,11 @@ async def test_a_watcher_that_keeps_up_misses_no_deleted_change(
             async with watcher.watching(api.client, EVENTS) as watch:
                 await watch.next(2 if not number else 1)
                 for other in range(3):
-                    # All that there is.
+                    # All changes so far.
                     await writer.purge_changes(timedelta())
                     await written.add(named("a", 1), named(f"{number}.{other}"))
                     await watch.next(2)
-                # One that comes while nobody watches is kept.
+                # A change while there is no watcher is stored.
                 await writer.purge_changes(timedelta())
             await written.add(named("b", number))
         assert [message.kind for message in watcher.seen].count("reset") == 1
@@ -252,7 +252,7 @@ async def test_a_watcher_that_missed_too_much_is_reset(
             await watch.until(await listed(api))
 
 
-# The database away.
+# An unavailable database.
 
 
 @asynccontextmanager
@@ -271,7 +271,7 @@ async def test_watches_survive_a_database_outage(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Several looks fail.
+    # Several polls fail.
     monkeypatch.setattr("execution_events.store.read.feeds._RETRY_DELAY", 0.05)
     await written.add(named("a"))
     watchers = [Watcher() for _ in range(20)]
@@ -296,15 +296,15 @@ async def test_watches_survive_a_database_outage(
                 counts = [watcher.comments for watcher in watchers]
                 return all(a + 5 < b for a, b in zip(told, counts, strict=True))
 
-            await until(commented, "each has had comments")
+            await until(commented, "each has received comments")
             assert not any(task.done() for task in taking)
-            # Who comes now has to come again.
+            # A new watcher is refused and must retry.
             assert (await api.client.get(EVENTS, headers=SSE)).status_code == 503
         await asyncio.gather(*taking)
         expected = await listed(api)
         assert all(watcher.events == expected for watcher in watchers)
         assert all(len(watcher.seen) == 4 for watcher in watchers)
-    # One for all that watch, and one for the request.
+    # One for all watchers, and one for the request.
     lines = warnings(caplog)
     assert lines.count("change_poll_failed") == 1
     assert len(lines) <= 2, lines
@@ -336,8 +336,8 @@ async def test_watches_survive_an_unexpected_error(
     watcher = Watcher()
     async with serving(database.reader) as api, watcher.watching(api.client, EVENTS) as watch:
         await watch.next(2)
-        grantee = "ON execution_events.execution {} execution_events_reader"
-        await admin.execute("REVOKE SELECT " + grantee.format("FROM"))
+        rename = "ALTER TABLE execution_events.execution RENAME COLUMN revision TO other"
+        await admin.execute(rename)
 
         async def logged() -> bool:
             return any(record.levelno >= logging.ERROR for record in caplog.records)
@@ -346,8 +346,8 @@ async def test_watches_survive_an_unexpected_error(
         assert (
             await api.client.get("/v1/executions/execution-2/events", headers=SSE)
         ).status_code == 500
+        await admin.execute(rename.replace("revision TO other", "other TO revision"))
         await written.add(named("b"))
-        await admin.execute("GRANT SELECT " + grantee.format("TO"))
         [message] = await watch.next()
         assert message.data["metadata"]["name"] == "b"
 
@@ -377,7 +377,7 @@ async def test_a_restored_database_resets_watchers(
         async with away.watching(api.client, EVENTS) as other:
             assert (await other.next()).pop().kind == "reset"
             await other.until(before)
-        # Also who comes when it has gone on from there.
+        # So does a watcher that connects after the revisions have advanced again.
         await written.add(named("c"))
         await watch.next()
         async with late.watching(api.client, EVENTS) as other:

@@ -51,13 +51,13 @@ async def test_a_watch_ends_when_its_token_is_removed_or_changed(
             await other.next(2)
             await watch.next(2)
             write(path, {"same": ["tenant"]} | ({"changed": after} if after else {}))
-            # In order: an answer that was cut raises.
+            # In order: a truncated response raises.
             await watch.end()
             assert [message.data for message in changed.seen][1:] == [*changed.events.values()]
             await written.add(named("c"), named("d", namespace="other"))
             [message] = await other.next()
             assert message.data["metadata"]["name"] == "c"
-        # Whoever comes again gets what it may read now, and nothing of what it may not any more.
+        # A client that reconnects gets the namespaces that it may read now, and no others.
         response = await api.client.get(EVENTS, headers=headers)
         assert response.status_code == (200 if after else 401)
         if after:
@@ -89,16 +89,16 @@ async def test_a_watch_ends_when_its_jwt_expires(database: Database, written: Lo
             await other.next()
 
 
-class _Away:
+class _UnreliableIssuer:
     """An issuer that can become unavailable."""
 
     def __init__(self) -> None:
-        self.is_away = False
-        self.asked = 0
+        self.is_unavailable = False
+        self.requests = 0
 
     async def caller(self, _: bytes) -> Caller:
-        self.asked += 1
-        if self.is_away:
+        self.requests += 1
+        if self.is_unavailable:
             raise IssuerUnavailableError
         return Caller(frozenset({"tenant"}), "one")
 
@@ -109,18 +109,18 @@ class _Away:
 async def test_a_watch_survives_an_unavailable_issuer(database: Database, written: Log) -> None:
     """Access that was granted stays in force."""
     await written.add(named("a"))
-    issuer = _Away()
+    issuer = _UnreliableIssuer()
     headers = {"X-Auth-Token": "token"}
     async with (
         serving(database.reader, OFTEN, lambda _: nullcontext(issuer)) as api,
         Watcher().watching(api.client, EVENTS, headers=headers) as watch,
     ):
         await watch.next(2)
-        issuer.is_away, issuer.asked = True, 0
+        issuer.is_unavailable, issuer.requests = True, 0
 
-        async def asked() -> bool:
-            return issuer.asked > 3
+        async def checked() -> bool:
+            return issuer.requests > 3
 
-        await until(asked, "its token was looked at")
+        await until(checked, "its token was checked")
         await written.add(named("b"))
         await watch.next()

@@ -317,7 +317,7 @@ async def test_a_consumer_started_with_a_frozen_broker_reports_it_and_stops(
             await consumer
 
 
-@pytest.mark.parametrize("moment", [0.05, 0.25])
+@pytest.mark.parametrize("moment", [0.05, pytest.param(0.25, marks=pytest.mark.more)])
 async def test_a_consumer_stops_cleanly_while_kafka_is_down(peers: Peers, moment: float) -> None:
     """At several moments of the client's reconnection attempts."""
     stop = asyncio.Event()

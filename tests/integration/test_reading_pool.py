@@ -13,12 +13,12 @@ from tests.support.consumers import DEADLINE, until
 from tests.support.databases import Database, administrator
 
 _APPLICATION = "pool under test"
-_NO_SETTINGS: Mapping[str, str] = {}
+_SETTINGS: Mapping[str, str] = {"timezone": "UTC"}
 
 
 @asynccontextmanager
 async def opened(database: Database, size: int) -> AsyncIterator[ReadingPool]:
-    async with ReadingPool.open(database.reader, _APPLICATION, size, _NO_SETTINGS) as pool:
+    async with ReadingPool.open(database.reader, _APPLICATION, size, _SETTINGS) as pool:
         yield pool
 
 
@@ -148,7 +148,7 @@ async def test_a_session_is_terminated_after_a_cancellation(database: Database) 
 
         async def wait() -> None:
             async with pool.acquire() as connection:
-                await connection.execute("SELECT pg_sleep(60)")
+                await connection.execute("SELECT pg_sleep(5)")
 
         waiting = asyncio.create_task(wait())
 

@@ -1,7 +1,10 @@
 """Each role has the listed privileges and no others, by the catalogs and in practice."""
 
+import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack
 from itertools import product
 
 import asyncpg
@@ -9,7 +12,11 @@ import pytest
 
 from execution_events.store.read.events import EventReader, Page
 from execution_events.store.read.selection import Selection
-from tests.support.databases import PASSWORD, Database, administrator
+from execution_events.store.schema import migrate
+from execution_events.store.schema.migrate import migrations
+from execution_events.store.sessions import OPS_CONNECTIONS, ROLE_SETTINGS
+from tests.support.databases import PASSWORD, Database, administrator, migrate_as_owner
+from tests.support.readers import reading
 from tests.support.servers import Servers
 
 PRIVATE = {
@@ -70,6 +77,73 @@ GRANTED = {
 }
 """All privileges of each role on the database, its schemas and their objects."""
 
+ROLES = {"writer", "reader", "ops"}
+
+OF_EVERYBODY = {
+    "large objects": ["SELECT lo_create(0)", "SELECT lo_creat(-1)", "SELECT lo_from_bytea(0, '')"],
+    "messages in the WAL": [
+        "SELECT pg_logical_emit_message(false, '', '')",
+        "SELECT pg_logical_emit_message(true, '', ''::bytea)",
+    ],
+    "advisory locks": [
+        f"SELECT pg_{kind}advisory_{scope}lock{mode}({key})"
+        for kind, scope, mode, key in product(
+            ("", "try_"), ("", "xact_"), ("", "_shared"), ("1", "1, 1")
+        )
+    ],
+    "locks": [
+        f"BEGIN; LOCK TABLE {relation} IN {mode} MODE"
+        for relation, mode in (
+            ("execution_events.schema_version", "SHARE ROW EXCLUSIVE"),
+            ("execution_events.schema_version", "ACCESS EXCLUSIVE"),
+            ("ops.events_v1", "ROW EXCLUSIVE"),
+        )
+    ],
+    "sessions": [
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE usename = 'execution_events_owner' AND datname = current_database()"
+    ],
+    "roles": [
+        "CREATE ROLE mine",
+        "SET ROLE execution_events_owner",
+        "ALTER ROLE execution_events_owner NOLOGIN",
+        "GRANT execution_events_owner TO execution_events_ops",
+        "ALTER ROLE execution_events_ops CONNECTION LIMIT -1",
+        "ALTER ROLE ALL SET statement_timeout = 1",
+    ],
+    "the server": [
+        "SELECT pg_read_file('PG_VERSION')",
+        "SELECT pg_ls_dir('.')",
+        "COPY (SELECT 1) TO PROGRAM 'true'",
+        "COPY (SELECT 1) TO '/tmp/mine'",
+        "ALTER SYSTEM SET work_mem = '1GB'",
+        "SELECT pg_reload_conf()",
+        "SELECT pg_switch_wal()",
+        "SELECT pg_create_physical_replication_slot('mine')",
+        "SELECT pg_stat_reset()",
+        "SET session_replication_role = replica",
+    ],
+    "the database": [
+        "CREATE SCHEMA mine",
+        "CREATE TEMPORARY TABLE mine ()",
+        "CREATE EXTENSION hstore SCHEMA ops",
+        "CREATE PUBLICATION mine",
+        "CREATE DATABASE mine",
+        "COMMENT ON SCHEMA ops IS ''",
+        *(
+            f"CREATE {thing}"
+            for schema in ("execution_events", "ops", "public")
+            for thing in (
+                f"TABLE {schema}.mine ()",
+                f"VIEW {schema}.mine AS SELECT 1",
+                f"FUNCTION {schema}.mine() RETURNS integer LANGUAGE sql RETURN 1",
+                f"TYPE {schema}.mine AS ENUM ()",
+            )
+        ),
+    ],
+}
+"""Statements that no service role may execute, by what they concern."""
+
 # Objects in the schemas $2, and the privileges of the role $1 on them.
 _PRIVILEGES = """
 SELECT 'database', privilege
@@ -83,8 +157,11 @@ UNION ALL
 SELECT format('table %s.%s', nspname, relname), privilege
 FROM pg_class
 JOIN pg_namespace ON pg_namespace.oid = relnamespace,
-    unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER',
-        'MAINTAIN']) AS privilege
+    unnest(
+        ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']
+        || CASE WHEN current_setting('server_version_num')::integer >= 170000
+            THEN ARRAY['MAINTAIN'] END
+    ) AS privilege
 WHERE nspname = ANY ($2) AND relkind IN ('r', 'p', 'v', 'm', 'f')
     AND has_table_privilege($1, pg_class.oid, privilege)
 UNION ALL
@@ -124,6 +201,7 @@ async def allowed(connection: asyncpg.Connection, statements: Iterable[str]) -> 
         try:
             await connection.execute(statement)
         except asyncpg.InsufficientPrivilegeError:
+            await connection.execute("ROLLBACK")
             continue
         done.append(statement)
     return done
@@ -181,6 +259,25 @@ async def test_new_objects_are_private_until_granted(owner: asyncpg.Connection) 
         assert [row for row in rows if "later" in row[0]] == [], role
 
 
+@pytest.mark.parametrize("kind", OF_EVERYBODY)
+@pytest.mark.parametrize("role", sorted(ROLES))
+async def test_a_role_is_denied_what_others_may(
+    database: Database, owner: asyncpg.Connection, role: str, kind: str
+) -> None:
+    statements = OF_EVERYBODY[kind]
+    if kind == "roles":
+        statements = [
+            *statements,
+            *(f"SET ROLE execution_events_{other}" for other in ROLES - {role}),
+        ]
+    if kind == "locks" and role != "writer":  # which may update the table
+        statements = [*statements, "BEGIN; LOCK TABLE execution_events.event IN SHARE MODE"]
+    async with administrator(getattr(database, role)) as connection:
+        await connection.execute("SET default_transaction_read_only = off")
+        assert await allowed(connection, statements) == []
+    print(f"{role} was denied: {'; '.join(statements)}")
+
+
 async def test_ops_can_read_the_views_only(database: Database, owner: asyncpg.Connection) -> None:
     async with administrator(database.ops) as ops:
         for view in PUBLIC_VIEWS:
@@ -207,9 +304,54 @@ async def test_ops_cannot_create_objects(database: Database) -> None:
         assert await allowed(ops, [*tables, *others]) == []
 
 
-async def test_ops_has_a_statement_timeout_of_30_seconds(database: Database) -> None:
-    async with administrator(database.ops) as ops:
+async def test_ops_has_limits(database: Database) -> None:
+    async with AsyncExitStack() as stack:
+        for _ in range(OPS_CONNECTIONS):
+            ops = await stack.enter_async_context(administrator(database.ops))
         assert await ops.fetchval("SHOW statement_timeout") == "30s"
+        assert await ops.fetchval("SHOW idle_in_transaction_session_timeout") == "30s"
+        with pytest.raises(asyncpg.TooManyConnectionsError):
+            await asyncpg.connect(database.ops)
+
+
+@pytest.mark.parametrize("role", ["writer", "reader"])
+async def test_the_limits_of_a_service_are_those_of_its_role(database: Database, role: str) -> None:
+    """Behind a pooler in transaction mode it cannot set them itself."""
+    async with administrator(getattr(database, role)) as connection:
+        for name, value in ROLE_SETTINGS[f"execution_events_{role}"].items():
+            stored = await connection.fetchval(f"SHOW {name}")
+            await connection.execute(f"SET {name} = '{value}'")
+            assert stored == await connection.fetchval(f"SHOW {name}"), name
+
+
+async def test_an_open_transaction_of_ops_delays_neither_migrate_nor_the_reader(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = migrations()
+    later = known[-1]._replace(
+        version=len(known) + 1, name="later", sql="ALTER TABLE event ADD COLUMN later text"
+    )
+    async with (
+        reading(database.reader) as reader,
+        administrator(database.ops) as ops,
+        administrator(database.ops) as other,
+    ):
+        monkeypatch.setattr(migrate, "migrations", lambda: [*known, later])
+        await ops.execute("SET idle_in_transaction_session_timeout = 0; SET statement_timeout = 0")
+        await ops.execute("BEGIN; SELECT count(*) FROM ops.events_v1")
+        migrating = asyncio.create_task(migrate_as_owner(database))
+        durations = []
+        while not migrating.done():
+            began = time.monotonic()
+            assert await reader.events() == []
+            durations.append(time.monotonic() - began)
+        assert await migrating == ["later"]
+        assert max(durations) < 5
+        assert len(durations) > 10
+        # Only the session that held a lock was ended.
+        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+            await ops.execute("SELECT 1")
+        await other.execute("SELECT 1")
 
 
 async def test_the_reader_cannot_write(database: Database) -> None:
@@ -220,6 +362,7 @@ async def test_the_reader_cannot_write(database: Database) -> None:
             page = await lists.page("execution-1", selection, frozenset({"tenant"}), 1)
             assert page == Page("", [], None)
     async with administrator(database.reader) as reader:
+        await reader.execute("SET default_transaction_read_only = off")
         statements = [
             verb.format(f"execution_events.{table}")
             for verb, table in product(

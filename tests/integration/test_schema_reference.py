@@ -1,8 +1,9 @@
 """The references in `schemas/` equal a migrated database."""
 
 import asyncpg
+import pytest
 
-from tests.support import schema_reference
+from tests.support import postgresql, schema_reference
 
 _COMMAND = "run `python -m tests.support.schema_reference`"
 
@@ -13,6 +14,8 @@ async def test_database_sql_equals_a_migrated_database(owner: asyncpg.Connection
 
 
 async def test_ops_sql_equals_a_migrated_database(owner: asyncpg.Connection) -> None:
+    if owner.get_server_version().major != postgresql.DEFAULT:
+        pytest.skip("other versions of PostgreSQL print the text of views differently")
     reference = await schema_reference.ops_reference(owner)
     assert schema_reference.OPS.read_text() == reference, _COMMAND
 

@@ -1,27 +1,24 @@
-"""Delivery through a spool: durability, the window, full and failing disks, damage."""
+"""Delivery through a spool: durability, the window, full spools, closing."""
 
 import asyncio
 import random
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import pytest
 from aiokafka.partitioner import murmur2
 
 from execution_events.embedded import EmbeddedKafka
-from execution_events.errors import RetryableError, SpoolCorruptError, SpoolFullError
+from execution_events.errors import RetryableError, SpoolFullError
 from execution_events.publisher.delivery import relay, sender, spooled
 from execution_events.publisher.delivery.drain import drain
 from execution_events.publisher.delivery.sender import Sender
 from execution_events.publisher.delivery.spooled import SpooledDelivery
 from execution_events.publisher.record import PendingRecord
-from execution_events.publisher.spool import directory as spool_directory
-from execution_events.publisher.spool.directory import list_spools, open_spool
+from execution_events.publisher.spool.directory import list_spools
 from execution_events.publisher.spool.spool import Spool
 from execution_events.settings import Settings
 from tests.support.configuration import configured
@@ -37,77 +34,24 @@ from tests.support.published import (
     silent,
     topic_on,
 )
+from tests.support.spooled import (
+    Commit,
+    attempt,
+    big,
+    deliver_all,
+    delivering,
+    directory_of,
+    flush,
+    intercept,
+    opened_spool,
+    until_open,
+)
 from tests.support.topics import make_topic
 
 
 @pytest.fixture
 def settings(settings: Settings, tmp_path: Path) -> Settings:
     return configured(settings, spool_dir=str(tmp_path / "spool"), close_timeout=1)
-
-
-def directory_of(settings: Settings) -> Path:
-    assert settings.publisher.spool_dir is not None
-    return Path(settings.publisher.spool_dir)
-
-
-def opened_spool(settings: Settings) -> Spool:
-    return open_spool(directory_of(settings), settings.publisher.spool_max_bytes)
-
-
-@asynccontextmanager
-async def delivering(settings: Settings) -> AsyncIterator[SpooledDelivery]:
-    async with nothing_left(), SpooledDelivery(settings, opened_spool(settings)) as delivery:
-        yield delivery
-    assert not [t for t in threading.enumerate() if t.name.startswith("execution-events-spool")]
-
-
-async def deliver_all(delivery: SpooledDelivery, new: Sequence[PendingRecord]) -> None:
-    await asyncio.gather(*map(delivery.deliver, new))
-
-
-async def flush(delivery: SpooledDelivery) -> None:
-    async with asyncio.timeout(DEADLINE):
-        await delivery.flush()
-
-
-async def until_open(delivery: SpooledDelivery) -> None:
-    """Return once the delivery is connected."""
-    async with asyncio.timeout(DEADLINE):
-        await delivery._sender.until_connected()
-
-
-async def attempt(call: Awaitable[None]) -> RetryableError | None:
-    try:
-        await call
-    except RetryableError as error:
-        return error
-    return None
-
-
-def big(number: int) -> list[PendingRecord]:
-    """Return `number` records of 16 KiB."""
-    return records(msgspec.structs.replace(e, message="x" * 16384) for e in events(number))
-
-
-class Commit(NamedTuple):
-    """An intercepted commit: the spool's own method, and the new records."""
-
-    run: Callable[[], Any]
-    new: Sequence[PendingRecord]
-
-
-def intercept(
-    monkeypatch: pytest.MonkeyPatch, spool: Spool, replacement: Callable[[Commit], Any]
-) -> None:
-    """Call `replacement` instead of the commits of `spool`."""
-    commit = spool.commit
-
-    def intercepted(
-        new: Sequence[PendingRecord], acknowledged: Sequence[int], **options: Any
-    ) -> Any:
-        return replacement(Commit(lambda: commit(new, acknowledged, **options), new))
-
-    monkeypatch.setattr(spool, "commit", intercepted)
 
 
 async def test_a_backlog_is_sent_in_order_within_the_window(
@@ -150,7 +94,7 @@ async def test_a_record_is_sent_once_it_and_its_partition_are_on_the_disk(
         submit(self, record)
 
     monkeypatch.setattr(Sender, "submit", checked)
-    async with SpooledDelivery(settings, spool) as delivery:
+    async with SpooledDelivery(settings.kafka, settings.publisher, spool) as delivery:
         await deliver_all(delivery, records(events(50)))
         await until_open(delivery)
         await deliver_all(delivery, records(events(50)))
@@ -170,7 +114,9 @@ async def test_a_backlog_is_sent_first_and_to_its_partitions_after_the_topic_gre
             assert await delivery.close() == 200
     await grow(settings, 6)
     async with consuming(settings):
-        async with SpooledDelivery(settings, opened_spool(settings)) as delivery:
+        async with SpooledDelivery(
+            settings.kafka, settings.publisher, opened_spool(settings)
+        ) as delivery:
             assert delivery.pending == 200
             await deliver_all(delivery, records(after))
             await flush(delivery)
@@ -193,7 +139,9 @@ async def test_records_are_stored_without_kafka_and_delivered_when_it_is_back(
 ) -> None:
     settings = await topic_on(own_kafka, settings)
     await own_kafka.stop()
-    async with SpooledDelivery(settings, opened_spool(settings)) as delivery:
+    async with SpooledDelivery(
+        settings.kafka, settings.publisher, opened_spool(settings)
+    ) as delivery:
         try:
             async with asyncio.timeout(5):
                 await deliver_all(delivery, records(events(100)))
@@ -274,173 +222,6 @@ async def test_closing_fails_callers_that_wait_for_a_full_spool(
             await delivery.deliver(records(events(1))[0])
 
 
-@pytest.mark.parametrize("error", [SpoolFullError("disk"), RetryableError("disk"), ValueError("?")])
-async def test_a_failing_disk_is_retried(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    monkeypatch.setattr(spooled, "_RETRY_DELAY", 0.02)
-    spool = opened_spool(settings)
-    fails = False
-
-    def commit(commit: Commit) -> Any:
-        if fails:
-            raise error
-        return commit.run()
-
-    intercept(monkeypatch, spool, commit)
-    stored = []
-    async with SpooledDelivery(settings, spool) as delivery:
-        await until_open(delivery)
-        for number, record in enumerate(records(events(300))):
-            fails = 50 <= number < 100
-            result = await attempt(delivery.deliver(record))
-            assert (result is not None) == fails
-            # Each caller gets its own error, for a traceback of its own.
-            assert result is not error
-            if result is None:
-                stored.append(f"event.{number}")
-        assert len(stored) == 250
-        await flush(delivery)
-    assert sorted(record.name for record in counted(await log(settings))) == sorted(stored)
-    with opened_spool(settings) as spool:
-        assert spool.pending == 0
-
-
-async def test_a_spool_damaged_in_use_is_replaced(
-    own_kafka: EmbeddedKafka, settings: Settings, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = await topic_on(own_kafka, settings)
-    monkeypatch.setattr(relay, "_WINDOW", 1000)
-    # More than SQLite keeps in memory.
-    published = [msgspec.structs.replace(event, message="x" * 2000) for event in events(3000)]
-    before, after = records(published[:2000]), records(published[2000:])
-    async with consuming(settings):
-        async with SpooledDelivery(settings, opened_spool(settings)) as delivery:
-            await until_open(delivery)
-            with silent(own_kafka):
-                await deliver_all(delivery, before)
-                damaged = delivery._spool
-                # The window is in memory; all pages of the other records are destroyed.
-                damaged._file.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                with damaged.path.open("r+b") as file:
-                    for page in range(4, damaged.path.stat().st_size // 4096):
-                        file.seek(page * 4096)
-                        file.write(b"\xa5" * 4096)
-                # The next fetch reads some of them.
-                monkeypatch.setattr(relay, "_WINDOW", 1010)
-                async with asyncio.timeout(DEADLINE):
-                    await deliver_all(delivery, after)
-                assert delivery._spool is not damaged
-                assert delivery._sender.pending == 0
-            await flush(delivery)
-            assert delivery._retired == []
-        await until_stored(settings)
-    rows = await fetch("SELECT name, count FROM event")
-    expected = {event.name: event.count for event in (*published[:1000], *published[2000:])}
-    assert {row["name"]: row["count"] for row in rows} == expected
-    found = counted(await log(settings))
-    for partition in range(3):
-        # Earlier records of an execution come first.
-        sources = [record.source for record in found if record.partition == partition]
-        assert sources == sorted(sources, key=lambda source: source != damaged.source)
-    assert sorted((info.set_aside, info.owned) for info in list_spools(directory_of(settings))) == [
-        (False, False),
-        (True, False),
-    ]
-
-
-@pytest.mark.parametrize("policy", ["raise", "wait"])
-async def test_a_damaged_spool_is_replaced_once_the_disk_works_again(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, policy: str
-) -> None:
-    monkeypatch.setattr(spooled, "_RETRY_DELAY", 0.02)
-    fails = False
-    opening = spool_directory.open_spool
-
-    def opened(directory: Path, max_bytes: int) -> Spool:
-        if fails:
-            raise SpoolFullError("no room for a file")
-        return opening(directory, max_bytes)
-
-    monkeypatch.setattr(spool_directory, "open_spool", opened)
-    spool = opened_spool(settings)
-
-    def damaged(commit: Commit) -> Any:
-        if commit.new:
-            raise SpoolCorruptError("damaged")
-        return commit.run()
-
-    one, two, three = records(events(3))
-    async with SpooledDelivery(configured(settings, spool_full=policy), spool) as delivery:
-        await delivery.deliver(one)
-        await flush(delivery)
-        intercept(monkeypatch, spool, damaged)
-        fails = True
-        delivering_one = asyncio.create_task(delivery.deliver(two))
-        if policy == "raise":
-            with pytest.raises(SpoolFullError, match="no room"):
-                await delivering_one
-            with pytest.raises(SpoolFullError, match="no room"):
-                await delivery.deliver(two)
-        else:
-            await asyncio.wait([delivering_one], timeout=0.2)
-            assert not delivering_one.done()
-        fails = False
-        if policy == "wait":
-            await delivering_one
-        await delivery.deliver(three)
-        await flush(delivery)
-    names = ["event.0", *(["event.1"] if policy == "wait" else []), "event.2"]
-    assert sorted(record.name for record in counted(await log(settings))) == names
-
-
-async def test_a_flush_ends_after_the_spool_is_replaced(
-    own_kafka: EmbeddedKafka, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = await topic_on(own_kafka, settings)
-    spool = opened_spool(settings)
-    async with SpooledDelivery(settings, spool) as delivery:
-        await until_open(delivery)
-        with silent(own_kafka):
-            await deliver_all(delivery, records(events(100)))
-            flushing = asyncio.create_task(delivery.flush())
-            await asyncio.sleep(0)
-
-            def damaged(commit: Commit) -> Any:
-                raise SpoolCorruptError("damaged")
-
-            intercept(monkeypatch, spool, damaged)
-            await delivery.deliver(records(events(101))[100])
-            assert not flushing.done()
-        async with asyncio.timeout(DEADLINE):
-            await flushing
-        assert delivery._retired == [] or not any(r.sender.pending for r in delivery._retired)
-        await flush(delivery)
-    assert len(counted(await log(settings))) == 101
-
-
-async def test_undelivered_events_of_a_damaged_spool_are_logged_at_closing(
-    own_kafka: EmbeddedKafka,
-    settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    settings = await topic_on(own_kafka, settings)
-    spool = opened_spool(settings)
-
-    def damaged(commit: Commit) -> Any:
-        raise SpoolCorruptError("damaged")
-
-    async with SpooledDelivery(settings, spool) as delivery:
-        await until_open(delivery)
-        with silent(own_kafka):
-            await deliver_all(delivery, records(events(10)))
-            intercept(monkeypatch, spool, damaged)
-            await deliver_all(delivery, records(events(5)))
-            assert await delivery.close() == 15
-    assert "damaged_spool_undelivered" in caplog.messages
-
-
 async def paused_commit(
     monkeypatch: pytest.MonkeyPatch, spool: Spool
 ) -> tuple[asyncio.Event, threading.Event]:
@@ -467,7 +248,7 @@ async def test_closing_during_a_commit_returns_the_number_on_the_disk(
 ) -> None:
     spool = opened_spool(settings)
     reached, resume = await paused_commit(monkeypatch, spool)
-    async with SpooledDelivery(settings, spool) as delivery:
+    async with SpooledDelivery(settings.kafka, settings.publisher, spool) as delivery:
         await until_open(delivery)
         delivering_all = asyncio.gather(*map(delivery.deliver, records(events(10))))
         await reached.wait()
@@ -489,7 +270,7 @@ async def test_cancelling_all_tasks_during_a_commit_loses_nothing(
     before = asyncio.all_tasks()
     spool = opened_spool(settings)
     reached, resume = await paused_commit(monkeypatch, spool)
-    async with SpooledDelivery(settings, spool) as delivery:
+    async with SpooledDelivery(settings.kafka, settings.publisher, spool) as delivery:
         await until_open(delivery)
         tasks = asyncio.all_tasks() - before
         delivering_all = asyncio.gather(*map(delivery.deliver, records(events(10))))
@@ -522,7 +303,7 @@ async def test_a_flush_does_not_overtake_a_fetch(
         return fetched
 
     intercept(monkeypatch, spool, commit)
-    async with SpooledDelivery(settings, spool) as delivery:
+    async with SpooledDelivery(settings.kafka, settings.publisher, spool) as delivery:
         await reached.wait()
         assert spool.fetched == spool.last
         flushing = asyncio.create_task(delivery.flush())
@@ -609,7 +390,12 @@ async def test_draining_sends_all_records(settings: Settings) -> None:
     shown: list[int] = []
     async with nothing_left():
         spool = opened_spool(settings)
-        assert await drain(settings, spool, timeout=DEADLINE, progress=shown.append) == 0
+        assert (
+            await drain(
+                settings.kafka, settings.publisher, spool, timeout=DEADLINE, progress=shown.append
+            )
+            == 0
+        )
     assert shown == sorted(shown)
     assert shown[-1] == 7000
     assert len(counted(await log(settings))) == 7000
@@ -626,11 +412,16 @@ async def test_draining_gives_up_without_acknowledgements(
     spool.commit(records(events(10)), [], limit=0, partition_of=None)
     begin = asyncio.get_running_loop().time()
     async with nothing_left():
-        assert await drain(settings, spool, timeout=0.2, progress=lambda sent: None) == 10
+        assert (
+            await drain(
+                settings.kafka, settings.publisher, spool, timeout=0.2, progress=lambda sent: None
+            )
+            == 10
+        )
     assert asyncio.get_running_loop().time() - begin < 1
     with opened_spool(settings) as again:
         draining = asyncio.create_task(
-            drain(settings, again, timeout=30, progress=lambda sent: None)
+            drain(settings.kafka, settings.publisher, again, timeout=30, progress=lambda sent: None)
         )
         await asyncio.sleep(0.1)
         draining.cancel()

@@ -1,42 +1,34 @@
 """Batches in the database: rows, fencing, watermarks and dead letters of one transaction."""
 
-from collections.abc import AsyncIterator
+import asyncio
 from datetime import timedelta
 from random import Random
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
 from execution_events import wire
-from execution_events.errors import BatchRefusedError, FencedError, PartitionsLockedError
+from execution_events.errors import (
+    BatchRefusedError,
+    FencedError,
+    PartitionsLockedError,
+    RetryableError,
+)
 from execution_events.events import COUNT_MAX, RECORD_COUNT_MAX
 from execution_events.projection.batch import read
 from execution_events.projection.fold import fold
 from execution_events.store.connection import fetch_one
+from execution_events.store.write import batches
 from execution_events.store.write.batches import Batch, BatchWriter
 from execution_events.store.write.progress import OffsetMove
+from tests.faults.proxy import Proxy
+from tests.support.consumers import DEADLINE, until
 from tests.support.databases import Database
 from tests.support.records import EPOCH, LogRecord, batch, log, occurrence
 
 TOPIC = "events"
-
-
-@pytest.fixture
-async def writer(database: Database) -> AsyncIterator[BatchWriter]:
-    async with BatchWriter(database.writer, TOPIC) as writer:
-        for partition in range(3):
-            await writer.begin_partition(partition, 0, "cluster")
-        yield writer
-
-
-@pytest.fixture
-async def owner(database: Database) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(
-        database.owner, server_settings={"search_path": "execution_events"}
-    )
-    yield connection
-    await connection.close()
 
 
 async def stored_events(owner: asyncpg.Connection) -> list[tuple[Any, ...]]:
@@ -220,6 +212,47 @@ async def test_an_error_rolls_the_whole_batch_back(
     for table in ("event", "execution", "dead_letter", "producer_progress"):
         assert await owner.fetchval(f"SELECT count(*) FROM {table}") == 0, table
     assert await stored_offsets(writer) == {0: 0, 1: 0, 2: 0}
+
+
+@pytest.mark.usefixtures("writer")
+async def test_a_batch_without_a_reply_fails_at_its_timeout(
+    database: Database, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reply to its cancellation, for which asyncpg would wait, does not arrive either."""
+    monkeypatch.setattr(batches, "_COMMAND_TIMEOUT", 3)
+    url = urlsplit(database.writer)
+    credentials = url.netloc.rpartition("@")[0]
+
+    async def waits() -> bool:
+        return bool(await owner.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+    async with Proxy(url.port or 5432) as proxy:
+        through = url._replace(netloc=f"{credentials}@127.0.0.1:{proxy.port}").geturl()
+        async with BatchWriter(through, TOPIC) as frozen, owner.transaction():
+            await frozen.connect()
+            await owner.execute("LOCK TABLE event")
+            storing = asyncio.create_task(frozen.store(batch(log([occurrence()]))))
+            await until(waits, "the batch waits for the table")
+            async with proxy.black_hole(), asyncio.timeout(DEADLINE):
+                begun = asyncio.get_running_loop().time()
+                with pytest.raises(RetryableError):
+                    await storing
+                # A rollback would wait for as long again.
+                assert asyncio.get_running_loop().time() - begun < 5.5
+
+
+def test_halves_divide_the_move_of_the_partition_in_both() -> None:
+    records = [*log([occurrence()] * 2), *log([occurrence()] * 4, partition=1, begin=7)]
+    whole = Batch(
+        [read(record) for record in records],
+        {0: OffsetMove(0, 2), 1: OffsetMove(5, 11), 2: OffsetMove(0, 3)},
+    )
+    left, right = whole.halves()
+    assert left == (
+        whole.records[:3],
+        {0: OffsetMove(0, 2), 1: OffsetMove(5, 8), 2: OffsetMove(0, 3)},
+    )
+    assert right == (whole.records[3:], {1: OffsetMove(8, 11)})
 
 
 async def test_resent_records_count_once(writer: BatchWriter, owner: asyncpg.Connection) -> None:

@@ -50,12 +50,12 @@ async def test_a_stream_continues_its_first_page(
 
     assert with_page == revisions == page.revisions
     assert list(chain(*continued)) == names
-    # A fetch would have had more events.
+    # A fetch would have returned more events.
     assert continued[0] == names[:_LIMIT]
     assert page.bodies == []
 
 
-async def test_a_stream_begins_anew_where_the_execution_changed_after_the_page(
+async def test_a_stream_starts_again_if_the_execution_changed_after_the_page(
     events: EventReader, owner: asyncpg.Connection, written: Log
 ) -> None:
     await fill(owner, EVENTS)

@@ -24,7 +24,7 @@ async def produce_batch(
 ) -> None:
     """Append one batch of records without a key to a partition.
 
-    A compressed batch may be as large as it likes: the broker looks at its compressed size.
+    A compressed batch may expand to any size: the broker checks its compressed size.
     """
     builder = _DefaultRecordBatchBuilderPy(
         magic=2,

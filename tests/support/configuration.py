@@ -9,7 +9,7 @@ from execution_events.embedded import cache_directory
 from execution_events.settings import Settings, load
 
 CACHE_DIR = cache_directory(load(os.environ).cache_dir)
-"""The directory of downloads, of whoever runs the tests."""
+"""The directory of downloads, of the user who runs the tests."""
 
 
 def each_setting() -> Iterator[tuple[str, str, Field[Any]]]:

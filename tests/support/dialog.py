@@ -13,7 +13,7 @@ _PROBE = b"execution-events probe"
 """Its statements are periodic and belong to no request, so they are not recorded."""
 
 
-class Said(NamedTuple):
+class DialogMessage(NamedTuple):
     """An executed statement, or a row, an end or an error from the server."""
 
     kind: str
@@ -23,24 +23,24 @@ class Said(NamedTuple):
 class Dialog:
     """The messages of all connections of one service to its database.
 
-    Statements are told by their text, without arguments, each time that one is executed: whether
-    it had been prepared before makes no difference.
+    A statement is recorded as its text, without arguments, each time that it is executed, whether
+    or not it had been prepared before.
     """
 
     def __init__(self) -> None:
-        self._said: list[Said] = []
+        self._messages: list[DialogMessage] = []
         self._connections: set[_Connection] = set()
 
-    async def take(self) -> list[Said]:
+    async def take(self) -> list[DialogMessage]:
         """Wait until no statement or transaction is open; return and forget the messages."""
 
         async def idle() -> bool:
             return all(connection.idle for connection in self._connections)
 
         await until(idle, "no statement and no transaction is open")
-        said = self._said.copy()
-        self._said.clear()
-        return said
+        messages = self._messages.copy()
+        self._messages.clear()
+        return messages
 
     @asynccontextmanager
     async def recording(self, database_url: str) -> AsyncIterator[str]:
@@ -59,11 +59,11 @@ class Dialog:
             if _PROBE in first:
                 connection = _Connection([])
             else:
-                connection = _Connection(self._said)
+                connection = _Connection(self._messages)
                 self._connections.add(connection)
             for pump in (
-                _pump(source, other_sink, connection.asked),
-                _pump(other_source, sink, connection.answered),
+                _pump(source, other_sink, connection.on_request),
+                _pump(other_source, sink, connection.on_response),
             ):
                 task = asyncio.create_task(pump)
                 pumps.add(task)
@@ -88,11 +88,11 @@ class Dialog:
 class _Connection:
     """The state of one connection: prepared statements, portals, outstanding responses."""
 
-    def __init__(self, said: list[Said]) -> None:
-        self._said = said
+    def __init__(self, messages: list[DialogMessage]) -> None:
+        self._messages = messages
         self._statements: dict[bytes, str] = {}
         self._portals: dict[bytes, str] = {}
-        # The start of a session has a ReadyForQuery, too.
+        # The start of a session has a ReadyForQuery as well.
         self._due = 1
         self._in_transaction = False
 
@@ -100,7 +100,7 @@ class _Connection:
     def idle(self) -> bool:
         return self._due == 0 and not self._in_transaction
 
-    def asked(self, kind: bytes, content: bytes) -> None:
+    def on_request(self, kind: bytes, content: bytes) -> None:
         match kind:
             case b"P":  # Parse: a statement's name and text.
                 name, text, _ = content.split(b"\0", 2)
@@ -110,40 +110,40 @@ class _Connection:
                 self._portals[portal] = self._statements[name]
             case b"E":  # Execute: a portal's name and the most rows to send.
                 portal, rows = content.split(b"\0", 1)
-                self._say("executed", f"{self._portals[portal]} -- {_length(rows)} rows")
+                self._record("executed", f"{self._portals[portal]} -- {_length(rows)} rows")
             case b"Q":  # A simple query.
-                self._say("executed", content.rstrip(b"\0").decode())
+                self._record("executed", content.rstrip(b"\0").decode())
                 self._due += 1
             case b"S":  # Sync.
                 self._due += 1
 
-    def answered(self, kind: bytes, content: bytes) -> None:
+    def on_response(self, kind: bytes, content: bytes) -> None:
         match kind:
             case b"D":
-                self._say("row", content)
+                self._record("row", content)
             case b"C" | b"s":  # All rows, or as many as were asked for.
-                self._say("end", content)
+                self._record("end", content)
             case b"E":
-                self._say("error", content)
+                self._record("error", content)
             case b"Z":  # Ready for the next query.
                 self._due -= 1
                 self._in_transaction = content != b"I"
 
-    def _say(self, kind: str, content: str | bytes) -> None:
-        self._said.append(Said(kind, content))
+    def _record(self, kind: str, content: str | bytes) -> None:
+        self._messages.append(DialogMessage(kind, content))
 
 
 async def _pump(
     source: asyncio.StreamReader,
     sink: asyncio.StreamWriter,
-    heard: Callable[[bytes, bytes], None],
+    record: Callable[[bytes, bytes], None],
 ) -> None:
-    """Forward messages, each after it was recorded."""
+    """Forward messages; record each one first."""
     try:
         while True:
             head = await source.readexactly(5)
             content = await source.readexactly(_length(head[1:]) - 4)
-            heard(head[:1], content)
+            record(head[:1], content)
             sink.write(head + content)
             await sink.drain()
     except (asyncio.IncompleteReadError, ConnectionError):

@@ -30,7 +30,7 @@ FILTERS: list[tuple[dict[str, Any], Callable[[Occurrence], bool]]] = [
     ({}, lambda _: True),
     ({"elemId": "x"}, lambda event: event.elem_id == "x"),
     ({"type": "Warning", "lang": "en"}, lambda event: event.type == "Warning"),
-    ({"q": "STRASSE", "lang": "zh"}, lambda event: event.message == "Straße"),
+    ({"q": "STRAßE", "lang": "zh"}, lambda event: event.message == "Straße"),
     ({"excludeReason": "ActionStart", "order": "desc"}, lambda e: "Start" not in e.reason),
     (
         {"reason": "失败", "since": f"{at(BOUND):%FT%TZ}", "excludeElemId": "y"},

@@ -40,12 +40,20 @@ class Golden(NamedTuple):
     beyond_schema: str | None
 
 
-class Place(NamedTuple):
+class KeyPartition(NamedTuple):
     """The partition of a key by murmur2, by the number of partitions."""
 
     key: bytes
     hash: int
     partitions: Mapping[int, int]
+
+
+class Named(NamedTuple):
+    """A record without `metadata.name`, and the name that its producer gives it."""
+
+    case: str
+    record: dict[str, Any]
+    name: str
 
 
 def load(file: str) -> list[Golden]:
@@ -60,17 +68,23 @@ def records() -> list[Golden]:
     return load("seed.json") + load("records.json") + load("published.json")
 
 
-def places() -> list[Place]:
+def key_partitions() -> list[KeyPartition]:
     """Load the keys and their partitions."""
     document = json.loads((SCHEMAS / "golden" / "partitions.json").read_text(encoding="utf-8"))
     return [
-        Place(
+        KeyPartition(
             case["key"].encode(),
             case["hash"],
             {int(number): partition for number, partition in case["partitions"].items()},
         )
         for case in document["keys"]
     ]
+
+
+def names() -> list[Named]:
+    """Load the records and their names."""
+    document = json.loads((SCHEMAS / "golden" / "names.json").read_text(encoding="utf-8"))
+    return [Named(**case) for case in document["names"]]
 
 
 def _golden(base: Mapping[str, Any], case: Mapping[str, Any]) -> Golden:

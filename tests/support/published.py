@@ -13,7 +13,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from execution_events import wire
 from execution_events.embedded import EmbeddedKafka
 from execution_events.events import Occurrence
-from execution_events.publisher import Event, EventNamer
+from execution_events.publisher import Event
+from execution_events.publisher.event import occurrence_of
 from execution_events.publisher.record import PendingRecord
 from execution_events.settings import Settings
 from tests.support.configuration import configured
@@ -51,8 +52,7 @@ def events(count: int, *, executions: int = 20, prefix: str = "event") -> list[E
 
 
 def records(of: Iterable[Event]) -> list[PendingRecord]:
-    namer = EventNamer()
-    return [PendingRecord.of(namer.occurrence(event)) for event in of]
+    return [PendingRecord.of(occurrence_of(event)) for event in of]
 
 
 async def log(settings: Settings) -> list[Published]:

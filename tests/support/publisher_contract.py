@@ -37,7 +37,14 @@ class AnyAction(Protocol):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None: ...
-    async def event(self, reason: str, message: str = "", *, type: str = "Normal") -> None: ...  # noqa: A002
+    async def event(
+        self,
+        reason: str,
+        message: str = "",
+        *,
+        type: str = "Normal",  # noqa: A002
+        event_name: str | None = None,
+    ) -> None: ...
     async def retry(self, error: BaseException | None = None) -> None: ...
 
 
@@ -52,6 +59,7 @@ class AnyElement(Protocol):
         *,
         type: str = "Normal",  # noqa: A002
         action_name: str | None = None,
+        event_name: str | None = None,
     ) -> None: ...
 
 
@@ -174,9 +182,15 @@ class _ThreadedElement:
         *,
         type: str = "Normal",  # noqa: A002
         action_name: str | None = None,
+        event_name: str | None = None,
     ) -> None:
         await self._threads.call(
-            self._element.event, reason, message, type=type, action_name=action_name
+            self._element.event,
+            reason,
+            message,
+            type=type,
+            action_name=action_name,
+            event_name=event_name,
         )
 
 
@@ -197,8 +211,17 @@ class _ThreadedAction:
     ) -> None:
         await self._threads.call(self._action.__exit__, exc_type, error, traceback)
 
-    async def event(self, reason: str, message: str = "", *, type: str = "Normal") -> None:  # noqa: A002
-        await self._threads.call(self._action.event, reason, message, type=type)
+    async def event(
+        self,
+        reason: str,
+        message: str = "",
+        *,
+        type: str = "Normal",  # noqa: A002
+        event_name: str | None = None,
+    ) -> None:
+        await self._threads.call(
+            self._action.event, reason, message, type=type, event_name=event_name
+        )
 
     async def retry(self, error: BaseException | None = None) -> None:
         await self._threads.call(self._action.retry, error)
@@ -244,7 +267,7 @@ class PublisherContract:
         async with case.publisher as publisher:
             await publisher.publish(EVENT)
         [event] = await case.published()
-        assert re.fullmatch(r"gcs-exec-3\.[0-9a-f]{16}-[0-9a-f]{8}", event.name)
+        assert re.fullmatch(r"gcs-exec-3\.[0-9a-f]{16}", event.name)
         assert before <= event.last_timestamp <= datetime.now(UTC)
         assert event == Occurrence(
             execution_id="exec-1",
@@ -285,6 +308,20 @@ class PublisherContract:
         first, second, other, third = [event.name for event in await case.published()]
         assert first == second == third
         assert other != first
+
+    async def test_an_event_of_an_element_can_be_named(self, case: Case) -> None:
+        """The events of an action's life cycle are never named by the caller."""
+        async with case.publisher as publisher:
+            element = element_of(publisher)
+            async with element.action("create") as action:
+                await element.event("a##A", "pid 1", event_name="mine.1")
+                await action.event("a##A", "pid 2", event_name="mine.1")
+                await action.event("a##A", "pid 3")
+                await action.retry()
+        names = [event.name for event in await case.published()]
+        assert names[1:3] == ["mine.1", "mine.1"]
+        assert len(set(names)) == 5
+        assert all(re.fullmatch(r"gcs-exec-3\.[0-9a-f]{16}", n) for n in set(names) - {"mine.1"})
 
     async def test_events_of_one_task_keep_their_order(self, case: Case) -> None:
         async def work(publisher: AnyPublisher, worker: str) -> None:

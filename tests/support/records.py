@@ -97,7 +97,7 @@ def refused(records: Sequence[LogRecord], *, begin: int | None = None) -> Batch:
     )
 
 
-class OddName(str):
+class NonUtf8Name(str):
     """A header name that is not UTF-8, as producers in other languages can write."""
 
     def encode(self, *_: object) -> bytes:

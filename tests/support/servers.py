@@ -4,7 +4,8 @@
 
 `EXECUTION_EVENTS_TEST_BACKEND` chooses `embedded` (the default) or `testcontainers`;
 `EXECUTION_EVENTS_TEST_KAFKA` (host:port) and `EXECUTION_EVENTS_TEST_DATABASE_URL` (of an
-administrator) together name running servers instead. The tests are the same on each.
+administrator) together name running servers instead. `EXECUTION_EVENTS_TEST_POSTGRESQL` (15 to 18)
+chooses the embedded PostgreSQL's version. The tests are the same on each.
 """
 
 import asyncio
@@ -21,10 +22,11 @@ from execution_events.embedded import (
     EmbeddedPostgres,
     running,
 )
+from tests.support import postgresql
 from tests.support.configuration import CACHE_DIR
 
 _KAFKA_IMAGE = "apache/kafka:4.3.1"
-_POSTGRES_IMAGE = "postgres:18"
+_POSTGRES_IMAGE = f"postgres:{postgresql.chosen()}"
 
 # Tests that crash the server on purpose start one of their own.
 _FAST_POSTGRES = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
@@ -78,7 +80,9 @@ def broker_in(
 async def _embedded() -> AsyncIterator[Servers]:
     async with data_directory() as directory:
         broker = broker_in(directory)
-        database = EmbeddedPostgres(directory, settings=_FAST_POSTGRES)
+        database = EmbeddedPostgres(
+            directory, settings=_FAST_POSTGRES, packages=await postgresql.packages()
+        )
         async with running(broker, database):
             yield Servers(broker.bootstrap_servers, database.dsn())
 

@@ -78,7 +78,7 @@ def crowded_occurrences(draw: st.DrawFn) -> Occurrence:
     """Occurrences of few events at few moments, so that they meet and tie.
 
     UTF-16 would sort the names otherwise than UTF-8 does. The other fields differ freely, so that
-    it can be told whose they are.
+    they identify their occurrence.
     """
     first, last = sorted((draw(_moments), draw(_moments)))
     mark = str(draw(st.integers(0, 999)))

@@ -60,10 +60,10 @@ class Watcher:
         headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator["Watching"]:
         """Watch from its last id while the context is open."""
-        asked = {"Accept": "text/event-stream", **(headers or {})}
+        fields = {"Accept": "text/event-stream", **(headers or {})}
         if self.id:
-            asked["Last-Event-ID"] = self.id
-        async with api.stream("GET", path, params=dict(params or {}), headers=asked) as response:
+            fields["Last-Event-ID"] = self.id
+        async with api.stream("GET", path, params=dict(params or {}), headers=fields) as response:
             yield Watching(self, response)
 
 

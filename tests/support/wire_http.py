@@ -9,20 +9,20 @@ import httpx
 from tests.support.consumers import DEADLINE
 
 
-class RawAnswer(NamedTuple):
+class RawResponse(NamedTuple):
     status: int
     fields: dict[str, str]
     """By lower-case name; repeated values are joined by a comma."""
     body: bytes
 
     @property
-    def unvarying(self) -> "RawAnswer":
+    def unvarying(self) -> "RawResponse":
         """The response without the headers that vary."""
         varying = {"x-request-id", "date"}
         return self._replace(fields={k: v for k, v in self.fields.items() if k not in varying})
 
 
-def asked(
+def request(
     target: str,
     *lines: str,
     method: str = "GET",
@@ -57,7 +57,7 @@ async def exchange(address: httpx.URL | str, *parts: bytes) -> bytes:
     return content
 
 
-def answers(content: bytes, *, to_head: bool = False) -> list[RawAnswer]:
+def parse_responses(content: bytes, *, to_head: bool = False) -> list[RawResponse]:
     """Parse responses; nothing may be left over."""
     found = []
     while content:
@@ -71,12 +71,12 @@ def answers(content: bytes, *, to_head: bool = False) -> list[RawAnswer]:
         version, status, *_ = first.split(" ")
         assert version == "HTTP/1.1"
         assert len(content) >= size
-        found.append(RawAnswer(int(status), fields, content[:size]))
+        found.append(RawResponse(int(status), fields, content[:size]))
         content = content[size:]
     return found
 
 
-def check_error(answer: RawAnswer, holds: str = "") -> None:
+def check_error(answer: RawResponse, holds: str = "") -> None:
     """Check that an error has a request id and the common body."""
     assert 0 < len(answer.fields["x-request-id"]) <= 128
     assert answer.fields["content-type"] == "application/json"

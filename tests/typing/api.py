@@ -60,8 +60,9 @@ async def work(publisher: Publisher) -> None:
         await action.retry()
         await action.retry(OSError())
         await action.event("镜像拉取##PullImage", "拉取镜像. ## Pulling image.", type=NORMAL)
+        await action.event("a##A", event_name="mine.1")
         await element.event("镜像拉取##PullImage")
-    await element.event("a##A", "m", type=WARNING, action_name="create")
+    await element.event("a##A", "m", type=WARNING, action_name="create", event_name=None)
     await publisher.publish(event())
     assert_type(await publisher.flush(timeout=1.5), None)
     assert_type(await publisher.close(), int)
@@ -119,6 +120,7 @@ async def wrong_uses(publisher: Publisher, threaded: sync.Publisher, element: El
     await publisher.flush("1")  # type: ignore[arg-type]
     await element.event(b"a##A")  # type: ignore[arg-type]
     await element.event("a##A", "m", "Normal")  # type: ignore[call-arg]
+    element.action("create", event_name="mine.1")  # type: ignore[call-arg]
     await work(threaded)  # type: ignore[arg-type]
     threaded_work(publisher)  # type: ignore[arg-type]
     with element.action("create"):  # type: ignore[attr-defined]

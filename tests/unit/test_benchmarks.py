@@ -13,7 +13,7 @@ import pytest
 
 from execution_events import wire
 from execution_events.events import Occurrence
-from execution_events.publisher import EventNamer
+from execution_events.publisher.event import occurrence_of
 from tests.benchmarks import (
     consuming,
     dataset,
@@ -91,8 +91,7 @@ def test_events_are_seed_shaped() -> None:
     assert list(executions.values()) == [EVENTS_OF_AN_EXECUTION] * CONCURRENT
     assert len({event.execution_id for event in events[:CONCURRENT]}) == CONCURRENT
     assert events[-1].execution_id not in executions
-    namer = EventNamer()
-    occurrences = [namer.occurrence(event) for event in events]
+    occurrences = [occurrence_of(event) for event in events]
     assert len({occurrence.name for occurrence in occurrences}) == len(events)
     assert all(450 < len(wire.encode(occurrence)[1]) < 650 for occurrence in occurrences)
 
@@ -348,13 +347,13 @@ def test_reads_are_judged_and_wrong_answers_break_a_report() -> None:
         for case in read.CASES
     }
     samples["hot"][targets.MANY] = [sample(90)]
-    streams = {"at once": Streamed(1, 50, 21, True), "slowly": Streamed(1, 50, 0, False)}
+    streams = {"at once": [Streamed(1, 50, 21, True)], "slowly": [Streamed(1, 50, 0, False)]}
     report = read.report(
         read.CASES,
         Dataset(10, 1000),
         samples,
-        read.Memory(60, 70, streams),
-        Contention(sample(100, 1), 1000, False),
+        read.Memory(60, 70),
+        {read.READER: read.Further([Contention(sample(100, 1), 1000, False)], streams)},
         rounds=1,
         seconds=1,
     )
@@ -382,12 +381,19 @@ def test_reads_are_judged_by_the_other_tree() -> None:
         Dataset(10, 1000),
         samples,
         read.Memory(60, 70),
-        Contention(sample(100), 1000, True),
+        {
+            server: read.Further(
+                [Contention(sample(100), 1000, True)] * 2,
+                {"at once": [Streamed(seconds, 50, 5, True)] * 2},
+            )
+            for server, seconds in ((read.READER, 2), (read.OTHER_READER, 1))
+        },
         rounds=2,
         seconds=1,
     )
     compared = [each for each in report.verdicts if "of the other tree" in each.what]
-    assert len(compared) == 2 * sum(case.server == read.READER for case in cases)
+    assert len(compared) == 2 * sum(case.server == read.READER for case in cases) + 2
     assert [each.what for each in compared if not each.met] == [
-        "lists of the same 8 executions, 64 connections, of the other tree (rounds 0.80 to 1.00)"
+        "lists of the same 8 executions, 64 connections, of the other tree (rounds 0.80 to 1.00)",
+        "rate of the long list read at once, of the other tree (rounds 0.50 to 0.50)",
     ]

@@ -1,11 +1,12 @@
 """Arithmetic and verdicts of the latency benchmark."""
 
 from collections import Counter
+from dataclasses import replace
 
 import msgspec
 import pytest
 
-from tests.benchmarks import latency, poller
+from tests.benchmarks import latency, poller, trees
 from tests.benchmarks.course import (
     LISTED,
     Arrivals,
@@ -119,7 +120,20 @@ def test_only_rates_with_a_bar_are_judged() -> None:
     assert not report.broken
 
 
+def test_rounds_are_merged_and_judged_by_the_other_tree() -> None:
+    rounds = [measured(SLOW, Arrivals([times]), Arrivals([0.01])) for times in (0.02, 0.03)]
+    others = [replace(each, watched=Arrivals([0.02]), other_tree=True) for each in rounds]
+    report = latency.report([*rounds, *reversed(others)], 1)
+    assert [row[:5] for row in report.rows if row[1] == "watch"] == [
+        ("10", "watch", "2", "20", "30"),
+        (trees.OTHER_TITLE, "watch", "2", "20", "20"),
+    ]
+    compared = [each for each in report.verdicts if "of the other tree" in each.what]
+    assert [each.figure for each in compared] == [1, 1, 1.25, 1.25]
+
+
 def test_an_event_never_seen_breaks_a_report() -> None:
     report = latency.report([measured(SLOW, Arrivals([]), Arrivals([], ["1 never seen"]))], 2)
     assert not any(each.met for each in report.verdicts)
+    assert "p99: inf ms" in report.text()
     assert report.broken == ["10 events a second: polling: 1 never seen"]

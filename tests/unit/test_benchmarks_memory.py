@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from tests.benchmarks import consuming, load, memory
 from tests.benchmarks.dataset import Dataset
-from tests.benchmarks.memory import Consumer, Reader
+from tests.benchmarks.memory import Consumer, Reader, Services
 from tests.benchmarks.reading import Streamed
 
 STORED = consuming.Sample(rate=40_000, total=8, cpu=4, postgres_cpu=3, peak=100, wrong=[])
@@ -31,7 +31,7 @@ def test_the_management_port_is_read_from_the_log() -> None:
 
 
 def test_peaks_are_judged() -> None:
-    report = memory.report(Dataset(20, 1000), CONSUMER, READER, 5)
+    report = memory.report(Dataset(20, 1000), [Services(CONSUMER, READER)], [], 5)
     assert [(verdict.figure, verdict.met) for verdict in report.verdicts] == [
         (105, True),
         (98, True),
@@ -42,8 +42,12 @@ def test_peaks_are_judged() -> None:
 
 def test_memory_that_grows_with_the_backlog_misses_both_bars() -> None:
     grown = replace(CONSUMER, stored={1000: STORED, 3000: replace(STORED, peak=210)})
-    report = memory.report(Dataset(20, 1000), grown, READER, 5)
-    assert [verdict.met for verdict in report.verdicts] == [False, True, False]
+    ours, other = Services(grown, READER), Services(CONSUMER, READER)
+    report = memory.report(Dataset(20, 1000), [ours], [other], 5)
+    assert [verdict.met for verdict in report.verdicts[:3]] == [False, True, False]
+    assert [verdict.what for verdict in report.verdicts[3:] if not verdict.met] == [
+        "consumer, stores 3,000 records, of the other tree (rounds 2.00 to 2.00)"
+    ]
 
 
 def test_wrong_counts_and_answers_break_a_report() -> None:
@@ -53,7 +57,8 @@ def test_wrong_counts_and_answers_break_a_report() -> None:
         lists=load.Sample(5000, 5, 0.001, 0.002, 4, 1, 1, 5500, wrong=2, errors=["x"]),
         long=replace(READER.long, same=False),
     )
-    report = memory.report(Dataset(20, 1000), replace(CONSUMER, stored=stored), reader, 5)
+    found = Services(replace(CONSUMER, stored=stored), reader)
+    report = memory.report(Dataset(20, 1000), [found], [], 5)
     assert report.broken == [
         "3,000 records: 1 occurrences missing, of 1 events",
         "reader, lists over 8 connections: 2 of 5,500 answers wrong: x",

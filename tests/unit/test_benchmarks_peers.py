@@ -13,9 +13,11 @@ from execution_events import wire
 from execution_events.embedded.jars import JarList
 from execution_events.embedded.kafka import jar_list
 from tests.benchmarks import recurring, reference
-from tests.benchmarks.peers import comparison, debezium, installed
+from tests.benchmarks.peers import comparison, debezium, peer
 from tests.benchmarks.peers.comparison import Found, Sample, Work
 from tests.benchmarks.peers.job import FIELDS, Job, row
+from tests.foreign import programs
+from tests.support import installed
 
 
 def test_a_row_has_the_columns_of_a_record() -> None:
@@ -69,12 +71,13 @@ def test_only_the_consumers_wrong_counts_break_a_report() -> None:
     ]
 
 
-def test_each_lock_has_its_own_environment(tmp_path: Path) -> None:
-    assert installed.directory(tmp_path, b"a") != installed.directory(tmp_path, b"b")
+def test_each_lock_has_its_own_environment() -> None:
+    assert installed.directory("name", b"a") != installed.directory("name", b"b")
 
 
-def test_the_lock_has_hashes_and_no_index() -> None:
-    text = installed.LOCK.read_text()
+@pytest.mark.parametrize("lock", [peer.LOCK, programs.LOCK])
+def test_a_lock_has_hashes_and_no_index(lock: Path) -> None:
+    text = lock.read_text()
     assert not re.search(r"://|index|find-links", text)
     lines = [
         line for line in text.replace("\\\n", " ").splitlines() if line and line[0] not in "# "
@@ -83,7 +86,7 @@ def test_the_lock_has_hashes_and_no_index() -> None:
     assert all("==" in line and "--hash=sha256:" in line for line in lines)
     wanted = {
         re.sub(r"\[.*\]", "", line).split("==")[0]
-        for line in installed.LOCK.with_suffix(".in").read_text().splitlines()
+        for line in lock.with_suffix(".in").read_text().splitlines()
     }
     assert wanted <= {line.split("==")[0] for line in lines}
 

@@ -147,7 +147,7 @@ def test_a_response_too_large_to_cache_replaces_only_its_predecessor() -> None:
 def test_its_memory_is_bounded(
     make: Callable[[int], tuple[QueryKey, CachedResponse]], put: int
 ) -> None:
-    """As tracemalloc counts it, whatever is large; and less than 1 MiB for the recent keys."""
+    """As counted by tracemalloc, whichever part is large; the recent keys take less than 1 MiB."""
     limit = 4 * 2**20
     cache = ResponseCache(limit)
     tracemalloc.start()

@@ -15,7 +15,7 @@ from execution_events.cli.main import main
 from execution_events.publisher.record import HOLD_MS, PendingRecord
 from execution_events.publisher.spool.directory import open_spool
 from execution_events.publisher.spool.spool import Spool
-from execution_events.settings import Settings, variable_of
+from execution_events.settings import KafkaSettings, PublisherSettings, variable_of
 
 MAX_BYTES = 2**26
 
@@ -46,7 +46,8 @@ def kafka(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     errors = {2: "no leader", 5: "no such partition", 7: "no such partition"}
 
     async def drain(
-        settings: Settings,
+        kafka: KafkaSettings,
+        settings: PublisherSettings,
         spool: Spool,
         *,
         timeout: float,
@@ -216,10 +217,10 @@ def test_the_list_shows_the_errors_of_blocked_partitions(
             {"partitions": [2, 7], "error": "no leader"},
             {"partitions": [5], "error": "the clock"},
         ]
-        spool.store_errors({-1: "Kafka is away", 7: "no leader"})
+        spool.store_errors({-1: "Kafka is unavailable", 7: "no leader"})
     assert main(["spool", "list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["blocked"] == [
-        {"partitions": [], "error": "Kafka is away"}
+        {"partitions": [], "error": "Kafka is unavailable"}
     ]
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from execution_events.cli.main import parser
 from execution_events.settings import unknown
+from execution_events.store.sql import load_queries
 
 COMPOSE = (Path(__file__).parents[2] / "infra" / "compose.yaml").read_text()
 
@@ -43,3 +44,11 @@ def test_services_get_existing_settings() -> None:
     assert variables
     # The owner's password is for PostgreSQL's own container.
     assert unknown(dict.fromkeys(variables, "")) == ["EXECUTION_EVENTS_OWNER_PASSWORD"]
+
+
+def test_the_first_start_revokes_the_functions_that_migrate_reports() -> None:
+    infra = Path(__file__).parents[2] / "infra"
+    script = (infra / "postgresql/init.sh").read_text()
+    start = script.index("WHERE pronamespace")
+    condition = " ".join(script[start : script.index("\\gexec")].split())
+    assert condition in " ".join(load_queries("roles")["unmet"].split())

@@ -13,7 +13,7 @@ from execution_events.publisher import element as module
 from execution_events.publisher.element import Element
 from execution_events.publisher.event import Event
 
-LOST = RetryableError("Kafka is away")
+LOST = RetryableError("Kafka is unavailable")
 
 
 class Spy:
@@ -210,7 +210,7 @@ async def test_an_end_that_cannot_be_published_does_not_hide_the_exception(
             raise error
     assert raised.value is error
     [note] = error.__notes__
-    assert "was not published: RetryableError: Kafka is away" in note
+    assert "was not published: RetryableError: Kafka is unavailable" in note
     [record] = caplog.records
     assert (record.levelno, record.getMessage()) == (logging.ERROR, "event_not_published")
 
@@ -318,7 +318,7 @@ async def test_a_failure_to_publish_is_noted_on_the_cancellation(
     spy.gate.set()
     with pytest.raises(asyncio.CancelledError) as raised:
         await worker.task
-    assert "Kafka is away" in raised.value.__notes__[0]
+    assert "Kafka is unavailable" in raised.value.__notes__[0]
 
 
 async def test_a_timeout_during_the_end_is_raised_as_a_timeout(spy: Spy, element: Element) -> None:

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from execution_events import events, wire
 from execution_events.errors import EventError, RecordRefusedError
 from execution_events.events import Occurrence
-from execution_events.publisher.event import Event
-from execution_events.publisher.naming import EventNamer
+from execution_events.publisher.event import Event, occurrence_of
 from tests.support import strategies
 
 EVENT = Event(
@@ -117,7 +116,7 @@ def decoded(event: Event) -> Occurrence | None:
 def test_an_event_is_accepted_exactly_when_consumers_accept_its_record(event: Event) -> None:
     expected = decoded(event)
     try:
-        occurrence = EventNamer().occurrence(event)
+        occurrence = occurrence_of(event)
     except EventError:
         note("refused")
         assert expected is None
@@ -138,7 +137,7 @@ def test_an_event_is_accepted_exactly_when_consumers_accept_its_record(event: Ev
 @settings(max_examples=300, deadline=None)
 def test_every_occurrence_can_be_written_as_an_event(occurrence: Occurrence) -> None:
     event = Event(**{field: getattr(occurrence, field) for field in occurrence.__struct_fields__})
-    assert EventNamer().occurrence(event) == occurrence
+    assert occurrence_of(event) == occurrence
 
 
 WRONG: list[tuple[str, Any]] = [
@@ -173,7 +172,7 @@ WRONG: list[tuple[str, Any]] = [
 @pytest.mark.parametrize(("field", "value"), WRONG)
 def test_an_error_names_the_field_without_its_content(field: str, value: Any) -> None:
     with pytest.raises(EventError, match=f"^{field}: ") as wrong:
-        EventNamer().occurrence(changed(**{field: value}))
+        occurrence_of(changed(**{field: value}))
     assert SECRET not in str(wrong.value)
     assert "\0" not in str(wrong.value)
     assert wrong.value.__cause__ is None
@@ -183,14 +182,14 @@ def test_first_after_last_is_refused_only_if_both_are_given() -> None:
     later = datetime(9999, 1, 1, tzinfo=UTC)
     now = datetime.now(UTC)
     with pytest.raises(EventError, match="first_timestamp: after last_timestamp"):
-        EventNamer().occurrence(changed(first_timestamp=later, last_timestamp=now))
-    occurrence = EventNamer().occurrence(changed(first_timestamp=later))
+        occurrence_of(changed(first_timestamp=later, last_timestamp=now))
+    occurrence = occurrence_of(changed(first_timestamp=later))
     assert occurrence.first_timestamp == occurrence.last_timestamp == later
 
 
 def test_missing_fields_have_defaults() -> None:
     before = datetime.now(UTC)
-    occurrence = EventNamer().occurrence(EVENT)
+    occurrence = occurrence_of(EVENT)
     assert occurrence.first_timestamp == occurrence.last_timestamp
     assert before <= occurrence.last_timestamp <= datetime.now(UTC)
     assert occurrence.object_namespace == "n"
@@ -199,7 +198,7 @@ def test_missing_fields_have_defaults() -> None:
 
 def test_times_are_in_utc() -> None:
     moment = datetime(2018, 8, 20, 14, 41, 44, tzinfo=timezone(timedelta(hours=8)))
-    occurrence = EventNamer().occurrence(changed(last_timestamp=moment))
+    occurrence = occurrence_of(changed(last_timestamp=moment))
     assert occurrence.last_timestamp.tzinfo is occurrence.first_timestamp.tzinfo is UTC
     assert occurrence.last_timestamp == occurrence.first_timestamp == moment
 
@@ -214,8 +213,7 @@ class Marked(str):
 
 @pytest.mark.parametrize("text", [Reason.PULL, Marked("镜像拉取##PullImage")])
 def test_subclasses_of_str_are_accepted_as_text(text: str) -> None:
-    namer = EventNamer()
-    first, second = namer.occurrence(changed(reason=text)), namer.occurrence(EVENT)
+    first, second = occurrence_of(changed(reason=text)), occurrence_of(EVENT)
     assert first.name == second.name
     assert type(first.reason) is str
     assert wire.decode(*wire.encode(first), -1) == first

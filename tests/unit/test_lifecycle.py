@@ -93,6 +93,7 @@ def nested(depth: int) -> BaseException:
         (ValueError("two\n  lines\r\n\tand\u2028more "), "ValueError: two lines and more"),
         (ValueError("a\0b\ud800c\x1b[31m"), "ValueError: a b c [31m"),
         (UnprintableError(), "UnprintableError"),
+        (ValueError([object(), "at 0x7f"]), "ValueError: [<object object>, 'at 0x7f']"),
         (type("A##\n", (Exception,), {})("x"), "A# : x"),
         (
             ExceptionGroup("failed", [ValueError("a"), ExceptionGroup("b", [OSError("c")])]),

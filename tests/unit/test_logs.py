@@ -1,4 +1,4 @@
-"""Logs: one line a record, whatever it contains."""
+"""Logs: one line for each record, with any content."""
 
 import io
 import json

@@ -17,6 +17,7 @@ TARGETS = [
     "faults",
     "faults-full",
     "faults-tools",
+    "pooler",
     "mutants",
     "bench",
     "bench-growth",

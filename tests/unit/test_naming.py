@@ -1,24 +1,22 @@
-"""Names of events: equal for recurrences, unique otherwise, for any clock and process."""
+"""Names of events: equal for equal texts, whatever the process, the times and the count."""
 
-import itertools
-import re
-import threading
-import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+import subprocess
+import sys
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from execution_events import wire
-from execution_events.errors import EventError
 from execution_events.events import object_of
-from execution_events.publisher.event import Event
-from execution_events.publisher.naming import EventNamer
-from tests.support.forks import in_child
+from execution_events.publisher.event import Event, occurrence_of
+from tests.support import golden
+from tests.support.golden import Named
 
+NAMES = golden.names()
 EVENT = Event(
     execution_id="exec-1",
     namespace="n",
@@ -38,139 +36,87 @@ def changed(**fields: Any) -> Event:
     return msgspec.structs.replace(EVENT, **fields)
 
 
-def name_of(namer: EventNamer, **fields: Any) -> str:
-    return namer.occurrence(changed(**fields)).name
+def name_of(**fields: Any) -> str:
+    return occurrence_of(changed(**fields)).name
 
 
-def test_a_name_has_the_object_and_the_nanoseconds_of_the_first_report() -> None:
-    before = time.time_ns()
-    name = name_of(EventNamer())
-    found = re.fullmatch(r"gcs-exec-3\.([0-9a-f]{16})-[0-9a-f]{8}", name)
-    assert found is not None
-    assert before <= int(found[1], 16) <= time.time_ns()
+def event_of(record: dict[str, Any]) -> Event:
+    """Return the event that a record without a name reports."""
+    involved = record["involvedObject"]
+    return Event(
+        execution_id=record["executionId"],
+        namespace=record["metadata"]["namespace"],
+        object_name=involved["name"],
+        object_namespace=involved.get("namespace"),
+        reason=record["reason"],
+        message=record.get("message", ""),
+        type=record["type"],
+        elem_type=record["elemType"],
+        elem_id=record["elemId"],
+        action_name=record["actionName"],
+    )
 
 
-def test_a_recurrence_has_the_same_name_and_its_own_times_and_count() -> None:
-    namer = EventNamer()
-    moment = datetime(2018, 8, 20, 6, 41, 44, tzinfo=UTC)
-    first = namer.occurrence(EVENT)
-    second = namer.occurrence(changed(count=3, first_timestamp=moment))
-    assert second.name == first.name
-    assert (second.count, second.first_timestamp) == (3, moment)
-    assert second.last_timestamp >= first.last_timestamp
-    assert name_of(namer, object_namespace="n") == first.name  # the meaning of None
+@pytest.mark.parametrize("case", [pytest.param(each, id=each.case) for each in NAMES])
+def test_a_name_is_that_of_the_golden_file(case: Named) -> None:
+    occurrence = occurrence_of(event_of(case.record))
+    assert occurrence.name == case.name
+    assert wire.decode(*wire.encode(occurrence), -1) == occurrence
+
+
+def test_the_golden_names_cover_every_kind() -> None:
+    objects = [case.record["involvedObject"] for case in NAMES]
+    sizes = {len(each["name"].encode()) for each in objects}
+    cut = {
+        each["name"][len(object_of(case.name))]
+        for case, each in zip(NAMES, objects, strict=True)
+        if len(object_of(case.name).encode()) not in (236, len(each["name"].encode()))
+    }
+    messages = {case.record.get("message") for case in NAMES}
+    assert len(NAMES) >= 12
+    assert {236, 237, 253} <= sizes
+    assert {"é", "任", "😀"} <= cut
+    assert {None, ""} <= messages
+    assert max(len((message or "").encode()) for message in messages) == 16 * 1024
+    assert any("namespace" not in each for each in objects)
 
 
 @pytest.mark.parametrize("field", IDENTITY)
 def test_an_event_that_differs_in_any_text_has_another_name(field: str) -> None:
-    namer = EventNamer()
-    assert name_of(namer) != name_of(namer, **{field: "other"})
+    assert name_of() != name_of(**{field: "other"})
 
 
-def test_the_namer_is_bounded_and_forgets_the_least_recent_events() -> None:
-    namer = EventNamer(size=2)
-    a, b = name_of(namer, elem_id="a"), name_of(namer, elem_id="b")
-    c = name_of(namer, elem_id="c")
-    assert name_of(namer, elem_id="a") == a
-    name_of(namer, elem_id="d")
-    assert name_of(namer, elem_id="a") == a
-    assert name_of(namer, elem_id="c") == c
-    assert name_of(namer, elem_id="b") != b
-    for element in range(100):
-        name_of(namer, elem_id=str(element))
-        assert _remembered(namer) <= 4
+def test_times_and_count_do_not_change_the_name() -> None:
+    moment = datetime(2018, 8, 20, 6, 41, 44, tzinfo=UTC)
+    recurrence = occurrence_of(changed(count=3, first_timestamp=moment))
+    assert recurrence.name == name_of()
+    assert (recurrence.count, recurrence.first_timestamp) == (3, moment)
+    assert name_of(object_namespace="n") == name_of()  # the meaning of None
 
 
-def _remembered(namer: EventNamer) -> int:
-    return len(namer._recent) + len(namer._old)
+def test_another_process_gives_the_same_name() -> None:
+    script = f"""
+from execution_events import Event
+from execution_events.publisher.event import occurrence_of
+print(occurrence_of({EVENT!r}).name)
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert found.stdout.decode().strip() == name_of()
 
 
-def test_a_name_given_by_the_caller_is_used_once_and_not_remembered() -> None:
-    namer = EventNamer()
-    assert name_of(namer, name="mine.1") == "mine.1"
-    generated = name_of(namer)
-    assert generated != "mine.1"
-    assert name_of(namer, name="mine.1") == "mine.1"
-    assert name_of(namer) == generated
+def test_a_name_given_by_the_caller_is_used_once() -> None:
+    generated = name_of()
+    assert name_of(name="mine.1") == "mine.1"
+    assert name_of() == generated != "mine.1"
 
 
-def test_a_refused_event_is_not_remembered() -> None:
-    namer = EventNamer()
-    for _ in range(2):
-        with pytest.raises(EventError, match="elem_id"):
-            namer.occurrence(changed(elem_id="\0"))
-    assert _remembered(namer) == 0
-    name_of(namer)
-    with pytest.raises(EventError, match="count"):
-        namer.occurrence(changed(count=0))
-
-
-@pytest.mark.parametrize(
-    "object_name", ["x" * 253, "元" * 84, "a" + "😀" * 63, "a.b." * 60, "x" * 57]
-)
-def test_a_long_object_name_is_cut_between_characters(object_name: str) -> None:
-    occurrence = EventNamer().occurrence(changed(object_name=object_name))
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
+def test_a_long_object_name_is_cut_between_characters(text: str) -> None:
+    object_name = (text * 253).encode()[:253].decode(errors="ignore")
+    occurrence = occurrence_of(changed(object_name=object_name))
     assert wire.decode(*wire.encode(occurrence), -1) == occurrence
     prefix = object_of(occurrence.name)
     assert object_name.startswith(prefix)
     assert len(occurrence.name.encode()) <= 253
     assert prefix == object_name or len(occurrence.name.encode()) > 253 - 4
     assert occurrence.object_name == object_name
-
-
-def moments(namer: EventNamer, reports: Iterable[int]) -> list[str]:
-    return [name_of(namer, elem_id=str(report)).rpartition(".")[2] for report in reports]
-
-
-@pytest.mark.parametrize("step", [0, -1, -3_600_000_000_000])
-def test_nanoseconds_increase_even_if_the_clock_does_not(
-    monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
-    clock = itertools.count(time.time_ns(), step)
-    monkeypatch.setattr(time, "time_ns", lambda: next(clock))
-    # Also over two publishers of one process.
-    suffixes = moments(EventNamer(), range(100)) + moments(EventNamer(), range(100))
-    assert suffixes == sorted(set(suffixes))
-
-
-def test_threads_agree_on_the_name_of_one_event_alone() -> None:
-    namer, threads, events = EventNamer(), 8, 200
-    barrier = threading.Barrier(threads)
-
-    def report() -> list[str]:
-        barrier.wait()
-        return [name_of(namer, elem_id=str(number)) for number in range(events)]
-
-    with ThreadPoolExecutor(threads) as pool:
-        by_thread = [future.result() for future in [pool.submit(report) for _ in range(threads)]]
-    assert all(names == by_thread[0] for names in by_thread)
-    assert len(set(by_thread[0])) == events
-
-
-def test_a_forked_child_has_its_own_random_number() -> None:
-    namer = EventNamer()
-    parent = name_of(namer, elem_id="parent")
-    child = in_child(lambda: name_of(namer, elem_id="child"))
-    assert child.startswith("gcs-exec-3.")
-    assert child[-8:] != parent[-8:]
-
-
-def test_a_fork_during_naming_leaves_no_lock_behind() -> None:
-    namer = EventNamer()
-    held, forked = threading.Event(), threading.Event()
-
-    class Slow(str):
-        """A string whose hashing blocks, under the namer's lock."""
-
-        def __hash__(self) -> int:
-            held.set()
-            assert forked.wait(20)
-            return super().__hash__()
-
-    with ThreadPoolExecutor(1) as pool:
-        naming = pool.submit(name_of, namer, elem_id=Slow("slow"))
-        assert held.wait(20)
-        child = in_child(lambda: name_of(namer))
-        forked.set()
-        naming.result()
-    assert child.startswith("gcs-exec-3.")

@@ -29,7 +29,19 @@ def test_another_docstring_passes(text: str) -> None:
     assert rules(f'def f():\n    """{text}"""') == []
 
 
-@pytest.mark.parametrize("sentence", prose.SENTENCES)
+@pytest.mark.parametrize("word", ["What", "Who", "where"])
+def test_a_comment_does_not_begin_with_a_question_word(word: str) -> None:
+    assert rules(f"A = 1\n# {word} is.\n# And more.") == ["comment"]
+    assert rules(f"A = 1  # {word} is.") == ["comment"]
+    assert rules(f"# More on\n# {word.lower()} is.") == []
+
+
+@pytest.mark.parametrize("text", ["threading on", "what thereis", "This is awayward."])
+def test_a_phrase_is_refused_only_as_whole_words(text: str) -> None:
+    assert rules(f"# {text}".replace("# what", "# So what")) == []
+
+
+@pytest.mark.parametrize("sentence", [*prose.SENTENCES, *prose.PHRASES])
 def test_a_retired_sentence_is_refused_in_strings_comments_and_documents(sentence: str) -> None:
     first, _, rest = sentence.partition(" ")
     assert rules(f'help = "{sentence}"') == ["text"]

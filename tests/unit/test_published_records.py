@@ -7,14 +7,16 @@ from aiokafka.partitioner import DefaultPartitioner, murmur2
 
 from execution_events import wire
 from tests.support import golden
-from tests.support.golden import Golden, Place
+from tests.support.golden import Golden, KeyPartition
 
 PUBLISHED = golden.load("published.json")
-PLACES = golden.places()
+KEY_PARTITIONS = golden.key_partitions()
 NUMBERS = (6, 12)
 
 each_record = pytest.mark.parametrize("case", [pytest.param(r, id=r.name) for r in PUBLISHED])
-each_key = pytest.mark.parametrize("case", [pytest.param(p, id=f"{p.key!r}") for p in PLACES])
+each_key = pytest.mark.parametrize(
+    "case", [pytest.param(p, id=f"{p.key!r}") for p in KEY_PARTITIONS]
+)
 
 
 @each_record
@@ -35,7 +37,9 @@ def test_the_golden_records_cover_every_kind() -> None:
     assert any(not value.isascii() for value in values)
     assert any(rb"\n" in value for value in values)
     assert {case.origin.sequence for case in PUBLISHED if case.origin} >= {0, wire.SEQUENCE_MAX}
-    assert {case.record.key for case in PUBLISHED} <= {each.key for each in PLACES}
+    names = {case.occurrence.name for case in PUBLISHED if case.occurrence}
+    assert names & {case.name for case in golden.names()}
+    assert {case.record.key for case in PUBLISHED} <= {each.key for each in KEY_PARTITIONS}
 
 
 def test_headers_are_not_shared_between_callers() -> None:
@@ -47,7 +51,7 @@ def test_headers_are_not_shared_between_callers() -> None:
 
 
 @each_key
-def test_partitions_are_murmur2s(case: Place) -> None:
+def test_partitions_are_murmur2s(case: KeyPartition) -> None:
     assert case.hash == murmur2(case.key) & 0x7FFFFFFF
     assert case.partitions == {
         number: DefaultPartitioner()(case.key, list(range(number)), []) for number in NUMBERS
@@ -55,10 +59,10 @@ def test_partitions_are_murmur2s(case: Place) -> None:
 
 
 def test_the_keys_cover_every_length_and_partition() -> None:
-    lengths = {len(each.key) for each in PLACES}
+    lengths = {len(each.key) for each in KEY_PARTITIONS}
     assert {length % 4 for length in lengths} == {0, 1, 2, 3}
     assert {1, 128} <= lengths
-    assert {each.partitions[6] for each in PLACES} == set(range(6))
+    assert {each.partitions[6] for each in KEY_PARTITIONS} == set(range(6))
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -71,4 +75,4 @@ def test_common_mistakes_give_other_partitions(mistake: str, number: int) -> Non
         signed = unsigned - 2**32 if unsigned >= 2**31 else unsigned
         return {"sign": unsigned, "absolute": abs(signed), "crc32": crc32(key)}[mistake] % number
 
-    assert [p for p in PLACES if wrong(p.key) != p.partitions[number]]
+    assert [p for p in KEY_PARTITIONS if wrong(p.key) != p.partitions[number]]

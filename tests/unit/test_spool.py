@@ -1,76 +1,37 @@
-"""One spool file: durability, order of fetches, limits, damage."""
+"""One spool file: durability, order of fetches, limits."""
 
-import os
-import random
 import sqlite3
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec.structs import replace
 
 from execution_events.clock import now_ms
 from execution_events.errors import (
     HaltError,
     RetryableError,
-    SpoolCorruptError,
     SpoolFullError,
 )
 from execution_events.publisher.record import PendingRecord
 from execution_events.publisher.spool import spool as module
 from execution_events.publisher.spool.file import create, summary
 from execution_events.publisher.spool.spool import Spool
-
-MAX_BYTES = 64 * 1024 * 1024
-HOLD_MS = 30 * 24 * 60 * 60 * 1000
-TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-
-
-def record(number: int, size: int = 0) -> PendingRecord:
-    """A record unlike any other, with `size` additional bytes."""
-    return PendingRecord(b"key-%d" % (number % 7), b"%d " % number + b"x" * size, None, number)
-
-
-def assigned(new: PendingRecord, sequence: int, partition: int) -> PendingRecord:
-    """The record as it is fetched, without the time of its first attempt."""
-    return replace(new, sequence=sequence, partition=partition, attempted_at=0)
-
-
-def timeless(fetched: list[PendingRecord]) -> list[PendingRecord]:
-    """The records without `attempted_at`, which must be a moment ago."""
-    assert all(0 <= now_ms() - record.attempted_at < 60_000 for record in fetched)
-    return [replace(record, attempted_at=0) for record in fetched]
-
-
-def number_of(fetched: PendingRecord) -> int:
-    return int(fetched.value.split()[0])
-
-
-def partition_of(key: bytes) -> int:
-    return int(key.removeprefix(b"key-"))
-
-
-def put(spool: Spool, *numbers: int, size: int = 0) -> None:
-    spool.commit([record(n, size) for n in numbers], [], limit=0, partition_of=None)
-
-
-def take(
-    spool: Spool, limit: int = 1000, acknowledged: tuple[int, ...] = ()
-) -> list[PendingRecord]:
-    return spool.commit([], acknowledged, limit=limit, partition_of=partition_of)
-
-
-def age(path: Path, milliseconds: int) -> None:
-    """Move all attempts into the past; the file must be closed."""
-    with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE record SET attempted_at = attempted_at - ?", [milliseconds])
-    connection.close()
+from tests.support.spools import (
+    HOLD_MS,
+    MAX_BYTES,
+    TRACEPARENT,
+    age,
+    assigned,
+    number_of,
+    partition_of,
+    put,
+    record,
+    take,
+    timeless,
+)
 
 
 @pytest.fixture
@@ -213,86 +174,6 @@ def test_a_file_is_readable_by_its_owner_alone(spool: Spool) -> None:
     put(spool, 1)
     for suffix in ("", "-wal", "-shm"):
         assert Path(f"{spool.path}{suffix}").stat().st_mode & 0o077 == 0
-
-
-# Kills.
-
-_WRITER = """
-import os, signal, sys
-from pathlib import Path
-from execution_events.publisher.record import PendingRecord
-from execution_events.publisher.spool.spool import Spool
-
-path, statement, at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-spool = Spool(path, 2**26)
-seen = 0
-
-def trace(text):
-    global seen
-    hit = text.strip().startswith(statement)
-    seen += hit
-    if hit and seen == at:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-if at:
-    spool._file.connection.set_trace_callback(trace)
-number = first = spool.last
-done = []
-while True:
-    new = [PendingRecord(b"key-0", b"%d" % (number + n), None, 0) for n in range(1, 65)]
-    fetched = spool.commit(new, done, limit=40, partition_of=lambda key: 0)
-    number += 64
-    done = [record.sequence for record in fetched]
-    print(number, done[-1], flush=True)
-"""
-
-
-def run_writer(path: Path, statement: str = "", at: int = 0, lines: int = 0) -> tuple[int, int]:
-    """Write until the writer kills itself before its `at`th `statement`, or after `lines` lines.
-
-    Returns the last number reported as stored, and the last reported as fetched.
-    """
-    command = [sys.executable, "-c", _WRITER, str(path), statement, str(at)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
-        assert writer.stdout is not None
-        printed: list[str] = []
-        for line in writer.stdout:
-            printed.append(line)
-            if len(printed) == lines:
-                writer.kill()
-        assert writer.wait() == -9
-    stored, fetched = printed[-1].split() if printed else ("0", "0")
-    return int(stored), int(fetched)
-
-
-def assert_nothing_lost(path: Path, stored: int, fetched: int) -> int:
-    """Check that unacknowledged records are there once, in order; return the last number."""
-    with Spool(path, MAX_BYTES) as spool:
-        found = [(r.sequence, number_of(r)) for r in take(spool, 1_000_000)]
-    numbers = [number for _, number in found]
-    assert numbers == list(range(numbers[0], numbers[-1] + 1))
-    assert [sequence for sequence, _ in found] == numbers
-    # The interrupted commit may have been the one that deleted all fetched records.
-    assert numbers[0] <= fetched + 1
-    assert stored <= numbers[-1] <= stored + 64
-    return numbers[-1]
-
-
-@pytest.mark.parametrize("statement", ["BEGIN", "DELETE", "INSERT", "COMMIT"])
-def test_a_kill_during_a_transaction_keeps_the_one_before(path: Path, statement: str) -> None:
-    at = 3 * 40 + 1 if statement == "DELETE" else 5 * 64 if statement == "INSERT" else 5
-    stored, fetched = run_writer(path, statement, at)
-    assert stored == 4 * 64
-    assert assert_nothing_lost(path, stored, fetched) == stored
-
-
-def test_a_killed_process_loses_no_stored_record(path: Path) -> None:
-    rng = random.Random(5)
-    last = 0
-    for _ in range(10):
-        stored, fetched = run_writer(path, lines=rng.randrange(1, 60))
-        assert stored > last
-        last = assert_nothing_lost(path, stored, fetched)
 
 
 # Held and refused.
@@ -454,8 +335,8 @@ def test_requeued_records_are_fetched_again_before_later_ones(spool: Spool) -> N
 
 def test_errors_of_blocked_partitions_are_readable_in_use_and_afterwards(path: Path) -> None:
     with Spool(path, MAX_BYTES) as spool:
-        spool.store_errors({3: "no leader", -1: "Kafka is away"})
-        assert summary(path).errors == {-1: "Kafka is away", 3: "no leader"}
+        spool.store_errors({3: "no leader", -1: "Kafka is unavailable"})
+        assert summary(path).errors == {-1: "Kafka is unavailable", 3: "no leader"}
         spool.store_errors({4: "no leader"})
     assert summary(path).errors == {4: "no leader"}
     with Spool(path, MAX_BYTES) as spool:
@@ -620,262 +501,3 @@ def test_closing_twice_releases_the_lock_once(path: Path) -> None:
     spool.close()
     spool.close()
     assert released == [1]
-
-
-# Damage.
-
-
-def garbage_header(path: Path) -> None:
-    overwrite(path, 0, b"\xa5" * 4096)
-
-
-def garbage_pages(path: Path) -> None:
-    overwrite(path, 45 * 4096, b"\xa5" * 4096 * 4)
-
-
-def half(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def nothing(path: Path) -> None:
-    os.truncate(path, 0)
-
-
-def page_both_free_and_used(path: Path) -> None:
-    # The header's field of the first free page; the next records would overwrite page 3.
-    overwrite(path, 32, (3).to_bytes(4, "big"))
-
-
-def another_database(path: Path) -> None:
-    path.unlink()
-    with sqlite3.connect(path) as connection:
-        connection.execute("CREATE TABLE record (sequence INTEGER)")
-    connection.close()
-
-
-def overwrite(path: Path, offset: int, content: bytes) -> None:
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(content)
-
-
-DAMAGES = [
-    *(garbage_header, garbage_pages, page_both_free_and_used),
-    *(half, nothing, another_database),
-]
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_not_opened(path: Path, damage: Callable[[Path], None]) -> None:
-    with Spool(path, MAX_BYTES) as spool:
-        put(spool, *range(200), size=1000)
-        take(spool, 100)
-        take(spool, 0, tuple(range(100)))
-    damage(path)
-    with pytest.raises(SpoolCorruptError, match=r"spool-1.db: damaged: "):
-        Spool(path, MAX_BYTES)
-
-
-def test_an_emptied_file_keeps_its_wal(path: Path) -> None:
-    run_writer(path, lines=3)
-    wal = Path(f"{path}-wal")
-    content = wal.read_bytes()
-    assert content
-    os.truncate(path, 0)
-    for open_it in (lambda path: Spool(path, MAX_BYTES), summary):
-        with pytest.raises(SpoolCorruptError):
-            open_it(path)
-    assert wal.read_bytes() == content
-
-
-def test_damage_in_use_is_detected(path: Path) -> None:
-    with Spool(path, MAX_BYTES) as spool:
-        put(spool, *range(5000), size=1000)
-        spool._file.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        pages = path.stat().st_size // 4096
-        for page in range(10, pages):
-            overwrite(path, page * 4096, b"\xa5" * 4096)
-        with pytest.raises(SpoolCorruptError, match=r"spool-1.db: damaged: SQLITE_CORRUPT"):
-            take(spool, 5000)
-
-
-@pytest.mark.parametrize("content", [b"x" * 500, TRACEPARENT.encode()])
-def test_bytes_changed_on_the_disk_are_not_sent(path: Path, content: bytes) -> None:
-    with Spool(path, MAX_BYTES) as spool:
-        new = PendingRecord(b"key", b"x" * 500, TRACEPARENT, 0)
-        spool.commit([new], [], limit=0, partition_of=None)
-    offset = path.read_bytes().index(content)
-    overwrite(path, offset, b"\xff")
-    with Spool(path, MAX_BYTES) as spool, pytest.raises(SpoolCorruptError):
-        take(spool)
-
-
-# Against a model.
-
-
-class _Stored:
-    def __init__(self, sequence: int, new: PendingRecord) -> None:
-        self.sequence = sequence
-        self.new = new
-        self.partition: int | None = None
-        self.state = "waiting"  # or in flight, held, refused
-
-
-class Model(RuleBasedStateMachine):
-    """The spool agrees with a list of its records."""
-
-    LIMIT = 600
-
-    @initialize()
-    def make(self) -> None:
-        self.directory = tempfile.TemporaryDirectory()
-        self.path = Path(self.directory.name) / "spool.db"
-        create(self.path)
-        self.spool = Spool(self.path, self.LIMIT)
-        self.stored: list[_Stored] = []
-        self.last = 0
-        self.count = 0
-        self.opened = 0
-
-    def teardown(self) -> None:
-        self.spool.close()
-        self.directory.cleanup()
-
-    def in_state(self, *states: str) -> list[_Stored]:
-        return [stored for stored in self.stored if stored.state in states]
-
-    def bytes(self, new: list[PendingRecord]) -> int:
-        return sum(len(r.key) + len(r.value) + len(r.traceparent or "") + 32 for r in new)
-
-    @rule(
-        sizes=st.lists(st.integers(0, 60), max_size=4),
-        acknowledged=st.lists(st.integers(0, 12), max_size=4),
-        limit=st.integers(0, 5),
-        connected=st.booleans(),
-        blocked=st.frozensets(st.integers(0, 6), max_size=5),
-    )
-    def commit(
-        self,
-        sizes: list[int],
-        acknowledged: list[int],
-        limit: int,
-        connected: bool,
-        blocked: frozenset[int],
-    ) -> None:
-        new = []
-        for size in sizes:
-            self.count += 1
-            new.append(replace(record(self.count, size), traceparent="t" * (size % 3) or None))
-        in_flight = self.in_state("in flight")
-        done = [in_flight[i] for i in acknowledged if i < len(in_flight)]
-        call = (new, [stored.sequence for stored in done])
-        opened = self.opened
-
-        def partition_of_key(key: bytes) -> int:
-            return (partition_of(key) + opened) % 7
-
-        partitioner = partition_of_key if connected else None
-        self.stored = [stored for stored in self.stored if stored not in done]
-        if new and self.bytes([stored.new for stored in self.stored] + new) > self.LIMIT:
-            with pytest.raises(SpoolFullError):
-                self.spool.commit(*call, limit=limit, partition_of=partitioner, blocked=blocked)
-            return
-        for one in new:
-            self.last += 1
-            self.stored.append(_Stored(self.last, one))
-        expected: list[tuple[_Stored, int]] = []
-        for stored in self.in_state("waiting") if connected else ():
-            partition = stored.partition
-            if partition is None:
-                partition = partition_of_key(stored.new.key)
-            if len(expected) < limit and partition not in blocked:
-                expected.append((stored, partition))
-        for stored, partition in expected:
-            stored.state, stored.partition = "in flight", partition
-        fetched = self.spool.commit(*call, limit=limit, partition_of=partitioner, blocked=blocked)
-        assert timeless(fetched) == [
-            assigned(stored.new, stored.sequence, partition) for stored, partition in expected
-        ]
-
-    @rule(which=st.lists(st.integers(0, 5), max_size=3))
-    def requeue(self, which: list[int]) -> None:
-        in_flight = self.in_state("in flight")
-        requeued = [in_flight[i] for i in which if i < len(in_flight)]
-        for stored in requeued:
-            stored.state = "waiting"
-        self.spool.requeue([stored.sequence for stored in requeued])
-
-    @rule(which=st.lists(st.integers(0, 5), max_size=3))
-    def hold(self, which: list[int]) -> None:
-        in_flight = self.in_state("in flight")
-        held = [in_flight[i] for i in set(which) if i < len(in_flight)]
-        for stored in held:
-            stored.state = "held"
-        self.spool.hold([stored.sequence for stored in held])
-
-    @rule(partitions=st.integers(0, 7))
-    def reassign_partitions(self, partitions: int) -> None:
-        if not self.in_state("in flight"):
-            stranded = [
-                stored
-                for stored in self.in_state("waiting")
-                if (stored.partition or 0) >= partitions > 0
-            ]
-            for stored in stranded:
-                self.last += 1
-                self.stored.remove(stored)
-                self.stored.append(_Stored(self.last, stored.new))
-            if partitions:
-                assert self.spool.reassign_partitions(partitions) == len(stranded)
-
-    @rule(which=st.integers(0, 3))
-    def refuse(self, which: int) -> None:
-        in_flight = self.in_state("in flight")
-        if which < len(in_flight):
-            in_flight[which].state = "refused"
-            self.spool.refuse(in_flight[which].sequence, "too large")
-
-    @rule(aged=st.booleans())
-    def reopen(self, aged: bool) -> None:
-        self.spool.close()
-        if aged:
-            age(self.path, HOLD_MS)
-        for stored in self.in_state("waiting", "in flight"):
-            stored.state = "held" if stored.partition is not None and aged else "waiting"
-        self.spool = Spool(self.path, self.LIMIT)
-        self.opened += 1
-
-    @rule()
-    def accept_duplicates(self) -> None:
-        aside = self.in_state("held", "refused")
-        for stored in aside:
-            self.last += 1
-            self.stored.remove(stored)
-            self.stored.append(_Stored(self.last, stored.new))
-        assert self.spool.accept_duplicates() == len(aside)
-
-    @invariant()
-    def agree(self) -> None:
-        spool = self.spool
-        assert spool.pending == len(self.in_state("waiting", "in flight"))
-        assert spool.held == len(self.in_state("held"))
-        assert spool.refused == len(self.in_state("refused"))
-        assert spool.bytes == self.bytes([stored.new for stored in self.stored])
-        assert spool.last == self.last
-        waiting = self.in_state("waiting")
-        assert spool.fetched == spool.last or waiting
-        over = {stored.partition for stored in waiting if stored.sequence <= spool.fetched}
-        assert not over or over - {None} <= spool._skipped_from.keys() != set()
-        oldest = min((stored.new.created_at for stored in self.stored), default=None)
-        assert summary(self.path) == (
-            (spool.source, spool.pending, spool.held, spool.refused, spool.bytes, oldest, {})
-        )
-
-
-TestModel = Model.TestCase
-TestModel.settings = settings(
-    max_examples=40,
-    stateful_step_count=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)

@@ -166,7 +166,7 @@ def publish_interrupted(
 
 
 def closing_of(publisher: Publisher, pool: ThreadPoolExecutor) -> Future[int]:
-    """Start closing in another thread; return once no call is accepted any more."""
+    """Start closing in another thread; return once calls are no longer accepted."""
     closing = pool.submit(publisher.close)
     deadline = time.monotonic() + DEADLINE
     while publisher._closing is None and not closing.done():
@@ -209,7 +209,7 @@ def test_a_failure_after_an_interrupt_is_logged(
     interrupter: Interrupter,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    held.error = RetryableError("Kafka is away")
+    held.error = RetryableError("Kafka is unavailable")
     publish_interrupted(publisher, pool, interrupter.late)
     held.release()
     publisher.close()
@@ -412,7 +412,7 @@ def test_a_publisher_created_before_a_fork_can_be_opened_after_it() -> None:
 def test_an_error_during_opening_is_raised_and_leaves_no_thread() -> None:
     class Away(Held):
         async def __aenter__(self) -> Self:
-            raise RetryableError("Kafka is away")
+            raise RetryableError("Kafka is unavailable")
 
     class AwayPublisher(Publisher):
         def _asynchronous(self, settings: Settings) -> asynchronous.Publisher:
@@ -420,6 +420,6 @@ def test_an_error_during_opening_is_raised_and_leaves_no_thread() -> None:
             return self.held
 
     before = threading.active_count()
-    with pytest.raises(RetryableError, match="Kafka is away"), AwayPublisher():
+    with pytest.raises(RetryableError, match="Kafka is unavailable"), AwayPublisher():
         pytest.fail("the body has run")
     assert threading.active_count() == before

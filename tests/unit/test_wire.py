@@ -24,7 +24,7 @@ TOKENS = [b'"', b"{", b"}", b"[", b",", b"\\u0000", b"\\ud800", b"\0", b"\xff", 
 
 
 @given(strategies.occurrences())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_an_encoded_occurrence_is_decoded(occurrence: Occurrence) -> None:
     key, value = wire.encode(occurrence)
     assert key == occurrence.execution_id.encode()
@@ -64,7 +64,7 @@ documents = strategies.documents().map(lambda document: json.dumps(document).enc
     value=st.none() | st.binary() | mutated() | documents,
     timestamp=st.integers(0, 2**42) | st.integers(-1, 2**48) | st.integers(-(2**63), 2**63 - 1),
 )
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_decode_is_total(key: bytes | None, value: bytes | None, timestamp: int) -> None:
     outcome = decoded(key, value, timestamp)
     if isinstance(outcome, Occurrence):
@@ -77,7 +77,7 @@ def test_decode_is_total(key: bytes | None, value: bytes | None, timestamp: int)
 
 
 @given(mutated() | documents)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_both_decoders_agree(value: bytes) -> None:
     usual, any_way = (
         decoded_value(decode, value) for decode in (wire._decode_value, wire._decode_any_value)
@@ -235,7 +235,7 @@ def decoded_origin(headers: Headers) -> Origin | str | None:
         max_size=4,
     )
 )
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_decode_origin_is_total(headers: Headers) -> None:
     stated = sorted(name for name, _ in headers if name != "ce_id")
     origin = decoded_origin(headers)

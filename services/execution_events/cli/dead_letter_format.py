@@ -14,7 +14,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECONDS_MAX = 253_402_300_799_999
 
 
-class _Line(msgspec.Struct, rename="camel"):
+class _LetterJson(msgspec.Struct, rename="camel"):
     id: int
     topic: str
     partition: int
@@ -42,7 +42,7 @@ class _Header(msgspec.Struct, rename="camel"):
     value_base64: bytes | None
 
 
-class _Whole(_Line, rename="camel"):
+class _RecordJson(_LetterJson, rename="camel"):
     key_bytes: int | None
     key_base64: bytes | None
     value: str | None
@@ -65,13 +65,13 @@ def line(letter: ListedDeadLetter) -> str:
 
 def json_line(letter: ListedDeadLetter) -> str:
     """Return the JSON object of `list`."""
-    return msgspec.json.encode(_Line(**_fields(letter))).decode()
+    return msgspec.json.encode(_LetterJson(**_fields(letter))).decode()
 
 
-def json_whole(letter: ListedDeadLetter, content: Content) -> str:
+def json_record(letter: ListedDeadLetter, content: Content) -> str:
     """Return the JSON object of `show`."""
     digest = content.value_sha256
-    whole = _Whole(
+    whole = _RecordJson(
         **_fields(letter) | {"key": _text(content.key)},
         key_bytes=content.key_bytes,
         key_base64=content.key,

@@ -18,13 +18,14 @@ from execution_events.cli.commands import (
     topic,
 )
 from execution_events.cli.commands import settings as settings_command
-from execution_events.errors import ExecutionEventsError, SettingsError
+from execution_events.errors import ExecutionEventsError, MisconfiguredError, SettingsError
 from execution_events.logs import configure_logging
 from execution_events.settings import PREFIX, load
 
 _EPILOG = f"""\
 Settings are environment variables {PREFIX}…; `execution-events settings` lists them.
-Exit codes: 0 success, also after SIGINT or SIGTERM; 1 failure; 2 wrong usage or settings.
+Exit codes: 0 success, also after SIGINT or SIGTERM; 1 failure; 2 wrong usage or settings,
+also a login or a privilege that PostgreSQL refuses.
 """
 
 
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         configure_logging(settings.log.format, settings.log.level, sys.stderr)
         code: int = parsed.run(parsed, settings)
         sys.stdout.flush()
-    except SettingsError as error:
+    except (SettingsError, MisconfiguredError) as error:
         return _fail(error, 2)
     except ExecutionEventsError as error:
         return _fail(error, 1)

@@ -21,10 +21,10 @@ class Seekable(Protocol):
 class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
     """The partitions of one generation: assigned, then seeded, delayed or halted.
 
-    A partition is seeded once it was sought to its stored offset in this generation. Only seeded
-    partitions are read: `positions` holds the offset up to which each is stored, and `epochs` the
-    epoch of its log. A partition that cannot be seeded yet stays paused, with its error in
-    `delayed`; a halted one stays paused, with its error in `halted`.
+    A partition is seeded once the client has sought its stored offset in this generation. Only
+    seeded partitions are read: `positions` holds the offset up to which each is stored, and
+    `epochs` the epoch of its log. A partition that cannot be seeded yet stays paused, with its
+    error in `delayed`; a halted one stays paused, with its error in `halted`.
     """
 
     def __init__(self, client: Seekable) -> None:
@@ -81,7 +81,7 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
             self.delayed[partition] = error
 
     def halt(self, partition: TopicPartition, error: str) -> None:
-        """Keep `partition` paused: reading on could lose or double occurrences."""
+        """Keep `partition` paused: continuing could lose or double-count occurrences."""
         self.unseed(partition)
         self.delayed.pop(partition, None)
         if self.halted.get(partition) != error:

@@ -127,7 +127,7 @@ class BatchFetcher:
         stopping = asyncio.create_task(self._stop.wait())
         try:
             # getmany waits for a rebalance to end. Cancelling it, like an exception through it,
-            # turns max.poll.interval off for good: the client must end with it.
+            # turns max.poll.interval off permanently: the client must end with it.
             await asyncio.wait({polling, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not polling.done():
                 return {}

@@ -1,7 +1,6 @@
 """Comparison of a partition's log in Kafka with its stored position."""
 
 import asyncio
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -56,7 +55,7 @@ def log_mismatch(stored: StoredPosition, log: LogState) -> str | None:
     if log.unreadable is not None:
         return log.unreadable
     if stored.last is not None and stored.last.offset >= log.begin and log.last != stored.last:
-        return f"the log has another record at offset {stored.last.offset} than the stored one"
+        return f"the record at offset {stored.last.offset} is not the one that was stored"
     return None
 
 
@@ -75,12 +74,9 @@ async def read_log(
     """
     async with Brokers(settings, "execution-events-log") as brokers:
         topology = await brokers.topology()
-        by_leader: dict[Address, list[int]] = defaultdict(list)
-        for number in stored:
-            if (leader := topology.leaders.get(number)) is None:
-                report(number, no_leader_error(settings.bootstrap_servers, number))
-            else:
-                by_leader[leader].append(number)
+        by_leader, leaderless = topology.by_leader(stored)
+        for number in leaderless:
+            report(number, no_leader_error(settings.bootstrap_servers, number))
         offsets_by_number = {
             number: offsets
             for number, position in stored.items()
@@ -186,10 +182,7 @@ class _LogReader:
         except (KafkaError, OSError, TimeoutError) as error:
             failure = error
         for partition, (_, [offset, *_]) in left.items():
-            if failure is None or isinstance(failure, TimeoutError):
-                text = "no answer"
-            else:
-                text = error_text(failure)
+            text = "no answer" if failure is None else error_text(failure)
             report(
                 partition.partition,
                 kafka_error(

@@ -110,7 +110,7 @@ class ConsumeLoop:
         }
 
     def _handle_partition_errors(self) -> None:
-        """Delay or halt the partitions whose fetch or batch has failed."""
+        """Delay or halt each partition whose fetch or batch has failed."""
         for partition, error in list(self._client.partition_errors.items()):
             position = self._assignment.positions.get(partition)
             if position is None:

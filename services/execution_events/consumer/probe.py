@@ -1,7 +1,6 @@
 """Requests to Kafka independent of the consumer's own, for readiness and lag."""
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 from execution_events.errors import RetryableError
@@ -28,14 +27,9 @@ class KafkaProbe:
     async def check(self) -> None:
         """Raise `RetryableError` unless every leader and the coordinator respond."""
         topology = await self._brokers.topology()
-        by_leader: dict[Address, list[int]] = defaultdict(list)
-        errors: list[RetryableError] = []
-        for partition in self._assigned():
-            if (leader := topology.leaders.get(partition)) is None:
-                address = self._settings.kafka.bootstrap_servers
-                errors.append(no_leader_error(address, partition))
-            else:
-                by_leader[leader].append(partition)
+        by_leader, leaderless = topology.by_leader(self._assigned())
+        address = self._settings.kafka.bootstrap_servers
+        errors = [no_leader_error(address, partition) for partition in leaderless]
         results = await asyncio.gather(
             self._brokers.check_coordinator(self._settings.consumer.group),
             *(self._check_leader(leader, numbers) for leader, numbers in by_leader.items()),

@@ -20,7 +20,7 @@ from execution_events.consumer.loop import ConsumeLoop
 from execution_events.consumer.probe import KafkaProbe
 from execution_events.consumer.readiness import not_ready_reasons
 from execution_events.consumer.seeder import Seeder
-from execution_events.errors import RetryableError
+from execution_events.errors import MisconfiguredError, RetryableError
 from execution_events.kafka.brokers import Address, Brokers
 from execution_events.kafka.codecs import Decoders
 from execution_events.kafka.consumer import PartitionedConsumer
@@ -48,7 +48,8 @@ async def run_consumer(settings: Settings, stop: asyncio.Event) -> None:
     """Consume until `stop` is set; then finish the fetched batch and leave the group.
 
     While Kafka or PostgreSQL is unavailable, it waits and retries. Raises `HaltError` when
-    continuing could lose or double occurrences.
+    continuing could lose or double-count occurrences, and `MisconfiguredError` when PostgreSQL
+    refuses its first connection.
     """
     url = settings.database.require_url()
     async with (
@@ -128,6 +129,8 @@ class _Service:
             try:
                 await self._consume(writer)
             except RetryableError as error:
+                if isinstance(error, MisconfiguredError) and not writer.connections:
+                    raise
                 if time.monotonic() - self._joined_at > _STABLE_TIME:
                     attempt = 0
                 self._problem = str(error)

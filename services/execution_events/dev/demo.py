@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from execution_events.events import event_name
-from execution_events.publisher import Event, EventNamer, Publisher, lifecycle
+from execution_events.publisher import Event, Publisher, lifecycle
 from execution_events.publisher.delivery.direct import DirectDelivery
+from execution_events.publisher.event import occurrence_of
 from execution_events.publisher.record import PendingRecord
 from execution_events.settings import Settings
 
@@ -24,10 +24,11 @@ _PAUSE = (0.2, 1.0)
 
 async def publish_seed(settings: Settings) -> None:
     """Publish the seed execution; each time as the same records, which are counted once."""
-    namer = EventNamer()
-    async with DirectDelivery(settings, source=_SEED_SOURCE, first_sequence=0) as delivery:
+    async with DirectDelivery(
+        settings.kafka, settings.publisher, source=_SEED_SOURCE, first_sequence=0
+    ) as delivery:
         for event in _seed():
-            await delivery.deliver(PendingRecord.of(namer.occurrence(event)))
+            await delivery.deliver(PendingRecord.of(occurrence_of(event)))
 
 
 def _seed() -> Iterator[Event]:
@@ -40,7 +41,7 @@ def _seed() -> Iterator[Event]:
         yield Event(
             execution_id=SEED_EXECUTION,
             namespace=_NAMESPACE,
-            name=event_name(object_name, report),
+            name=f"{object_name}.{report:x}",
             object_name=object_name,
             reason=reason.text,
             message=reason.message(element, _ACTION),

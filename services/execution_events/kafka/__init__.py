@@ -4,7 +4,7 @@
 - `producer`: an idempotent producer that can be closed while Kafka is unavailable.
 - `consumer`: a consumer that keeps the errors of each partition apart.
 - `codecs`: decoders of compressed batches, with a limit on their expanded size.
-- `brokers`: single requests to single brokers, for health checks and offsets.
+- `brokers`: requests to individual brokers, for health checks and offsets.
 - `topic`: the topic, created, altered and checked.
 - `errors`: translation of aiokafka's errors.
 - `protocol`: requests and options that aiokafka lacks.

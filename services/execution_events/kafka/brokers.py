@@ -1,10 +1,11 @@
-"""Single requests to single brokers, for health checks and offsets.
+"""Requests to individual brokers, for health checks and offsets.
 
 aiokafka's clients retry and only log the cause. Here a request gives one response or one error, and
-a frozen broker delays no request to another.
+a frozen broker does not delay requests to the others.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -18,7 +19,7 @@ from aiokafka.protocol.offset import OffsetRequest
 
 from execution_events.errors import RetryableError
 from execution_events.kafka.connection import client_options
-from execution_events.kafka.errors import kafka_error, translated
+from execution_events.kafka.errors import kafka_error, missing_topic, translated
 from execution_events.settings import KafkaSettings
 
 EARLIEST = -2
@@ -47,6 +48,15 @@ class Topology(NamedTuple):
     cluster_id: str
     leaders: Mapping[int, Address]
     responder: Address
+
+    def by_leader(self, partitions: Iterable[int]) -> tuple[dict[Address, list[int]], list[int]]:
+        """Return the partitions of each leader, and those that have no leader."""
+        led: dict[Address, list[int]] = defaultdict(list)
+        leaderless: list[int] = []
+        for partition in partitions:
+            leader = self.leaders.get(partition)
+            (leaderless if leader is None else led[leader]).append(partition)
+        return led, leaderless
 
 
 class Brokers:
@@ -94,8 +104,7 @@ class Brokers:
         leaders: dict[int, Address] = {}
         for code, topic, _, partitions in response.topics:
             if for_code(code) is UnknownTopicOrPartitionError:
-                missing = f"the topic {topic} does not exist: run `execution-events topic create`"
-                raise _failed(self._name(), missing, code)
+                raise _failed(self._name(), missing_topic(topic), code)
             if code:
                 raise _failed(self._name(), f"{for_code(code).__name__}: topic {topic}", code)
             for _, partition, leader, *_ in partitions:
@@ -139,8 +148,6 @@ class Brokers:
         except (KafkaError, OSError, TimeoutError) as error:
             if (dropped := self._connections.pop(address, None)) is not None:
                 dropped.close()
-            if isinstance(error, TimeoutError):
-                raise kafka_error(address, "no answer", type(error).__name__) from error
             raise translated(address, error) from error
 
     async def _request_any(self, request: Any) -> tuple[Address, Any]:

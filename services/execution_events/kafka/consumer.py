@@ -1,4 +1,4 @@
-"""aiokafka's consumer, with the errors of each partition kept apart.
+"""aiokafka's consumer, with the errors of each partition kept separate.
 
 aiokafka raises the error of one partition out of `getmany` and drops the fetched records of all.
 This consumer keeps errors by partition, so that the other partitions continue.
@@ -37,7 +37,7 @@ class PartitionError(NamedTuple):
 
 
 class PartitionedConsumer(AIOKafkaConsumer):  # type: ignore[misc]
-    """A consumer whose partitions fail one by one.
+    """A consumer whose partitions fail independently.
 
     A partition with an entry in `partition_errors` is paused, and all records before its unreadable
     batch have been returned. Seeking the partition removes the entry.

@@ -19,6 +19,7 @@ from aiokafka.producer.sender import SendProduceReqHandler
 
 from execution_events.clock import now_ms
 from execution_events.errors import RetryableError
+from execution_events.kafka.errors import missing_topic
 from execution_events.kafka.protocol import forbid_topic_creation
 
 TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
@@ -90,9 +91,7 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
                 raise RetryableError(
                     f"not authorized to describe the topic {topic}: grant Describe"
                 )
-        raise RetryableError(
-            f"the topic {topic} does not exist: run `execution-events topic create`"
-        )
+        raise RetryableError(missing_topic(topic))
 
     def limit_batches(self, size: int) -> None:
         """Limit batches created from now on to `size` bytes before compression."""

@@ -20,7 +20,7 @@ from aiokafka.protocol.admin import CreatePartitionsRequest
 
 from execution_events.errors import HaltError, RetryableError
 from execution_events.kafka.connection import client_options
-from execution_events.kafka.errors import kafka_error
+from execution_events.kafka.errors import kafka_error, missing_topic, translated
 from execution_events.kafka.protocol import IncrementalAlterConfigs, forbid_topic_creation
 from execution_events.settings import KafkaSettings
 
@@ -64,7 +64,7 @@ class _WantedTopic(NamedTuple):
             **topic.configs,
         }
         return [
-            Difference(name, found.get(name, "nothing"), value)
+            Difference(name, found.get(name, "unset"), value)
             for name, value in wanted.items()
             if found.get(name) != value
         ]
@@ -164,10 +164,7 @@ async def check_topic(settings: KafkaSettings) -> list[int]:
     async with open_admin(settings) as admin:
         topic = await _describe_topic(admin, settings)
     if topic is None:
-        raise kafka_error(
-            settings.bootstrap_servers,
-            f"the topic {settings.topic} does not exist: run `execution-events topic create`",
-        )
+        raise kafka_error(settings.bootstrap_servers, missing_topic(settings.topic))
     if "compact" in topic.configs.get("cleanup.policy", ""):
         raise HaltError(
             f"the topic {settings.topic} is compacted, so its log lacks records: "
@@ -185,8 +182,7 @@ async def open_admin(settings: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClie
         await admin.start()
         yield admin
     except (KafkaError, TimeoutError) as error:
-        text = str(error) or type(error).__name__
-        raise kafka_error(settings.bootstrap_servers, text) from error
+        raise translated(settings.bootstrap_servers, error) from error
     finally:
         await admin.close()
 
@@ -247,8 +243,8 @@ async def _wait_for_topic(
         if loop.time() > deadline:
             raise kafka_error(
                 settings.bootstrap_servers,
-                f"the topic {settings.topic} was created or altered, and a broker does not report "
-                f"it after {_APPLY_TIMEOUT} s",
+                f"the topic {settings.topic} was created or altered, but a broker still does not "
+                f"report it after {_APPLY_TIMEOUT} s",
             )
         await asyncio.sleep(_POLL_INTERVAL)
     return topic

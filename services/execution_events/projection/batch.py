@@ -12,7 +12,7 @@ import msgspec
 from execution_events import wire
 from execution_events.errors import RecordRefusedError
 from execution_events.events import Occurrence
-from execution_events.projection.fold import FoldedEvent, fold
+from execution_events.projection.fold import FoldedEvent, first_objects, fold
 from execution_events.wire import Origin, Record
 
 SourceKey = tuple[int, str]
@@ -51,12 +51,14 @@ class ReadRecord(msgspec.Struct, frozen=True, gc=False):
 class Projection(msgspec.Struct, frozen=True):
     """The rows that one batch adds.
 
-    `events` are sorted by identity, the order in which all writers take locks. `watermarks` holds
+    `events` are sorted by identity, the order in which all writers take locks. `objects` holds the object of the first record of
+    each execution and namespace. `watermarks` holds
     the new watermark of each source that the batch moves. `duplicates` counts dropped records;
     `gaps` counts records whose sequence does not follow their source's watermark.
     """
 
     events: list[FoldedEvent]
+    objects: dict[tuple[str, str], str]
     dead_letters: list[DeadLetter]
     watermarks: dict[SourceKey, int]
     duplicates: int
@@ -116,6 +118,7 @@ def project(records: Iterable[ReadRecord], watermarks: Mapping[SourceKey, int]) 
     folded = fold(occurrences)
     return Projection(
         events=[folded[identity] for identity in sorted(folded)],
+        objects=first_objects(occurrences),
         dead_letters=dead_letters,
         watermarks=moved,
         duplicates=duplicates,

@@ -2,7 +2,7 @@
 
 - `publisher`: `Publisher`, the interface for workers.
 - `element`: elements and actions, as scopes of a worker's code.
-- `event`: an event and its bounds; `naming`: its name and timestamps.
+- `event`: an event, its bounds and its occurrence; `naming`: its name.
 - `lifecycle`: the reasons and messages of an action's life cycle.
 - `record`: an encoded event that is not acknowledged yet; `tracing`: its trace.
 - `delivery/`: from `publish` to the acknowledgement by Kafka, with or without a spool.
@@ -11,7 +11,6 @@
 
 from execution_events.publisher.element import Action, Element
 from execution_events.publisher.event import Event
-from execution_events.publisher.naming import EventNamer
 from execution_events.publisher.publisher import Publisher
 
-__all__ = ["Action", "Element", "Event", "EventNamer", "Publisher"]
+__all__ = ["Action", "Element", "Event", "Publisher"]

@@ -24,7 +24,7 @@ _RESOLUTION = timedelta(microseconds=1)
 _CANCELLATIONS = (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
-class Identity(TypedDict):
+class ElementIdentity(TypedDict):
     """The identity of an element: its execution, its object, and the element itself."""
 
     execution_id: str
@@ -42,12 +42,19 @@ class Subject:
     state follows the event reported last.
     """
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: ElementIdentity) -> None:
         self._identity = identity
         self._lock = threading.Lock()
         self._latest = datetime.min.replace(tzinfo=UTC)
 
-    def event(self, reason: str, message: str, kind: str, action_name: str | None) -> Event:
+    def event(
+        self,
+        reason: str,
+        message: str,
+        kind: str,
+        action_name: str | None,
+        event_name: str | None = None,
+    ) -> Event:
         """Return an event of this element with the current time.
 
         Without `action_name`, its action is the current scope of this element; raises `EventError`
@@ -55,6 +62,7 @@ class Subject:
         """
         return Event(
             **self._identity,
+            name=event_name,
             reason=reason,
             message=message,
             type=kind,
@@ -115,7 +123,7 @@ _scopes: ContextVar[tuple[Scope, ...]] = ContextVar("execution_events_scopes", d
 
 
 def note_unpublished(event: Event, failure: BaseException, error: BaseException) -> None:
-    """Report the loss of `event` by `failure` in the log and in a note of `error`."""
+    """Log that `failure` kept `event` from being published, and add a note to `error`."""
     text = lifecycle.describe(failure)
     _log.error("event_not_published", reason=event.reason, error=text)
     error.add_note(f"The event {event.reason} was not published: {text}")
@@ -130,7 +138,7 @@ class EventPublisher(Protocol):
 class Element:
     """An element of an execution, whose actions and events are published."""
 
-    def __init__(self, publisher: EventPublisher, **identity: Unpack[Identity]) -> None:
+    def __init__(self, publisher: EventPublisher, **identity: Unpack[ElementIdentity]) -> None:
         self._publisher = publisher
         self._subject = Subject(identity)
 
@@ -145,14 +153,20 @@ class Element:
         *,
         type: str = NORMAL,  # noqa: A002
         action_name: str | None = None,
+        event_name: str | None = None,
     ) -> None:
         """Publish an event: reason `<zh>##<CamelCase>`, message `<zh> ## <en>`.
+
+        Events with the same texts are recurrences of one event, from any process; with
+        `event_name`, those with the same name are.
 
         Its action is `action_name`, or else the innermost scope of this element that this task
         has entered or inherited from the task that created it; scopes of other tasks do not count.
         Raises `EventError` without a scope, and the errors of `publish`.
         """
-        await self._publisher.publish(self._subject.event(reason, message, type, action_name))
+        await self._publisher.publish(
+            self._subject.event(reason, message, type, action_name, event_name)
+        )
 
 
 class Action:
@@ -201,10 +215,18 @@ class Action:
         if propagated is not None and propagated is not error:
             raise propagated
 
-    async def event(self, reason: str, message: str = "", *, type: str = NORMAL) -> None:  # noqa: A002
+    async def event(
+        self,
+        reason: str,
+        message: str = "",
+        *,
+        type: str = NORMAL,  # noqa: A002
+        event_name: str | None = None,
+    ) -> None:
         """Publish an event of this action, like `Element.event`."""
+        scope = self._scope
         await self._publisher.publish(
-            self._scope.subject.event(reason, message, type, self._scope.action_name)
+            scope.subject.event(reason, message, type, scope.action_name, event_name)
         )
 
     async def retry(self, error: BaseException | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The event of a worker, and its bounds."""
+"""The event of a worker, its bounds, and its conversion to an occurrence."""
 
 from datetime import UTC, datetime
 
@@ -7,6 +7,7 @@ import msgspec
 from execution_events import events
 from execution_events.errors import EventError
 from execution_events.events import NORMAL, Occurrence
+from execution_events.publisher.naming import event_name
 
 _match_execution_id = events.EXECUTION_ID.fullmatch
 _TEXT_MAX = events.TEXT_MAX_CHARACTERS
@@ -18,11 +19,12 @@ _MESSAGE_SHORT = events.MESSAGE_MAX_BYTES // 4
 class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """`count` new occurrences reported by an action on an element of an execution.
 
-    Fields that are None are filled in: `name` with the same name for every recurrence,
-    `object_namespace` with the namespace, `last_timestamp` with the time of publishing, and
-    `first_timestamp` with the last. Timestamps must have a time zone. Reasons are written
-    `<zh>##<CamelCase>`, messages `<zh> ## <en>`. The bounds are checked when the event is
-    published.
+    Events of one execution and namespace with the same `name` are recurrences of one event. Fields
+    that are None are filled in: `name` from all other texts, so that events recur if they differ
+    only in times and count, also from another process or host; `object_namespace` with the
+    namespace, `last_timestamp` with the time of publishing, and `first_timestamp` with the last.
+    Timestamps must have a time zone. Reasons are written `<zh>##<CamelCase>`, messages
+    `<zh> ## <en>`. The bounds are checked when the event is published.
     """
 
     execution_id: str
@@ -71,31 +73,58 @@ def count_of(event: Event) -> int:
     return count
 
 
-def occurrence_of(event: Event, name: str, first: datetime, last: datetime) -> Occurrence:
-    """Return the occurrence of `event` with `name` and its `timestamps_of`.
+def occurrence_of(event: Event) -> Occurrence:
+    """Return the occurrence of `event`, which `wire.encode` and `wire.decode` reproduce.
 
-    Raises `EventError` for any other field outside the bounds of a record.
+    Raises `EventError` for a field outside the bounds of a record.
     """
+    first, last = timestamps_of(event)
+    count = count_of(event)
+    execution_id = _execution_id(event.execution_id)
     namespace = _name("namespace", event.namespace)
-    object_namespace = event.object_namespace
+    object_name = _name("object_name", event.object_name)
+    object_namespace = (
+        namespace
+        if event.object_namespace is None
+        else _name("object_namespace", event.object_namespace)
+    )
+    reason = _text("reason", event.reason)
+    kind = _text("type", event.type)
+    elem_type = _text("elem_type", event.elem_type)
+    elem_id = _text("elem_id", event.elem_id)
+    action_name = _text("action_name", event.action_name)
+    # Checked last: a message of the catalogue contains other fields, whose errors come first.
+    message = _message(event.message)
+    if event.name is None:
+        name = event_name(
+            execution_id=execution_id,
+            namespace=namespace,
+            object_namespace=object_namespace,
+            object_name=object_name,
+            reason=reason,
+            message=message,
+            type=kind,
+            elem_type=elem_type,
+            elem_id=elem_id,
+            action_name=action_name,
+        )
+    else:
+        name = _name("name", event.name)
     return Occurrence(
-        execution_id=_execution_id(event.execution_id),
+        execution_id=execution_id,
         namespace=namespace,
-        object_name=_name("object_name", event.object_name),
-        name=_name("name", name),
-        object_namespace=(
-            namespace if object_namespace is None else _name("object_namespace", object_namespace)
-        ),
-        reason=_text("reason", event.reason),
+        name=name,
+        object_name=object_name,
+        object_namespace=object_namespace,
+        reason=reason,
+        message=message,
         first_timestamp=first,
         last_timestamp=last,
-        count=count_of(event),
-        type=_text("type", event.type),
-        elem_type=_text("elem_type", event.elem_type),
-        elem_id=_text("elem_id", event.elem_id),
-        action_name=_text("action_name", event.action_name),
-        # Checked last: a message of the catalogue contains other fields, whose errors come first.
-        message=_message(event.message),
+        count=count,
+        type=kind,
+        elem_type=elem_type,
+        elem_id=elem_id,
+        action_name=action_name,
     )
 
 

@@ -13,8 +13,7 @@ from execution_events.logs import Logger
 from execution_events.publisher.delivery.direct import DirectDelivery
 from execution_events.publisher.delivery.spooled import SpooledDelivery
 from execution_events.publisher.element import Element
-from execution_events.publisher.event import Event
-from execution_events.publisher.naming import EventNamer
+from execution_events.publisher.event import Event, occurrence_of
 from execution_events.publisher.record import PendingRecord
 from execution_events.publisher.spool.directory import open_spool
 from execution_events.publisher.tracing import current_traceparent
@@ -41,7 +40,6 @@ class Publisher:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._namer = EventNamer()
         self._delivery: DirectDelivery | SpooledDelivery | None = None
         self._process = 0
         self._own_loop: asyncio.AbstractEventLoop | None = None
@@ -59,7 +57,7 @@ class Publisher:
             raise RuntimeError("the publisher is already open")
         settings = self._settings
         if settings.publisher.spool_dir is None:
-            self._delivery = await DirectDelivery(settings).__aenter__()
+            self._delivery = await DirectDelivery(settings.kafka, settings.publisher).__aenter__()
         else:
             self._delivery = await _open_spooled(settings, Path(settings.publisher.spool_dir))
         self._process = os.getpid()
@@ -105,8 +103,7 @@ class Publisher:
         cancelled meanwhile, the event may still be published.
         """
         delivery = self._open()
-        occurrence = self._namer.occurrence(event)
-        await delivery.deliver(PendingRecord.of(occurrence, current_traceparent()))
+        await delivery.deliver(PendingRecord.of(occurrence_of(event), current_traceparent()))
 
     async def flush(self, timeout: float | None = None) -> None:
         """Return when Kafka has acknowledged every event published before.
@@ -154,11 +151,11 @@ async def _open_spooled(settings: Settings, directory: Path) -> SpooledDelivery:
     try:
         spool = await asyncio.shield(opening)
     except asyncio.CancelledError:
-        # The thread opens it all the same.
+        # The thread opens it anyway.
         (await opening).close()
         raise
     try:
-        return await SpooledDelivery(settings, spool).__aenter__()
+        return await SpooledDelivery(settings.kafka, settings.publisher, spool).__aenter__()
     except BaseException:
         spool.close()
         raise

@@ -55,7 +55,10 @@ def in_language(body: bytes, lang: Lang) -> bytes:
 
 
 def entity_tag(query_digest: bytes, format_: ListFormat, revisions: str) -> str:
-    """Return the tag of a list: weak, as encodings share it; equal for absent and foreign ones."""
+    """Return a list's entity tag, which is weak because all encodings share it.
+
+    An absent execution and one of another tenant have the same tag.
+    """
     digest = hashlib.blake2b(query_digest, digest_size=16, person=f"{format_}-{_VERSION}".encode())
     digest.update(revisions.encode())
     return f'W/"{base64.urlsafe_b64encode(digest.digest()).rstrip(b"=").decode()}"'

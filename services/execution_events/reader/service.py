@@ -10,7 +10,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from execution_events.errors import RetryableError, SettingsError
+from execution_events.errors import MisconfiguredError, RetryableError, SettingsError
 from execution_events.logs import Logger
 from execution_events.metrics import ReaderMetrics
 from execution_events.reader.app import create_app
@@ -39,8 +39,9 @@ async def run_reader(settings: Settings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set, then finish the requests in progress.
 
     The database may be unavailable: until it answers, requests get 503 and `/readyz` fails. Raises
-    `HaltError` for an unknown schema version, and `SettingsError` for a token file that is
-    unreadable or invalid, and for a non-loopback address without tokens.
+    `HaltError` for an unknown schema version, `MisconfiguredError` for a login that is refused, and
+    `SettingsError` for a token file that is unreadable or invalid, and for a non-loopback address
+    without tokens.
     """
     reader, management = settings.reader, settings.management
     if settings.auth.tokens_file is None and settings.auth.jwks_url is None:
@@ -49,14 +50,17 @@ async def run_reader(settings: Settings, stop: asyncio.Event) -> None:
     registry = CollectorRegistry()
     metrics = ReaderMetrics(registry)
     url = settings.database.require_url()
+    prepares = settings.database.prepares_statements
     async with (
-        EventReader.open(url) as events,
-        DatabaseProbe(url, writes=False) as database,
+        EventReader.open(url, prepares=prepares) as events,
+        DatabaseProbe(url, writes=False, prepares=prepares) as database,
         _open_access(settings.auth, metrics) as access,
         Feeds.open(events) as feeds,
     ):
         try:
             await events.check()
+        except MisconfiguredError:
+            raise
         except RetryableError as error:
             _log.warning("database_unavailable", error=str(error))
         probe = Probe(

@@ -61,7 +61,7 @@ class StreamedList(Response):
         self._timeouts = timeouts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Only `receive` reports a disconnect; `send` succeeds all the same.
+        # Only `receive` reports a disconnect; `send` still succeeds.
         disconnected = asyncio.create_task(client_disconnected(receive))
         has_started = False
 

@@ -137,7 +137,7 @@ class Watch(Response):
                         await send(response_body(chunk, more=True))
             if not has_started:
                 # The service stops: an empty watch makes the client reconnect; an error could end
-                # it for good.
+                # its attempts.
                 await send(response_start(_FIELDS))
             await send(response_body(b"", more=False))
         except (RetryableError, TimeoutError) as error:

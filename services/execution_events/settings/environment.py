@@ -16,6 +16,7 @@ from execution_events.settings.groups import (
     Settings,
     variable_of,
 )
+from execution_events.text import one_line
 
 
 class SettingInfo(NamedTuple):
@@ -63,7 +64,7 @@ def load(environ: Mapping[str, str]) -> Settings:
             try:
                 value = metadata["parse"](text)
             except ValueError as error:
-                shown = "" if metadata["secret"] else f', not "{_escaped(text)}"'
+                shown = "" if metadata["secret"] else f', not "{one_line(text)}"'
                 raise SettingsError(f"{variable}: {error}{shown}") from error
             (own if setting.group is None else groups[setting.group])[setting.field.name] = value
     settings = dataclasses.replace(Settings(), **own)
@@ -148,11 +149,6 @@ def _find(setting: _Setting, environ: Mapping[str, str]) -> tuple[str, str] | No
     if variable in environ:
         return variable, environ[variable]
     return None
-
-
-def _escaped(text: str) -> str:
-    """Return the text on one line, without control characters."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def _shown(field: dataclasses.Field[Any], value: str) -> str:

@@ -107,6 +107,12 @@ class DatabaseSettings:
         values.database_url,
         secret=True,
     )
+    prepared_statements: str = _setting(
+        "DATABASE_PREPARED_STATEMENTS",
+        "prepared statements of the reader: true, or false behind a pooler in transaction mode",
+        "true",
+        values.one_of("true", "false"),
+    )
     writer_password: str | None = _setting(
         "WRITER_PASSWORD",
         "password that `migrate` sets for the role execution_events_writer (default: no login)",
@@ -125,6 +131,11 @@ class DatabaseSettings:
         None,
         secret=True,
     )
+
+    @property
+    def prepares_statements(self) -> bool:
+        """True if the reader may prepare statements, in sessions of its own."""
+        return self.prepared_statements == "true"
 
     def require_url(self) -> str:
         """Return the database's URL; raise a `SettingsError` if it is not set."""

@@ -6,8 +6,9 @@ from typing import Self
 import asyncpg
 
 from execution_events.errors import RetryableError
-from execution_events.store.connection import address_of, options, translated_errors
-from execution_events.store.schema.migrate import require_current
+from execution_events.store.connection import address_of, open_session, translated_errors
+from execution_events.store.schema.migrate import require_compatible
+from execution_events.store.sessions import COMMAND
 
 _APPLICATION = "execution-events probe"
 _READ_ONLY = "SELECT current_setting('transaction_read_only')::boolean"
@@ -16,10 +17,11 @@ _READ_ONLY = "SELECT current_setting('transaction_read_only')::boolean"
 class DatabaseProbe:
     """The health check of a service; an asynchronous context manager."""
 
-    def __init__(self, database_url: str, *, writes: bool) -> None:
+    def __init__(self, database_url: str, *, writes: bool, prepares: bool = True) -> None:
         self.address = address_of(database_url)
         self._database_url = database_url
         self._writes = writes
+        self._prepares = prepares
         self._connection: asyncpg.Connection | None = None
 
     async def __aenter__(self) -> Self:
@@ -42,11 +44,12 @@ class DatabaseProbe:
         try:
             with translated_errors(self.address):
                 if self._connection is None or self._connection.is_closed():
-                    self._connection = await asyncpg.connect(
-                        self._database_url, **options(_APPLICATION, {})
+                    self._connection = await open_session(
+                        self._database_url, _APPLICATION, COMMAND, prepares=self._prepares
                     )
-                read_only = await self._connection.fetchval(_READ_ONLY)
-                await require_current(self._connection)
+                async with self._connection.transaction():
+                    read_only = await self._connection.fetchval(_READ_ONLY)
+                    await require_compatible(self._connection)
         except BaseException:
             self._drop()
             raise

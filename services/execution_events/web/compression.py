@@ -33,10 +33,10 @@ def compressor(encoding: Encoding | None) -> Compressor:
         case "zstd":
             return _Zstd()
         case None:
-            return _Identity()
+            return _Uncompressed()
 
 
-class _Identity:
+class _Uncompressed:
     def add(self, chunk: bytes) -> bytes:
         return chunk
 

@@ -154,7 +154,7 @@ class Connection(H11Protocol):
         unread = self.transport.get_write_buffer_size()
         if unread:
             # The kernel accepts more only after a part of its buffer, of megabytes, is free: our
-            # own buffer can stay the same for long although the client reads.
+            # own buffer can stay the same for a long time although the client reads.
             descriptor = self.transport.get_extra_info("socket").fileno()
             with contextlib.suppress(OSError, ValueError):
                 unread += int.from_bytes(

@@ -20,7 +20,10 @@ _ENTITY_TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 # Clients repeat their few Accept headers; one header has at most 16 KiB.
 @lru_cache(maxsize=64)
 def choose_format(accept: str) -> Format:
-    """Return JSON unless another format is preferred, or named and as good as `*/*`."""
+    """Return JSON unless another format has a higher quality.
+
+    A format that is named also wins a tie with JSON under `*/*` or `application/*`.
+    """
     ranges = dict(_preferences(accept))
     lines, watch = (ranges.get(n, 0.0) for n in ("application/x-ndjson", "text/event-stream"))
     other = max(lines, watch)

@@ -4,9 +4,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.benchmarks.peers import debezium, installed
+from tests.benchmarks.peers import debezium
 from tests.benchmarks.peers.job import Job
 from tests.benchmarks.trees import THIS
+from tests.support import installed
+
+LOCK = Path(__file__).with_name("requirements.txt")
 
 Command = tuple[tuple[str, ...], Mapping[str, str]]
 """Arguments, and variables added to those of this process."""
@@ -26,8 +29,8 @@ class Peer:
 
 def _module(name: str) -> Callable[[Job, Path], Awaitable[Command]]:
     async def start(job: Job, _: Path) -> Command:
-        interpreter = str(await installed.python())
-        command = (interpreter, "-m", f"tests.benchmarks.peers.{name}")
+        interpreter = await installed.environment("benchmark-peers", LOCK) / "bin" / "python"
+        command = (str(interpreter), "-m", f"tests.benchmarks.peers.{name}")
         return command, {**job.environment(), "PYTHONPATH": str(THIS.root)}
 
     return start

@@ -129,10 +129,10 @@ async def _print_letters(
 
 def _show(arguments: argparse.Namespace, settings: Settings) -> int:
     with extra("consumer"):
-        from execution_events.cli.dead_letter_format import TRUNCATED, json_whole, paragraphs
+        from execution_events.cli.dead_letter_format import TRUNCATED, json_record, paragraphs
     letter, content = asyncio.run(_find(settings, arguments.id))
     if arguments.json:
-        print(json_whole(letter, content))
+        print(json_record(letter, content))
     elif not arguments.raw:
         print("\n".join(paragraphs(letter, content)))
     elif content.value is None:

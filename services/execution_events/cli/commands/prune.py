@@ -46,10 +46,10 @@ def _prune(arguments: argparse.Namespace, settings: Settings) -> int:
 async def _remove(arguments: argparse.Namespace, settings: Settings, stop: asyncio.Event) -> int:
     with extra("consumer"):
         from execution_events.store.connection import connect
-        from execution_events.store.schema.migrate import require_current
+        from execution_events.store.schema.migrate import require_compatible
         from execution_events.store.write import prune
     async with connect(settings.database.require_url(), "execution-events prune") as connection:
-        await require_current(connection)
+        await require_compatible(connection)
         before = await prune.time_before(connection, arguments.older_than)
         idle = await prune.time_before(connection, prune.SOURCE_RETENTION)
         kinds = [

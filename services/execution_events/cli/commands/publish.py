@@ -105,9 +105,8 @@ async def _send(
     acknowledged = sent = 0
     progress = Progress(len(occurrences))
     publisher = replace(settings.publisher, publish_timeout=timeout, close_timeout=1)
-    settings = replace(settings, publisher=publisher)
     try:
-        async with DirectDelivery(settings) as delivery:
+        async with DirectDelivery(settings.kafka, publisher) as delivery:
             for begin in range(0, len(occurrences), _WINDOW):
                 window = [
                     (occurrence, await delivery.send(PendingRecord.of(occurrence)))

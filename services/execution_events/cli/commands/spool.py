@@ -198,7 +198,8 @@ async def _send(settings: Settings, spool: Spool, timeout: float, accept_duplica
         progress = Progress(total)
         try:
             await drain(
-                settings,
+                settings.kafka,
+                settings.publisher,
                 spool,
                 timeout=timeout,
                 progress=lambda sent: progress.show(sent, "sent"),

@@ -37,14 +37,15 @@ def commit(
 ) -> tuple[list[PendingRecord], SpoolFullError | None]:
     """Store `new` and `outcomes` in `spool` and return the records that it fetched.
 
-    A full spool stores nothing of `new`, and fetches all the same; its error is returned.
+    If the spool is full, nothing of `new` is stored, records are still fetched, and the error is
+    returned.
     """
     for sequence, detail in outcomes.refused:
         spool.refuse(sequence, detail)
     spool.hold(outcomes.expired)
     if outcomes.requeued:
         spool.requeue(chain.from_iterable(outcomes.requeued.values()))
-    # What follows matters more and may free disk space; the next commit stores the errors again.
+    # The rest matters more and may free disk space; the next commit stores the errors again.
     with suppress(RetryableError):
         spool.store_errors(outcomes.errors)
     if fetch.partitions:

@@ -8,9 +8,9 @@ from aiokafka.errors import KafkaError
 from execution_events.backoff import backoff
 from execution_events.errors import RetryableError
 from execution_events.kafka.connection import client_options
+from execution_events.kafka.errors import error_text, kafka_error, translated
 from execution_events.kafka.producer import Producer
 from execution_events.logs import Logger
-from execution_events.publisher.lifecycle import describe
 from execution_events.publisher.record import HOLD_MS
 from execution_events.settings import KafkaSettings
 
@@ -58,7 +58,7 @@ class KafkaConnection:
                 try:
                     self._producer = await self._connect()
                 except Exception as error:
-                    text = str(error) if isinstance(error, RetryableError) else describe(error)
+                    text = str(error) if isinstance(error, RetryableError) else error_text(error)
                     _log.warning("kafka_unavailable", error=text, attempt=failures + 1)
                     self._unavailable(text)
                     await asyncio.sleep(backoff(failures))
@@ -90,7 +90,7 @@ class KafkaConnection:
         """End `producer` after `error`, unless that has been done; the next use connects again."""
         if self._producer is producer:
             self._producer = None
-            _log.warning("producer_replaced", error=f"{type(error).__name__}: {error}")
+            _log.warning("producer_replaced", error=error_text(error))
             await producer.end()
 
     async def close(self) -> None:
@@ -115,8 +115,10 @@ class KafkaConnection:
                 self.partitions = await producer.find_partitions(self._topic)
         except BaseException as error:
             await producer.end()
-            if isinstance(error, KafkaError | OSError | RetryableError):
-                servers = self._options["bootstrap_servers"]
-                raise RetryableError(f"Kafka at {servers}: {str(error) or 'no answer'}") from error
+            servers = self._options["bootstrap_servers"]
+            if isinstance(error, RetryableError):
+                raise kafka_error(servers, str(error), error.cause) from error
+            if isinstance(error, KafkaError | OSError):
+                raise translated(servers, error) from error
             raise
         return producer

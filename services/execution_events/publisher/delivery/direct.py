@@ -11,7 +11,7 @@ from execution_events.errors import EventError, RetryableError
 from execution_events.publisher.delivery.sender import EVERY_PARTITION, Acknowledged, Sender
 from execution_events.publisher.delivery.task import RestartingTask
 from execution_events.publisher.record import PendingRecord
-from execution_events.settings import Settings
+from execution_events.settings import KafkaSettings, PublisherSettings
 
 _PENDING_BYTES = 32 * 1024 * 1024
 """Limit of the bytes that wait for Kafka; `deliver` waits above it."""
@@ -28,13 +28,18 @@ class DirectDelivery:
     """
 
     def __init__(
-        self, settings: Settings, *, source: str | None = None, first_sequence: int = 1
+        self,
+        kafka: KafkaSettings,
+        settings: PublisherSettings,
+        *,
+        source: str | None = None,
+        first_sequence: int = 1,
     ) -> None:
-        self._timeout = settings.publisher.publish_timeout
-        self._close_timeout = settings.publisher.close_timeout
+        self._timeout = settings.publish_timeout
+        self._close_timeout = settings.close_timeout
         self._sequence = first_sequence - 1
         self._sender = Sender(
-            settings.kafka,
+            kafka,
             source or f"urn:uuid:{uuid.uuid4()}",
             acknowledged=self._on_acknowledged,
             refused=self._on_refused,
@@ -120,7 +125,7 @@ class DirectDelivery:
         """Wait for pending records for at most `close_timeout` and 5 s; return how many remain.
 
         Callers of the remaining ones get a `RetryableError`; these records may or may not arrive.
-        A cancellation ends the waiting for Kafka, and everything is closed all the same.
+        A cancellation ends only the wait for Kafka; everything is still closed.
         """
         try:
             async with asyncio.timeout(self._close_timeout):

@@ -6,11 +6,12 @@ from contextlib import suppress
 
 from execution_events.publisher.delivery.spooled import SpooledDelivery
 from execution_events.publisher.spool.spool import Spool
-from execution_events.settings import Settings
+from execution_events.settings import KafkaSettings, PublisherSettings
 
 
 async def drain(
-    settings: Settings,
+    kafka: KafkaSettings,
+    settings: PublisherSettings,
     spool: Spool,
     *,
     timeout: float,
@@ -23,7 +24,7 @@ async def drain(
     others. Gives up after `timeout` seconds without an acknowledgement. `progress` is called with
     the number of records acknowledged so far.
     """
-    delivery = SpooledDelivery(settings, spool, reassign_partitions=reassign_partitions)
+    delivery = SpooledDelivery(kafka, settings, spool, reassign_partitions=reassign_partitions)
     async with delivery:
         first = pending = delivery.pending
         with suppress(TimeoutError):

@@ -10,7 +10,6 @@ from math import inf
 import msgspec
 from aiokafka.errors import (
     InvalidTimestampError,
-    KafkaError,
     ProducerClosed,
     TopicAuthorizationFailedError,
 )
@@ -20,6 +19,7 @@ from execution_events import wire
 from execution_events.backoff import backoff
 from execution_events.clock import now_ms
 from execution_events.errors import RetryableError
+from execution_events.kafka.errors import error_text
 from execution_events.kafka.producer import NOT_APPENDED, TOO_LARGE
 from execution_events.logs import Logger
 from execution_events.publisher.delivery.connection import KafkaConnection
@@ -59,12 +59,12 @@ class Sender:
     its source: every further copy is at or below the source's watermark and does not count. A
     record gets a new Kafka timestamp with every attempt.
 
-    Kafka refuses a record for good only when it is too large by itself. Every other refusal has
-    its cause in the environment: it blocks the partition, which tries again, and no other.
+    Kafka refuses a record permanently only if that record alone is too large. Every other refusal
+    is caused by the environment: it blocks its partition, which is retried, and no other.
 
     `acknowledged(records, partition, base_offset)`, `refused(record, detail)` and `expired(record)`
     are called in the event loop, one of them once for each record; `expired` for a record that was
-    first attempted more than `HOLD_MS` ago and is not sent any more. `blocked(partition)` is called
+    first attempted more than `HOLD_MS` ago and is no longer sent. `blocked(partition)` is called
     after each failed attempt; it may call `withdraw`, except for `EVERY_PARTITION`.
     """
 
@@ -231,7 +231,7 @@ class Sender:
         self._blocked(partition)
 
     def unblock(self, partition: int) -> None:
-        """Forget the error of a partition that works again."""
+        """Clear the error of a partition that works again."""
         self.errors.pop(partition, None)
         self._reported.pop(partition, None)
 
@@ -245,16 +245,16 @@ class Sender:
                 return str(error)
             case InvalidTimestampError():
                 return (
-                    f"Kafka refuses the time of this machine's clock: {error.description} "
+                    f"Kafka refuses the timestamp of this machine's clock: {error.description} "
                     f"({type(error).__name__})"
                 )
             case TopicAuthorizationFailedError():
-                return f"no right to write to topic {self._topic}"
+                return f"not authorized to write to the topic {self._topic}: grant Write"
             case ProducerClosed():
                 return "the connection was renewed"
             case TimeoutError():
                 return f"no acknowledgement for {_DELIVERY_TIMEOUT} s"
-        return str(error) if isinstance(error, KafkaError) else f"{type(error).__name__}: {error}"
+        return error_text(error)
 
 
 class _PartitionQueue:
@@ -310,7 +310,7 @@ class _PartitionQueue:
                 suspects = size = 0
                 self._sender.settle_refused(self.records.popleft(), error)
             else:
-                # A record that is alone is sent once more, too.
+                # A single record is sent once more as well.
                 suspects = count
                 size = sum(len(r.key) + len(r.value) for r in islice(self.records, count))
 

@@ -21,7 +21,7 @@ from execution_events.publisher.delivery.task import RestartingTask
 from execution_events.publisher.record import PendingRecord
 from execution_events.publisher.spool import directory as spool_directory
 from execution_events.publisher.spool.spool import Spool
-from execution_events.settings import Settings
+from execution_events.settings import KafkaSettings, PublisherSettings
 
 _T = TypeVar("_T")
 
@@ -60,8 +60,14 @@ class SpooledDelivery:
     """
 
     def __init__(
-        self, settings: Settings, spool: Spool, *, reassign_partitions: bool = False
+        self,
+        kafka: KafkaSettings,
+        settings: PublisherSettings,
+        spool: Spool,
+        *,
+        reassign_partitions: bool = False,
     ) -> None:
+        self._kafka = kafka
         self._settings = settings
         self._new: deque[_NewRecord] = deque()
         self._storing: list[_NewRecord] = []
@@ -132,14 +138,14 @@ class SpooledDelivery:
         """Wait for pending records and return how many remain.
 
         Takes at most `close_timeout`, or no time without `wait`; then 5 s, and the time that the
-        disk needs for the current transaction and one more. A cancellation ends the waiting for
-        Kafka, and everything is closed all the same. Closing again does nothing.
+        disk needs for the current transaction and one more. A cancellation ends only the
+        wait for Kafka; everything is still closed. Closing again does nothing.
         """
         if self._closed:
             return 0
         try:
             if wait:
-                async with asyncio.timeout(self._settings.publisher.close_timeout):
+                async with asyncio.timeout(self._settings.close_timeout):
                     await self.flush()
         except (TimeoutError, RetryableError):
             pass
@@ -188,7 +194,7 @@ class SpooledDelivery:
 
     def _open_relay(self, spool: Spool, reassign_partitions: bool) -> Relay:
         return Relay(
-            self._settings.kafka,
+            self._kafka,
             spool,
             self._on_progress,
             reassign_partitions=reassign_partitions,
@@ -224,7 +230,7 @@ class SpooledDelivery:
             try:
                 await self._commit_or_replace()
             except Exception as error:
-                # Any error at all: there is no other way out for the records of a spool.
+                # Any error is retried: the records of a spool have no other way out.
                 self._on_failure(error)
                 await asyncio.sleep(_RETRY_DELAY)
                 self._commit_due.set()
@@ -298,7 +304,7 @@ class SpooledDelivery:
         if not self._failing:
             self._failing = True
             _log.error("spool_failed", path=str(self._spool.path), error=str(error))
-        if isinstance(error, SpoolFullError) and self._settings.publisher.spool_full == "wait":
+        if isinstance(error, SpoolFullError) and self._settings.spool_full == "wait":
             self._store_later()
             return
         if not isinstance(error, RetryableError):
@@ -316,7 +322,7 @@ class SpooledDelivery:
     async def _replace(self) -> None:
         """Set the damaged spool aside and continue with another one."""
         spool = await self._in_thread(
-            partial(spool_directory.replace, self._spool, self._settings.publisher.spool_max_bytes)
+            partial(spool_directory.replace, self._spool, self._settings.spool_max_bytes)
         )
         damaged, connecting = self._relay, self._connecting
         damaged.retire()

@@ -35,7 +35,7 @@ class SpoolInfo(NamedTuple):
     """One spool file of a directory.
 
     `problem` describes a file that cannot be read, damaged or of a newer version; its `summary` is
-    None. `set_aside` marks a damaged file that is not used any more.
+    None. `set_aside` marks a damaged file that is no longer used.
     """
 
     path: Path

@@ -152,7 +152,7 @@ def check_version(path: Path, connection: sqlite3.Connection) -> None:
         raise SpoolCorruptError(f"{path}: damaged: empty")
     [version] = connection.execute("PRAGMA user_version").fetchone()
     if version == 0:
-        raise SpoolCorruptError(f"{path}: damaged: no spool")
+        raise SpoolCorruptError(f"{path}: damaged: not a spool")
     if version > queries.SCHEMA_VERSION:
         raise HaltError(
             f"{path}: written by a newer version, with schema {version}, expected "

@@ -1,5 +1,5 @@
 -- name: insert_dead_letter
-INSERT INTO dead_letter (
+INSERT INTO execution_events.dead_letter (
     topic, partition, record_offset, record_timestamp, key, value, header_names, header_values,
     reason, detail, refused_at,
     truncated, full_key_bytes, full_value_bytes, full_headers, value_sha256
@@ -15,7 +15,7 @@ SELECT
     substring(value FROM 1 FOR 256) AS value_begin,
     reason, detail, refused_at, state, attempts, last_attempt_at, last_reason, last_detail,
     retried_at, discarded_at, truncated
-FROM dead_letter
+FROM execution_events.dead_letter
 WHERE (cardinality($1::bigint[]) = 0 OR id = ANY ($1))
     AND ($2::text IS NULL OR state = $2)
     AND ($3::text IS NULL OR reason = $3 OR last_reason = $3)
@@ -30,7 +30,7 @@ LIMIT $9
 -- name: count_dead_letters
 -- The filter is that of list_dead_letters.
 SELECT count(*) AS letters, coalesce(max(id), 0) AS last
-FROM dead_letter
+FROM execution_events.dead_letter
 WHERE (cardinality($1::bigint[]) = 0 OR id = ANY ($1))
     AND ($2::text IS NULL OR state = $2)
     AND ($3::text IS NULL OR reason = $3 OR last_reason = $3)
@@ -48,29 +48,29 @@ SELECT
     coalesce(full_headers, cardinality(header_names)) AS header_count,
     header_names,
     header_values
-FROM dead_letter
+FROM execution_events.dead_letter
 WHERE id = $1
 
 -- name: lock_open
 -- Without a row if another session closed the letter meanwhile.
 SELECT
     partition, record_offset, record_timestamp, key, value, header_names, header_values, truncated
-FROM dead_letter
+FROM execution_events.dead_letter
 WHERE id = $1 AND state = 'open'
 FOR UPDATE
 
 -- name: mark_retried
-UPDATE dead_letter
+UPDATE execution_events.dead_letter
 SET attempts = attempts + 1, last_attempt_at = now(), retried_at = now()
 WHERE id = $1
 
 -- name: mark_refused_again
-UPDATE dead_letter
+UPDATE execution_events.dead_letter
 SET attempts = attempts + 1, last_attempt_at = now(), last_reason = $2, last_detail = $3
 WHERE id = $1
 
 -- name: discard
-UPDATE dead_letter
+UPDATE execution_events.dead_letter
 SET discarded_at = now()
 WHERE id = $1 AND state = 'open'
 RETURNING id

@@ -5,15 +5,15 @@
 -- Revisions by namespace of the execution rows that the caller may read; null if there are none.
 -- jsonb keeps its members in a fixed order.
 SELECT jsonb_object_agg(namespace, revision)::text AS revisions
-FROM execution
+FROM execution_events.execution
 WHERE {tenancy}
 
 -- name: events
 -- In order of creation, which never changes: the order of the index event_order. EXISTS comes first:
 -- an execution of other tenants costs no more time than an absent one.
 SELECT body, list_position
-FROM event
-WHERE EXISTS (SELECT FROM execution WHERE {tenancy})
+FROM execution_events.event
+WHERE EXISTS (SELECT FROM execution_events.execution WHERE {tenancy})
     AND {conditions}
 ORDER BY {order}
 
@@ -58,10 +58,10 @@ list_position DESC, name DESC, namespace DESC
 {column} <> ALL ($except_{column})
 
 -- name: only_reason
-ARRAY[reason, first_half(reason), second_half(reason)] && $only_reason
+ARRAY[reason, execution_events.first_half(reason), execution_events.second_half(reason)] && $only_reason
 
 -- name: except_reason
-NOT ARRAY[reason, first_half(reason), second_half(reason)] && $except_reason
+NOT ARRAY[reason, execution_events.first_half(reason), execution_events.second_half(reason)] && $except_reason
 
 -- name: since
 last_timestamp >= $since::text::timestamptz
@@ -70,11 +70,8 @@ last_timestamp >= $since::text::timestamptz
 first_timestamp < $until::text::timestamptz
 
 -- name: text
--- Unicode's full case folding, independent of the collations of columns and database.
+-- In the collation "C" of both, lower() changes the letters A to Z alone.
 (
-    strpos(
-        casefold(body_text(body, 'message') COLLATE pg_unicode_fast),
-        casefold($text::text COLLATE pg_unicode_fast)
-    ) > 0
-    OR strpos(casefold(reason COLLATE pg_unicode_fast), casefold($text::text COLLATE pg_unicode_fast)) > 0
+    strpos(lower(execution_events.body_text(body, 'message') COLLATE "C"), lower($text::text COLLATE "C")) > 0
+    OR strpos(lower(reason), lower($text::text COLLATE "C")) > 0
 )

@@ -4,7 +4,7 @@ SELECT now() - $1::interval
 -- name: execution_page
 -- By ranges of the primary key: an index on `changed_at` would prevent HOT updates.
 SELECT execution_id, namespace, events, changed_at < $3 AS is_old
-FROM execution
+FROM execution_events.execution
 WHERE (execution_id, namespace) > ($1, $2)
 ORDER BY execution_id, namespace
 LIMIT $4
@@ -13,7 +13,7 @@ LIMIT $4
 -- In the order of all writers, which lock an execution before its events: no other transaction
 -- changes these until this one ends. A locked execution is being changed, so it is skipped.
 SELECT execution_id, namespace
-FROM execution
+FROM execution_events.execution
 JOIN unnest($1::text[], $2::text[]) AS wanted (execution_id, namespace)
     USING (execution_id, namespace)
 WHERE changed_at < $3
@@ -23,7 +23,7 @@ FOR UPDATE OF execution SKIP LOCKED
 -- name: delete_events
 -- A separate statement after the lock, so that its snapshot includes all events.
 WITH gone AS (
-    DELETE FROM event
+    DELETE FROM execution_events.event
     USING unnest($1::text[], $2::text[]) AS locked (execution_id, namespace)
     WHERE event.execution_id = locked.execution_id AND event.namespace = locked.namespace
     RETURNING 1
@@ -31,59 +31,59 @@ WITH gone AS (
 SELECT count(*) FROM gone
 
 -- name: delete_actions
-DELETE FROM action
+DELETE FROM execution_events.action
 USING unnest($1::text[], $2::text[]) AS locked (execution_id, namespace)
 WHERE action.execution_id = locked.execution_id AND action.namespace = locked.namespace
 
 -- name: delete_elements
-DELETE FROM element
+DELETE FROM execution_events.element
 USING unnest($1::text[], $2::text[]) AS locked (execution_id, namespace)
 WHERE element.execution_id = locked.execution_id AND element.namespace = locked.namespace
 
 -- name: delete_changes
-DELETE FROM execution_change
+DELETE FROM execution_events.execution_change
 USING unnest($1::text[], $2::text[]) AS locked (execution_id, namespace)
 WHERE execution_change.execution_id = locked.execution_id
     AND execution_change.namespace = locked.namespace
 
 -- name: delete_executions
-DELETE FROM execution
+DELETE FROM execution_events.execution
 USING unnest($1::text[], $2::text[]) AS locked (execution_id, namespace)
 WHERE execution.execution_id = locked.execution_id AND execution.namespace = locked.namespace
 
 -- name: count_idle_sources
-SELECT count(*) FROM producer_progress WHERE changed_at < $1
+SELECT count(*) FROM execution_events.producer_progress WHERE changed_at < $1
 
 -- name: delete_idle_sources
 WITH idle AS (
-    SELECT topic, partition, source
-    FROM producer_progress
+    SELECT topic, partition, source_hash
+    FROM execution_events.producer_progress
     WHERE changed_at < $1
     LIMIT $2
     FOR UPDATE SKIP LOCKED
 ),
 gone AS (
-    DELETE FROM producer_progress AS progress
+    DELETE FROM execution_events.producer_progress AS progress
     USING idle
     WHERE progress.topic = idle.topic
         AND progress.partition = idle.partition
-        AND progress.source = idle.source
+        AND progress.source_hash = idle.source_hash
     RETURNING 1
 )
 SELECT count(*) FROM gone
 
 -- name: count_closed_dead_letters
-SELECT count(*) FROM dead_letter WHERE coalesce(retried_at, discarded_at) < $1
+SELECT count(*) FROM execution_events.dead_letter WHERE coalesce(retried_at, discarded_at) < $1
 
 -- name: delete_closed_dead_letters
 WITH closed AS (
     SELECT id
-    FROM dead_letter
+    FROM execution_events.dead_letter
     WHERE coalesce(retried_at, discarded_at) < $1
     LIMIT $2
     FOR UPDATE SKIP LOCKED
 ),
 gone AS (
-    DELETE FROM dead_letter USING closed WHERE dead_letter.id = closed.id RETURNING 1
+    DELETE FROM execution_events.dead_letter USING closed WHERE dead_letter.id = closed.id RETURNING 1
 )
 SELECT count(*) FROM gone

@@ -4,7 +4,7 @@
 -- Each execution is one search of the primary key.
 SELECT ordinal, jsonb_object_agg(namespace, revision)::text AS revisions
 FROM unnest($1::text[], $2::integer[]) WITH ORDINALITY AS wanted (execution_id, scope, ordinal)
-JOIN execution USING (execution_id)
+JOIN execution_events.execution USING (execution_id)
 WHERE scope IS NULL
     OR (scope, namespace) IN (
         SELECT scope, namespace FROM unnest($3::integer[], $4::text[]) AS scopes (scope, namespace)
@@ -23,7 +23,7 @@ WITH since AS (
 change AS (
     SELECT ordinal, execution_id, namespace, known, change.revision, previous, names, rewritten
     FROM since
-    JOIN execution_change AS change USING (execution_id, namespace)
+    JOIN execution_events.execution_change AS change USING (execution_id, namespace)
     WHERE change.revision > known
 ),
 chain AS (
@@ -46,5 +46,5 @@ changed AS (
 )
 SELECT ordinal, latest, revision, is_rewritten, first_timestamp, last_timestamp, body
 FROM changed
-JOIN event USING (execution_id, namespace, name)
+JOIN execution_events.event USING (execution_id, namespace, name)
 ORDER BY ordinal, revision, list_position, name

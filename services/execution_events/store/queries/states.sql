@@ -5,22 +5,22 @@ SELECT
     started, attempts, retries, warnings, failure, fingerprint
 FROM unnest($1::text[], $2::text[], $3::bytea[])
     WITH ORDINALITY AS wanted (execution_id, namespace, action_key, ordinal)
-JOIN action USING (execution_id, namespace, action_key)
+JOIN execution_events.action USING (execution_id, namespace, action_key)
 
 -- name: stored_elements
 SELECT ordinal, running, succeeded, failed, timed_out, cancelled, unknown
 FROM unnest($1::text[], $2::text[], $3::bytea[])
     WITH ORDINALITY AS wanted (execution_id, namespace, element_key, ordinal)
-JOIN element USING (execution_id, namespace, element_key)
+JOIN execution_events.element USING (execution_id, namespace, element_key)
 
 -- name: events_of_actions
 -- A hash may be of several actions, so the caller compares the whole key.
 SELECT execution_id, list_position, first_timestamp, last_timestamp, count, body
-FROM event
+FROM execution_events.event
 WHERE action_hash = ANY ($1::bigint[])
 
 -- name: change_actions
-UPDATE action
+UPDATE execution_events.action
 SET last_seen = changed.last_seen,
     last_event = changed.last_event,
     state = changed.state,
@@ -50,14 +50,14 @@ WHERE action.execution_id = changed.execution_id
     AND action.action_key = changed.action_key
 
 -- name: delete_actions
-DELETE FROM action
+DELETE FROM execution_events.action
 USING unnest($1::text[], $2::text[], $3::bytea[]) AS gone (execution_id, namespace, action_key)
 WHERE action.execution_id = gone.execution_id
     AND action.namespace = gone.namespace
     AND action.action_key = gone.action_key
 
 -- name: change_elements
-UPDATE element
+UPDATE execution_events.element
 SET running = changed.running,
     succeeded = changed.succeeded,
     failed = changed.failed,
@@ -76,14 +76,14 @@ WHERE element.execution_id = changed.execution_id
     AND element.element_key = changed.element_key
 
 -- name: delete_elements
-DELETE FROM element
+DELETE FROM execution_events.element
 USING unnest($1::text[], $2::text[], $3::bytea[]) AS gone (execution_id, namespace, element_key)
 WHERE element.execution_id = gone.execution_id
     AND element.namespace = gone.namespace
     AND element.element_key = gone.element_key
 
 -- name: change_counters
-UPDATE execution
+UPDATE execution_events.execution
 SET events = execution.events + delta.events,
     elements = execution.elements + delta.elements,
     running = execution.running + delta.running,
@@ -95,7 +95,7 @@ SET events = execution.events + delta.events,
     warnings = CASE
         WHEN execution.warnings = 9007199254740991 AND delta.warnings < 0 THEN (
             SELECT least(sum(action.warnings), 9007199254740991)
-            FROM action
+            FROM execution_events.action
             WHERE action.execution_id = execution.execution_id
                 AND action.namespace = execution.namespace
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -18,23 +19,13 @@ from execution_events.store.read.changes import (
 )
 from execution_events.store.read.pool import ReadingPool
 from execution_events.store.read.selection import Position, Selection
-from execution_events.store.schema.migrate import require_current
+from execution_events.store.schema.migrate import require_compatible
+from execution_events.store.sessions import READER
 from execution_events.store.sql import load_queries, number_arguments
 
 _SQL = load_queries("listing")
 
 _APPLICATION = "execution-events reader"
-_SERVER_SETTINGS = {
-    "default_transaction_read_only": "on",
-    "statement_timeout": "10s",
-    # Lists are read in the order of their index: the statistics of small executions would make the
-    # planner sort a large one for each of its pages.
-    "enable_sort": "off",
-    "plan_cache_mode": "force_generic_plan",
-    "max_parallel_workers_per_gather": "0",
-    # Compiling a statement takes longer than running it.
-    "jit": "off",
-}
 _STREAM_BATCH = 128
 """Rows of one fetch of a stream: 64 KiB of events of the usual size."""
 
@@ -72,16 +63,17 @@ class EventReader:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, database_url: str, size: int = 8, streams: int = 16
+        cls, database_url: str, size: int = 8, streams: int = 16, *, prepares: bool = True
     ) -> AsyncIterator["EventReader"]:
         """Open pools of at most `size` connections, and `streams` connections for streams.
 
-        Slow streams thus never delay pages.
+        Slow streams thus never delay pages. Behind a pooler in transaction mode, `prepares` must be
+        false.
         """
-        async with (
-            ReadingPool.open(database_url, _APPLICATION, size, _SERVER_SETTINGS) as pool,
-            ReadingPool.open(database_url, _APPLICATION, streams, _SERVER_SETTINGS) as stream_pool,
-        ):
+        opened = partial(
+            ReadingPool.open, database_url, _APPLICATION, settings=READER, prepares=prepares
+        )
+        async with opened(size) as pool, opened(streams) as stream_pool:
             yield cls(pool, stream_pool)
 
     async def page(
@@ -121,9 +113,8 @@ class EventReader:
         statement, arguments = query.revisions()
         async with AsyncExitStack() as stack:
             with translated_errors():
-                connection = await stack.enter_async_context(self._stream_pool.acquire())
-                await stack.enter_async_context(
-                    connection.transaction(isolation="repeatable_read", readonly=True)
+                connection = await stack.enter_async_context(
+                    self._stream_pool.acquire("repeatable_read")
                 )
                 revisions = await connection.fetchval(statement, *arguments) or ""
                 head: list[bytes] = []
@@ -134,7 +125,7 @@ class EventReader:
                     page.bodies.clear()
                 query.select(selection)
                 statement, arguments = query.events()
-                cursor = await connection.cursor(statement, *arguments)
+                cursor = await self._stream_pool.cursor(connection, statement, *arguments)
 
             async def batches(head: list[bytes]) -> AsyncIterator[list[bytes]]:
                 for start in range(0, len(head), _STREAM_BATCH):
@@ -166,7 +157,7 @@ class EventReader:
         """Raise `RetryableError` or `HaltError` unless the schema is current."""
         with translated_errors():
             async with self._pool.acquire() as connection:
-                await require_current(connection)
+                await require_compatible(connection)
 
 
 class _ListQuery:

@@ -1,13 +1,15 @@
 """A pool of connections for reading."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple
 
 import asyncpg
+from asyncpg.cursor import Cursor
 
-from execution_events.store.connection import CONNECT_TIMEOUT, options
+from execution_events.store.connection import CONNECT_TIMEOUT, open_session
 
 _IDLE_TIMEOUT = 300
 """Seconds after which an unused connection is replaced: a firewall may have dropped it."""
@@ -27,8 +29,10 @@ class ReadingPool:
     sessions in an additional round trip, and takes a tenth of the time of a list.
     """
 
-    def __init__(self, database_url: str, size: int, connect: Mapping[str, Any]) -> None:
-        self._database_url = database_url
+    def __init__(
+        self, size: int, prepares: bool, connect: Callable[[], Awaitable[asyncpg.Connection]]
+    ) -> None:
+        self._prepares = prepares
         self._connect = connect
         self._available = asyncio.Semaphore(size)
         self._idle: list[_Idle] = []
@@ -36,10 +40,20 @@ class ReadingPool:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, database_url: str, application: str, size: int, settings: Mapping[str, str]
+        cls,
+        database_url: str,
+        application: str,
+        size: int,
+        settings: Mapping[str, str],
+        *,
+        prepares: bool = True,
     ) -> AsyncIterator["ReadingPool"]:
-        """Open a pool of connections with `connection.options`; close them on exit."""
-        pool = cls(database_url, size, options(application, settings))
+        """Open a pool of sessions (`connection.open_session`); close them on exit.
+
+        Without prepared statements a pooler may give each transaction another session.
+        """
+        connect = partial(open_session, database_url, application, settings, prepares=prepares)
+        pool = cls(size, prepares, connect)
         try:
             yield pool
         finally:
@@ -47,8 +61,10 @@ class ReadingPool:
             await asyncio.gather(*closing, return_exceptions=True)
 
     @asynccontextmanager
-    async def acquire(self) -> AsyncIterator[asyncpg.Connection]:
-        """Take a connection for exclusive use.
+    async def acquire(
+        self, isolation: Literal["repeatable_read"] | None = None
+    ) -> AsyncIterator[asyncpg.Connection]:
+        """Take a connection for exclusive use; with `isolation`, in a transaction.
 
         Raises `TimeoutError` after `CONNECT_TIMEOUT` in the queue, and asyncpg's errors.
         """
@@ -58,11 +74,15 @@ class ReadingPool:
         else:
             await self._available.acquire()
         try:
-            connection = self._usable() or await asyncpg.connect(
-                self._database_url, **self._connect
-            )
+            connection = self._usable() or await self._connect()
             try:
-                yield connection
+                if self._prepares and isolation is None:
+                    yield connection
+                else:
+                    # A statement is prepared and executed by two messages, which a pooler could
+                    # send to two sessions.
+                    async with connection.transaction(isolation=isolation, readonly=True):
+                        yield connection
             except asyncpg.PostgresError:
                 # The session survives an error of a statement outside a transaction.
                 if connection.is_in_transaction():
@@ -77,6 +97,16 @@ class ReadingPool:
                     self._idle.append(_Idle(connection, now))
         finally:
             self._available.release()
+
+    async def cursor(
+        self, connection: asyncpg.Connection, statement: str, *arguments: object
+    ) -> Cursor:
+        """Open a cursor in the connection's transaction."""
+        if self._prepares:
+            return await connection.cursor(statement, *arguments)
+        # Without a name: another would outlive the transaction, in a session that others use.
+        unnamed = await connection.prepare(statement, name="")
+        return await unnamed.cursor(*arguments)
 
     def _usable(self) -> asyncpg.Connection | None:
         """Return the most recently used connection; terminate closed and expired ones."""

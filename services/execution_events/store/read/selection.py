@@ -38,7 +38,7 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     until: datetime | None = None
     """Upper limit of the first timestamp, exclusive."""
     text: str | None = None
-    """A substring of message or reason, under Unicode's full case folding."""
+    """A substring of message or reason; the letters A to Z match in either case."""
     after: Position | None = None
     """Events after this key in the selected order; no event needs to have it."""
 
@@ -63,5 +63,10 @@ def _has(event: Body, column: Column, values: Iterable[str]) -> bool:
 
 
 def _contains(event: Body, text: str) -> bool:
-    folded = text.casefold()
-    return folded in event.message.casefold() or folded in event.reason.casefold()
+    folded = _folded(text)
+    return folded in _folded(event.message) or folded in _folded(event.reason)
+
+
+def _folded(text: str) -> bytes:
+    # Of bytes, lower() changes the letters A to Z alone. A substring in UTF-8 is one of the text.
+    return text.encode().lower()

@@ -1,39 +1,19 @@
--- The privileges of the service roles. Applied by every `migrate`, so that restored and cloned
--- databases get them too. Roles belong to the whole server.
+-- The privileges of the service roles on the objects of the database. Applied by every `migrate`, so
+-- that restored and cloned databases get them too. Absolute: what is not granted here is revoked.
+-- `roles.sql` has what concerns the roles themselves, the database and PostgreSQL's own objects.
 
-DO $$
-DECLARE
-    service text;
-BEGIN
-    FOREACH service IN ARRAY ARRAY['execution_events_writer', 'execution_events_reader', 'execution_events_ops']
-    LOOP
-        BEGIN
-            IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = service) THEN
-                EXECUTE format('CREATE ROLE %I NOLOGIN', service);
-                IF service = 'execution_events_ops' THEN
-                    ALTER ROLE execution_events_ops SET statement_timeout = '30s';
-                END IF;
-            END IF;
-        EXCEPTION WHEN duplicate_object OR unique_violation THEN
-            NULL; -- A concurrent migration of another database created it.
-        END;
-    END LOOP;
-    EXECUTE format(
-        'REVOKE ALL ON DATABASE %I FROM PUBLIC, execution_events_writer', current_database()
-    );
-    EXECUTE format(
-        'GRANT CONNECT ON DATABASE %I TO execution_events_writer, execution_events_reader, execution_events_ops',
-        current_database()
-    );
-END
-$$;
+-- By default everybody may execute a new function and use a new type.
+ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
+ALTER DEFAULT PRIVILEGES REVOKE USAGE ON TYPES FROM PUBLIC;
 
--- Its lock also makes concurrent migrations of other databases, which set the passwords of the same
--- roles, wait for this one.
-COMMENT ON ROLE execution_events_writer IS 'Writer of execution-events.';
-
-REVOKE ALL ON SCHEMA public FROM PUBLIC;
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA execution_events FROM PUBLIC;
+REVOKE ALL ON SCHEMA execution_events, ops
+    FROM PUBLIC, execution_events_writer, execution_events_reader, execution_events_ops;
+REVOKE ALL ON ALL TABLES IN SCHEMA execution_events, ops
+    FROM PUBLIC, execution_events_writer, execution_events_reader, execution_events_ops;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA execution_events, ops
+    FROM PUBLIC, execution_events_writer, execution_events_reader, execution_events_ops;
+REVOKE ALL ON ALL ROUTINES IN SCHEMA execution_events, ops
+    FROM PUBLIC, execution_events_writer, execution_events_reader, execution_events_ops;
 
 GRANT USAGE ON SCHEMA execution_events TO execution_events_writer, execution_events_reader;
 GRANT SELECT ON execution_events.schema_version TO execution_events_writer, execution_events_reader;

@@ -17,7 +17,8 @@ from execution_events.store.connection import (
     refused_rows,
     translated_errors,
 )
-from execution_events.store.schema.migrate import require_current
+from execution_events.store.schema.migrate import require_compatible
+from execution_events.store.sessions import CONSUMER
 from execution_events.store.sql import load_queries
 from execution_events.store.write import progress
 from execution_events.store.write.dead_letters import insert_dead_letters
@@ -28,18 +29,6 @@ _SQL = load_queries("progress")
 
 APPLICATION = "execution-events consumer"
 """The sessions' `application_name`, by which consumers recognize each other's sessions."""
-_SERVER_SETTINGS = {
-    # A batch that waits for another session delays all of its partitions.
-    "lock_timeout": "5s",
-    # A batch that exceeds it is halved.
-    "statement_timeout": "20s",
-    # Rows are found by their keys, even if the statistics of a growing table are out of date.
-    "plan_cache_mode": "force_generic_plan",
-    "enable_seqscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-    "jit": "off",
-}
 _COMMAND_TIMEOUT = 25
 """Seconds for one command on the client's side; the server's timeout is a little shorter."""
 
@@ -181,7 +170,7 @@ class BatchWriter:
                 )
                 projection = project(batch.records, watermarks)
                 with refused_rows():
-                    await write_events(connection, projection.events)
+                    await write_events(connection, projection.events, projection.objects)
                 await insert_dead_letters(connection, self._topic, projection.dead_letters)
                 await progress.move_watermarks(connection, self._topic, projection.watermarks)
         return projection
@@ -212,12 +201,12 @@ class BatchWriter:
                 connect(
                     self._database_url,
                     APPLICATION,
-                    _SERVER_SETTINGS,
+                    CONSUMER,
                     command_timeout=_COMMAND_TIMEOUT,
                 )
             )
             with translated_errors(self.address):
-                await require_current(connection)
+                await require_compatible(connection)
                 await prepare(connection)
             self._connection = connection
             self.connections += 1

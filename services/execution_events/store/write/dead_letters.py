@@ -12,14 +12,14 @@ import asyncpg
 from execution_events.errors import BatchRefusedError
 from execution_events.events import Occurrence
 from execution_events.projection.batch import DeadLetter, Refusal, read
-from execution_events.projection.fold import fold
+from execution_events.projection.fold import first_objects, fold
 from execution_events.store.connection import (
     connect,
     fetch_one,
     refused_rows,
     translated_errors,
 )
-from execution_events.store.schema.migrate import require_current
+from execution_events.store.schema.migrate import require_compatible
 from execution_events.store.sql import load_queries
 from execution_events.store.write.events import prepare, write_events
 from execution_events.wire import REFUSED_BY_DATABASE, Headers, Record
@@ -229,7 +229,7 @@ class DeadLetters:
     async def open(cls, database_url: str) -> AsyncIterator["DeadLetters"]:
         """Connect and check the schema."""
         async with connect(database_url, "execution-events dead-letters") as connection:
-            await require_current(connection)
+            await require_compatible(connection)
             yield cls(connection)
 
     async def list(self, selection: Filter) -> AsyncIterator[ListedDeadLetter]:
@@ -306,7 +306,9 @@ class DeadLetters:
             # A savepoint, so that the letter stays locked if the database refuses the row.
             async with self._connection.transaction():
                 with refused_rows():
-                    await write_events(self._connection, list(fold([outcome]).values()))
+                    await write_events(
+                        self._connection, list(fold([outcome]).values()), first_objects([outcome])
+                    )
         except BatchRefusedError as error:
             return Refusal(REFUSED_BY_DATABASE, error.detail)
         return None

@@ -21,7 +21,6 @@ _MICROSECOND = timedelta(microseconds=1)
 _PURGE_BATCH = 10_000
 """Changes deleted by one statement, in some 50 ms."""
 
-
 _CHANGE_COUNTERS = load_queries("states")["change_counters"]
 _CHANGE_EVENTS, _CHANGE_EVENTS_COLUMNS = number_arguments(_SQL["change_events"])
 _CHANGE_COLUMNS = ("execution_id", "namespace", "revision", "previous", "names", "rewritten")
@@ -56,7 +55,11 @@ async def prepare(connection: asyncpg.Connection) -> None:
     )
 
 
-async def write_events(connection: asyncpg.Connection, events: Sequence[FoldedEvent]) -> None:
+async def write_events(
+    connection: asyncpg.Connection,
+    events: Sequence[FoldedEvent],
+    objects: Mapping[tuple[str, str], str],
+) -> None:
     """Apply distinct `events`, sorted by identity, in the caller's transaction.
 
     Locks each execution, then reads the stored events, merges and writes them. New events go into
@@ -65,7 +68,7 @@ async def write_events(connection: asyncpg.Connection, events: Sequence[FoldedEv
     if not events:
         return
     updates = _by_execution(events)
-    await _raise_executions(connection, updates)
+    await _raise_executions(connection, updates, objects)
     # A new execution has no stored events.
     candidates = [
         event
@@ -91,6 +94,7 @@ async def write_events(connection: asyncpg.Connection, events: Sequence[FoldedEv
     ]
     await connection.copy_records_to_table(
         "event",
+        schema_name="execution_events",
         columns=EVENT_COLUMNS,
         records=[event_row(event, body_of(event), action_hash(event.latest)) for event in new],
     )
@@ -132,7 +136,9 @@ def _by_execution(events: Iterable[FoldedEvent]) -> dict[tuple[str, str], _Execu
 
 
 async def _raise_executions(
-    connection: asyncpg.Connection, updates: dict[tuple[str, str], _ExecutionUpdate]
+    connection: asyncpg.Connection,
+    updates: dict[tuple[str, str], _ExecutionUpdate],
+    objects: Mapping[tuple[str, str], str],
 ) -> None:
     """Lock the rows of the executions and raise their revisions."""
     raised = updates.values()
@@ -140,6 +146,7 @@ async def _raise_executions(
         _SQL["raise_executions"],
         [update.execution_id for update in raised],
         [update.namespace for update in raised],
+        [objects[key] for key in updates],
         [min(update.occurrences, COUNT_MAX) for update in raised],
         [update.first_timestamp for update in raised],
         [update.last_timestamp for update in raised],
@@ -184,6 +191,7 @@ async def _record_changes(
 ) -> None:
     await connection.copy_records_to_table(
         "execution_change",
+        schema_name="execution_events",
         columns=_CHANGE_COLUMNS,
         records=[
             (

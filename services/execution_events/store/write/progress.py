@@ -4,6 +4,7 @@ Each function runs in the caller's transaction.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from typing import NamedTuple
 
 import asyncpg
@@ -11,6 +12,7 @@ import asyncpg
 from execution_events.errors import FencedError, PartitionsLockedError
 from execution_events.projection.batch import SourceKey
 from execution_events.projection.fingerprint import Fingerprint
+from execution_events.store.schema.migrate import require_version
 from execution_events.store.sql import load_queries
 
 _SQL = load_queries("progress")
@@ -55,7 +57,8 @@ async def move_offsets(
     """Lock the partitions and compare and set their stored offsets.
 
     `fingerprints` holds the last record of each partition that has one; the others keep theirs.
-    Raises `FencedError`, or `PartitionsLockedError` without waiting for other sessions.
+    Raises `FencedError`, or `PartitionsLockedError` without waiting for other sessions, or
+    `HaltError` if the schema has become incompatible.
     """
     last = [fingerprints.get(partition, _NO_FINGERPRINT) for partition in moves]
     rows = await connection.fetch(
@@ -67,6 +70,8 @@ async def move_offsets(
         [move.next for move in moves.values()],
         *([fields[index] for fields in last] for index in range(3)),
     )
+    for compatible_from in {row["compatible_from"] for row in rows}:
+        require_version(compatible_from)
     if fenced := sorted(row["partition"] for row in rows if not row["moved"]):
         raise FencedError(
             f"another consumer has moved the stored offset of partitions {_listed(fenced)}"
@@ -82,8 +87,12 @@ async def read_watermarks(
     keys = list(sources)
     if not keys:
         return {}
-    partitions, names = zip(*keys, strict=True)
-    rows = await connection.fetch(_SQL["watermarks"], topic, partitions, names)
+    rows = await connection.fetch(
+        _SQL["watermarks"],
+        topic,
+        [partition for partition, _ in keys],
+        [_source_hash(source) for _, source in keys],
+    )
     return {(row["partition"], row["source"]): row["sequence"] for row in rows}
 
 
@@ -97,8 +106,13 @@ async def move_watermarks(
             topic,
             [partition for partition, _ in watermarks],
             [source for _, source in watermarks],
+            [_source_hash(source) for _, source in watermarks],
             list(watermarks.values()),
         )
+
+
+def _source_hash(source: str) -> bytes:
+    return sha256(source.encode()).digest()
 
 
 def _listed(partitions: Iterable[int]) -> str:

@@ -52,8 +52,8 @@ async def prune_executions(
 ) -> AsyncIterator[PruneProgress]:
     """Delete executions (of one namespace each) last changed before `before`, with their events.
 
-    An execution that changes meanwhile is kept; a record that arrives after the deletion begins it
-    anew. Writers of an execution wait while its batch is deleted.
+    An execution that changes meanwhile is kept; a record that arrives after the deletion
+    starts it again. Writers of an execution wait while its batch is deleted.
     """
     after = ("", "")
     while True:

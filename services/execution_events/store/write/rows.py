@@ -7,9 +7,30 @@ from execution_events.events import Occurrence
 from execution_events.projection.body import decode
 from execution_events.projection.fold import FoldedEvent
 
+EVENT_COLUMNS = (
+    "execution_id",
+    "namespace",
+    "name",
+    "first_timestamp",
+    "last_timestamp",
+    "count",
+    "object_name",
+    "reason",
+    "type",
+    "elem_type",
+    "elem_id",
+    "action_name",
+    "body",
+    "list_position",
+    "action_hash",
+)
+
 
 def event_row(event: FoldedEvent, body: bytes, action_hash: int) -> tuple[Any, ...]:
-    """Return a row of `event`. It defines the order of columns, named like the attributes."""
+    """Return the values of `EVENT_COLUMNS`, in their order.
+
+    A plain tuple: naming each value would take ten times as long, for every event.
+    """
     latest = event.latest
     return (
         latest.execution_id,
@@ -28,16 +49,6 @@ def event_row(event: FoldedEvent, body: bytes, action_hash: int) -> tuple[Any, .
         event.list_position,
         action_hash,
     )
-
-
-class _AttributeNames:
-    """Stands for an event in `_row`; its attributes are their own names."""
-
-    def __getattr__(self, name: str) -> Any:
-        return self if name == "latest" else name
-
-
-EVENT_COLUMNS: tuple[str, ...] = event_row(_AttributeNames(), "body", "action_hash")  # type: ignore[arg-type]
 
 
 def stored_event(

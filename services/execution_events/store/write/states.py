@@ -180,7 +180,9 @@ async def _write_actions(
         else:
             changed.append((execution_id, namespace, digested, *_state_row(after)))
     if new:
-        await connection.copy_records_to_table("action", columns=_ACTION_COLUMNS, records=new)
+        await connection.copy_records_to_table(
+            "action", schema_name="execution_events", columns=_ACTION_COLUMNS, records=new
+        )
     if changed:
         names = ("execution_id", "namespace", "action_key", *_STATE_COLUMNS)
         columns = dict(zip(names, zip(*changed, strict=True), strict=True))
@@ -223,7 +225,9 @@ async def _write_elements(
         else:
             new.append(row)
     if new:
-        await connection.copy_records_to_table("element", columns=_ELEMENT_COLUMNS, records=new)
+        await connection.copy_records_to_table(
+            "element", schema_name="execution_events", columns=_ELEMENT_COLUMNS, records=new
+        )
     if changed:
         await connection.execute(_SQL["change_elements"], *zip(*changed, strict=True))
     if gone:
