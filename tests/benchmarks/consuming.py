@@ -61,6 +61,12 @@ async def migrate(database: Database, tree: Tree = THIS) -> None:
         reader_password=databases.PASSWORD,
         ops_password=databases.PASSWORD,
     )
+    if tree is not THIS:
+        # Earlier commits call functions that PostgreSQL permits everybody and this one revokes.
+        async with databases.administrator(database.administrator) as connection:
+            await connection.execute(
+                "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA pg_catalog TO PUBLIC"
+            )
     process = await asyncio.create_subprocess_exec(
         *tree.command, "migrate", stdout=subprocess.DEVNULL, env=environment(settings)
     )

@@ -22,12 +22,17 @@ class Spread:
 
 
 def ratio(figures: Sequence[float], references: Sequence[float]) -> Spread:
-    """Return the ratio of the medians, with the minimum and maximum of the rounds' ratios.
+    """Return the median of the rounds' ratios, with their minimum and maximum.
 
-    Figures are paired by round, because the machine's speed drifts.
+    Figures are paired by round, because the machine's speed drifts. A reference of 0, in which a
+    short run has completed nothing, makes the ratio infinite.
     """
-    rounds = [figure / reference for figure, reference in zip(figures, references, strict=True)]
-    return Spread(median(figures) / median(references), min(rounds), max(rounds))
+    return Spread.of(
+        [
+            figure / reference if reference else math.inf
+            for figure, reference in zip(figures, references, strict=True)
+        ]
+    )
 
 
 def percentile(figures: Sequence[float], percent: float) -> float:

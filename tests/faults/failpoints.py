@@ -55,6 +55,8 @@ def hooked(hook: FailpointHook) -> Iterator[None]:
     move_offsets = load_queries("progress")["move_offsets"]
     assign, fetch_batch = Assignment.on_partitions_assigned, BatchFetcher.fetch
     fetch, execute = asyncpg.Connection.fetch, asyncpg.Connection.execute
+    in_batch: set[Any] = set()
+    """Connections in the transaction of a batch; others have transactions too."""
 
     def assigned(assignment: Assignment, partitions: Any) -> None:
         assign(assignment, partitions)
@@ -68,6 +70,7 @@ def hooked(hook: FailpointHook) -> Iterator[None]:
     async def fetched_rows(connection: Any, query: str, *arguments: Any, **options: Any) -> Any:
         if query != move_offsets:
             return await fetch(connection, query, *arguments, **options)
+        in_batch.add(connection)
         hook("begun")
         rows = await fetch(connection, query, *arguments, **options)
         # If another consumer has moved one of them, the batch is fenced.
@@ -76,9 +79,9 @@ def hooked(hook: FailpointHook) -> Iterator[None]:
         return rows
 
     async def executed(connection: Any, query: str, *arguments: Any, **options: Any) -> Any:
-        # Only a batch has a transaction of more than one statement.
-        if query != "COMMIT;":
+        if query != "COMMIT;" or connection not in in_batch:
             return await execute(connection, query, *arguments, **options)
+        in_batch.discard(connection)
         hook("upserted")
         # The driver writes the statement before it waits for the first time.
         asyncio.get_running_loop().call_soon(hook, "commit_sent")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import os
 from collections import Counter
 from datetime import datetime
@@ -57,8 +58,9 @@ def test_a_spread_is_the_median_minimum_and_maximum() -> None:
     assert Spread.of([1, 2]) == Spread(1.5, 1, 2)
 
 
-def test_a_ratio_divides_medians_and_its_extremes_divide_rounds() -> None:
-    assert ratio([10, 30, 20], [10, 10, 40]) == Spread(2, 0.5, 3)
+def test_a_ratio_is_the_median_of_the_rounds_with_their_extremes() -> None:
+    assert ratio([10, 30, 20], [10, 10, 40]) == Spread(1, 0.5, 3)
+    assert ratio([1], [0]) == Spread(math.inf, math.inf, math.inf)
     with pytest.raises(ValueError, match="shorter"):
         ratio([1, 2], [1])
 
