@@ -25,8 +25,10 @@ GRANT SELECT, INSERT, UPDATE ON
     TO execution_events_writer;
 GRANT SELECT, INSERT, UPDATE, DELETE ON
     execution_events.action,
-    execution_events.element
+    execution_events.element,
+    execution_events.event_rate
     TO execution_events_writer;
+GRANT SELECT, INSERT, UPDATE ON execution_events.partition_report TO execution_events_writer;
 GRANT SELECT, INSERT, DELETE ON execution_events.execution_change TO execution_events_writer;
 GRANT SELECT, INSERT ON execution_events.dead_letter TO execution_events_writer;
 -- Columns of retries and discards; the record and its refusal never change.
