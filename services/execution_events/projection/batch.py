@@ -51,10 +51,10 @@ class ReadRecord(msgspec.Struct, frozen=True, gc=False):
 class Projection(msgspec.Struct, frozen=True):
     """The rows that one batch adds.
 
-    `events` are sorted by identity, the order in which all writers take locks. `objects` holds the object of the first record of
-    each execution and namespace. `watermarks` holds
-    the new watermark of each source that the batch moves. `duplicates` counts dropped records;
-    `gaps` counts records whose sequence does not follow their source's watermark.
+    `events` are sorted by identity, the order in which all writers take locks. `objects` holds the
+    object of the first record of each execution and namespace. `watermarks` holds the new watermark
+    of each source that the batch moves. `duplicates` counts dropped records; `gaps` counts records
+    whose sequence does not follow their source's watermark.
     """
 
     events: list[FoldedEvent]
