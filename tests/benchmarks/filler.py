@@ -17,7 +17,7 @@ import uvloop
 
 from execution_events import settings as settings_module
 from execution_events.cli.progress import Progress
-from execution_events.projection.fold import fold
+from execution_events.projection.fold import first_objects, fold
 from execution_events.store.connection import connect
 from execution_events.store.write.events import prepare, write_events
 from tests.benchmarks.dataset import Dataset
@@ -36,7 +36,7 @@ async def fill(dataset: Dataset, database_url: str) -> int:
         while batch := list(islice(occurrences, _BATCH)):
             folded = sorted(fold(batch).values(), key=lambda event: event.identity)
             async with connection.transaction():
-                await write_events(connection, folded)
+                await write_events(connection, folded, first_objects(batch))
             stored += len(folded)
             progress.show(stored, "events stored")
     progress.end()

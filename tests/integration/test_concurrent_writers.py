@@ -12,7 +12,7 @@ import pytest
 
 from execution_events.errors import HaltError
 from execution_events.events import Occurrence
-from execution_events.projection.fold import fold
+from execution_events.projection.fold import first_objects, fold
 from execution_events.store.connection import connect
 from execution_events.store.write.batches import BatchWriter
 from execution_events.store.write.dead_letters import DeadLetters, Filter, Result
@@ -192,14 +192,15 @@ async def test_a_second_writer_of_an_event_waits_for_the_first(
         await writers[0].add(named("a"))
     both = [named("a", 1, reason="first", count=10), named("a", 2, reason="second", count=100)]
     ones, others = ([*fold([one]).values()] for one in both)
+    objects = first_objects(both)
     async with writing(database) as one, writing(database) as other:
         transaction = one.transaction()
         await transaction.start()
-        await write_events(one, ones)
+        await write_events(one, ones, objects)
 
         async def second() -> None:
             async with other.transaction():
-                await write_events(other, others)
+                await write_events(other, others, objects)
 
         writing_second = asyncio.create_task(second())
 
@@ -227,7 +228,7 @@ async def test_writers_of_different_executions_do_not_wait(
     database: Database, writers: list[Log]
 ) -> None:
     async with writing(database) as one, one.transaction():
-        await write_events(one, [*fold([named("a")]).values()])
+        await write_events(one, [*fold([named("a")]).values()], first_objects([named("a")]))
         async with asyncio.timeout(DEADLINE / 4):
             await writers[0].add(named("a", namespace="other"))
             await writers[1].add(named("a", execution_id="execution-2"))

@@ -37,7 +37,7 @@ def count(projection: Projection) -> int:
 
 
 def test_an_empty_batch_adds_nothing() -> None:
-    assert project_all([]) == Projection([], [], {}, duplicates=0, gaps=0, without_key=0)
+    assert project_all([]) == Projection([], {}, [], {}, duplicates=0, gaps=0, without_key=0)
 
 
 def test_a_record_without_headers_counts_each_time() -> None:
@@ -58,7 +58,7 @@ def test_a_copy_in_the_same_batch_is_a_duplicate() -> None:
 @pytest.mark.parametrize("sequence", [0, 6, 7])
 def test_a_copy_in_a_later_batch_is_a_duplicate(sequence: int) -> None:
     projection = project_all([sent(GOOD, sequence)], {(0, "s"): 7})
-    assert projection == Projection([], [], {}, duplicates=1, gaps=0, without_key=0)
+    assert projection == Projection([], {}, [], {}, duplicates=1, gaps=0, without_key=0)
 
 
 def test_a_refused_record_moves_the_watermark_so_that_its_copy_is_a_duplicate() -> None:
@@ -67,7 +67,7 @@ def test_a_refused_record_moves_the_watermark_so_that_its_copy_is_a_duplicate() 
     assert projection.watermarks == {(0, "s"): 2}
     assert (projection.duplicates, projection.gaps) == (1, 0)
     later = project_all([sent(POISON, 2)], projection.watermarks)
-    assert later == Projection([], [], {}, duplicates=1, gaps=0, without_key=0)
+    assert later == Projection([], {}, [], {}, duplicates=1, gaps=0, without_key=0)
 
 
 @pytest.mark.parametrize(

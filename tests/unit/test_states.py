@@ -100,7 +100,7 @@ class Store:
     def apply(self, event_changes: list[EventChange]) -> None:
         of_actions = action_changes(event_changes)
         changes = {}
-        for key in of_actions.keys():
+        for key in of_actions.keys():  # noqa: SIM118
             before = self.actions.get(key)
             after = (
                 recompute(e for e in self.events.values() if action_key(e.latest) == key)
@@ -199,9 +199,7 @@ def kept_row(action: Action) -> dict[str, Any]:
         "retries": action.retries,
         "warnings": action.warnings,
         "last_seen": action.last_seen,
-        "last_event": action.decided_by
-        if action.decided_at == action.last_seen
-        else action.last_event,
+        "last_event": action.last_event,
         "failure": action.failure,
         "fingerprint": action.fingerprint,
     }
@@ -214,13 +212,13 @@ def check(store: Store) -> None:
     expected = {key: action_row(events) for key, events in by_action.items()}
     assert {key: kept_row(action) for key, action in store.actions.items()} == expected
     by_element = defaultdict(list)
-    for key, row in expected.items():
-        by_element[key[:5]].append(row["state"])
+    for action, row in expected.items():
+        by_element[action.element].append(row["state"])
     element_states = {
         key: min(states, key=ELEMENT_PRECEDENCE.index) for key, states in by_element.items()
     }
     assert {
-        tuple(key): state_of(tally, ELEMENT_PRECEDENCE) for key, tally in store.elements.items()
+        key: state_of(tally, ELEMENT_PRECEDENCE) for key, tally in store.elements.items()
     } == element_states
     by_execution = defaultdict(list)
     for key, state in element_states.items():

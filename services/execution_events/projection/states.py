@@ -89,9 +89,10 @@ class Action(msgspec.Struct, gc=False):
     """The state of an action, from all of its events.
 
     The event `decided_by`, last seen at `decided_at`, decides the state; both are None while the
-    state is unknown. `last_event` is the event with the greatest last timestamp, on a tie the one
-    with the greatest name. `started` is the last timestamp of the latest ActionStart. `failure`
-    and `fingerprint` are of the deciding event, None unless the action is failed or timed out.
+    state is unknown. `last_event` is the event with the greatest last timestamp, on a tie
+    `decided_by` if it is among them, else the one with the greatest name. `started` is the last
+    timestamp of the latest ActionStart. `failure` and `fingerprint` are of the deciding event, None
+    unless the action is failed or timed out.
     """
 
     last_seen: datetime
@@ -205,6 +206,8 @@ def advance(stored: Action | None, added: Sequence[tuple[FoldedEvent, int]]) -> 
             deciding = latest
     if deciding is not None:
         _set_failure(action, deciding)
+    if action.decided_by is not None and action.decided_at == action.last_seen:
+        action.last_event = action.decided_by
     return action
 
 

@@ -129,7 +129,8 @@ CREATE TABLE action (
     finished     timestamptz
         GENERATED ALWAYS AS (CASE WHEN state NOT IN ('running', 'unknown') THEN decided_at END) STORED,
     started      timestamptz,
-    -- The greatest last timestamp, and of its events the one with the greatest name.
+    -- The greatest last timestamp, and the event that has it: on a tie `decided_by` if it is among
+    -- them, else the one with the greatest name.
     last_seen    timestamptz NOT NULL,
     last_event   text COLLATE "C" NOT NULL,
     attempts     bigint NOT NULL,
