@@ -21,14 +21,27 @@ from tests.support.servers import Servers
 
 PRIVATE = {
     "event",
+    "event_rate",
     "execution",
     "execution_change",
     "partition_progress",
+    "partition_report",
     "producer_progress",
     "dead_letter",
     "schema_version",
 }
-PUBLIC_VIEWS = {"events_v1", "executions_v1", "elements_v1", "pipeline_v1", "dead_letters_v1"}
+PUBLIC_VIEWS = {
+    "actions_v1",
+    "dead_letters_v1",
+    "durations_v1",
+    "elements_v1",
+    "event_rate_v1",
+    "events_v1",
+    "executions_v1",
+    "failures_v1",
+    "pipeline_v1",
+    "quiet_v1",
+}
 SCHEMAS = ["execution_events", "ops", "public"]
 
 OUTCOME = (
@@ -48,7 +61,9 @@ GRANTED = {
         "table execution_events.event": {"SELECT", "INSERT", "UPDATE"},
         "table execution_events.execution": {"SELECT", "INSERT", "UPDATE"},
         "table execution_events.execution_change": {"SELECT", "INSERT", "DELETE"},
+        "table execution_events.event_rate": {"SELECT", "INSERT", "UPDATE", "DELETE"},
         "table execution_events.partition_progress": {"SELECT", "INSERT", "UPDATE"},
+        "table execution_events.partition_report": {"SELECT", "INSERT", "UPDATE"},
         "table execution_events.producer_progress": {"SELECT", "INSERT", "UPDATE"},
         "table execution_events.dead_letter": {"SELECT", "INSERT"},
         **{f"column execution_events.dead_letter.{column}": {"UPDATE"} for column in OUTCOME},

@@ -690,7 +690,10 @@ SELECT
     partition,
     progress.next_offset,
     report.log_end_offset,
-    greatest(report.log_end_offset - progress.next_offset, 0) AS lag,
+    CASE WHEN report.log_end_offset > progress.next_offset
+        THEN report.log_end_offset - progress.next_offset
+        WHEN report.log_end_offset <= progress.next_offset THEN 0
+    END AS lag,
     report.observed_at,
     progress.changed_at AS last_write,
     report.consumer,
