@@ -9,6 +9,7 @@ import pytest
 from execution_events import wire
 from execution_events.events import COUNT_MAX, Occurrence
 from execution_events.projection.batch import read
+from execution_events.projection.states import STATE_OF_REASON
 from execution_events.publisher import lifecycle
 from execution_events.store.connection import fetch_one
 from execution_events.store.write.batches import Batch, BatchWriter
@@ -232,7 +233,7 @@ async def test_an_executions_counters_are_those_of_its_events(
 async def test_the_reason_code_decides_an_elements_state(
     writer: BatchWriter, ops: asyncpg.Connection
 ) -> None:
-    states = {reason.text: reason.state for reason in lifecycle.CATALOGUE} | {
+    states = {reason.text: STATE_OF_REASON[reason.code] for reason in lifecycle.CATALOGUE} | {
         "启动##ActionStart": "running",
         "重试##ActionRetry": "running",
         "成功##SuccessfulFinish": "succeeded",
