@@ -3,14 +3,11 @@
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from hashlib import sha256
 from random import Random
 
-import pytest
 from msgspec.structs import asdict
 
 from execution_events.events import COUNT_MAX, Occurrence
-from execution_events.projection.failure import failure_fingerprint
 from execution_events.projection.fold import FoldedEvent, Identity, fold, merge
 from execution_events.projection.states import (
     STATE_OF_REASON,
@@ -141,62 +138,3 @@ def test_counts_stop_at_the_maximum() -> None:
     assert (action.attempts, action.warnings) == (COUNT_MAX, COUNT_MAX)
     action = advance(action, [(event("3", "ActionRetry", COUNT_MAX), COUNT_MAX)])
     assert (action.attempts, action.retries, action.warnings) == (COUNT_MAX,) * 3
-
-
-COMMON = {
-    "execution_id": "e19d3faf-9f04-9685-e5c0-fbe8d40b96cd",
-    "object_name": "etl-20261126",
-    "elem_type": "KubeDAG.init",
-    "elem_id": "job-a",
-}
-
-
-def of(message: str, code: str = "ActionFailed", **others: str) -> str:
-    return failure_fingerprint(code, message, **{**COMMON, **others})
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("pod etl-20261126 lost", "pod <> lost"),
-        ("Element(job-a) failed", "Element(<>) failed"),
-        ("元素job-a失败", "元素<>失败"),
-        (
-            "volume 7d444840-9dc0-11d1-b245-5ffdce74fad2 gone",
-            "volume 7D444840-9DC0-11D1-B245-5FFDCE74FAD3 gone",
-        ),
-        ("segfault at 0xDEADbeef", "segfault at 0X1"),
-        ("pid 12345 died", "pid 9876 died"),
-        ("took 10345 ms", "took 98761 ms"),
-        ("run e19d3faf-9f04-9685-e5c0-fbe8d40b96cd", "run <>"),
-    ],
-)
-def test_equal_failures_group(one: str, other: str) -> None:
-    assert of(one) == of(other)
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("exit code 137", "exit code 1"),
-        ("connection refused", "connection reset"),
-        ("job-ab failed", "job-a failed"),
-        ("磁盘已满", "内存不足"),
-        ("/data/a.csv: no such file", "/data/b.csv: no such file"),
-    ],
-)
-def test_different_failures_do_not_group(one: str, other: str) -> None:
-    assert of(one) != of(other)
-
-
-def test_reason_and_element_type_are_part_of_the_fingerprint() -> None:
-    assert len({of("x"), of("x", "ActionTimeout"), of("x", elem_type="KubeDAG.job")}) == 3
-
-
-def test_the_fingerprint_is_the_documented_hash() -> None:
-    text = "Element(<>) of <> failed: <> at <>: <>"
-    message = (
-        "Element(job-a) of etl-20261126 failed: 20261126 at 0xFf:"
-        " 7d444840-9dc0-11d1-b245-5ffdce74fad2"
-    )
-    assert of(message) == sha256(f"KubeDAG.init\0ActionFailed\0{text}".encode()).hexdigest()[:16]
