@@ -86,7 +86,8 @@ async def cloned(
         yield database
         if compare:
             async with administrator(database.administrator) as connection:
-                assert await states.differences(connection) == []
+                differences = await states.differences(connection)
+                assert not differences, "\n".join(differences)
     finally:
         await drop(administrator_url, name)
 
