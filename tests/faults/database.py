@@ -17,7 +17,7 @@ from tests.faults.model import Fields, Identity
 from tests.faults.proxy import HOST
 from tests.faults.record import Headers, LogPosition
 from tests.faults.source import Source
-from tests.support import databases
+from tests.support import databases, states
 from tests.support.databases import OWNER, PASSWORD
 
 WRITER = "execution_events_writer"
@@ -128,6 +128,8 @@ class Stored(NamedTuple):
     """Occurrences that each transaction added, over all events."""
     touched: set[str]
     """Transactions that wrote dead letters or watermarks."""
+    states: list[str]
+    """Differences of states from a recomputation from `events`."""
 
 
 class EpisodeDatabase:
@@ -331,6 +333,7 @@ async def _stored(connection: asyncpg.Connection) -> Stored:
         moves=[OffsetMove(*row) for row in moves],
         growth={row["transaction"]: row["amount"] for row in growth},
         touched={row["transaction"] for row in touched},
+        states=await states.differences(connection),
     )
 
 

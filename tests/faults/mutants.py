@@ -85,6 +85,20 @@ MUTANTS = (
         ("kill-offsets-set",),
     ),
     Mutant(
+        "states-outside",
+        "Actions are updated outside the transaction of their events",
+        (
+            Edit(
+                "store/write/states.py",
+                "        await connection.execute(\n            _CHANGE_ACTIONS,",
+                '        other = await asyncpg.connect(__import__("os").environ'
+                '["EXECUTION_EVENTS_DATABASE_URL"])\n'
+                "        await other.execute(\n            _CHANGE_ACTIONS,",
+            ),
+        ),
+        ("kill-upserted",),
+    ),
+    Mutant(
         "reset-to-latest",
         "A consumer continues at the log's end after an offset out of range",
         (

@@ -72,6 +72,7 @@ def judge(
     differences = [
         *_limited("event", _events(expected, stored.events)),
         *_limited("execution", _executions(expected, stored.executions)),
+        *_limited("state", stored.states),
         *_limited("dead letter", _letters(model, stored.letters)),
         *_limited("stored offset", _mapping("partition", ends, stored.progress)),
         *_limited("watermark", _mapping("source", model.watermarks, stored.watermarks)),

@@ -81,6 +81,7 @@ def stored(**changes: Any) -> Stored:
         ],
         growth={"3": 5, "4": 12},
         touched={"3", "4"},
+        states=[],
     )._replace(**changes)
 
 
@@ -114,6 +115,10 @@ def test_finds_a_wrong_column_of_an_event(column: str, value: Any) -> None:
     events = stored().events
     events[KEY] = events[KEY]._replace(**{column: value})
     assert len(verdict(events=events).differences) == 1
+
+
+def test_reports_states_that_differ_from_the_events() -> None:
+    assert verdict(states=["action a: wrong"]).differences == ["state: action a: wrong"]
 
 
 def test_finds_a_missing_and_an_unknown_event() -> None:

@@ -234,6 +234,7 @@ async def test_writers_of_different_executions_do_not_wait(
             await writers[1].add(named("a", execution_id="execution-2"))
 
 
+@pytest.mark.tampers
 async def test_an_event_without_its_execution_halts(
     owner: asyncpg.Connection, writers: list[Log]
 ) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from datetime import datetime
 from functools import lru_cache
-from typing import NamedTuple
 
 import msgspec
 
@@ -18,71 +17,45 @@ from execution_events.events import COUNT_MAX, WARNING, Occurrence
 from execution_events.projection.failure import failure_fingerprint
 from execution_events.projection.fold import FoldedEvent
 
-RUNNING = "running"
-SUCCEEDED = "succeeded"
-FAILED = "failed"
-TIMED_OUT = "timed_out"
-CANCELLED = "cancelled"
-UNKNOWN = "unknown"
+STATES = ("running", "succeeded", "failed", "timed_out", "cancelled", "unknown")
 
 START = "ActionStart"
 RETRY = "ActionRetry"
-
 STATE_OF_REASON = {
-    START: RUNNING,
-    RETRY: RUNNING,
-    "SuccessfulFinish": SUCCEEDED,
-    "ActionFailed": FAILED,
-    "ActionCancelled": CANCELLED,
-    "ActionTimeout": TIMED_OUT,
+    START: "running",
+    RETRY: "running",
+    "SuccessfulFinish": "succeeded",
+    "ActionFailed": "failed",
+    "ActionTimeout": "timed_out",
+    "ActionCancelled": "cancelled",
 }
-"""The state that an event's reason code gives its action; other codes give none."""
+"""The state that an event gives its action, by the code of its reason; others give none."""
 
-FAILURES = (FAILED, TIMED_OUT)
-
-STATES = (RUNNING, SUCCEEDED, FAILED, TIMED_OUT, CANCELLED, UNKNOWN)
-
-_TIE = {RUNNING: 0, SUCCEEDED: 1, CANCELLED: 2, TIMED_OUT: 3, FAILED: 4}
-"""Precedence among events of one action with the same last timestamp; the greatest decides."""
-
-ELEMENT_PRECEDENCE = (RUNNING, FAILED, TIMED_OUT, CANCELLED, SUCCEEDED, UNKNOWN)
+TIE_PRECEDENCE = ("failed", "timed_out", "cancelled", "succeeded", "running")
+"""Of an action's events with the same last timestamp, the first of these states decides."""
+ELEMENT_PRECEDENCE = ("running", "failed", "timed_out", "cancelled", "succeeded", "unknown")
 """An element is in the first of these states that any of its actions is in."""
 
-EXECUTION_PRECEDENCE = (FAILED, TIMED_OUT, RUNNING, CANCELLED, SUCCEEDED, UNKNOWN)
-"""An execution is in the first of these states that any of its elements is in."""
+_FAILURES = ("failed", "timed_out")
+_RANK = {state: -position for position, state in enumerate(TIE_PRECEDENCE)}
+
+ElementKey = tuple[str, str, str, str, str]
+"""(execution id, namespace, object name, element type, element)"""
+ActionKey = tuple[str, str, str, str, str, str]
+"""The key of its element, and the action's name."""
+Tally = dict[str, int]
+"""A number of actions or elements by state; may lack states without any."""
 
 
-class ElementKey(NamedTuple):
-    """The identity of an element."""
+class EventChange(msgspec.Struct, gc=False):
+    """An event that a batch changes: as it was stored, None if it is new, and as it is now.
 
-    execution_id: str
-    namespace: str
-    object_name: str
-    elem_type: str
-    elem_id: str
-
-
-class ActionKey(NamedTuple):
-    """The identity of an action."""
-
-    execution_id: str
-    namespace: str
-    object_name: str
-    elem_type: str
-    elem_id: str
-    action_name: str
-
-    @property
-    def element(self) -> ElementKey:
-        """The element that it is an action of."""
-        return ElementKey(*self[:5])
-
-
-class EventChange(NamedTuple):
-    """An event that a batch changes: as it was stored, or None, and as it is now."""
+    `action` is the key of the action that it is in now.
+    """
 
     stored: FoldedEvent | None
     event: FoldedEvent
+    action: ActionKey
 
 
 class Action(msgspec.Struct, gc=False):
@@ -97,7 +70,7 @@ class Action(msgspec.Struct, gc=False):
 
     last_seen: datetime
     last_event: str
-    state: str = UNKNOWN
+    state: str = "unknown"
     decided_at: datetime | None = None
     decided_by: str | None = None
     started: datetime | None = None
@@ -107,18 +80,13 @@ class Action(msgspec.Struct, gc=False):
     failure: str | None = None
     fingerprint: str | None = None
 
-    @property
-    def finished(self) -> datetime | None:
-        """The time of its end; None while it runs or its state is unknown."""
-        return None if self.state in (RUNNING, UNKNOWN) else self.decided_at
 
+class ActionEvents(msgspec.Struct, frozen=True):
+    """The events of a batch, by the action that they are in now.
 
-class ActionChanges(msgspec.Struct, frozen=True):
-    """The effect of a batch's events on actions.
-
-    `added` holds events with their new occurrences, by the action that they are in. An action in
-    `rewritten` has lost an event, or an event of it has another meaning now; it is recomputed from
-    all of its events.
+    `added` holds each event and the number of its new occurrences. An action in `rewritten` has
+    lost an event, or an event of it has another meaning now; it is recomputed from all of its
+    events.
     """
 
     added: dict[ActionKey, list[tuple[FoldedEvent, int]]]
@@ -129,9 +97,35 @@ class ActionChanges(msgspec.Struct, frozen=True):
         return self.rewritten.union(self.added)
 
 
+class ActionChange(msgspec.Struct, frozen=True, gc=False):
+    """An action before and after a batch; None where it has no events."""
+
+    before: Action | None
+    after: Action | None
+
+    def states(self) -> tuple[str | None, str | None]:
+        """Return the states before and after."""
+        before, after = self.before, self.after
+        return before.state if before else None, after.state if after else None
+
+
+class ElementChange(msgspec.Struct, frozen=True, gc=False):
+    """The tally of an element's actions before and after a batch; empty where it has none."""
+
+    before: Tally
+    after: Tally
+
+
+class ExecutionDelta(msgspec.Struct):
+    """The change of an execution's elements by state, and of its warnings; may be negative."""
+
+    elements: Tally
+    warnings: int = 0
+
+
 def action_key(latest: Occurrence) -> ActionKey:
     """Return the key of the action that an event with the texts of `latest` is in."""
-    return ActionKey(
+    return (
         latest.execution_id,
         latest.namespace,
         latest.object_name,
@@ -141,17 +135,16 @@ def action_key(latest: Occurrence) -> ActionKey:
     )
 
 
-def action_changes(changes: Iterable[EventChange]) -> ActionChanges:
-    """Return the effect of `changes`, at most one an event, on the actions of their events."""
+def events_by_action(changes: Iterable[EventChange]) -> ActionEvents:
+    """Group `changes`, at most one an event, by action."""
     added: dict[ActionKey, list[tuple[FoldedEvent, int]]] = {}
     rewritten: set[ActionKey] = set()
-    for stored, event in changes:
-        latest = event.latest
-        key = action_key(latest)
+    for change in changes:
+        stored, event, key = change.stored, change.event, change.action
         count = event.count
         if stored is not None:
             before = action_key(stored.latest)
-            if before == key and _meaning(stored.latest) == _meaning(latest):
+            if before == key and _meaning(stored.latest) == _meaning(event.latest):
                 count -= stored.count
             else:
                 rewritten.add(before)
@@ -160,7 +153,7 @@ def action_changes(changes: Iterable[EventChange]) -> ActionChanges:
             added[key] = [(event, count)]
         else:
             events.append((event, count))
-    return ActionChanges(added, rewritten)
+    return ActionEvents(added, rewritten)
 
 
 def recompute(events: Iterable[FoldedEvent]) -> Action | None:
@@ -175,15 +168,15 @@ def advance(stored: Action | None, added: Sequence[tuple[FoldedEvent, int]]) -> 
     `added` holds each event as it is now, and the number of its new occurrences.
     """
     if stored is None:
-        (first, _), *_ = added
-        action = Action(first.latest.last_timestamp, first.latest.name)
+        first = added[0][0].latest
+        action = Action(first.last_timestamp, first.name)
     else:
         action = copy(stored)
     deciding = None
     for event, count in added:
         latest = event.latest
         name, moment = latest.name, latest.last_timestamp
-        if (moment, name) > (action.last_seen, action.last_event):
+        if moment > action.last_seen or (moment == action.last_seen and name > action.last_event):
             action.last_seen, action.last_event = moment, name
         if latest.type == WARNING:
             action.warnings = min(action.warnings + count, COUNT_MAX)
@@ -197,9 +190,10 @@ def advance(stored: Action | None, added: Sequence[tuple[FoldedEvent, int]]) -> 
                 action.started = moment
         elif code == RETRY:
             action.retries = min(action.retries + count, COUNT_MAX)
-        if action.decided_at is None or (moment, _TIE[state], name) >= (
+        # Equal where the deciding event recurs, perhaps with another message.
+        if action.decided_at is None or (moment, _RANK[state], name) >= (
             action.decided_at,
-            _TIE[action.state],
+            _RANK[action.state],
             action.decided_by,
         ):
             action.state, action.decided_at, action.decided_by = state, moment, name
@@ -211,67 +205,48 @@ def advance(stored: Action | None, added: Sequence[tuple[FoldedEvent, int]]) -> 
     return action
 
 
-class ActionChange(NamedTuple):
-    """An action before and after a batch; None where it has no events."""
-
-    before: Action | None
-    after: Action | None
+def state_of(tally: Mapping[str, int]) -> str | None:
+    """Return the state of an element by its actions; None without actions."""
+    return next((state for state in ELEMENT_PRECEDENCE if tally.get(state)), None)
 
 
-Tally = dict[str, int]
-"""A number of actions or elements in each state; may lack states without any."""
+def changed_elements(
+    actions: Mapping[ActionKey, ActionChange],
+) -> dict[ElementKey, list[ActionChange]]:
+    """Return the actions that change their state, by element."""
+    changed: dict[ElementKey, list[ActionChange]] = {}
+    for key, action in actions.items():
+        before, after = action.states()
+        if before != after:
+            changed.setdefault(key[:5], []).append(action)
+    return changed
 
 
-class ExecutionDelta(msgspec.Struct):
-    """The change of an execution's elements by state, and of its warnings; may be negative."""
-
-    elements: Tally
-    warnings: int = 0
-
-
-def state_of(tally: Mapping[str, int], precedence: Sequence[str]) -> str | None:
-    """Return the first state of `precedence` that occurs in `tally`; None if none does."""
-    return next((state for state in precedence if tally.get(state)), None)
+def advance_element(stored: Tally | None, changed: Iterable[ActionChange]) -> ElementChange:
+    """Apply the changes of an element's actions to its tally; None is one without actions."""
+    before = stored or {}
+    after = dict(before)
+    for action in changed:
+        _move(after, *action.states())
+    return ElementChange(before, after)
 
 
-def changed_elements(changes: Mapping[ActionKey, ActionChange]) -> set[ElementKey]:
-    """Return the elements whose tallies `changes` alter."""
-    return {
-        key.element for key, change in changes.items() if _state(change[0]) != _state(change[1])
-    }
-
-
-def apply_to_elements(
-    changes: Mapping[ActionKey, ActionChange], stored: Mapping[ElementKey, Tally]
-) -> tuple[dict[ElementKey, Tally], dict[tuple[str, str], ExecutionDelta]]:
-    """Return the new tally of each changed element, and the delta of each execution.
-
-    `stored` holds the tallies of the changed elements that exist. An element without actions has
-    an empty tally.
-    """
-    tallies: dict[ElementKey, Tally] = {}
+def execution_deltas(
+    actions: Mapping[ActionKey, ActionChange], elements: Mapping[ElementKey, ElementChange]
+) -> dict[tuple[str, str], ExecutionDelta]:
+    """Return the change of each execution that any of `actions` is of."""
     deltas: dict[tuple[str, str], ExecutionDelta] = {}
-    for key, (before, after) in changes.items():
+    for key, action in actions.items():
         delta = deltas.get(key[:2])
         if delta is None:
             delta = deltas[key[:2]] = ExecutionDelta({})
-        delta.warnings += (after.warnings if after else 0) - (before.warnings if before else 0)
-        old, new = _state(before), _state(after)
-        if old == new:
-            continue
-        element = key.element
-        tally = tallies.get(element)
-        if tally is None:
-            tally = tallies[element] = dict(stored.get(element, ()))
-        _move(tally, old, new)
-    for element, tally in tallies.items():
-        old = state_of(stored.get(element, {}), ELEMENT_PRECEDENCE)
-        _move(deltas[element[:2]].elements, old, state_of(tally, ELEMENT_PRECEDENCE))
-    return tallies, deltas
-
-
-def _state(action: Action | None) -> str | None:
-    return None if action is None else action.state
+        if action.after is not None:
+            delta.warnings += action.after.warnings
+        if action.before is not None:
+            delta.warnings -= action.before.warnings
+    for element, change in elements.items():
+        _move(deltas[element[:2]].elements, state_of(change.before), state_of(change.after))
+    return deltas
 
 
 def _move(tally: Tally, before: str | None, after: str | None) -> None:
@@ -282,7 +257,7 @@ def _move(tally: Tally, before: str | None, after: str | None) -> None:
 
 
 def _set_failure(action: Action, deciding: Occurrence) -> None:
-    if action.state not in FAILURES:
+    if action.state not in _FAILURES:
         action.failure = action.fingerprint = None
         return
     action.failure = half(deciding.message, "en")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -9,10 +10,17 @@ import msgspec
 from execution_events.events import COUNT_MAX, Occurrence
 from execution_events.projection.body import body_of
 from execution_events.projection.fold import FoldedEvent, merge
-from execution_events.projection.states import STATES, EventChange, ExecutionDelta
+from execution_events.projection.states import (
+    STATES,
+    ActionKey,
+    EventChange,
+    ExecutionDelta,
+    action_key,
+    events_by_action,
+)
 from execution_events.store.sql import load_queries, number_arguments
 from execution_events.store.write.rows import EVENT_COLUMNS, event_row, stored_event
-from execution_events.store.write.states import action_hash, write_states
+from execution_events.store.write.states import ActionId, action_ids, write_states
 
 _SQL = load_queries("events")
 
@@ -76,36 +84,35 @@ async def write_events(
         if update.previous is not None
         for event in update.events
     ]
-    merged_rows = []
-    changes = []
+    merges = []
     for event, stored in await _stored(connection, candidates):
         merged = merge(stored, event)
-        changes.append(EventChange(stored, merged))
-        merged_rows.append(event_row(merged, body_of(merged), action_hash(merged.latest)))
+        merges.append(EventChange(stored, merged, action_key(merged.latest)))
         update = updates[event.latest.execution_id, event.latest.namespace]
         update.merged[event.latest.name] = merged
         if _filtered_texts(merged.latest) != _filtered_texts(stored.latest):
             update.rewritten.add(event.latest.name)
     new = [
-        event
+        EventChange(None, event, action_key(event.latest))
         for update in updates.values()
         for event in update.events
         if event.latest.name not in update.merged
     ]
+    of_actions = events_by_action([*merges, *new])
+    ids = action_ids(of_actions.keys())
     await connection.copy_records_to_table(
         "event",
         schema_name="execution_events",
         columns=EVENT_COLUMNS,
-        records=[event_row(event, body_of(event), action_hash(event.latest)) for event in new],
+        records=_rows(new, ids),
     )
-    if merged_rows:
-        columns = dict(zip(EVENT_COLUMNS, zip(*merged_rows, strict=True), strict=True))
+    if merges:
+        columns = dict(zip(EVENT_COLUMNS, zip(*_rows(merges, ids), strict=True), strict=True))
         await connection.execute(
             _CHANGE_EVENTS, *(columns[column] for column in _CHANGE_EVENTS_COLUMNS)
         )
-    changes += [EventChange(None, event) for event in new]
     known = {key for key, update in updates.items() if update.previous is not None}
-    deltas = await write_states(connection, changes, known)
+    deltas = await write_states(connection, of_actions, ids, known)
     await _record_changes(connection, updates.values())
     await _change_counters(connection, updates, deltas)
 
@@ -171,6 +178,15 @@ async def _stored(
     return [
         (event := events[ordinal - 1], stored_event(event.latest.execution_id, *columns))
         for ordinal, *columns in rows
+    ]
+
+
+def _rows(
+    changes: Iterable[EventChange], ids: Mapping[ActionKey, ActionId]
+) -> list[tuple[Any, ...]]:
+    return [
+        event_row(change.event, body_of(change.event), ids[change.action].hash)
+        for change in changes
     ]
 
 

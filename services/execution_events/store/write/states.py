@@ -1,29 +1,29 @@
 """States of actions and elements, written to the tables `action` and `element`."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import lru_cache
 from hashlib import sha256
-from typing import Any
+from typing import NamedTuple
 from zlib import crc32
 
 import asyncpg
+from msgspec.structs import astuple
 
-from execution_events.events import Occurrence
 from execution_events.projection.fold import FoldedEvent
 from execution_events.projection.states import (
     STATES,
     Action,
     ActionChange,
+    ActionEvents,
     ActionKey,
+    ElementChange,
     ElementKey,
-    EventChange,
     ExecutionDelta,
     Tally,
-    action_changes,
     action_key,
     advance,
-    apply_to_elements,
+    advance_element,
     changed_elements,
+    execution_deltas,
     recompute,
 )
 from execution_events.store.sql import load_queries, number_arguments
@@ -31,21 +31,8 @@ from execution_events.store.write.rows import stored_event
 
 _SQL = load_queries("states")
 
-_STATE_COLUMNS = (
-    "last_seen",
-    "last_event",
-    "state",
-    "decided_at",
-    "decided_by",
-    "started",
-    "attempts",
-    "retries",
-    "warnings",
-    "failure",
-    "fingerprint",
-)
-"""Columns of `action` beside its key; the fields of `Action`, in its order."""
-
+_STATE_COLUMNS = Action.__struct_fields__
+"""The columns of `action` beside its key and its texts."""
 _ACTION_COLUMNS = (
     "execution_id",
     "namespace",
@@ -56,6 +43,7 @@ _ACTION_COLUMNS = (
     "action_name",
     *_STATE_COLUMNS,
 )
+_CHANGED_COLUMNS = ("execution_id", "namespace", "action_key", *_STATE_COLUMNS)
 _ELEMENT_COLUMNS = ("execution_id", "namespace", "element_key", *STATES)
 _CHANGE_ACTIONS, _CHANGE_ACTIONS_COLUMNS = number_arguments(_SQL["change_actions"])
 
@@ -63,79 +51,85 @@ Execution = tuple[str, str]
 """(execution id, namespace)"""
 
 
-@lru_cache(maxsize=65536)
-def digest(*texts: str) -> bytes:
-    """Return the first 16 bytes of SHA-256 over `texts`, joined by NUL."""
-    return sha256("\0".join(texts).encode()).digest()[:16]
+class ActionId(NamedTuple):
+    """The identity of an action in tables.
+
+    `digest` is `action_key` of the table `action`; `hash` is `action_hash` of the action's events,
+    which an action of another execution may share.
+    """
+
+    digest: bytes
+    hash: int
 
 
-def action_hash(latest: Occurrence) -> int:
-    """Return the hash by which the events of an action are found."""
-    return _hash(action_key(latest))
-
-
-def _hash(key: ActionKey) -> int:
-    execution = crc32(f"{key.execution_id}\0{key.namespace}".encode())
-    return int.from_bytes(execution.to_bytes(4) + digest(*key[2:])[:4], signed=True)
+def action_ids(keys: Iterable[ActionKey]) -> dict[ActionKey, ActionId]:
+    """Return the identity of each action."""
+    ids = {}
+    for key in keys:
+        digest = _digest(key)
+        execution = crc32(f"{key[0]}\0{key[1]}".encode())
+        hash_ = int.from_bytes(execution.to_bytes(4, "big") + digest[:4], "big", signed=True)
+        ids[key] = ActionId(digest, hash_)
+    return ids
 
 
 async def write_states(
     connection: asyncpg.Connection,
-    changes: Iterable[EventChange],
+    events: ActionEvents,
+    ids: Mapping[ActionKey, ActionId],
     known: Collection[Execution],
 ) -> Mapping[Execution, ExecutionDelta]:
-    """Apply the changes of events to their actions and elements, in the caller's transaction.
+    """Apply `events` to their actions and elements, in the caller's transaction.
 
-    The events are written already, and their executions locked; `known` are those that have been
+    They are written already, and their executions locked; `known` are the executions that were
     stored before. Returns the change of each execution's counters.
     """
-    of_actions = action_changes(changes)
-    keys = of_actions.keys()
-    stored = await _stored_actions(connection, [key for key in keys if key[:2] in known])
-    events = await _events_of(connection, of_actions.rewritten)
+    stored = await _stored_actions(connection, ids, known)
+    recomputed = await _events_of(connection, events.rewritten, ids)
     actions = {}
-    for key in keys:
+    for key in ids:
         before = stored.get(key)
         after = (
-            recompute(events[key])
-            if key in of_actions.rewritten
-            else advance(before, of_actions.added[key])
+            recompute(recomputed[key]) if key in recomputed else advance(before, events.added[key])
         )
         actions[key] = ActionChange(before, after)
-    elements = await _stored_elements(
-        connection, [key for key in changed_elements(actions) if key[:2] in known]
-    )
-    tallies, deltas = apply_to_elements(actions, elements)
-    await _write_actions(connection, actions)
-    await _write_elements(connection, elements, tallies)
-    return deltas
+    changed = changed_elements(actions)
+    tallies = await _stored_elements(connection, [key for key in changed if key[:2] in known])
+    elements = {key: advance_element(tallies.get(key), each) for key, each in changed.items()}
+    await _write_actions(connection, actions, ids)
+    await _write_elements(connection, elements)
+    return execution_deltas(actions, elements)
 
 
 async def _stored_actions(
-    connection: asyncpg.Connection, keys: Sequence[ActionKey]
+    connection: asyncpg.Connection,
+    ids: Mapping[ActionKey, ActionId],
+    known: Collection[Execution],
 ) -> dict[ActionKey, Action]:
+    keys = [key for key in ids if key[:2] in known]
     if not keys:
         return {}
     rows = await connection.fetch(
         _SQL["stored_actions"],
-        [key.execution_id for key in keys],
-        [key.namespace for key in keys],
-        [digest(*key[2:]) for key in keys],
+        [key[0] for key in keys],
+        [key[1] for key in keys],
+        [ids[key].digest for key in keys],
     )
     return {keys[ordinal - 1]: Action(*columns) for ordinal, *columns in rows}
 
 
 async def _events_of(
-    connection: asyncpg.Connection, keys: Collection[ActionKey]
+    connection: asyncpg.Connection, keys: Collection[ActionKey], ids: Mapping[ActionKey, ActionId]
 ) -> dict[ActionKey, list[FoldedEvent]]:
     events: dict[ActionKey, list[FoldedEvent]] = {key: [] for key in keys}
-    if keys:
-        hashes = {_hash(key) for key in keys}
-        for row in await connection.fetch(_SQL["events_of_actions"], list(hashes)):
-            event = stored_event(*row)
-            of_action = events.get(action_key(event.latest))
-            if of_action is not None:
-                of_action.append(event)
+    if not events:
+        return {}
+    hashes = {ids[key].hash for key in keys}
+    for row in await connection.fetch(_SQL["events_of_actions"], list(hashes)):
+        event = stored_event(*row)
+        of_action = events.get(action_key(event.latest))
+        if of_action is not None:
+            of_action.append(event)
     return events
 
 
@@ -146,9 +140,9 @@ async def _stored_elements(
         return {}
     rows = await connection.fetch(
         _SQL["stored_elements"],
-        [key.execution_id for key in keys],
-        [key.namespace for key in keys],
-        [digest(*key[2:]) for key in keys],
+        [key[0] for key in keys],
+        [key[1] for key in keys],
+        [_digest(key) for key in keys],
     )
     return {
         keys[ordinal - 1]: dict(zip(STATES, numbers, strict=True)) for ordinal, *numbers in rows
@@ -156,36 +150,25 @@ async def _stored_elements(
 
 
 async def _write_actions(
-    connection: asyncpg.Connection, actions: Mapping[ActionKey, ActionChange]
+    connection: asyncpg.Connection,
+    actions: Mapping[ActionKey, ActionChange],
+    ids: Mapping[ActionKey, ActionId],
 ) -> None:
     new, changed, gone = [], [], []
-    for key, (before, after) in actions.items():
-        execution_id, namespace, object_name, elem_type, elem_id, action_name = key
-        digested = digest(object_name, elem_type, elem_id, action_name)
-        if after is None:
-            gone.append((execution_id, namespace, digested))
-        elif before is None:
-            new.append(
-                (
-                    execution_id,
-                    namespace,
-                    digested,
-                    object_name,
-                    elem_type,
-                    elem_id,
-                    action_name,
-                    *_state_row(after),
-                )
-            )
+    for key, change in actions.items():
+        execution, digest = key[:2], ids[key].digest
+        if change.after is None:
+            gone.append((*execution, digest))
+        elif change.before is None:
+            new.append((*execution, digest, *key[2:], *astuple(change.after)))
         else:
-            changed.append((execution_id, namespace, digested, *_state_row(after)))
+            changed.append((*execution, digest, *astuple(change.after)))
     if new:
         await connection.copy_records_to_table(
             "action", schema_name="execution_events", columns=_ACTION_COLUMNS, records=new
         )
     if changed:
-        names = ("execution_id", "namespace", "action_key", *_STATE_COLUMNS)
-        columns = dict(zip(names, zip(*changed, strict=True), strict=True))
+        columns = dict(zip(_CHANGED_COLUMNS, zip(*changed, strict=True), strict=True))
         await connection.execute(
             _CHANGE_ACTIONS, *(columns[column] for column in _CHANGE_ACTIONS_COLUMNS)
         )
@@ -193,34 +176,16 @@ async def _write_actions(
         await connection.execute(_SQL["delete_actions"], *zip(*gone, strict=True))
 
 
-def _state_row(action: Action) -> tuple[Any, ...]:
-    return (
-        action.last_seen,
-        action.last_event,
-        action.state,
-        action.decided_at,
-        action.decided_by,
-        action.started,
-        action.attempts,
-        action.retries,
-        action.warnings,
-        action.failure,
-        action.fingerprint,
-    )
-
-
 async def _write_elements(
-    connection: asyncpg.Connection,
-    stored: Mapping[ElementKey, Tally],
-    tallies: Mapping[ElementKey, Tally],
+    connection: asyncpg.Connection, elements: Mapping[ElementKey, ElementChange]
 ) -> None:
     new, changed, gone = [], [], []
-    for key, tally in tallies.items():
-        identity = (key.execution_id, key.namespace, digest(*key[2:]))
-        row = (*identity, *(tally.get(state, 0) for state in STATES))
-        if not any(tally.values()):
+    for key, change in elements.items():
+        identity = (*key[:2], _digest(key))
+        row = (*identity, *(change.after.get(state, 0) for state in STATES))
+        if not any(change.after.values()):
             gone.append(identity)
-        elif key in stored:
+        elif change.before:
             changed.append(row)
         else:
             new.append(row)
@@ -232,3 +197,8 @@ async def _write_elements(
         await connection.execute(_SQL["change_elements"], *zip(*changed, strict=True))
     if gone:
         await connection.execute(_SQL["delete_elements"], *zip(*gone, strict=True))
+
+
+def _digest(key: ActionKey | ElementKey) -> bytes:
+    """Return the first 16 bytes of SHA-256 over the texts of `key` beside its execution."""
+    return sha256("\0".join(key[2:]).encode()).digest()[:16]
