@@ -1,4 +1,7 @@
-"""Recurrences update rows in place: no index is written (HOT)."""
+"""Recurrences update rows in place: no index is written (HOT).
+
+Those that end an action are left out: its state and its end are indexed.
+"""
 
 from random import Random
 
@@ -15,12 +18,12 @@ from tests.support.records import Log
 EXECUTIONS = 40
 BATCHES = 60
 SHARE = 0.95
-CODES = ("ActionStart", "ActionRetry", "ActionFailed", "PullImage")
+CODES = ("ActionStart", "ActionRetry", "Unhealthy", "PullImage")
 TABLES = ("action", "event", "execution")
 
 
 def events(turn: int) -> list[Occurrence]:
-    """Return an occurrence of each event of every execution: a crash loop in each element."""
+    """Return an occurrence of each event of every execution: each element runs and is unwell."""
     return [
         named(
             f"object-{element}.{code}",

@@ -7,8 +7,8 @@
 --
 -- No index has a column that recurrences change (`count`, `last_timestamp`, `last_seen`, `started`,
 -- `revision`, `changed_at`), also not in its predicate: updates stay heap-only (HOT), in the room that
--- `fillfactor` leaves in each page. `state`, and what derives from it, changes with the life cycle
--- only. No index holds more than an execution_id, a namespace and 600 further bytes, as an index row
+-- `fillfactor` leaves in each page. `state`, `finished` and what derives from them change when an
+-- action ends or begins again. No index holds more than an execution_id, a namespace and 600 further bytes, as an index row
 -- is limited to 2,704.
 
 
