@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from execution_events.store.write.batches import BatchWriter
-from execution_events.store.write.dead_letters import DeadLetters, Filter, Result
+from execution_events.store.write.dead_letters import DeadLetters, Filter, Result, State
 from execution_events.store.write.prune import prune_executions, time_before
 from tests.support import histories, states
 from tests.support.databases import Database
@@ -38,7 +38,7 @@ async def test_random_histories_keep_states(
                     await writer.store(refused(records))
                     refusals += len(records)
                 case 1:
-                    async for letter in letters.list(Filter(state="open")):
+                    async for letter in letters.list(Filter(state=State.OPEN)):
                         assert (await letters.retry(letter.id)).result is Result.DONE
                         assert await states.differences(owner) == []
                 case 2:

@@ -229,8 +229,8 @@ async def differences(connection: asyncpg.Connection) -> list[str]:
 
 
 def _hash(key: Key) -> int:
-    execution = crc32("\0".join(key[:2]).encode())
-    return int.from_bytes(execution.to_bytes(4, "big") + _digest(key[2:])[:4], "big", signed=True)
+    unsigned = crc32("\0".join(key[:2]).encode()) << 32 | int(_digest(key[2:])[:4].hex(), 16)
+    return unsigned - 2**63
 
 
 def _digest(texts: Iterable[str]) -> bytes:

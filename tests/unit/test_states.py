@@ -1,33 +1,37 @@
 """Kept states agree with a model that recomputes them from the events by definition."""
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from operator import add
 from random import Random
+from typing import TypeVar
 
 from msgspec.structs import asdict
 
 from execution_events.events import COUNT_MAX, Occurrence
 from execution_events.projection.fold import FoldedEvent, Identity, fold, merge
 from execution_events.projection.states import (
+    NO_TALLY,
     STATE_OF_REASON,
     STATES,
     Action,
-    ActionChange,
     ActionKey,
     ElementKey,
-    EventChange,
+    Execution,
     Tally,
     action_key,
     advance,
-    advance_element,
-    changed_elements,
+    advance_all,
+    advance_elements,
     events_by_action,
-    execution_deltas,
     recompute,
 )
 from execution_events.publisher import lifecycle
 from tests.support import histories, states
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
 START = datetime(2018, 8, 20, 6, 41, 44, tzinfo=UTC)
 
@@ -39,45 +43,43 @@ class Store:
         self.events: dict[Identity, FoldedEvent] = {}
         self.actions: dict[ActionKey, Action] = {}
         self.elements: dict[ElementKey, Tally] = {}
-        self.executions: dict[tuple[str, str], dict[str, int]] = defaultdict(
-            lambda: defaultdict(int)
-        )
+        self.executions: dict[Execution, Tally] = {}
+        self.warnings: Counter[Execution] = Counter()
 
     def store(self, batch: Iterable[Occurrence]) -> None:
-        changes = []
+        new, changed = [], []
         for identity, event in fold(batch).items():
             stored = self.events.get(identity)
-            now = event if stored is None else merge(stored, event)
-            self.events[identity] = now
-            changes.append(EventChange(stored, now, action_key(now.latest)))
-        events = events_by_action(changes)
-        actions = {}
-        for key in events.keys():  # noqa: SIM118
-            before = self.actions.get(key)
-            after = (
-                recompute(e for e in self.events.values() if action_key(e.latest) == key)
-                if key in events.rewritten
-                else advance(before, events.added[key])
-            )
-            actions[key] = ActionChange(before, after)
-            if after is None:
-                self.actions.pop(key, None)
+            if stored is None:
+                new.append(event)
             else:
-                self.actions[key] = after
-        elements = {
-            key: advance_element(self.elements.get(key), changed)
-            for key, changed in changed_elements(actions).items()
+                event = merge(stored, event)
+                changed.append((stored, event))
+            self.events[identity] = event
+        events = events_by_action(new, changed)
+        remaining = {
+            key: [event for event in self.events.values() if action_key(event.latest) == key]
+            for key in events.rewritten
         }
-        for element, change in elements.items():
-            if any(change.after.values()):
-                self.elements[element] = change.after
-            else:
-                del self.elements[element]
-        for execution, delta in execution_deltas(actions, elements).items():
-            counters = self.executions[execution]
-            counters["warnings"] += delta.warnings
-            for state, change_ in delta.elements.items():
-                counters[state] += change_
+        changes = advance_all(events, self.actions, remaining)
+        _store(self.actions, [(key, after) for key, (_, after) in changes.actions.items()])
+        tallies, deltas = advance_elements(changes.elements, self.elements)
+        _store(
+            self.elements,
+            [(key, tally if any(tally) else None) for key, tally in tallies.items()],
+        )
+        for execution, delta in deltas.items():
+            before = self.executions.get(execution, NO_TALLY)
+            self.executions[execution] = list(map(add, before, delta))
+        self.warnings.update(changes.warnings)
+
+
+def _store(table: dict[_K, _V], rows: Iterable[tuple[_K, _V | None]]) -> None:
+    for key, row in rows:
+        if row is None:
+            table.pop(key)
+        else:
+            table[key] = row
 
 
 def model_of(event: FoldedEvent) -> states.Event:
@@ -88,17 +90,22 @@ def model_of(event: FoldedEvent) -> states.Event:
 def differences(store: Store) -> list[str]:
     events = [model_of(event) for event in store.events.values()]
     of_actions = states.actions(events)
-    elements = {
-        key: {state: tally.get(state, 0) for state in STATES}
-        for key, tally in store.elements.items()
+    elements = {key: _by_state(tally) for key, tally in store.elements.items()}
+    executions = {
+        key: _by_state(tally) | {"warnings": store.warnings[key]}
+        for key, tally in store.executions.items()
     }
     return [
         *states.compared(
             "action", of_actions, {key: asdict(action) for key, action in store.actions.items()}
         ),
         *states.compared("element", states.elements(of_actions), elements),
-        *states.compared("execution", states.executions(events, of_actions), store.executions),
+        *states.compared("execution", states.executions(events, of_actions), executions),
     ]
+
+
+def _by_state(tally: Tally) -> dict[str, int]:
+    return dict(zip(STATES, tally, strict=True))
 
 
 def test_states_equal_the_model_after_every_batch_of_random_histories() -> None:

@@ -38,24 +38,23 @@ ELEMENT_PRECEDENCE = ("running", "failed", "timed_out", "cancelled", "succeeded"
 
 _FAILURES = ("failed", "timed_out")
 _RANK = {state: -position for position, state in enumerate(TIE_PRECEDENCE)}
+_POSITION = {state: position for position, state in enumerate(STATES)}
+_ELEMENT_POSITIONS = [(state, _POSITION[state]) for state in ELEMENT_PRECEDENCE]
 
+Execution = tuple[str, str]
+"""(execution id, namespace)"""
 ElementKey = tuple[str, str, str, str, str]
 """(execution id, namespace, object name, element type, element)"""
 ActionKey = tuple[str, str, str, str, str, str]
 """The key of its element, and the action's name."""
-Tally = dict[str, int]
-"""A number of actions or elements by state; may lack states without any."""
-
-
-class EventChange(msgspec.Struct, gc=False):
-    """An event that a batch changes: as it was stored, None if it is new, and as it is now.
-
-    `action` is the key of the action that it is in now.
-    """
-
-    stored: FoldedEvent | None
-    event: FoldedEvent
-    action: ActionKey
+Tally = list[int]
+"""The number of actions or elements in each of `STATES`, in their order."""
+NO_TALLY: Tally = [0] * len(STATES)
+"""Of an element without actions; never changed."""
+StateChange = tuple[str | None, str | None]
+"""The states of an action before and after; None where it does not exist."""
+AddedEvent = tuple[FoldedEvent, int]
+"""An event as it is now, and the number of its new occurrences."""
 
 
 class Action(msgspec.Struct, gc=False):
@@ -84,12 +83,11 @@ class Action(msgspec.Struct, gc=False):
 class ActionEvents(msgspec.Struct, frozen=True):
     """The events of a batch, by the action that they are in now.
 
-    `added` holds each event and the number of its new occurrences. An action in `rewritten` has
-    lost an event, or an event of it has another meaning now; it is recomputed from all of its
-    events.
+    An action in `rewritten` has lost an event, or an event of it has another meaning now; it is
+    recomputed from all of its events.
     """
 
-    added: dict[ActionKey, list[tuple[FoldedEvent, int]]]
+    added: dict[ActionKey, list[AddedEvent]]
     rewritten: set[ActionKey]
 
     def keys(self) -> set[ActionKey]:
@@ -97,30 +95,17 @@ class ActionEvents(msgspec.Struct, frozen=True):
         return self.rewritten.union(self.added)
 
 
-class ActionChange(msgspec.Struct, frozen=True, gc=False):
-    """An action before and after a batch; None where it has no events."""
+class StateChanges(msgspec.Struct, frozen=True):
+    """The effect of a batch on states.
 
-    before: Action | None
-    after: Action | None
+    `actions` holds each action before and after, None where it has no events. `elements` holds the
+    states before and after of each action whose state changes, by element. `warnings` holds the
+    change of each execution's warnings unless it is 0; it may be negative.
+    """
 
-    def states(self) -> tuple[str | None, str | None]:
-        """Return the states before and after."""
-        before, after = self.before, self.after
-        return before.state if before else None, after.state if after else None
-
-
-class ElementChange(msgspec.Struct, frozen=True, gc=False):
-    """The tally of an element's actions before and after a batch; empty where it has none."""
-
-    before: Tally
-    after: Tally
-
-
-class ExecutionDelta(msgspec.Struct):
-    """The change of an execution's elements by state, and of its warnings; may be negative."""
-
-    elements: Tally
-    warnings: int = 0
+    actions: dict[ActionKey, tuple[Action | None, Action | None]]
+    elements: dict[ElementKey, list[StateChange]]
+    warnings: dict[Execution, int]
 
 
 def action_key(latest: Occurrence) -> ActionKey:
@@ -135,24 +120,22 @@ def action_key(latest: Occurrence) -> ActionKey:
     )
 
 
-def events_by_action(changes: Iterable[EventChange]) -> ActionEvents:
-    """Group `changes`, at most one an event, by action."""
-    added: dict[ActionKey, list[tuple[FoldedEvent, int]]] = {}
+def events_by_action(
+    new: Iterable[FoldedEvent], changed: Iterable[tuple[FoldedEvent, FoldedEvent]]
+) -> ActionEvents:
+    """Group events by action: `new` ones, and others as they were stored and as they are now."""
+    added: dict[ActionKey, list[AddedEvent]] = {}
     rewritten: set[ActionKey] = set()
-    for change in changes:
-        stored, event, key = change.stored, change.event, change.action
+    for event in new:
+        added.setdefault(action_key(event.latest), []).append((event, event.count))
+    for stored, event in changed:
+        key, before = action_key(event.latest), action_key(stored.latest)
         count = event.count
-        if stored is not None:
-            before = action_key(stored.latest)
-            if before == key and _meaning(stored.latest) == _meaning(event.latest):
-                count -= stored.count
-            else:
-                rewritten.add(before)
-        events = added.get(key)
-        if events is None:
-            added[key] = [(event, count)]
+        if before == key and _meaning(stored.latest) == _meaning(event.latest):
+            count -= stored.count
         else:
-            events.append((event, count))
+            rewritten.add(before)
+        added.setdefault(key, []).append((event, count))
     return ActionEvents(added, rewritten)
 
 
@@ -162,27 +145,27 @@ def recompute(events: Iterable[FoldedEvent]) -> Action | None:
     return advance(None, added) if added else None
 
 
-def advance(stored: Action | None, added: Sequence[tuple[FoldedEvent, int]]) -> Action:
-    """Return the action `stored`, or a new one, after at least one event in `added`.
-
-    `added` holds each event as it is now, and the number of its new occurrences.
-    """
+def advance(stored: Action | None, added: Sequence[AddedEvent]) -> Action:
+    """Return the action `stored`, or a new one, after at least one event in `added`."""
     if stored is None:
         first = added[0][0].latest
         action = Action(first.last_timestamp, first.name)
     else:
         action = copy(stored)
+    # Local variables: the loop runs for every event.
+    last_seen, last_event = action.last_seen, action.last_event
+    decided_at, decided_by, state = action.decided_at, action.decided_by, action.state
     deciding = None
     for event, count in added:
         latest = event.latest
-        name, moment = latest.name, latest.last_timestamp
-        if moment > action.last_seen or (moment == action.last_seen and name > action.last_event):
-            action.last_seen, action.last_event = moment, name
+        moment, name = latest.last_timestamp, latest.name
+        if moment > last_seen or (moment == last_seen and name > last_event):
+            last_seen, last_event = moment, name
         if latest.type == WARNING:
             action.warnings = min(action.warnings + count, COUNT_MAX)
         code = reason_code(latest.reason)
-        state = STATE_OF_REASON.get(code)
-        if state is None:
+        its_state = STATE_OF_REASON.get(code)
+        if its_state is None:
             continue
         if code == START:
             action.attempts = min(action.attempts + count, COUNT_MAX)
@@ -191,69 +174,81 @@ def advance(stored: Action | None, added: Sequence[tuple[FoldedEvent, int]]) -> 
         elif code == RETRY:
             action.retries = min(action.retries + count, COUNT_MAX)
         # Equal where the deciding event recurs, perhaps with another message.
-        if action.decided_at is None or (moment, _RANK[state], name) >= (
-            action.decided_at,
-            _RANK[action.state],
-            action.decided_by,
+        if (
+            decided_at is None
+            or moment > decided_at
+            or (moment == decided_at and (_RANK[its_state], name) >= (_RANK[state], decided_by))
         ):
-            action.state, action.decided_at, action.decided_by = state, moment, name
-            deciding = latest
+            state, decided_at, decided_by, deciding = its_state, moment, name, latest
     if deciding is not None:
+        action.state, action.decided_at, action.decided_by = state, decided_at, decided_by
         _set_failure(action, deciding)
-    if action.decided_by is not None and action.decided_at == action.last_seen:
-        action.last_event = action.decided_by
+    if decided_by is not None and decided_at == last_seen:
+        last_event = decided_by
+    action.last_seen, action.last_event = last_seen, last_event
     return action
 
 
-def state_of(tally: Mapping[str, int]) -> str | None:
-    """Return the state of an element by its actions; None without actions."""
-    return next((state for state in ELEMENT_PRECEDENCE if tally.get(state)), None)
+def advance_all(
+    events: ActionEvents,
+    stored: Mapping[ActionKey, Action],
+    remaining: Mapping[ActionKey, Iterable[FoldedEvent]],
+) -> StateChanges:
+    """Apply a batch to the `stored` actions; `remaining` holds all events of the rewritten ones."""
+    actions = {}
+    elements: dict[ElementKey, list[StateChange]] = {}
+    warnings: dict[Execution, int] = {}
+    for key in events.keys():  # noqa: SIM118
+        before = stored.get(key)
+        after = (
+            recompute(remaining[key])
+            if key in events.rewritten
+            else advance(before, events.added[key])
+        )
+        actions[key] = (before, after)
+        states = before.state if before else None, after.state if after else None
+        if states[0] != states[1]:
+            elements.setdefault(key[:5], []).append(states)
+        more = (after.warnings if after else 0) - (before.warnings if before else 0)
+        if more:
+            warnings[key[:2]] = warnings.get(key[:2], 0) + more
+    return StateChanges(actions, elements, warnings)
 
 
-def changed_elements(
-    actions: Mapping[ActionKey, ActionChange],
-) -> dict[ElementKey, list[ActionChange]]:
-    """Return the actions that change their state, by element."""
-    changed: dict[ElementKey, list[ActionChange]] = {}
-    for key, action in actions.items():
-        before, after = action.states()
-        if before != after:
-            changed.setdefault(key[:5], []).append(action)
-    return changed
+def advance_elements(
+    changes: Mapping[ElementKey, Iterable[StateChange]], stored: Mapping[ElementKey, Tally]
+) -> tuple[dict[ElementKey, Tally], dict[Execution, Tally]]:
+    """Apply changes of actions' states to the `stored` tallies of their elements.
 
-
-def advance_element(stored: Tally | None, changed: Iterable[ActionChange]) -> ElementChange:
-    """Apply the changes of an element's actions to its tally; None is one without actions."""
-    before = stored or {}
-    after = dict(before)
-    for action in changed:
-        _move(after, *action.states())
-    return ElementChange(before, after)
-
-
-def execution_deltas(
-    actions: Mapping[ActionKey, ActionChange], elements: Mapping[ElementKey, ElementChange]
-) -> dict[tuple[str, str], ExecutionDelta]:
-    """Return the change of each execution that any of `actions` is of."""
-    deltas: dict[tuple[str, str], ExecutionDelta] = {}
-    for key, action in actions.items():
+    Returns the new tally of each element, all 0 if it has no actions now, and the change of each
+    execution's elements.
+    """
+    tallies: dict[ElementKey, Tally] = {}
+    deltas: dict[Execution, Tally] = {}
+    for key, of_element in changes.items():
+        before = stored.get(key, NO_TALLY)
+        tally = tallies[key] = before.copy()
+        for change in of_element:
+            _move(tally, *change)
         delta = deltas.get(key[:2])
         if delta is None:
-            delta = deltas[key[:2]] = ExecutionDelta({})
-        if action.after is not None:
-            delta.warnings += action.after.warnings
-        if action.before is not None:
-            delta.warnings -= action.before.warnings
-    for element, change in elements.items():
-        _move(deltas[element[:2]].elements, state_of(change.before), state_of(change.after))
-    return deltas
+            delta = deltas[key[:2]] = NO_TALLY.copy()
+        _move(delta, _element_state(before), _element_state(tally))
+    return tallies, deltas
+
+
+def _element_state(tally: Tally) -> str | None:
+    for state, position in _ELEMENT_POSITIONS:
+        if tally[position]:
+            return state
+    return None
 
 
 def _move(tally: Tally, before: str | None, after: str | None) -> None:
     if before is not None:
-        tally[before] = tally.get(before, 0) - 1
+        tally[_POSITION[before]] -= 1
     if after is not None:
-        tally[after] = tally.get(after, 0) + 1
+        tally[_POSITION[after]] += 1
 
 
 def _set_failure(action: Action, deciding: Occurrence) -> None:

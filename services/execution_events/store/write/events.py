@@ -11,16 +11,15 @@ from execution_events.events import COUNT_MAX, Occurrence
 from execution_events.projection.body import body_of
 from execution_events.projection.fold import FoldedEvent, merge
 from execution_events.projection.states import (
-    STATES,
+    NO_TALLY,
     ActionKey,
-    EventChange,
-    ExecutionDelta,
+    Execution,
     action_key,
     events_by_action,
 )
 from execution_events.store.sql import load_queries, number_arguments
 from execution_events.store.write.rows import EVENT_COLUMNS, event_row, stored_event
-from execution_events.store.write.states import ActionId, action_ids, write_states
+from execution_events.store.write.states import ActionId, ExecutionDelta, action_ids, write_states
 
 _SQL = load_queries("events")
 
@@ -30,6 +29,7 @@ _PURGE_BATCH = 10_000
 """Changes deleted by one statement, in some 50 ms."""
 
 _CHANGE_COUNTERS = load_queries("states")["change_counters"]
+_NO_DELTA = ExecutionDelta(NO_TALLY, 0)
 _CHANGE_EVENTS, _CHANGE_EVENTS_COLUMNS = number_arguments(_SQL["change_events"])
 _CHANGE_COLUMNS = ("execution_id", "namespace", "revision", "previous", "names", "rewritten")
 
@@ -84,21 +84,21 @@ async def write_events(
         if update.previous is not None
         for event in update.events
     ]
-    merges = []
+    changed = []
     for event, stored in await _stored(connection, candidates):
         merged = merge(stored, event)
-        merges.append(EventChange(stored, merged, action_key(merged.latest)))
+        changed.append((stored, merged))
         update = updates[event.latest.execution_id, event.latest.namespace]
         update.merged[event.latest.name] = merged
         if _filtered_texts(merged.latest) != _filtered_texts(stored.latest):
             update.rewritten.add(event.latest.name)
     new = [
-        EventChange(None, event, action_key(event.latest))
+        event
         for update in updates.values()
         for event in update.events
         if event.latest.name not in update.merged
     ]
-    of_actions = events_by_action([*merges, *new])
+    of_actions = events_by_action(new, changed)
     ids = action_ids(of_actions.keys())
     await connection.copy_records_to_table(
         "event",
@@ -106,8 +106,9 @@ async def write_events(
         columns=EVENT_COLUMNS,
         records=_rows(new, ids),
     )
-    if merges:
-        columns = dict(zip(EVENT_COLUMNS, zip(*_rows(merges, ids), strict=True), strict=True))
+    if changed:
+        rows = _rows((merged for _, merged in changed), ids)
+        columns = dict(zip(EVENT_COLUMNS, zip(*rows, strict=True), strict=True))
         await connection.execute(
             _CHANGE_EVENTS, *(columns[column] for column in _CHANGE_EVENTS_COLUMNS)
         )
@@ -182,11 +183,10 @@ async def _stored(
 
 
 def _rows(
-    changes: Iterable[EventChange], ids: Mapping[ActionKey, ActionId]
+    events: Iterable[FoldedEvent], ids: Mapping[ActionKey, ActionId]
 ) -> list[tuple[Any, ...]]:
     return [
-        event_row(change.event, body_of(change.event), ids[change.action].hash)
-        for change in changes
+        event_row(event, body_of(event), ids[action_key(event.latest)].hash) for event in events
     ]
 
 
@@ -226,15 +226,15 @@ async def _record_changes(
 
 async def _change_counters(
     connection: asyncpg.Connection,
-    updates: Mapping[tuple[str, str], _ExecutionUpdate],
-    deltas: Mapping[tuple[str, str], ExecutionDelta],
+    updates: Mapping[Execution, _ExecutionUpdate],
+    deltas: Mapping[Execution, ExecutionDelta],
 ) -> None:
     rows = []
     for key, update in updates.items():
-        delta = deltas[key]
+        elements, warnings = deltas.get(key, _NO_DELTA)
         events = len(update.events) - len(update.merged)
-        changed = [delta.elements.get(state, 0) for state in STATES]
-        if events or delta.warnings or any(changed):
-            rows.append((*key, events, sum(changed), *changed[:-1], delta.warnings))
+        if events or warnings or any(elements):
+            # Unknown ones are the rest.
+            rows.append((*key, events, sum(elements), *elements[:-1], warnings))
     if rows:
         await connection.execute(_CHANGE_COUNTERS, *zip(*rows, strict=True))

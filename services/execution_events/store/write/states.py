@@ -10,21 +10,18 @@ from msgspec.structs import astuple
 
 from execution_events.projection.fold import FoldedEvent
 from execution_events.projection.states import (
+    NO_TALLY,
     STATES,
     Action,
-    ActionChange,
     ActionEvents,
     ActionKey,
-    ElementChange,
     ElementKey,
-    ExecutionDelta,
+    Execution,
+    StateChange,
     Tally,
     action_key,
-    advance,
-    advance_element,
-    changed_elements,
-    execution_deltas,
-    recompute,
+    advance_all,
+    advance_elements,
 )
 from execution_events.store.sql import load_queries, number_arguments
 from execution_events.store.write.rows import stored_event
@@ -47,9 +44,6 @@ _CHANGED_COLUMNS = ("execution_id", "namespace", "action_key", *_STATE_COLUMNS)
 _ELEMENT_COLUMNS = ("execution_id", "namespace", "element_key", *STATES)
 _CHANGE_ACTIONS, _CHANGE_ACTIONS_COLUMNS = number_arguments(_SQL["change_actions"])
 
-Execution = tuple[str, str]
-"""(execution id, namespace)"""
-
 
 class ActionId(NamedTuple):
     """The identity of an action in tables.
@@ -65,12 +59,21 @@ class ActionId(NamedTuple):
 def action_ids(keys: Iterable[ActionKey]) -> dict[ActionKey, ActionId]:
     """Return the identity of each action."""
     ids = {}
+    executions: dict[Execution, int] = {}
     for key in keys:
         digest = _digest(key)
-        execution = crc32(f"{key[0]}\0{key[1]}".encode())
-        hash_ = int.from_bytes(execution.to_bytes(4, "big") + digest[:4], "big", signed=True)
-        ids[key] = ActionId(digest, hash_)
+        execution = executions.get(key[:2])
+        if execution is None:
+            execution = executions[key[:2]] = crc32(f"{key[0]}\0{key[1]}".encode()) - 2**31 << 32
+        ids[key] = ActionId(digest, execution + int.from_bytes(digest[:4], "big"))
     return ids
+
+
+class ExecutionDelta(NamedTuple):
+    """The change of an execution's elements in each of `STATES`, and of its warnings."""
+
+    elements: Tally
+    warnings: int
 
 
 async def write_states(
@@ -78,27 +81,23 @@ async def write_states(
     events: ActionEvents,
     ids: Mapping[ActionKey, ActionId],
     known: Collection[Execution],
-) -> Mapping[Execution, ExecutionDelta]:
+) -> dict[Execution, ExecutionDelta]:
     """Apply `events` to their actions and elements, in the caller's transaction.
 
     They are written already, and their executions locked; `known` are the executions that were
-    stored before. Returns the change of each execution's counters.
+    stored before. Returns the change of each execution's counters, unless there is none.
     """
     stored = await _stored_actions(connection, ids, known)
-    recomputed = await _events_of(connection, events.rewritten, ids)
-    actions = {}
-    for key in ids:
-        before = stored.get(key)
-        after = (
-            recompute(recomputed[key]) if key in recomputed else advance(before, events.added[key])
+    remaining = await _events_of(connection, events.rewritten, ids)
+    changes = advance_all(events, stored, remaining)
+    await _write_actions(connection, changes.actions, ids)
+    deltas = await _write_elements(connection, changes.elements, known)
+    return {
+        execution: ExecutionDelta(
+            deltas.get(execution, NO_TALLY), changes.warnings.get(execution, 0)
         )
-        actions[key] = ActionChange(before, after)
-    changed = changed_elements(actions)
-    tallies = await _stored_elements(connection, [key for key in changed if key[:2] in known])
-    elements = {key: advance_element(tallies.get(key), each) for key, each in changed.items()}
-    await _write_actions(connection, actions, ids)
-    await _write_elements(connection, elements)
-    return execution_deltas(actions, elements)
+        for execution in deltas.keys() | changes.warnings.keys()
+    }
 
 
 async def _stored_actions(
@@ -133,36 +132,20 @@ async def _events_of(
     return events
 
 
-async def _stored_elements(
-    connection: asyncpg.Connection, keys: Sequence[ElementKey]
-) -> dict[ElementKey, Tally]:
-    if not keys:
-        return {}
-    rows = await connection.fetch(
-        _SQL["stored_elements"],
-        [key[0] for key in keys],
-        [key[1] for key in keys],
-        [_digest(key) for key in keys],
-    )
-    return {
-        keys[ordinal - 1]: dict(zip(STATES, numbers, strict=True)) for ordinal, *numbers in rows
-    }
-
-
 async def _write_actions(
     connection: asyncpg.Connection,
-    actions: Mapping[ActionKey, ActionChange],
+    actions: Mapping[ActionKey, tuple[Action | None, Action | None]],
     ids: Mapping[ActionKey, ActionId],
 ) -> None:
     new, changed, gone = [], [], []
-    for key, change in actions.items():
-        execution, digest = key[:2], ids[key].digest
-        if change.after is None:
-            gone.append((*execution, digest))
-        elif change.before is None:
-            new.append((*execution, digest, *key[2:], *astuple(change.after)))
+    for key, (before, after) in actions.items():
+        identity = (*key[:2], ids[key].digest)
+        if after is None:
+            gone.append(identity)
+        elif before is None:
+            new.append(identity + key[2:] + astuple(after))
         else:
-            changed.append((*execution, digest, *astuple(change.after)))
+            changed.append(identity + astuple(after))
     if new:
         await connection.copy_records_to_table(
             "action", schema_name="execution_events", columns=_ACTION_COLUMNS, records=new
@@ -177,15 +160,22 @@ async def _write_actions(
 
 
 async def _write_elements(
-    connection: asyncpg.Connection, elements: Mapping[ElementKey, ElementChange]
-) -> None:
+    connection: asyncpg.Connection,
+    changes: Mapping[ElementKey, Sequence[StateChange]],
+    known: Collection[Execution],
+) -> dict[Execution, Tally]:
+    """Apply changes of actions' states; return the change of each execution's elements."""
+    digests = {key: _digest(key) for key in changes}
+    stored = await _stored_elements(
+        connection, {key: digest for key, digest in digests.items() if key[:2] in known}
+    )
+    tallies, deltas = advance_elements(changes, stored)
     new, changed, gone = [], [], []
-    for key, change in elements.items():
-        identity = (*key[:2], _digest(key))
-        row = (*identity, *(change.after.get(state, 0) for state in STATES))
-        if not any(change.after.values()):
-            gone.append(identity)
-        elif change.before:
+    for key, tally in tallies.items():
+        row = (*key[:2], digests[key], *tally)
+        if tally == NO_TALLY:
+            gone.append(row[:3])
+        elif key in stored:
             changed.append(row)
         else:
             new.append(row)
@@ -197,6 +187,22 @@ async def _write_elements(
         await connection.execute(_SQL["change_elements"], *zip(*changed, strict=True))
     if gone:
         await connection.execute(_SQL["delete_elements"], *zip(*gone, strict=True))
+    return deltas
+
+
+async def _stored_elements(
+    connection: asyncpg.Connection, digests: Mapping[ElementKey, bytes]
+) -> dict[ElementKey, Tally]:
+    if not digests:
+        return {}
+    keys = list(digests)
+    rows = await connection.fetch(
+        _SQL["stored_elements"],
+        [key[0] for key in keys],
+        [key[1] for key in keys],
+        list(digests.values()),
+    )
+    return {keys[ordinal - 1]: numbers for ordinal, *numbers in rows}
 
 
 def _digest(key: ActionKey | ElementKey) -> bytes:
