@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from execution_events.events import COUNT_MAX, Occurrence
-from execution_events.projection.states import FAILURES, STATE_OF_REASON
+from execution_events.projection.states import STATE_OF_REASON
 from execution_events.store.connection import fetch_one
 from execution_events.store.write.batches import BatchWriter
 from tests.support.databases import Database, administrator
@@ -86,6 +86,7 @@ ENDS = {
     "ActionTimeout": "timed_out",
     "ActionCancelled": "cancelled",
 }
+FAILURES = ("failed", "timed_out")
 CODES = {state: code for code, state in ENDS.items()} | {
     "running": "ActionStart",
     "unknown": "PullImage",
