@@ -27,6 +27,7 @@ from tests.support.questions import QUESTIONS
 BAR, LARGE_BAR = 300, 1000
 """p95 in milliseconds, up to a million stored events and above."""
 _MILLION = 1_000_000
+"""Events that are stored through the product; more of them are copies."""
 _WARM_UP = 3
 """Runs of each question that are not measured."""
 _RATE, _BATCH = 500, 50
@@ -35,6 +36,19 @@ _TOPIC = "questions"
 """Topic of the stored records; it does not exist in Kafka."""
 _PARTITIONS = 12
 
+_COLUMNS = """
+SELECT string_agg(quote_ident(attname), ', ')
+FROM pg_attribute
+WHERE attrelid = $1::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = ''
+    AND attname <> 'execution_id'
+"""
+# Of other executions at the same times. `action_hash`, by which a writer finds the events of an
+# action, stays that of the original: nothing is written to the copies.
+_COPY = """
+INSERT INTO {table} (execution_id, {columns})
+SELECT md5(execution_id || copy)::uuid::text, {columns}
+FROM generate_series(1, {copies}) AS copy, {table}
+"""
 _SPREAD_CREATION = """
 UPDATE execution_events.execution SET created_at = first_timestamp, changed_at = last_timestamp
 """
@@ -81,8 +95,13 @@ async def run(events: int, tenants: Sequence[int], failures: Sequence[float], ru
         for number, percent in ((n, p) for n in tenants for p in failures):
             title = f"{number} tenants, {short(percent)} % failures"
             now = datetime.now(UTC)
-            day = Day(max(1, events // EVENTS_OF_AN_EXECUTION), now, number, percent / 100)
-            async with _stored(server, day) as (database, stored), _arriving(database, day) as sent:
+            executions = max(1, min(events, _MILLION) // EVENTS_OF_AN_EXECUTION)
+            day = Day(executions, now, number, percent / 100)
+            copies = max(0, round(events / _MILLION) - 1)
+            async with (
+                _stored(server, day, copies) as (database, stored),
+                _arriving(database, day) as sent,
+            ):
                 begun = time.monotonic()
                 answers = await _asked(database, runs)
                 rate = len(sent) * _BATCH / (time.monotonic() - begun)
@@ -116,14 +135,21 @@ async def run(events: int, tenants: Sequence[int], failures: Sequence[float], ru
 
 
 @asynccontextmanager
-async def _stored(server: servers.Postgres, day: Day) -> AsyncIterator[tuple[Database, int]]:
-    """Create a database with a day of events, rates, reports and dead letters."""
+async def _stored(
+    server: servers.Postgres, day: Day, copies: int
+) -> AsyncIterator[tuple[Database, int]]:
+    """Create a database with a day of events and `copies` of it, rates, reports and letters."""
     async with server.database() as database:
         stored = await filler.fill(day, database.writer)
         async with (
             ReportWriter(database.writer, _TOPIC, "client@host") as reports,
             administrator(database.administrator) as connection,
         ):
+            await connection.execute("SET search_path = execution_events")
+            for table in ("event", "execution", "action", "element"):
+                columns = await connection.fetchval(_COLUMNS, table)
+                await connection.execute(_COPY.format(table=table, columns=columns, copies=copies))
+            stored *= 1 + copies
             await connection.execute(_SPREAD_CREATION)
             await connection.execute(_RATES, _TOPIC, _PARTITIONS)
             await connection.execute(_LETTERS, _TOPIC, _PARTITIONS)

@@ -115,11 +115,13 @@ async def test_any_split_of_a_log_stores_the_rows_of_its_fold(
 async def test_sums_stop_at_their_maximum(writer: BatchWriter, owner: asyncpg.Connection) -> None:
     await writer.store(batch(log([occurrence()])))
     await owner.execute("UPDATE event SET count = $1", COUNT_MAX - 1)
+    await owner.execute("UPDATE action SET attempts = $1", COUNT_MAX - 1)
     await owner.execute("UPDATE execution SET occurrences = $1", COUNT_MAX - 1)
 
     await writer.store(batch(log([occurrence(count=2)], begin=1)))
 
     assert await owner.fetchval("SELECT count FROM event") == COUNT_MAX
+    assert await owner.fetchval("SELECT attempts FROM action") == COUNT_MAX
     assert await owner.fetchval("SELECT occurrences FROM execution") == COUNT_MAX
 
 
@@ -330,12 +332,14 @@ async def test_no_index_has_a_column_that_recurrences_change(
     columns = await owner.fetch(
         "SELECT DISTINCT attname FROM pg_index JOIN pg_attribute"
         " ON attrelid = indrelid AND attnum = ANY (indkey)"
-        " WHERE indrelid IN ('event'::regclass, 'execution'::regclass)"
+        " WHERE indrelid IN ('event'::regclass, 'execution'::regclass, 'element'::regclass)"
     )
-    # The first record sets `list_position`, which never changes.
+    # The first record sets `list_position`, which never changes; recurrences are of one action.
     assert {row["attname"] for row in columns} == {
         "execution_id",
         "namespace",
         "name",
         "list_position",
+        "action_hash",
+        "element_key",
     }

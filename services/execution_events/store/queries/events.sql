@@ -35,7 +35,7 @@ RETURNING execution_id, namespace, revision, previous_revision
 -- name: stored_events
 -- `ordinal` is the index in the arrays, from 1.
 SELECT ordinal, list_position, first_timestamp, last_timestamp, count, body
-FROM unnest($1::text[], $2::text[], $3::text[])
+FROM unnest($1::text::text[], $2::text::text[], $3::text::text[])
     WITH ORDINALITY AS wanted (execution_id, namespace, name, ordinal)
 JOIN execution_events.event USING (execution_id, namespace, name)
 

@@ -3,13 +3,13 @@
 SELECT
     ordinal, last_seen, last_event, state, decided_at, decided_by,
     started, attempts, retries, warnings, failure, fingerprint
-FROM unnest($1::text[], $2::text[], $3::bytea[])
+FROM unnest($1::text::text[], $2::text::text[], $3::text::bytea[])
     WITH ORDINALITY AS wanted (execution_id, namespace, action_key, ordinal)
 JOIN execution_events.action USING (execution_id, namespace, action_key)
 
 -- name: stored_elements
 SELECT ordinal, running, succeeded, failed, timed_out, cancelled, unknown
-FROM unnest($1::text[], $2::text[], $3::bytea[])
+FROM unnest($1::text::text[], $2::text::text[], $3::text::bytea[])
     WITH ORDINALITY AS wanted (execution_id, namespace, element_key, ordinal)
 JOIN execution_events.element USING (execution_id, namespace, element_key)
 

@@ -17,7 +17,7 @@ from execution_events.projection.states import (
     action_key,
     events_by_action,
 )
-from execution_events.store.sql import load_queries, number_arguments
+from execution_events.store.sql import array_literal, load_queries, number_arguments
 from execution_events.store.write.rows import EVENT_COLUMNS, event_row, stored_event
 from execution_events.store.write.states import ActionId, ExecutionDelta, action_ids, write_states
 
@@ -53,12 +53,21 @@ class _ExecutionUpdate(msgspec.Struct):
 
 async def prepare(connection: asyncpg.Connection) -> None:
     """Prepare a new connection for `write_events`."""
+    last, encoded = _POSTGRESQL_EPOCH, (0,)
+
+    def encode(moment: datetime) -> tuple[int]:
+        # A row often has one moment in several columns.
+        nonlocal last, encoded
+        if moment is not last:
+            last, encoded = moment, ((moment - _POSTGRESQL_EPOCH) // _MICROSECOND,)
+        return encoded
+
     # asyncpg's own codec encodes the last microsecond of the year 9999 as infinity.
     await connection.set_type_codec(
         "timestamptz",
         schema="pg_catalog",
         format="tuple",
-        encoder=lambda moment: ((moment - _POSTGRESQL_EPOCH) // _MICROSECOND,),
+        encoder=encode,
         decoder=lambda value: _POSTGRESQL_EPOCH + value[0] * _MICROSECOND,
     )
 
@@ -172,9 +181,9 @@ async def _stored(
         return []
     rows = await connection.fetch(
         _SQL["stored_events"],
-        [event.latest.execution_id for event in events],
-        [event.latest.namespace for event in events],
-        [event.latest.name for event in events],
+        array_literal([event.latest.execution_id for event in events]),
+        array_literal([event.latest.namespace for event in events]),
+        array_literal([event.latest.name for event in events]),
     )
     return [
         (event := events[ordinal - 1], stored_event(event.latest.execution_id, *columns))

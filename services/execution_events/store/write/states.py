@@ -23,7 +23,7 @@ from execution_events.projection.states import (
     advance_all,
     advance_elements,
 )
-from execution_events.store.sql import load_queries, number_arguments
+from execution_events.store.sql import array_literal, load_queries, number_arguments
 from execution_events.store.write.rows import stored_event
 
 _SQL = load_queries("states")
@@ -110,9 +110,9 @@ async def _stored_actions(
         return {}
     rows = await connection.fetch(
         _SQL["stored_actions"],
-        [key[0] for key in keys],
-        [key[1] for key in keys],
-        [ids[key].digest for key in keys],
+        array_literal([key[0] for key in keys]),
+        array_literal([key[1] for key in keys]),
+        array_literal([rf"\x{ids[key].digest.hex()}" for key in keys]),
     )
     return {keys[ordinal - 1]: Action(*columns) for ordinal, *columns in rows}
 
@@ -198,9 +198,9 @@ async def _stored_elements(
     keys = list(digests)
     rows = await connection.fetch(
         _SQL["stored_elements"],
-        [key[0] for key in keys],
-        [key[1] for key in keys],
-        list(digests.values()),
+        array_literal([key[0] for key in keys]),
+        array_literal([key[1] for key in keys]),
+        array_literal([rf"\x{digest.hex()}" for digest in digests.values()]),
     )
     return {keys[ordinal - 1]: numbers for ordinal, *numbers in rows}
 
