@@ -350,6 +350,7 @@ async def test_an_element(writer: BatchWriter, ops: asyncpg.Connection, case: Ca
     await check(writer, ops, case, "elements_v1", "object_name")
 
 
+@pytest.mark.tampers
 async def test_sums_stop_at_their_maximum(
     database: Database, writer: BatchWriter, ops: asyncpg.Connection
 ) -> None:

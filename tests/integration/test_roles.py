@@ -20,6 +20,8 @@ from tests.support.readers import reading
 from tests.support.servers import Servers
 
 PRIVATE = {
+    "action",
+    "element",
     "event",
     "event_rate",
     "execution",
@@ -58,6 +60,8 @@ GRANTED = {
     "execution_events_writer": {
         "database": {"CONNECT"},
         "schema execution_events": {"USAGE"},
+        "table execution_events.action": {"SELECT", "INSERT", "UPDATE", "DELETE"},
+        "table execution_events.element": {"SELECT", "INSERT", "UPDATE", "DELETE"},
         "table execution_events.event": {"SELECT", "INSERT", "UPDATE"},
         "table execution_events.execution": {"SELECT", "INSERT", "UPDATE"},
         "table execution_events.execution_change": {"SELECT", "INSERT", "DELETE"},
@@ -72,6 +76,8 @@ GRANTED = {
     "execution_events_reader": {
         "database": {"CONNECT"},
         "schema execution_events": {"USAGE"},
+        "table execution_events.action": {"SELECT"},
+        "table execution_events.element": {"SELECT"},
         "table execution_events.event": {"SELECT"},
         "table execution_events.execution": {"SELECT"},
         "table execution_events.execution_change": {"SELECT"},
@@ -300,7 +306,7 @@ async def test_ops_can_read_the_views_only(database: Database, owner: asyncpg.Co
         private = [f"SELECT FROM execution_events.{table}" for table in PRIVATE]
         changes = [f"COMMENT ON VIEW ops.{view} IS ''" for view in PUBLIC_VIEWS]
         # PostgreSQL can update these views.
-        changes += [f"DELETE FROM ops.{view}" for view in ("events_v1", "executions_v1")]
+        changes += [f"DELETE FROM ops.{view}" for view in ("events_v1", "failures_v1")]
         assert await allowed(ops, [*private, *changes]) == []
 
 
@@ -424,9 +430,12 @@ async def test_the_writer_cannot_delete_events(database: Database) -> None:
             "CREATE SCHEMA mine",
             "SET ROLE execution_events_owner",
         ]
-        # Changes are deleted after their retention.
-        forgets = "DELETE FROM execution_events.execution_change"
-        assert await allowed(writer, [*statements, *others]) == [forgets]
+        # Changes and rates are deleted after their retention, actions when their last event moves.
+        forgets = [
+            f"DELETE FROM execution_events.{table}"
+            for table in ("action", "element", "event_rate", "execution_change")
+        ]
+        assert sorted(await allowed(writer, [*statements, *others])) == forgets
 
 
 async def test_other_roles_of_the_server_cannot_connect(
