@@ -99,6 +99,19 @@ MUTANTS = (
         ("kill-upserted",),
     ),
     Mutant(
+        "rates-outside",
+        "Records are added to the rates after the transaction that stores them",
+        (
+            Edit(
+                "store/write/batches.py",
+                "                await add_rates(connection, self._topic, projection.rates)\n",
+                "        async with self._session() as connection:\n"
+                "            await add_rates(connection, self._topic, projection.rates)\n",
+            ),
+        ),
+        ("kill-committed",),
+    ),
+    Mutant(
         "reset-to-latest",
         "A consumer continues at the log's end after an offset out of range",
         (
