@@ -24,8 +24,7 @@ GRANT SELECT, INSERT, UPDATE ON
     execution_events.producer_progress
     TO execution_events_writer;
 GRANT SELECT, INSERT, UPDATE, DELETE ON
-    execution_events.action,
-    execution_events.element
+    execution_events.action
     TO execution_events_writer;
 GRANT SELECT, INSERT, DELETE ON execution_events.execution_change TO execution_events_writer;
 GRANT SELECT, INSERT ON execution_events.dead_letter TO execution_events_writer;
@@ -36,7 +35,6 @@ GRANT SELECT ON
     execution_events.event,
     execution_events.execution,
     execution_events.action,
-    execution_events.element,
     execution_events.execution_change
     TO execution_events_reader;
 -- For the filters `reason` and `q`.

@@ -3,7 +3,7 @@
 - `batches`: batches of records, with offsets and watermarks.
 - `progress`: offsets of partitions and watermarks of sources.
 - `events`: folded events, and the changes of their executions.
-- `states`: states of actions and elements, for `events`.
+- `states`: states of actions, for `events`.
 - `rows`: rows of the table `event`.
 - `dead_letters`: refused records, listed, retried and discarded.
 - `prune`: deletion of old executions, watermarks and dead letters.
