@@ -9,6 +9,7 @@ CREATE TABLE action (
     elem_type        text COLLATE "C" NOT NULL,
     elem_id          text COLLATE "C" NOT NULL,
     action_name      text COLLATE "C" NOT NULL,
+    element_hash     bigint NOT NULL,
     state            text COLLATE "C" NOT NULL,
     decided_at       timestamp with time zone,
     decided_by       text COLLATE "C",
@@ -43,6 +44,8 @@ CREATE TABLE action (
 ) WITH (fillfactor=80, autovacuum_vacuum_scale_factor=0.02);
 
 CREATE INDEX action_duration ON action USING btree (kind, finished, duration_seconds, state) WHERE duration_seconds IS NOT NULL;
+
+CREATE INDEX action_element ON action USING btree (element_hash);
 
 CREATE INDEX action_failed ON action USING btree (finished) WHERE state = ANY (ARRAY['failed'::text, 'timed_out'::text]);
 
@@ -89,19 +92,6 @@ CREATE TABLE dead_letter (
 
 CREATE INDEX dead_letter_open ON dead_letter USING btree (refused_at) WHERE state = 'open'::text;
 
-CREATE TABLE element (
-    execution_id text COLLATE "C" NOT NULL,
-    namespace    text COLLATE "C" NOT NULL,
-    element_key  bytea NOT NULL,
-    running      integer NOT NULL,
-    succeeded    integer NOT NULL,
-    failed       integer NOT NULL,
-    timed_out    integer NOT NULL,
-    cancelled    integer NOT NULL,
-    unknown      integer NOT NULL,
-    PRIMARY KEY (execution_id, namespace, element_key)
-) WITH (fillfactor=80, autovacuum_vacuum_scale_factor=0.02);
-
 CREATE TABLE event (
     execution_id    text COLLATE "C" NOT NULL,
     namespace       text COLLATE "C" NOT NULL,
@@ -117,7 +107,7 @@ CREATE TABLE event (
     elem_id         text COLLATE "C" NOT NULL,
     action_name     text COLLATE "C" NOT NULL,
     body            bytea NOT NULL,
-    action_hash     bigint NOT NULL,
+    element_hash    bigint NOT NULL,
     PRIMARY KEY (execution_id, namespace, name),
     CHECK (count >= 1 AND count <= '9007199254740991'::bigint),
     CHECK (first_timestamp >= '1970-01-01 00:00:00+00'::timestamp with time zone AND first_timestamp <= '9999-12-31 23:59:59.999999+00'::timestamp with time zone),
@@ -125,7 +115,7 @@ CREATE TABLE event (
     CHECK (list_position >= '1970-01-01 00:00:00+00'::timestamp with time zone AND list_position <= '9999-12-31 23:59:59.999999+00'::timestamp with time zone)
 ) WITH (fillfactor=80, autovacuum_vacuum_scale_factor=0.02);
 
-CREATE INDEX event_action ON event USING btree (action_hash);
+CREATE INDEX event_element ON event USING btree (element_hash);
 
 CREATE INDEX event_order ON event USING btree (execution_id, list_position, name, namespace);
 

@@ -42,8 +42,8 @@ FROM pg_attribute
 WHERE attrelid = $1::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = ''
     AND attname <> 'execution_id'
 """
-# Of other executions at the same times. `action_hash`, by which a writer finds the events of an
-# action, stays that of the original: nothing is written to the copies.
+# Of other executions at the same times. `element_hash`, by which a writer finds the events of an
+# element, stays that of the original: nothing is written to the copies.
 _COPY = """
 INSERT INTO {table} (execution_id, {columns})
 SELECT md5(execution_id || copy)::uuid::text, {columns}
@@ -146,7 +146,7 @@ async def _stored(
             administrator(database.administrator) as connection,
         ):
             await connection.execute("SET search_path = execution_events")
-            for table in ("event", "execution", "action", "element"):
+            for table in ("event", "execution", "action"):
                 columns = await connection.fetchval(_COLUMNS, table)
                 await connection.execute(_COPY.format(table=table, columns=columns, copies=copies))
             stored *= 1 + copies

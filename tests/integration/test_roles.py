@@ -21,7 +21,6 @@ from tests.support.servers import Servers
 
 PRIVATE = {
     "action",
-    "element",
     "event",
     "event_rate",
     "execution",
@@ -61,7 +60,6 @@ GRANTED = {
         "database": {"CONNECT"},
         "schema execution_events": {"USAGE"},
         "table execution_events.action": {"SELECT", "INSERT", "UPDATE", "DELETE"},
-        "table execution_events.element": {"SELECT", "INSERT", "UPDATE", "DELETE"},
         "table execution_events.event": {"SELECT", "INSERT", "UPDATE"},
         "table execution_events.execution": {"SELECT", "INSERT", "UPDATE"},
         "table execution_events.execution_change": {"SELECT", "INSERT", "DELETE"},
@@ -77,7 +75,6 @@ GRANTED = {
         "database": {"CONNECT"},
         "schema execution_events": {"USAGE"},
         "table execution_events.action": {"SELECT"},
-        "table execution_events.element": {"SELECT"},
         "table execution_events.event": {"SELECT"},
         "table execution_events.execution": {"SELECT"},
         "table execution_events.execution_change": {"SELECT"},
@@ -433,7 +430,7 @@ async def test_the_writer_cannot_delete_events(database: Database) -> None:
         # Changes and rates are deleted after their retention, actions when their last event moves.
         forgets = [
             f"DELETE FROM execution_events.{table}"
-            for table in ("action", "element", "event_rate", "execution_change")
+            for table in ("action", "event_rate", "execution_change")
         ]
         assert sorted(await allowed(writer, [*statements, *others])) == forgets
 

@@ -164,11 +164,12 @@ def executions(events: Iterable[Event], of_actions: Rows) -> Rows:
 _EVENTS = """
 SELECT execution_id, namespace, name, object_name, elem_type, elem_id, action_name, reason,
     convert_from(body, 'UTF8') AS body, type,
-    (extract(epoch FROM last_timestamp) * 1000000)::bigint AS last_timestamp, count, action_hash
+    (extract(epoch FROM last_timestamp) * 1000000)::bigint AS last_timestamp, count, element_hash
 FROM execution_events.event
 """
 _ACTIONS = """
-SELECT execution_id, namespace, object_name, elem_type, elem_id, action_name, action_key,
+SELECT execution_id, namespace, object_name, elem_type, elem_id, action_name,
+    action_key, element_hash,
     (extract(epoch FROM last_seen) * 1000000)::bigint AS last_seen, last_event, state,
     (extract(epoch FROM decided_at) * 1000000)::bigint AS decided_at, decided_by,
     (extract(epoch FROM finished) * 1000000)::bigint AS finished,
@@ -176,7 +177,6 @@ SELECT execution_id, namespace, object_name, elem_type, elem_id, action_name, ac
     attempts, retries, warnings, failure, fingerprint
 FROM execution_events.action
 """
-_ELEMENTS = "SELECT * FROM execution_events.element"
 _EXECUTIONS = """
 SELECT execution_id, namespace, events, elements, running, succeeded, failed, timed_out, cancelled,
     elements - running - succeeded - failed - timed_out - cancelled AS unknown, warnings, state
@@ -191,35 +191,23 @@ async def differences(connection: asyncpg.Connection) -> list[str]:
     """
     of_events = await connection.fetch(_EVENTS)
     of_actions = await connection.fetch(_ACTIONS)
-    of_elements = await connection.fetch(_ELEMENTS)
     of_executions = await connection.fetch(_EXECUTIONS)
     events = [
         Event._make([*row[:8], json.loads(row[8])["message"], *row[9:12]]) for row in of_events
     ]
     expected = actions(events)
-    found = {tuple(row[:6]): dict([*row.items()][7:]) for row in of_actions}
+    found = {tuple(row[:6]): dict([*row.items()][8:]) for row in of_actions}
     wrong = [
-        f"event {event.name} of action {event.action}: its hash is of another"
-        for event, row in zip(events, of_events, strict=True)
-        if row["action_hash"] != _hash(event.action)
+        f"{row}: its hash is of another element"
+        for row in (*of_events, *of_actions)
+        if row["element_hash"] != _hash(row)
     ]
     wrong += [
         f"action {tuple(row[:6])}: its key is of another"
         for row in of_actions
-        if row["action_key"] != _digest(row[2:6])
+        if row["action_key"] != sha256("\0".join(row[2:6]).encode()).digest()[:16]
     ]
     wrong += compared("action", expected, found)
-    wrong += compared(
-        "element",
-        {
-            (*key[:2], _digest(key[2:]).hex()): element
-            for key, element in elements(expected).items()
-        },
-        {
-            (*row[:2], row["element_key"].hex()): {state: row[state] for state in STATES}
-            for row in of_elements
-        },
-    )
     wrong += compared(
         "execution",
         executions(events, expected),
@@ -228,13 +216,10 @@ async def differences(connection: asyncpg.Connection) -> list[str]:
     return wrong
 
 
-def _hash(key: Key) -> int:
-    unsigned = crc32("\0".join(key[:2]).encode()) << 32 | int(_digest(key[2:])[:4].hex(), 16)
-    return unsigned - 2**63
-
-
-def _digest(texts: Iterable[str]) -> bytes:
-    return sha256("\0".join(texts).encode()).digest()[:16]
+def _hash(row: asyncpg.Record) -> int:
+    execution = f"{row['execution_id']}\0{row['namespace']}"
+    element = f"{row['object_name']}\0{row['elem_type']}\0{row['elem_id']}"
+    return (crc32(execution.encode()) << 32 | crc32(element.encode())) - 2**63
 
 
 def compared(what: str, expected: Rows, found: Rows) -> list[str]:

@@ -21,7 +21,7 @@ def test_each_value_stands_at_its_columns_position() -> None:
         "count": 7,
         "list_position": POSITION,
         "body": b"body",
-        "action_hash": 5,
+        "element_hash": 5,
     }
     assert dict(zip(EVENT_COLUMNS, row, strict=True)) == {
         column: expected[column] for column in EVENT_COLUMNS

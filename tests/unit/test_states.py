@@ -5,33 +5,27 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from operator import add
 from random import Random
-from typing import TypeVar
 
 from msgspec.structs import asdict
 
 from execution_events.events import COUNT_MAX, Occurrence
 from execution_events.projection.fold import FoldedEvent, Identity, fold, merge
 from execution_events.projection.states import (
-    NO_TALLY,
     STATE_OF_REASON,
     STATES,
     Action,
     ActionKey,
-    ElementKey,
     Execution,
     Tally,
     action_key,
     advance,
     advance_all,
-    advance_elements,
+    element_deltas,
     events_by_action,
     recompute,
 )
 from execution_events.publisher import lifecycle
 from tests.support import histories, states
-
-_K = TypeVar("_K")
-_V = TypeVar("_V")
 
 START = datetime(2018, 8, 20, 6, 41, 44, tzinfo=UTC)
 
@@ -42,7 +36,6 @@ class Store:
     def __init__(self) -> None:
         self.events: dict[Identity, FoldedEvent] = {}
         self.actions: dict[ActionKey, Action] = {}
-        self.elements: dict[ElementKey, Tally] = {}
         self.executions: dict[Execution, Tally] = {}
         self.warnings: Counter[Execution] = Counter()
 
@@ -62,24 +55,15 @@ class Store:
             for key in events.rewritten
         }
         changes = advance_all(events, self.actions, remaining)
-        _store(self.actions, [(key, after) for key, (_, after) in changes.actions.items()])
-        tallies, deltas = advance_elements(changes.elements, self.elements)
-        _store(
-            self.elements,
-            [(key, tally if any(tally) else None) for key, tally in tallies.items()],
-        )
-        for execution, delta in deltas.items():
-            before = self.executions.get(execution, NO_TALLY)
+        for execution, delta in element_deltas(changes.elements, self.actions).items():
+            before = self.executions.get(execution, [0] * len(STATES))
             self.executions[execution] = list(map(add, before, delta))
+        for key, (_, after) in changes.actions.items():
+            if after is None:
+                del self.actions[key]
+            else:
+                self.actions[key] = after
         self.warnings.update(changes.warnings)
-
-
-def _store(table: dict[_K, _V], rows: Iterable[tuple[_K, _V | None]]) -> None:
-    for key, row in rows:
-        if row is None:
-            table.pop(key)
-        else:
-            table[key] = row
 
 
 def model_of(event: FoldedEvent) -> states.Event:
@@ -90,22 +74,16 @@ def model_of(event: FoldedEvent) -> states.Event:
 def differences(store: Store) -> list[str]:
     events = [model_of(event) for event in store.events.values()]
     of_actions = states.actions(events)
-    elements = {key: _by_state(tally) for key, tally in store.elements.items()}
     executions = {
-        key: _by_state(tally) | {"warnings": store.warnings[key]}
+        key: dict(zip(STATES, tally, strict=True)) | {"warnings": store.warnings[key]}
         for key, tally in store.executions.items()
     }
     return [
         *states.compared(
             "action", of_actions, {key: asdict(action) for key, action in store.actions.items()}
         ),
-        *states.compared("element", states.elements(of_actions), elements),
         *states.compared("execution", states.executions(events, of_actions), executions),
     ]
-
-
-def _by_state(tally: Tally) -> dict[str, int]:
-    return dict(zip(STATES, tally, strict=True))
 
 
 def test_states_equal_the_model_after_every_batch_of_random_histories() -> None:

@@ -49,8 +49,6 @@ ActionKey = tuple[str, str, str, str, str, str]
 """The key of its element, and the action's name."""
 Tally = list[int]
 """The number of actions or elements in each of `STATES`, in their order."""
-NO_TALLY: Tally = [0] * len(STATES)
-"""Of an element without actions; never changed."""
 StateChange = tuple[str | None, str | None]
 """The states of an action before and after; None where it does not exist."""
 AddedEvent = tuple[FoldedEvent, int]
@@ -117,6 +115,17 @@ def action_key(latest: Occurrence) -> ActionKey:
         latest.elem_type,
         latest.elem_id,
         latest.action_name,
+    )
+
+
+def element_key(latest: Occurrence) -> ElementKey:
+    """Return the key of the element that an event with the texts of `latest` is of."""
+    return (
+        latest.execution_id,
+        latest.namespace,
+        latest.object_name,
+        latest.elem_type,
+        latest.elem_id,
     )
 
 
@@ -215,26 +224,28 @@ def advance_all(
     return StateChanges(actions, elements, warnings)
 
 
-def advance_elements(
-    changes: Mapping[ElementKey, Iterable[StateChange]], stored: Mapping[ElementKey, Tally]
-) -> tuple[dict[ElementKey, Tally], dict[Execution, Tally]]:
-    """Apply changes of actions' states to the `stored` tallies of their elements.
+def element_deltas(
+    changes: Mapping[ElementKey, Iterable[StateChange]], stored: Mapping[ActionKey, Action]
+) -> dict[Execution, Tally]:
+    """Return the change of each execution's elements by `changes` of their actions' states.
 
-    Returns the new tally of each element, all 0 if it has no actions now, and the change of each
-    execution's elements.
+    `stored` holds at least all actions of these elements before the batch.
     """
-    tallies: dict[ElementKey, Tally] = {}
+    tallies = {key: [0] * len(STATES) for key in changes}
+    for key, action in stored.items():
+        tally = tallies.get(key[:5])
+        if tally is not None:
+            tally[_POSITION[action.state]] += 1
     deltas: dict[Execution, Tally] = {}
-    for key, of_element in changes.items():
-        before = stored.get(key, NO_TALLY)
-        tally = tallies[key] = before.copy()
-        for change in of_element:
+    for element, tally in tallies.items():
+        before = _element_state(tally)
+        for change in changes[element]:
             _move(tally, *change)
-        delta = deltas.get(key[:2])
+        delta = deltas.get(element[:2])
         if delta is None:
-            delta = deltas[key[:2]] = NO_TALLY.copy()
-        _move(delta, _element_state(before), _element_state(tally))
-    return tallies, deltas
+            delta = deltas[element[:2]] = [0] * len(STATES)
+        _move(delta, before, _element_state(tally))
+    return deltas
 
 
 def _element_state(tally: Tally) -> str | None:

@@ -52,19 +52,19 @@ SET first_timestamp = changed.first_timestamp,
     elem_id = changed.elem_id,
     action_name = changed.action_name,
     body = changed.body,
-    action_hash = changed.action_hash
+    element_hash = changed.element_hash
 FROM unnest(
     $execution_id::text[], $namespace::text[], $name::text[],
     $first_timestamp::timestamptz[], $last_timestamp::timestamptz[], $count::bigint[],
     $object_name::text[], $reason::text[], $type::text[],
     $elem_type::text[], $elem_id::text[], $action_name::text[], $body::bytea[],
-    $action_hash::bigint[]
+    $element_hash::bigint[]
 ) AS changed (
     execution_id, namespace, name,
     first_timestamp, last_timestamp, count,
     object_name, reason, type,
     elem_type, elem_id, action_name, body,
-    action_hash
+    element_hash
 )
 WHERE event.execution_id = changed.execution_id
     AND event.namespace = changed.namespace

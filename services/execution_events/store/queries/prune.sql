@@ -35,11 +35,6 @@ DELETE FROM execution_events.action
 USING unnest($1::text[], $2::text[]) AS locked (execution_id, namespace)
 WHERE action.execution_id = locked.execution_id AND action.namespace = locked.namespace
 
--- name: delete_elements
-DELETE FROM execution_events.element
-USING unnest($1::text[], $2::text[]) AS locked (execution_id, namespace)
-WHERE element.execution_id = locked.execution_id AND element.namespace = locked.namespace
-
 -- name: delete_changes
 DELETE FROM execution_events.execution_change
 USING unnest($1::text[], $2::text[]) AS locked (execution_id, namespace)

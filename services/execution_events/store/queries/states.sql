@@ -1,23 +1,17 @@
 -- name: stored_actions
--- `ordinal` is the index in the arrays, from 1.
+-- The actions of elements. A hash may be of several elements, so the caller compares the whole key.
 SELECT
-    ordinal, last_seen, last_event, state, decided_at, decided_by,
+    execution_id, namespace, object_name, elem_type, elem_id, action_name,
+    last_seen, last_event, state, decided_at, decided_by,
     started, attempts, retries, warnings, failure, fingerprint
-FROM unnest($1::text::text[], $2::text::text[], $3::text::bytea[])
-    WITH ORDINALITY AS wanted (execution_id, namespace, action_key, ordinal)
-JOIN execution_events.action USING (execution_id, namespace, action_key)
+FROM execution_events.action
+WHERE element_hash = ANY ($1::text::bigint[])
 
--- name: stored_elements
-SELECT ordinal, running, succeeded, failed, timed_out, cancelled, unknown
-FROM unnest($1::text::text[], $2::text::text[], $3::text::bytea[])
-    WITH ORDINALITY AS wanted (execution_id, namespace, element_key, ordinal)
-JOIN execution_events.element USING (execution_id, namespace, element_key)
-
--- name: events_of_actions
--- A hash may be of several actions, so the caller compares the whole key.
+-- name: events_of_elements
+-- As above.
 SELECT execution_id, list_position, first_timestamp, last_timestamp, count, body
 FROM execution_events.event
-WHERE action_hash = ANY ($1::bigint[])
+WHERE element_hash = ANY ($1::text::bigint[])
 
 -- name: change_actions
 UPDATE execution_events.action
@@ -55,32 +49,6 @@ USING unnest($1::text[], $2::text[], $3::bytea[]) AS gone (execution_id, namespa
 WHERE action.execution_id = gone.execution_id
     AND action.namespace = gone.namespace
     AND action.action_key = gone.action_key
-
--- name: change_elements
-UPDATE execution_events.element
-SET running = changed.running,
-    succeeded = changed.succeeded,
-    failed = changed.failed,
-    timed_out = changed.timed_out,
-    cancelled = changed.cancelled,
-    unknown = changed.unknown
-FROM unnest(
-    $1::text[], $2::text[], $3::bytea[],
-    $4::integer[], $5::integer[], $6::integer[], $7::integer[], $8::integer[], $9::integer[]
-) AS changed (
-    execution_id, namespace, element_key,
-    running, succeeded, failed, timed_out, cancelled, unknown
-)
-WHERE element.execution_id = changed.execution_id
-    AND element.namespace = changed.namespace
-    AND element.element_key = changed.element_key
-
--- name: delete_elements
-DELETE FROM execution_events.element
-USING unnest($1::text[], $2::text[], $3::bytea[]) AS gone (execution_id, namespace, element_key)
-WHERE element.execution_id = gone.execution_id
-    AND element.namespace = gone.namespace
-    AND element.element_key = gone.element_key
 
 -- name: change_counters
 UPDATE execution_events.execution

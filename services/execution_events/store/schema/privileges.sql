@@ -25,7 +25,6 @@ GRANT SELECT, INSERT, UPDATE ON
     TO execution_events_writer;
 GRANT SELECT, INSERT, UPDATE, DELETE ON
     execution_events.action,
-    execution_events.element,
     execution_events.event_rate
     TO execution_events_writer;
 GRANT SELECT, INSERT, UPDATE ON execution_events.partition_report TO execution_events_writer;
@@ -38,7 +37,6 @@ GRANT SELECT ON
     execution_events.event,
     execution_events.execution,
     execution_events.action,
-    execution_events.element,
     execution_events.execution_change
     TO execution_events_reader;
 -- For the filters `reason` and `q`.

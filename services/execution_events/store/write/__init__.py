@@ -3,7 +3,7 @@
 - `batches`: batches of records, with offsets and watermarks.
 - `progress`: offsets of partitions and watermarks of sources.
 - `events`: folded events, and the changes of their executions.
-- `states`: states of actions and elements, for `events`.
+- `states`: states of actions, for `events`.
 - `rows`: rows of the table `event`.
 - `rates`: numbers of records by minute and partition.
 - `reports`: consumers' reports on their partitions.

@@ -11,15 +11,19 @@ from execution_events.events import COUNT_MAX, Occurrence
 from execution_events.projection.body import body_of
 from execution_events.projection.fold import FoldedEvent, merge
 from execution_events.projection.states import (
-    NO_TALLY,
-    ActionKey,
+    ElementKey,
     Execution,
-    action_key,
+    element_key,
     events_by_action,
 )
 from execution_events.store.sql import array_literal, load_queries, number_arguments
 from execution_events.store.write.rows import EVENT_COLUMNS, event_row, stored_event
-from execution_events.store.write.states import ActionId, ExecutionDelta, action_ids, write_states
+from execution_events.store.write.states import (
+    NO_DELTA,
+    ExecutionDelta,
+    element_hashes,
+    write_states,
+)
 
 _SQL = load_queries("events")
 
@@ -29,7 +33,6 @@ _PURGE_BATCH = 10_000
 """Changes deleted by one statement, in some 50 ms."""
 
 _CHANGE_COUNTERS = load_queries("states")["change_counters"]
-_NO_DELTA = ExecutionDelta(NO_TALLY, 0)
 _CHANGE_EVENTS, _CHANGE_EVENTS_COLUMNS = number_arguments(_SQL["change_events"])
 _CHANGE_COLUMNS = ("execution_id", "namespace", "revision", "previous", "names", "rewritten")
 
@@ -108,21 +111,21 @@ async def write_events(
         if event.latest.name not in update.merged
     ]
     of_actions = events_by_action(new, changed)
-    ids = action_ids(of_actions.keys())
+    hashes = element_hashes(of_actions.keys())
     await connection.copy_records_to_table(
         "event",
         schema_name="execution_events",
         columns=EVENT_COLUMNS,
-        records=_rows(new, ids),
+        records=_rows(new, hashes),
     )
     if changed:
-        rows = _rows((merged for _, merged in changed), ids)
+        rows = _rows((merged for _, merged in changed), hashes)
         columns = dict(zip(EVENT_COLUMNS, zip(*rows, strict=True), strict=True))
         await connection.execute(
             _CHANGE_EVENTS, *(columns[column] for column in _CHANGE_EVENTS_COLUMNS)
         )
     known = {key for key, update in updates.items() if update.previous is not None}
-    deltas = await write_states(connection, of_actions, ids, known)
+    deltas = await write_states(connection, of_actions, hashes, known)
     await _record_changes(connection, updates.values())
     await _change_counters(connection, updates, deltas)
 
@@ -191,12 +194,8 @@ async def _stored(
     ]
 
 
-def _rows(
-    events: Iterable[FoldedEvent], ids: Mapping[ActionKey, ActionId]
-) -> list[tuple[Any, ...]]:
-    return [
-        event_row(event, body_of(event), ids[action_key(event.latest)].hash) for event in events
-    ]
+def _rows(events: Iterable[FoldedEvent], hashes: Mapping[ElementKey, int]) -> list[tuple[Any, ...]]:
+    return [event_row(event, body_of(event), hashes[element_key(event.latest)]) for event in events]
 
 
 def _filtered_texts(occurrence: Occurrence) -> tuple[str, ...]:
@@ -240,7 +239,7 @@ async def _change_counters(
 ) -> None:
     rows = []
     for key, update in updates.items():
-        elements, warnings = deltas.get(key, _NO_DELTA)
+        elements, warnings = deltas.get(key, NO_DELTA)
         events = len(update.events) - len(update.merged)
         if events or warnings or any(elements):
             # Unknown ones are the rest.

@@ -113,7 +113,7 @@ async def _delete_batch(
             )
             keys = [[row[column] for row in locked] for column in ("execution_id", "namespace")]
             events = await connection.fetchval(_SQL["delete_events"], *keys)
-            for table in ("actions", "elements", "changes", "executions"):
+            for table in ("actions", "changes", "executions"):
                 await connection.execute(_SQL[f"delete_{table}"], *keys)
     return PruneProgress(len(batch), len(locked), events)
 

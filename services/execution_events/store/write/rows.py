@@ -22,11 +22,11 @@ EVENT_COLUMNS = (
     "action_name",
     "body",
     "list_position",
-    "action_hash",
+    "element_hash",
 )
 
 
-def event_row(event: FoldedEvent, body: bytes, action_hash: int) -> tuple[Any, ...]:
+def event_row(event: FoldedEvent, body: bytes, element_hash: int) -> tuple[Any, ...]:
     """Return the values of `EVENT_COLUMNS`, in their order.
 
     A plain tuple: naming each value would take ten times as long, for every event.
@@ -47,7 +47,7 @@ def event_row(event: FoldedEvent, body: bytes, action_hash: int) -> tuple[Any, .
         latest.action_name,
         body,
         event.list_position,
-        action_hash,
+        element_hash,
     )
 
 

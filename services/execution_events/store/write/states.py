@@ -1,6 +1,6 @@
-"""States of actions and elements, written to the tables `action` and `element`."""
+"""States of actions, written to the table `action`."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from hashlib import sha256
 from typing import NamedTuple
 from zlib import crc32
@@ -10,20 +10,18 @@ from msgspec.structs import astuple
 
 from execution_events.projection.fold import FoldedEvent
 from execution_events.projection.states import (
-    NO_TALLY,
     STATES,
     Action,
     ActionEvents,
     ActionKey,
     ElementKey,
     Execution,
-    StateChange,
     Tally,
     action_key,
     advance_all,
-    advance_elements,
+    element_deltas,
 )
-from execution_events.store.sql import array_literal, load_queries, number_arguments
+from execution_events.store.sql import load_queries, number_arguments
 from execution_events.store.write.rows import stored_event
 
 _SQL = load_queries("states")
@@ -38,35 +36,11 @@ _ACTION_COLUMNS = (
     "elem_type",
     "elem_id",
     "action_name",
+    "element_hash",
     *_STATE_COLUMNS,
 )
 _CHANGED_COLUMNS = ("execution_id", "namespace", "action_key", *_STATE_COLUMNS)
-_ELEMENT_COLUMNS = ("execution_id", "namespace", "element_key", *STATES)
 _CHANGE_ACTIONS, _CHANGE_ACTIONS_COLUMNS = number_arguments(_SQL["change_actions"])
-
-
-class ActionId(NamedTuple):
-    """The identity of an action in tables.
-
-    `digest` is `action_key` of the table `action`; `hash` is `action_hash` of the action's events,
-    which an action of another execution may share.
-    """
-
-    digest: bytes
-    hash: int
-
-
-def action_ids(keys: Iterable[ActionKey]) -> dict[ActionKey, ActionId]:
-    """Return the identity of each action."""
-    ids = {}
-    executions: dict[Execution, int] = {}
-    for key in keys:
-        digest = _digest(key)
-        execution = executions.get(key[:2])
-        if execution is None:
-            execution = executions[key[:2]] = crc32(f"{key[0]}\0{key[1]}".encode()) - 2**31 << 32
-        ids[key] = ActionId(digest, execution + int.from_bytes(digest[:4], "big"))
-    return ids
 
 
 class ExecutionDelta(NamedTuple):
@@ -76,55 +50,65 @@ class ExecutionDelta(NamedTuple):
     warnings: int
 
 
+NO_DELTA = ExecutionDelta([0] * len(STATES), 0)
+
+
+def element_hashes(actions: Iterable[ActionKey]) -> dict[ElementKey, int]:
+    """Return the `element_hash` of each element that any of `actions` is of."""
+    executions: dict[Execution, int] = {}
+    hashes = {}
+    for key in {action[:5] for action in actions}:
+        execution = executions.get(key[:2])
+        if execution is None:
+            execution = executions[key[:2]] = (_hash(key[:2]) << 32) - 2**63
+        hashes[key] = execution + _hash(key[2:])
+    return hashes
+
+
 async def write_states(
     connection: asyncpg.Connection,
     events: ActionEvents,
-    ids: Mapping[ActionKey, ActionId],
+    hashes: Mapping[ElementKey, int],
     known: Collection[Execution],
 ) -> dict[Execution, ExecutionDelta]:
-    """Apply `events` to their actions and elements, in the caller's transaction.
+    """Apply `events` to their actions, in the caller's transaction.
 
-    They are written already, and their executions locked; `known` are the executions that were
-    stored before. Returns the change of each execution's counters, unless there is none.
+    They are written already, and their executions locked. `hashes` are those of their elements;
+    `known` are the executions that were stored before. Returns the change of each execution's
+    counters, unless there is none.
     """
-    stored = await _stored_actions(connection, ids, known)
-    remaining = await _events_of(connection, events.rewritten, ids)
+    stored = await _stored_actions(
+        connection, [hash_ for element, hash_ in hashes.items() if element[:2] in known]
+    )
+    remaining = await _events_of(connection, events.rewritten, hashes)
     changes = advance_all(events, stored, remaining)
-    await _write_actions(connection, changes.actions, ids)
-    deltas = await _write_elements(connection, changes.elements, known)
+    await _write_actions(connection, changes.actions, hashes)
+    elements = element_deltas(changes.elements, stored)
     return {
         execution: ExecutionDelta(
-            deltas.get(execution, NO_TALLY), changes.warnings.get(execution, 0)
+            elements.get(execution, NO_DELTA.elements), changes.warnings.get(execution, 0)
         )
-        for execution in deltas.keys() | changes.warnings.keys()
+        for execution in elements.keys() | changes.warnings.keys()
     }
 
 
 async def _stored_actions(
-    connection: asyncpg.Connection,
-    ids: Mapping[ActionKey, ActionId],
-    known: Collection[Execution],
+    connection: asyncpg.Connection, hashes: Iterable[int]
 ) -> dict[ActionKey, Action]:
-    keys = [key for key in ids if key[:2] in known]
-    if not keys:
+    if not hashes:
         return {}
-    rows = await connection.fetch(
-        _SQL["stored_actions"],
-        array_literal([key[0] for key in keys]),
-        array_literal([key[1] for key in keys]),
-        array_literal([rf"\x{ids[key].digest.hex()}" for key in keys]),
-    )
-    return {keys[ordinal - 1]: Action(*columns) for ordinal, *columns in rows}
+    rows = await connection.fetch(_SQL["stored_actions"], _array(hashes))
+    return {tuple(row[:6]): Action(*row[6:]) for row in rows}
 
 
 async def _events_of(
-    connection: asyncpg.Connection, keys: Collection[ActionKey], ids: Mapping[ActionKey, ActionId]
+    connection: asyncpg.Connection, keys: Collection[ActionKey], hashes: Mapping[ElementKey, int]
 ) -> dict[ActionKey, list[FoldedEvent]]:
     events: dict[ActionKey, list[FoldedEvent]] = {key: [] for key in keys}
     if not events:
         return {}
-    hashes = {ids[key].hash for key in keys}
-    for row in await connection.fetch(_SQL["events_of_actions"], list(hashes)):
+    of_elements = {hashes[key[:5]] for key in keys}
+    for row in await connection.fetch(_SQL["events_of_elements"], _array(of_elements)):
         event = stored_event(*row)
         of_action = events.get(action_key(event.latest))
         if of_action is not None:
@@ -135,15 +119,15 @@ async def _events_of(
 async def _write_actions(
     connection: asyncpg.Connection,
     actions: Mapping[ActionKey, tuple[Action | None, Action | None]],
-    ids: Mapping[ActionKey, ActionId],
+    hashes: Mapping[ElementKey, int],
 ) -> None:
     new, changed, gone = [], [], []
     for key, (before, after) in actions.items():
-        identity = (*key[:2], ids[key].digest)
+        identity = (*key[:2], sha256("\0".join(key[2:]).encode()).digest()[:16])
         if after is None:
             gone.append(identity)
         elif before is None:
-            new.append(identity + key[2:] + astuple(after))
+            new.append((*identity, *key[2:], hashes[key[:5]], *astuple(after)))
         else:
             changed.append(identity + astuple(after))
     if new:
@@ -159,52 +143,10 @@ async def _write_actions(
         await connection.execute(_SQL["delete_actions"], *zip(*gone, strict=True))
 
 
-async def _write_elements(
-    connection: asyncpg.Connection,
-    changes: Mapping[ElementKey, Sequence[StateChange]],
-    known: Collection[Execution],
-) -> dict[Execution, Tally]:
-    """Apply changes of actions' states; return the change of each execution's elements."""
-    digests = {key: _digest(key) for key in changes}
-    stored = await _stored_elements(
-        connection, {key: digest for key, digest in digests.items() if key[:2] in known}
-    )
-    tallies, deltas = advance_elements(changes, stored)
-    new, changed, gone = [], [], []
-    for key, tally in tallies.items():
-        row = (*key[:2], digests[key], *tally)
-        if tally == NO_TALLY:
-            gone.append(row[:3])
-        elif key in stored:
-            changed.append(row)
-        else:
-            new.append(row)
-    if new:
-        await connection.copy_records_to_table(
-            "element", schema_name="execution_events", columns=_ELEMENT_COLUMNS, records=new
-        )
-    if changed:
-        await connection.execute(_SQL["change_elements"], *zip(*changed, strict=True))
-    if gone:
-        await connection.execute(_SQL["delete_elements"], *zip(*gone, strict=True))
-    return deltas
+def _hash(texts: Iterable[str]) -> int:
+    return crc32("\0".join(texts).encode())
 
 
-async def _stored_elements(
-    connection: asyncpg.Connection, digests: Mapping[ElementKey, bytes]
-) -> dict[ElementKey, Tally]:
-    if not digests:
-        return {}
-    keys = list(digests)
-    rows = await connection.fetch(
-        _SQL["stored_elements"],
-        array_literal([key[0] for key in keys]),
-        array_literal([key[1] for key in keys]),
-        array_literal([rf"\x{digest.hex()}" for digest in digests.values()]),
-    )
-    return {keys[ordinal - 1]: numbers for ordinal, *numbers in rows}
-
-
-def _digest(key: ActionKey | ElementKey) -> bytes:
-    """Return the first 16 bytes of SHA-256 over the texts of `key` beside its execution."""
-    return sha256("\0".join(key[2:]).encode()).digest()[:16]
+def _array(numbers: Iterable[int]) -> str:
+    """Return PostgreSQL's literal of an array."""
+    return f"{{{','.join(map(str, numbers))}}}"

@@ -34,8 +34,8 @@ CREATE TABLE event (
     -- decodes nothing. What no filter selects by is only here.
     body            bytea NOT NULL,
     -- Of its execution in the upper half, so that their entries in the index lie together, and of
-    -- its action in the lower: an action that loses an event is computed from the others.
-    action_hash     bigint NOT NULL,
+    -- its element in the lower: an action that loses an event is computed from the others.
+    element_hash    bigint NOT NULL,
     PRIMARY KEY (execution_id, namespace, name),
     CHECK (count BETWEEN 1 AND 9007199254740991),
     -- Neither infinity nor a year that Python cannot hold, which a read could not decode.
@@ -46,7 +46,7 @@ CREATE TABLE event (
 
 -- The order of lists, so that a page costs the same at any depth.
 CREATE INDEX event_order ON event (execution_id, list_position, name, namespace);
-CREATE INDEX event_action ON event (action_hash);
+CREATE INDEX event_element ON event (element_hash);
 
 
 -- ## Executions
@@ -122,6 +122,8 @@ CREATE TABLE action (
     elem_type    text COLLATE "C" NOT NULL,
     elem_id      text COLLATE "C" NOT NULL,
     action_name  text COLLATE "C" NOT NULL,
+    -- As of its events: the state of an element is that of its actions, which are read together.
+    element_hash bigint NOT NULL,
     state        text COLLATE "C" NOT NULL,
     -- The event that decides the state, and its last timestamp; null while it is unknown.
     decided_at   timestamptz,
@@ -156,6 +158,7 @@ CREATE TABLE action (
     CHECK (state IN ('running', 'succeeded', 'failed', 'timed_out', 'cancelled', 'unknown'))
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02);
 
+CREATE INDEX action_element ON action (element_hash);
 CREATE INDEX action_running ON action (namespace) WHERE state = 'running';
 CREATE INDEX action_retried ON action (namespace) WHERE retried;
 CREATE INDEX action_failed ON action (finished) WHERE state IN ('failed', 'timed_out');
@@ -165,21 +168,6 @@ CREATE INDEX action_first_failed ON action (execution_id, namespace, finished)
 -- The last durations of a kind, without a look at the table.
 CREATE INDEX action_duration ON action (kind, finished, duration_seconds, state)
     WHERE duration_seconds IS NOT NULL;
-
--- The number of an element's actions in each state.
-CREATE TABLE element (
-    execution_id text COLLATE "C" NOT NULL,
-    namespace    text COLLATE "C" NOT NULL,
-    -- The first 16 bytes of SHA-256 over object name, element type and element, joined by NUL.
-    element_key  bytea NOT NULL,
-    running      integer NOT NULL,
-    succeeded    integer NOT NULL,
-    failed       integer NOT NULL,
-    timed_out    integer NOT NULL,
-    cancelled    integer NOT NULL,
-    unknown      integer NOT NULL,
-    PRIMARY KEY (execution_id, namespace, element_key)
-) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02);
 
 
 -- ## Progress
