@@ -10,6 +10,7 @@ CREATE TABLE action (
     elem_id          text COLLATE "C" NOT NULL,
     action_name      text COLLATE "C" NOT NULL,
     element_hash     bigint NOT NULL,
+    kind             bytea NOT NULL,
     state            text COLLATE "C" NOT NULL,
     decided_at       timestamp with time zone,
     decided_by       text COLLATE "C",
@@ -32,9 +33,6 @@ CREATE TABLE action (
             WHEN state <> ALL (ARRAY['running'::text, 'unknown'::text]) THEN EXTRACT(epoch FROM decided_at - started)::double precision
             ELSE NULL::double precision
         END
-    ) STORED,
-    kind             uuid NOT NULL GENERATED ALWAYS AS (
-        md5((((((length(namespace)::text || ':'::text) || length(elem_type)::text) || ':'::text) || namespace) || elem_type) || action_name)::uuid
     ) STORED,
     retried          boolean NOT NULL GENERATED ALWAYS AS (
         retries > 0

@@ -1,6 +1,7 @@
 """States of actions, written to the table `action`."""
 
 from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple
 from zlib import crc32
@@ -37,6 +38,7 @@ _ACTION_COLUMNS = (
     "elem_id",
     "action_name",
     "element_hash",
+    "kind",
     *_STATE_COLUMNS,
 )
 _CHANGED_COLUMNS = ("execution_id", "namespace", "action_key", *_STATE_COLUMNS)
@@ -51,6 +53,14 @@ class ExecutionDelta(NamedTuple):
 
 
 NO_DELTA = ExecutionDelta([0] * len(STATES), 0)
+
+
+def _digest(*texts: str) -> bytes:
+    return sha256("\0".join(texts).encode()).digest()[:16]
+
+
+_kind = lru_cache(maxsize=4096)(_digest)
+"""Returns the `kind` of an action, by its namespace, element type and name."""
 
 
 def element_hashes(actions: Iterable[ActionKey]) -> dict[ElementKey, int]:
@@ -123,11 +133,12 @@ async def _write_actions(
 ) -> None:
     new, changed, gone = [], [], []
     for key, (before, after) in actions.items():
-        identity = (*key[:2], sha256("\0".join(key[2:]).encode()).digest()[:16])
+        identity = (*key[:2], _digest(*key[2:]))
         if after is None:
             gone.append(identity)
         elif before is None:
-            new.append((*identity, *key[2:], hashes[key[:5]], *astuple(after)))
+            kind = _kind(key[1], key[3], key[5])
+            new.append((*identity, *key[2:], hashes[key[:5]], kind, *astuple(after)))
         else:
             changed.append(identity + astuple(after))
     if new:

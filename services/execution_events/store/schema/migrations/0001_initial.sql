@@ -124,6 +124,9 @@ CREATE TABLE action (
     action_name  text COLLATE "C" NOT NULL,
     -- As of its events: the state of an element is that of its actions, which are read together.
     element_hash bigint NOT NULL,
+    -- The first 16 bytes of SHA-256 over namespace, element type and action, joined by NUL: durations
+    -- are compared within a kind.
+    kind         bytea NOT NULL,
     state        text COLLATE "C" NOT NULL,
     -- The event that decides the state, and its last timestamp; null while it is unknown.
     decided_at   timestamptz,
@@ -145,12 +148,6 @@ CREATE TABLE action (
         CASE WHEN state NOT IN ('running', 'unknown')
             THEN extract(epoch FROM decided_at - started)::double precision
         END
-    ) STORED,
-    -- Of the namespace, the element's type and the action, whose durations are compared: a hash, as
-    -- the three may be longer than an index row.
-    kind         uuid NOT NULL GENERATED ALWAYS AS (
-        md5(length(namespace)::text || ':' || length(elem_type)::text || ':'
-            || namespace || elem_type || action_name)::uuid
     ) STORED,
     -- Unlike `retries`, it changes once.
     retried      boolean NOT NULL GENERATED ALWAYS AS (retries > 0) STORED,
