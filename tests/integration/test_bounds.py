@@ -33,7 +33,8 @@ INDEXED = {
     "source_hash": 32,
     **dict.fromkeys(("reason", "type", "elem_type", "elem_id", "action_name"), TEXT_BYTES),
     **dict.fromkeys(("partition", "version"), 4),
-    **dict.fromkeys(("id", "list_position", "revision"), 8),
+    "action_key": 16,
+    **dict.fromkeys(("id", "list_position", "revision", "element_hash"), 8),
 }
 """Maximum size of columns."""
 

@@ -310,6 +310,7 @@ async def test_an_element_without_a_known_start(
     assert tuple(row) == (None, at(7), None, 0)
 
 
+@pytest.mark.tampers
 async def test_attempts_stop_at_their_maximum(
     database: Database, writer: BatchWriter, ops: asyncpg.Connection
 ) -> None:

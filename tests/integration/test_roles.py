@@ -20,6 +20,7 @@ from tests.support.readers import reading
 from tests.support.servers import Servers
 
 PRIVATE = {
+    "action",
     "event",
     "execution",
     "execution_change",
@@ -45,6 +46,7 @@ GRANTED = {
     "execution_events_writer": {
         "database": {"CONNECT"},
         "schema execution_events": {"USAGE"},
+        "table execution_events.action": {"SELECT", "INSERT", "UPDATE", "DELETE"},
         "table execution_events.event": {"SELECT", "INSERT", "UPDATE"},
         "table execution_events.execution": {"SELECT", "INSERT", "UPDATE"},
         "table execution_events.execution_change": {"SELECT", "INSERT", "DELETE"},
@@ -57,6 +59,7 @@ GRANTED = {
     "execution_events_reader": {
         "database": {"CONNECT"},
         "schema execution_events": {"USAGE"},
+        "table execution_events.action": {"SELECT"},
         "table execution_events.event": {"SELECT"},
         "table execution_events.execution": {"SELECT"},
         "table execution_events.execution_change": {"SELECT"},
