@@ -72,9 +72,12 @@ def test_ingest(tmp_path: Path) -> None:
     report = run(
         *(tmp_path, "ingest", "--events", "5000", "--runs", "1"), "--reference-tree", str(THIS.root)
     )
-    assert set(report["figures"]) == {"postgresql", "one", "two", "other"}
+    assert set(report["figures"]) == {
+        *("postgresql", "one", "two", "other"),
+        *("loops", "other-loops", "wide", "spread"),
+    }
     assert all(sample["rate"] for [sample] in report["figures"].values())
-    assert len(report["verdicts"]) == 4
+    assert len(report["verdicts"]) == 6
 
 
 def test_watch(tmp_path: Path) -> None:

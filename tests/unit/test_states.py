@@ -121,5 +121,5 @@ def test_counts_stop_at_the_maximum() -> None:
     action = recompute([event("1", "ActionStart", COUNT_MAX), event("2", "ActionStart", 1)])
     assert action is not None
     assert (action.attempts, action.warnings) == (COUNT_MAX, COUNT_MAX)
-    action = advance(action, [(event("3", "ActionRetry", COUNT_MAX), COUNT_MAX)])
+    action = advance(action, [event("3", "ActionRetry", COUNT_MAX)])
     assert (action.attempts, action.retries, action.warnings) == (COUNT_MAX,) * 3

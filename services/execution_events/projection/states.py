@@ -6,11 +6,11 @@ on the size of their executions.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from copy import copy
 from datetime import datetime
 from functools import lru_cache
 
 import msgspec
+from msgspec.structs import astuple, replace
 
 from execution_events.bilingual import half
 from execution_events.events import COUNT_MAX, WARNING, Occurrence
@@ -51,8 +51,6 @@ Tally = list[int]
 """The number of actions or elements in each of `STATES`, in their order."""
 StateChange = tuple[str | None, str | None]
 """The states of an action before and after; None where it does not exist."""
-AddedEvent = tuple[FoldedEvent, int]
-"""An event as it is now, and the number of its new occurrences."""
 
 
 class Action(msgspec.Struct, gc=False):
@@ -81,11 +79,12 @@ class Action(msgspec.Struct, gc=False):
 class ActionEvents(msgspec.Struct, frozen=True):
     """The events of a batch, by the action that they are in now.
 
+    Each in `added` is the event as it is now, with the count of its new occurrences.
     An action in `rewritten` has lost an event, or an event of it has another meaning now; it is
     recomputed from all of its events.
     """
 
-    added: dict[ActionKey, list[AddedEvent]]
+    added: dict[ActionKey, list[FoldedEvent]]
     rewritten: set[ActionKey]
 
     def keys(self) -> set[ActionKey]:
@@ -133,94 +132,110 @@ def events_by_action(
     new: Iterable[FoldedEvent], changed: Iterable[tuple[FoldedEvent, FoldedEvent]]
 ) -> ActionEvents:
     """Group events by action: `new` ones, and others as they were stored and as they are now."""
-    added: dict[ActionKey, list[AddedEvent]] = {}
+    added: dict[ActionKey, list[FoldedEvent]] = {}
     rewritten: set[ActionKey] = set()
     for event in new:
-        added.setdefault(action_key(event.latest), []).append((event, event.count))
+        key = action_key(event.latest)
+        events = added.get(key)
+        if events is None:
+            added[key] = [event]
+        else:
+            events.append(event)
     for stored, event in changed:
         key, before = action_key(event.latest), action_key(stored.latest)
-        count = event.count
         if before == key and _meaning(stored.latest) == _meaning(event.latest):
-            count -= stored.count
+            event = replace(event, count=event.count - stored.count)
         else:
             rewritten.add(before)
-        added.setdefault(key, []).append((event, count))
+        added.setdefault(key, []).append(event)
     return ActionEvents(added, rewritten)
 
 
-def recompute(events: Iterable[FoldedEvent]) -> Action | None:
+def recompute(events: Sequence[FoldedEvent]) -> Action | None:
     """Return the action that has these events alone; None without events."""
-    added = [(event, event.count) for event in events]
-    return advance(None, added) if added else None
+    return advance(None, events) if events else None
 
 
-def advance(stored: Action | None, added: Sequence[AddedEvent]) -> Action:
-    """Return the action `stored`, or a new one, after at least one event in `added`."""
+def advance(stored: Action | None, added: Sequence[FoldedEvent]) -> Action:
+    """Return the action `stored`, or a new one, after at least one event in `added`.
+
+    Each is the event as it is now, with the count of its new occurrences.
+    """
     if stored is None:
-        first = added[0][0].latest
-        action = Action(first.last_timestamp, first.name)
-    else:
-        action = copy(stored)
-    # Local variables: the loop runs for every event.
-    last_seen, last_event = action.last_seen, action.last_event
-    decided_at, decided_by, state = action.decided_at, action.decided_by, action.state
+        first = added[0].latest
+        stored = Action(first.last_timestamp, first.name)
+    # Local variables, as the loop runs for every event.
+    last_seen, last_event, state, decided_at, decided_by, started, *counts, _, _ = astuple(stored)
+    attempts, retries, warnings = counts
     deciding = None
-    for event, count in added:
+    for event in added:
         latest = event.latest
         moment, name = latest.last_timestamp, latest.name
         if moment > last_seen or (moment == last_seen and name > last_event):
             last_seen, last_event = moment, name
         if latest.type == WARNING:
-            action.warnings = min(action.warnings + count, COUNT_MAX)
-        code = reason_code(latest.reason)
-        its_state = STATE_OF_REASON.get(code)
+            warnings += event.count
+        code, its_state, rank = _effect(latest.reason)
         if its_state is None:
             continue
         if code == START:
-            action.attempts = min(action.attempts + count, COUNT_MAX)
-            if action.started is None or moment > action.started:
-                action.started = moment
+            attempts += event.count
+            if started is None or moment > started:
+                started = moment
         elif code == RETRY:
-            action.retries = min(action.retries + count, COUNT_MAX)
+            retries += event.count
         # Equal where the deciding event recurs, perhaps with another message.
         if (
             decided_at is None
             or moment > decided_at
-            or (moment == decided_at and (_RANK[its_state], name) >= (_RANK[state], decided_by))
+            or (moment == decided_at and (rank, name) >= (_RANK[state], decided_by))
         ):
             state, decided_at, decided_by, deciding = its_state, moment, name, latest
-    if deciding is not None:
-        action.state, action.decided_at, action.decided_by = state, decided_at, decided_by
-        _set_failure(action, deciding)
     if decided_by is not None and decided_at == last_seen:
         last_event = decided_by
-    action.last_seen, action.last_event = last_seen, last_event
-    return action
+    failure, fingerprint = stored.failure, stored.fingerprint
+    if deciding is not None:
+        failure, fingerprint = _failure(deciding) if state in _FAILURES else (None, None)
+    return Action(
+        last_seen,
+        last_event,
+        state,
+        decided_at,
+        decided_by,
+        started,
+        min(attempts, COUNT_MAX),
+        min(retries, COUNT_MAX),
+        min(warnings, COUNT_MAX),
+        failure,
+        fingerprint,
+    )
 
 
 def advance_all(
     events: ActionEvents,
     stored: Mapping[ActionKey, Action],
-    remaining: Mapping[ActionKey, Iterable[FoldedEvent]],
+    remaining: Mapping[ActionKey, Sequence[FoldedEvent]],
 ) -> StateChanges:
     """Apply a batch to the `stored` actions; `remaining` holds all events of the rewritten ones."""
-    actions = {}
+    actions: dict[ActionKey, tuple[Action | None, Action | None]] = {}
     elements: dict[ElementKey, list[StateChange]] = {}
     warnings: dict[Execution, int] = {}
-    for key in events.keys():  # noqa: SIM118
-        before = stored.get(key)
-        after = (
-            recompute(remaining[key])
-            if key in events.rewritten
-            else advance(before, events.added[key])
-        )
-        actions[key] = (before, after)
+
+    def change(key: ActionKey, before: Action | None, after: Action | None) -> None:
+        actions[key] = before, after
         states = before.state if before else None, after.state if after else None
         if states[0] != states[1]:
             elements.setdefault(key[:5], []).append(states)
         more = (after.warnings if after else 0) - (before.warnings if before else 0)
         if more:
             warnings[key[:2]] = warnings.get(key[:2], 0) + more
+
+    for key, added in events.added.items():
+        if key not in events.rewritten:
+            before = stored.get(key)
+            change(key, before, advance(before, added))
+    for key in events.rewritten:
+        change(key, stored.get(key), recompute(remaining[key]))
     return StateChanges(actions, elements, warnings)
 
 
@@ -262,28 +277,29 @@ def _move(tally: Tally, before: str | None, after: str | None) -> None:
         tally[_POSITION[after]] += 1
 
 
-def _set_failure(action: Action, deciding: Occurrence) -> None:
-    if action.state not in _FAILURES:
-        action.failure = action.fingerprint = None
-        return
-    action.failure = half(deciding.message, "en")
-    action.fingerprint = failure_fingerprint(
-        reason_code(deciding.reason),
-        action.failure,
+def _failure(deciding: Occurrence) -> tuple[str, str]:
+    """Return the text and the fingerprint of a failure."""
+    text = half(deciding.message, "en")
+    fingerprint = failure_fingerprint(
+        half(deciding.reason, "en"),
+        text,
         execution_id=deciding.execution_id,
         object_name=deciding.object_name,
         elem_type=deciding.elem_type,
         elem_id=deciding.elem_id,
     )
+    return text, fingerprint
 
 
-def _meaning(latest: Occurrence) -> tuple[str, bool]:
+def _meaning(latest: Occurrence) -> tuple[str | None, bool]:
     """Return what the count of an event is added to."""
-    code = reason_code(latest.reason)
-    return (code if code in STATE_OF_REASON else ""), latest.type == WARNING
+    code, state, _ = _effect(latest.reason)
+    return code if state else None, latest.type == WARNING
 
 
 @lru_cache(maxsize=4096)
-def reason_code(reason: str) -> str:
-    """Return the code of a reason `<zh>##<code>`."""
-    return half(reason, "en")
+def _effect(reason: str) -> tuple[str, str | None, int]:
+    """Return the code of a reason, the state that it gives, and its rank on a tie."""
+    code = half(reason, "en")
+    state = STATE_OF_REASON.get(code)
+    return code, state, _RANK[state] if state else 0
