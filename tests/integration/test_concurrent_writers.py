@@ -18,6 +18,7 @@ from execution_events.store.write.batches import BatchWriter
 from execution_events.store.write.dead_letters import DeadLetters, Filter, Result
 from execution_events.store.write.events import prepare, write_events
 from execution_events.store.write.prune import prune_executions, time_before
+from tests.support import states
 from tests.support.consumers import DEADLINE, until
 from tests.support.databases import Database, administrator
 from tests.support.readers import named
@@ -48,7 +49,8 @@ def crowd(rng: Random) -> list[Occurrence]:
             rng.randrange(10),
             execution_id=f"execution-{rng.randrange(3)}",
             namespace=rng.choice(["m", "n"]),
-            reason=rng.choice(["a", "b"]),
+            reason=rng.choice(["a", "b##ActionStart", "c##ActionFailed"]),
+            elem_id=rng.choice(["a", "b"]),
             count=rng.randint(1, 5),
         )
         for _ in range(rng.randint(1, 8))
@@ -133,7 +135,7 @@ async def test_concurrent_writers_retries_and_a_prune_count_every_occurrence_onc
     ]
     await refuse(database, later)
     left = WRITERS + 1
-    pruned = 0
+    pruned = snapshots = 0
 
     async def write(writer: Log) -> None:
         nonlocal left
@@ -163,8 +165,18 @@ async def test_concurrent_writers_retries_and_a_prune_count_every_occurrence_onc
                 async for step in prune_executions(connection, now, dry_run=False):
                     pruned += step.deleted
 
+    async def compare() -> None:
+        """Require that each snapshot has the states of its events."""
+        nonlocal snapshots
+        async with administrator(database.owner) as connection:
+            while left:
+                async with connection.transaction(isolation="repeatable_read", readonly=True):
+                    assert await states.differences(connection) == []
+                snapshots += 1
+
     async with asyncio.timeout(DEADLINE):
-        await asyncio.gather(*map(write, writers), retry(), prune())
+        await asyncio.gather(*map(write, writers), retry(), prune(), compare())
+    assert snapshots > 10
     assert pruned > 10
     assert await counts(owner) + await counts(owner, "gone") == expected
     await check_executions(owner)
