@@ -85,6 +85,33 @@ MUTANTS = (
         ("kill-offsets-set",),
     ),
     Mutant(
+        "states-outside",
+        "Actions are updated outside the transaction of their events",
+        (
+            Edit(
+                "store/write/states.py",
+                "        await connection.execute(\n            _CHANGE_ACTIONS,",
+                '        other = await asyncpg.connect(__import__("os").environ'
+                '["EXECUTION_EVENTS_DATABASE_URL"])\n'
+                "        await other.execute(\n            _CHANGE_ACTIONS,",
+            ),
+        ),
+        ("kill-upserted",),
+    ),
+    Mutant(
+        "rates-outside",
+        "Records are added to the rates after the transaction that stores them",
+        (
+            Edit(
+                "store/write/batches.py",
+                "                await add_rates(connection, self._topic, projection.rates)\n",
+                "        async with self._session() as connection:\n"
+                "            await add_rates(connection, self._topic, projection.rates)\n",
+            ),
+        ),
+        ("kill-committed",),
+    ),
+    Mutant(
         "reset-to-latest",
         "A consumer continues at the log's end after an offset out of range",
         (

@@ -73,10 +73,10 @@ def batch(records: Sequence[LogRecord], *, begin: int | None = None) -> Batch:
 class Log:
     """One partition to append to."""
 
-    def __init__(self, writer: BatchWriter, partition: int = 0) -> None:
+    def __init__(self, writer: BatchWriter, partition: int = 0, begin: int = 0) -> None:
         self._writer = writer
         self._partition = partition
-        self._next = 0
+        self._next = begin
 
     async def add(self, *occurrences: Occurrence) -> None:
         """Store them in one transaction."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from execution_events import wire
 from execution_events.events import Occurrence
 from execution_events.projection import batch
-from execution_events.projection.batch import DeadLetter, Projection, SourceKey, project
+from execution_events.projection.batch import DeadLetter, Projection, Rate, SourceKey, project
 from execution_events.projection.fold import FoldedEvent, Identity, merge
 from execution_events.wire import Record
 from tests.support import golden, strategies
@@ -37,7 +37,7 @@ def count(projection: Projection) -> int:
 
 
 def test_an_empty_batch_adds_nothing() -> None:
-    assert project_all([]) == Projection([], [], {}, duplicates=0, gaps=0, without_key=0)
+    assert project_all([]) == Projection([], {}, [], {}, {}, duplicates=0, gaps=0, without_key=0)
 
 
 def test_a_record_without_headers_counts_each_time() -> None:
@@ -45,6 +45,18 @@ def test_a_record_without_headers_counts_each_time() -> None:
     assert count(projection) == 2
     assert projection.watermarks == {}
     assert projection.duplicates == 0
+
+
+def test_rates_are_of_each_partitions_records_and_of_the_occurrences_that_count() -> None:
+    records = [
+        sent(GOOD, 1),
+        sent(GOOD, 1),
+        sent(POISON, 2),
+        sent(POISON, 2),
+        sent(GOOD, 1, partition=2),
+        sent(GOOD, 3)._replace(value=(GOOD.value or b"").replace(b'"count":1', b'"count":7')),
+    ]
+    assert project_all(records).rates == {0: Rate(5, 8, 1), 2: Rate(1, 1, 0)}
 
 
 def test_a_copy_in_the_same_batch_is_a_duplicate() -> None:
@@ -58,7 +70,7 @@ def test_a_copy_in_the_same_batch_is_a_duplicate() -> None:
 @pytest.mark.parametrize("sequence", [0, 6, 7])
 def test_a_copy_in_a_later_batch_is_a_duplicate(sequence: int) -> None:
     projection = project_all([sent(GOOD, sequence)], {(0, "s"): 7})
-    assert projection == Projection([], [], {}, duplicates=1, gaps=0, without_key=0)
+    assert projection == Projection([], {}, [], {}, {0: Rate(1)}, 1, gaps=0, without_key=0)
 
 
 def test_a_refused_record_moves_the_watermark_so_that_its_copy_is_a_duplicate() -> None:
@@ -67,7 +79,7 @@ def test_a_refused_record_moves_the_watermark_so_that_its_copy_is_a_duplicate() 
     assert projection.watermarks == {(0, "s"): 2}
     assert (projection.duplicates, projection.gaps) == (1, 0)
     later = project_all([sent(POISON, 2)], projection.watermarks)
-    assert later == Projection([], [], {}, duplicates=1, gaps=0, without_key=0)
+    assert later == Projection([], {}, [], {}, {0: Rate(1)}, 1, gaps=0, without_key=0)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import msgspec
 from execution_events import wire
 from execution_events.errors import RecordRefusedError
 from execution_events.events import Occurrence
-from execution_events.projection.fold import FoldedEvent, fold
+from execution_events.projection.fold import FoldedEvent, first_objects, fold
 from execution_events.wire import Origin, Record
 
 SourceKey = tuple[int, str]
@@ -48,17 +48,29 @@ class ReadRecord(msgspec.Struct, frozen=True, gc=False):
     record: Record | None
 
 
+class Rate(msgspec.Struct):
+    """Numbers of one partition's records: all read, the occurrences counted, and those refused."""
+
+    records: int = 0
+    occurrences: int = 0
+    dead_letters: int = 0
+
+
 class Projection(msgspec.Struct, frozen=True):
     """The rows that one batch adds.
 
-    `events` are sorted by identity, the order in which all writers take locks. `watermarks` holds
-    the new watermark of each source that the batch moves. `duplicates` counts dropped records;
-    `gaps` counts records whose sequence does not follow their source's watermark.
+    `events` are sorted by identity, the order in which all writers take locks. `objects` holds the
+    object of the first record of each execution and namespace. `watermarks` holds the new watermark
+    of each source that the batch moves, and `rates` the numbers of each partition's records.
+    `duplicates` counts dropped records; `gaps` counts records whose sequence does not follow their
+    source's watermark.
     """
 
     events: list[FoldedEvent]
+    objects: dict[tuple[str, str], str]
     dead_letters: list[DeadLetter]
     watermarks: dict[SourceKey, int]
+    rates: dict[int, Rate]
     duplicates: int
     gaps: int
     without_key: int
@@ -92,9 +104,14 @@ def project(records: Iterable[ReadRecord], watermarks: Mapping[SourceKey, int]) 
     occurrences: list[Occurrence] = []
     dead_letters: list[DeadLetter] = []
     moved: dict[SourceKey, int] = {}
+    rates: dict[int, Rate] = {}
     duplicates = gaps = without_key = 0
     for record in records:
         origin, outcome = record.origin, record.outcome
+        rate = rates.get(record.partition)
+        if rate is None:
+            rate = rates[record.partition] = Rate()
+        rate.records += 1
         if origin is not None:
             key = (record.partition, origin.source)
             sequence = origin.sequence
@@ -110,14 +127,18 @@ def project(records: Iterable[ReadRecord], watermarks: Mapping[SourceKey, int]) 
             moved[key] = sequence
         if isinstance(outcome, Occurrence):
             occurrences.append(outcome)
+            rate.occurrences += outcome.count
             without_key += not record.has_key
         else:
             dead_letters.append(outcome)
+            rate.dead_letters += 1
     folded = fold(occurrences)
     return Projection(
         events=[folded[identity] for identity in sorted(folded)],
+        objects=first_objects(occurrences),
         dead_letters=dead_letters,
         watermarks=moved,
+        rates=rates,
         duplicates=duplicates,
         gaps=gaps,
         without_key=without_key,

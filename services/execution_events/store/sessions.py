@@ -32,6 +32,14 @@ CONSUMER = _COMMON | {
     "jit": "off",
 }
 
+REPORTS = _COMMON | {
+    "lock_timeout": "2s",
+    "statement_timeout": "5s",
+    # A report is replaced a second later: nothing waits for the disk.
+    "synchronous_commit": "off",
+}
+"""Settings of the sessions in which consumers report their partitions."""
+
 READER = _COMMON | {
     "default_transaction_read_only": "on",
     "statement_timeout": "10s",

@@ -25,6 +25,7 @@ from execution_events.store.write import progress
 from execution_events.store.write.dead_letters import insert_dead_letters
 from execution_events.store.write.events import prepare, purge_changes, write_events
 from execution_events.store.write.progress import OffsetMove, StoredPosition
+from execution_events.store.write.rates import add_rates, purge_rates
 
 _SQL = load_queries("progress")
 
@@ -171,9 +172,10 @@ class BatchWriter:
                 )
                 projection = project(batch.records, watermarks)
                 with refused_rows():
-                    await write_events(connection, projection.events)
+                    await write_events(connection, projection.events, projection.objects)
                 await insert_dead_letters(connection, self._topic, projection.dead_letters)
                 await progress.move_watermarks(connection, self._topic, projection.watermarks)
+                await add_rates(connection, self._topic, projection.rates)
         return projection
 
     async def purge_changes(self, retention: timedelta) -> bool:
@@ -183,6 +185,11 @@ class BatchWriter:
         """
         async with self._session() as connection:
             return await purge_changes(connection, retention)
+
+    async def purge_rates(self) -> None:
+        """Delete rates by minute that are older than 14 days, a limited number at once."""
+        async with self._session() as connection:
+            await purge_rates(connection)
 
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[asyncpg.Connection]:

@@ -1,6 +1,6 @@
 """Folded events, written to the tables `event`, `execution` and `execution_change`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -8,9 +8,22 @@ import asyncpg
 import msgspec
 
 from execution_events.events import COUNT_MAX, Occurrence
-from execution_events.projection.body import body_of, decode
+from execution_events.projection.body import body_of
 from execution_events.projection.fold import FoldedEvent, merge
-from execution_events.store.sql import load_queries, number_arguments
+from execution_events.projection.states import (
+    ElementKey,
+    Execution,
+    element_key,
+    events_by_action,
+)
+from execution_events.store.sql import array_literal, load_queries, number_arguments
+from execution_events.store.write.rows import EVENT_COLUMNS, event_row, stored_event
+from execution_events.store.write.states import (
+    NO_DELTA,
+    ExecutionDelta,
+    element_hashes,
+    write_states,
+)
 
 _SQL = load_queries("events")
 
@@ -19,48 +32,9 @@ _MICROSECOND = timedelta(microseconds=1)
 _PURGE_BATCH = 10_000
 """Changes deleted by one statement, in some 50 ms."""
 
-EVENT_COLUMNS = (
-    "execution_id",
-    "namespace",
-    "name",
-    "first_timestamp",
-    "last_timestamp",
-    "count",
-    "object_name",
-    "reason",
-    "type",
-    "elem_type",
-    "elem_id",
-    "action_name",
-    "body",
-    "list_position",
-)
+_CHANGE_COUNTERS = load_queries("states")["change_counters"]
 _CHANGE_EVENTS, _CHANGE_EVENTS_COLUMNS = number_arguments(_SQL["change_events"])
 _CHANGE_COLUMNS = ("execution_id", "namespace", "revision", "previous", "names", "rewritten")
-
-
-def event_row(event: FoldedEvent, body: bytes) -> tuple[Any, ...]:
-    """Return the values of `EVENT_COLUMNS`, in their order.
-
-    A plain tuple: naming each value would take ten times as long, for every event.
-    """
-    latest = event.latest
-    return (
-        latest.execution_id,
-        latest.namespace,
-        latest.name,
-        event.first_timestamp,
-        latest.last_timestamp,
-        event.count,
-        latest.object_name,
-        latest.reason,
-        latest.type,
-        latest.elem_type,
-        latest.elem_id,
-        latest.action_name,
-        body,
-        event.list_position,
-    )
 
 
 class _ExecutionUpdate(msgspec.Struct):
@@ -82,17 +56,30 @@ class _ExecutionUpdate(msgspec.Struct):
 
 async def prepare(connection: asyncpg.Connection) -> None:
     """Prepare a new connection for `write_events`."""
+    last, encoded = _POSTGRESQL_EPOCH, (0,)
+
+    def encode(moment: datetime) -> tuple[int]:
+        # A row often has one moment in several columns.
+        nonlocal last, encoded
+        if moment is not last:
+            last, encoded = moment, ((moment - _POSTGRESQL_EPOCH) // _MICROSECOND,)
+        return encoded
+
     # asyncpg's own codec encodes the last microsecond of the year 9999 as infinity.
     await connection.set_type_codec(
         "timestamptz",
         schema="pg_catalog",
         format="tuple",
-        encoder=lambda moment: ((moment - _POSTGRESQL_EPOCH) // _MICROSECOND,),
+        encoder=encode,
         decoder=lambda value: _POSTGRESQL_EPOCH + value[0] * _MICROSECOND,
     )
 
 
-async def write_events(connection: asyncpg.Connection, events: Sequence[FoldedEvent]) -> None:
+async def write_events(
+    connection: asyncpg.Connection,
+    events: Sequence[FoldedEvent],
+    objects: Mapping[tuple[str, str], str],
+) -> None:
     """Apply distinct `events`, sorted by identity, in the caller's transaction.
 
     Locks each execution, then reads the stored events, merges and writes them. New events go into
@@ -101,7 +88,7 @@ async def write_events(connection: asyncpg.Connection, events: Sequence[FoldedEv
     if not events:
         return
     updates = _by_execution(events)
-    await _raise_executions(connection, updates)
+    await _raise_executions(connection, updates, objects)
     # A new execution has no stored events.
     candidates = [
         event
@@ -109,31 +96,38 @@ async def write_events(connection: asyncpg.Connection, events: Sequence[FoldedEv
         if update.previous is not None
         for event in update.events
     ]
-    merged_rows = []
+    changed = []
     for event, stored in await _stored(connection, candidates):
         merged = merge(stored, event)
-        merged_rows.append(event_row(merged, body_of(merged)))
+        changed.append((stored, merged))
         update = updates[event.latest.execution_id, event.latest.namespace]
         update.merged[event.latest.name] = merged
         if _filtered_texts(merged.latest) != _filtered_texts(stored.latest):
             update.rewritten.add(event.latest.name)
+    new = [
+        event
+        for update in updates.values()
+        for event in update.events
+        if event.latest.name not in update.merged
+    ]
+    of_actions = events_by_action(new, changed)
+    hashes = element_hashes(of_actions.keys())
     await connection.copy_records_to_table(
         "event",
         schema_name="execution_events",
         columns=EVENT_COLUMNS,
-        records=[
-            event_row(event, body_of(event))
-            for update in updates.values()
-            for event in update.events
-            if event.latest.name not in update.merged
-        ],
+        records=_rows(new, hashes),
     )
-    if merged_rows:
-        columns = dict(zip(EVENT_COLUMNS, zip(*merged_rows, strict=True), strict=True))
+    if changed:
+        rows = _rows((merged for _, merged in changed), hashes)
+        columns = dict(zip(EVENT_COLUMNS, zip(*rows, strict=True), strict=True))
         await connection.execute(
             _CHANGE_EVENTS, *(columns[column] for column in _CHANGE_EVENTS_COLUMNS)
         )
+    known = {key for key, update in updates.items() if update.previous is not None}
+    deltas = await write_states(connection, of_actions, hashes, known)
     await _record_changes(connection, updates.values())
+    await _change_counters(connection, updates, deltas)
 
 
 async def purge_changes(connection: asyncpg.Connection, retention: timedelta) -> bool:
@@ -162,7 +156,9 @@ def _by_execution(events: Iterable[FoldedEvent]) -> dict[tuple[str, str], _Execu
 
 
 async def _raise_executions(
-    connection: asyncpg.Connection, updates: dict[tuple[str, str], _ExecutionUpdate]
+    connection: asyncpg.Connection,
+    updates: dict[tuple[str, str], _ExecutionUpdate],
+    objects: Mapping[tuple[str, str], str],
 ) -> None:
     """Lock the rows of the executions and raise their revisions."""
     raised = updates.values()
@@ -170,6 +166,7 @@ async def _raise_executions(
         _SQL["raise_executions"],
         [update.execution_id for update in raised],
         [update.namespace for update in raised],
+        [objects[key] for key in updates],
         [min(update.occurrences, COUNT_MAX) for update in raised],
         [update.first_timestamp for update in raised],
         [update.last_timestamp for update in raised],
@@ -187,42 +184,18 @@ async def _stored(
         return []
     rows = await connection.fetch(
         _SQL["stored_events"],
-        [event.latest.execution_id for event in events],
-        [event.latest.namespace for event in events],
-        [event.latest.name for event in events],
+        array_literal([event.latest.execution_id for event in events]),
+        array_literal([event.latest.namespace for event in events]),
+        array_literal([event.latest.name for event in events]),
     )
     return [
-        (event := events[ordinal - 1], _stored_event(event.latest.execution_id, *columns))
+        (event := events[ordinal - 1], stored_event(event.latest.execution_id, *columns))
         for ordinal, *columns in rows
     ]
 
 
-def _stored_event(
-    execution_id: str,
-    list_position: datetime,
-    first: datetime,
-    last: datetime,
-    count: int,
-    body: bytes,
-) -> FoldedEvent:
-    content = decode(body)
-    latest = Occurrence(
-        execution_id=execution_id,
-        namespace=content.metadata.namespace,
-        name=content.metadata.name,
-        object_name=content.involved_object.name,
-        object_namespace=content.involved_object.namespace,
-        reason=content.reason,
-        message=content.message,
-        first_timestamp=first,
-        last_timestamp=last,
-        count=count,
-        type=content.type,
-        elem_type=content.elem_type,
-        elem_id=content.elem_id,
-        action_name=content.action_name,
-    )
-    return FoldedEvent(latest, count, first, list_position)
+def _rows(events: Iterable[FoldedEvent], hashes: Mapping[ElementKey, int]) -> list[tuple[Any, ...]]:
+    return [event_row(event, body_of(event), hashes[element_key(event.latest)]) for event in events]
 
 
 def _filtered_texts(occurrence: Occurrence) -> tuple[str, ...]:
@@ -257,11 +230,19 @@ async def _record_changes(
             for update in updates
         ],
     )
-    grown = [update for update in updates if len(update.events) > len(update.merged)]
-    if grown:
-        await connection.execute(
-            _SQL["count_events"],
-            [update.execution_id for update in grown],
-            [update.namespace for update in grown],
-            [len(update.events) - len(update.merged) for update in grown],
-        )
+
+
+async def _change_counters(
+    connection: asyncpg.Connection,
+    updates: Mapping[Execution, _ExecutionUpdate],
+    deltas: Mapping[Execution, ExecutionDelta],
+) -> None:
+    rows = []
+    for key, update in updates.items():
+        elements, warnings = deltas.get(key, NO_DELTA)
+        events = len(update.events) - len(update.merged)
+        if events or warnings or any(elements):
+            # Unknown ones are the rest.
+            rows.append((*key, events, sum(elements), *elements[:-1], warnings))
+    if rows:
+        await connection.execute(_CHANGE_COUNTERS, *zip(*rows, strict=True))
