@@ -98,6 +98,7 @@ class Proxy:
         self.lost_commits = 0
         self.resets = 0
         self.accepted = 0
+        self._cuts = 0
         self.held_back = 0
         self._target_port = target_port
         self._listener: asyncio.Server | None = None
@@ -139,7 +140,11 @@ class Proxy:
         return len(self._connections)
 
     def cut(self) -> int:
-        """Reset every connection (RST, unsent bytes are lost) and return their number."""
+        """Reset every connection (RST, unsent bytes are lost) and return their number.
+
+        One that is not connected to the server yet is reset as soon as it is, and not counted.
+        """
+        self._cuts += 1
         cut = len(self._connections)
         for connection in self._connections:
             connection.reset()
@@ -273,6 +278,7 @@ class Proxy:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self.accepted += 1
+        cuts = self._cuts
         # A network that drops packets to the server prevents new connections too.
         await self._open[Direction.TO_SERVER].wait()
         try:
@@ -281,6 +287,9 @@ class Proxy:
             _reset(writer)
             return
         connection = _Connection(writer, server_writer)
+        if self._listener is None or self._cuts != cuts:
+            connection.reset()
+            return
         if self._sessions:
             connection.session = Session()
         self._connections.add(connection)

@@ -103,6 +103,19 @@ async def test_refuses_and_listens_again_on_the_same_port() -> None:
             assert await reader.readexactly(5) == b"hello"
 
 
+async def test_a_connection_that_is_being_made_is_reset_too() -> None:
+    async with proxied() as (proxy, _):
+        connecting = asyncio.create_task(asyncio.open_connection(HOST, proxy.port))
+        while not proxy.accepted:
+            await asyncio.sleep(0)
+        assert proxy.connections == 0
+        async with proxy.refusing():
+            reader, writer = await connecting
+            with pytest.raises(ConnectionResetError):
+                await reader.readexactly(1)
+            writer.close()
+
+
 @pytest.mark.parametrize("direction", Direction)
 async def test_a_black_hole_closes_nothing_and_forwards_later(direction: Direction) -> None:
     async with proxied() as (proxy, echo), connected(proxy) as (reader, writer):

@@ -35,6 +35,7 @@ from tests.support.published import (
     administrator,
     counted,
     events,
+    freeze,
     log,
     records,
     silent,
@@ -267,7 +268,7 @@ async def test_a_worker_frozen_during_a_request_does_not_repeat_it(
         async with Publisher(settings) as publisher:
             await publisher.publish(events(1, prefix="before")[0])
             await publisher.flush(DEADLINE)
-            own_kafka.process.kill(signal.SIGSTOP)
+            freeze(own_kafka)
             try:
                 await publisher.publish(events(1)[0])
                 async with asyncio.timeout(DEADLINE):

@@ -88,16 +88,16 @@ async def test_the_duration_of_a_watch_is_not_its_response_time(
 ) -> None:
     async with serving(database.reader, WatchTimeouts(keepalive=0.1)) as api:
         watcher = Watcher()
+        began = time.monotonic()
         async with watcher.watching(api.client, EVENTS) as watch:
-            began = time.monotonic()
             await watch.next()
+            answered = time.monotonic() - began
             taking = asyncio.create_task(watch.next())
 
             async def commented() -> bool:
                 return watcher.comments >= 5
 
             await until(commented, "it has lasted")
-            lasted = time.monotonic() - began
             await written.add(named("a"))
             await taking
 
@@ -107,7 +107,7 @@ async def test_the_duration_of_a_watch_is_not_its_response_time(
         await until(ended, "the watch has ended")
         value = api.registry.get_sample_value
         assert value("execution_events_request_seconds_count") == 1
-        assert (value("execution_events_request_seconds_sum") or 0) < lasted / 2
+        assert 0 < (value("execution_events_request_seconds_sum") or 0) <= answered
         assert value("execution_events_requests_total", {"status": "200"}) == 1
 
 
@@ -293,11 +293,15 @@ async def test_watches_survive_a_database_outage(
             told = [watcher.comments for watcher in watchers]
 
             async def commented() -> bool:
+                assert [task.exception() for task in taking if task.done()] == []
                 counts = [watcher.comments for watcher in watchers]
                 return all(a + 5 < b for a, b in zip(told, counts, strict=True))
 
+            async def polled() -> bool:
+                return "change_poll_failed" in warnings(caplog)
+
             await until(commented, "each has received comments")
-            assert not any(task.done() for task in taking)
+            await until(polled, "a poll fails")
             # A new watcher is refused and must retry.
             assert (await api.client.get(EVENTS, headers=SSE)).status_code == 503
         await asyncio.gather(*taking)

@@ -23,7 +23,7 @@ from execution_events.kafka.topic import open_admin
 from execution_events.reader.service import run_reader
 from execution_events.settings import Settings
 from tests.faults.proxy import Proxy
-from tests.support import databases
+from tests.support import databases, published
 from tests.support.configuration import configured
 from tests.support.consumers import consuming
 from tests.support.databases import Database, administrator
@@ -116,11 +116,8 @@ Fault = Callable[[Peers], AbstractAsyncContextManager[None]]
 
 @asynccontextmanager
 async def kafka_frozen(peers: Peers) -> AsyncIterator[None]:
-    peers.kafka.process.kill(signal.SIGSTOP)
-    try:
+    with published.silent(peers.kafka):
         yield
-    finally:
-        peers.kafka.process.kill(signal.SIGCONT)
 
 
 @asynccontextmanager

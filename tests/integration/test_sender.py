@@ -35,6 +35,7 @@ from tests.support.occurrences import Fetch
 from tests.support.published import (
     counted,
     events,
+    freeze,
     grow,
     log,
     nothing_left,
@@ -373,7 +374,7 @@ async def test_closing_does_not_wait_for_kafka(
         async with sending(settings) as sent:
             if in_flight:
                 await sent.connect()
-                own_kafka.process.kill(signal.SIGSTOP)
+                freeze(own_kafka)
             sent.put(1000)
             await asyncio.sleep(0.1)
             begin = loop.time()

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -138,10 +139,26 @@ async def grow(settings: Settings, partitions: int) -> None:
         )
 
 
+def freeze(kafka: EmbeddedKafka) -> None:
+    """Stop all threads of Kafka; it runs again after SIGCONT."""
+    kafka.process.kill(signal.SIGSTOP)
+    threads = Path(f"/proc/{kafka.process.pid}/task")
+    # The signal is delivered to each thread a moment later, which may answer until then.
+    while any(_state(thread) != "T" for thread in threads.iterdir()):
+        time.sleep(0.001)
+
+
+def _state(thread: Path) -> str:
+    try:
+        return (thread / "stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "T"  # It has ended.
+
+
 @contextmanager
 def silent(kafka: EmbeddedKafka) -> Iterator[None]:
     """Freeze Kafka: it accepts connections and answers nothing."""
-    kafka.process.kill(signal.SIGSTOP)
+    freeze(kafka)
     try:
         yield
     finally:

@@ -95,6 +95,11 @@ def start(
 # Usage.
 
 
+def test_help_needs_no_client_of_kafka_or_postgresql() -> None:
+    """They would take memory in every service, and time at every start."""
+    assert start("--help", without=("aiokafka", "asyncpg", "starlette")).returncode == 0
+
+
 def test_every_command_exists() -> None:
     assert {
         (),

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -30,10 +30,11 @@ from execution_events.errors import (
     SettingsError,
 )
 from execution_events.events import Occurrence
-from execution_events.publisher.delivery.direct import DirectDelivery
-from execution_events.publisher.delivery.sender import Acknowledged
-from execution_events.publisher.record import PendingRecord
 from execution_events.settings import Settings
+
+if TYPE_CHECKING:
+    from execution_events.publisher.delivery.direct import DirectDelivery
+    from execution_events.publisher.delivery.sender import Acknowledged
 
 _WINDOW = 10_000
 """Maximum number of unacknowledged records."""
@@ -219,6 +220,8 @@ async def _send(
     source: str,
     report: Report,
 ) -> None:
+    from execution_events.publisher.record import PendingRecord
+
     total = len(occurrences)
     begin = 0
     window: list[asyncio.Future[Acknowledged]] = []
@@ -255,7 +258,9 @@ async def _send(
             report.remedy = f"to send the rest, counting nothing twice, {again}"
 
 
-async def _opened(stack: AsyncExitStack, settings: Settings, source: str) -> DirectDelivery:
+async def _opened(stack: AsyncExitStack, settings: Settings, source: str) -> "DirectDelivery":
+    from execution_events.publisher.delivery.direct import DirectDelivery
+
     timeout = settings.publisher.publish_timeout
     try:
         async with asyncio.timeout(timeout):
@@ -267,7 +272,7 @@ async def _opened(stack: AsyncExitStack, settings: Settings, source: str) -> Dir
         raise RetryableError(f"Kafka at {address}: no answer within {timeout:g} s") from None
 
 
-def _succeeded(acknowledgement: asyncio.Future[Acknowledged]) -> bool:
+def _succeeded(acknowledgement: "asyncio.Future[Acknowledged]") -> bool:
     return (
         acknowledgement.done()
         and not acknowledgement.cancelled()
@@ -275,7 +280,7 @@ def _succeeded(acknowledgement: asyncio.Future[Acknowledged]) -> bool:
     )
 
 
-def _line(occurrence: Occurrence, position: Acknowledged) -> str:
+def _line(occurrence: Occurrence, position: "Acknowledged") -> str:
     return msgspec.json.encode(
         {
             "executionId": occurrence.execution_id,

@@ -2,24 +2,19 @@
 
 import argparse
 import asyncio
-from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
-from typing import Any
-
-import msgspec
+from typing import TYPE_CHECKING, Any
 
 from execution_events.cli.arguments import seconds
 from execution_events.cli.progress import Progress
 from execution_events.cli.report import Report
 from execution_events.cli.streams import write_line
 from execution_events.errors import ExecutionEventsError, SettingsError
-from execution_events.publisher.delivery.drain import drain
-from execution_events.publisher.delivery.sender import EVERY_PARTITION
-from execution_events.publisher.spool.directory import SpoolInfo, adopt, list_spools, spools
-from execution_events.publisher.spool.spool import Spool
 from execution_events.settings import Settings, variable_of
+
+if TYPE_CHECKING:
+    from execution_events.publisher.spool.spool import Spool
 
 _ACCEPT = "execution-events spool drain --accept-duplicates"
 
@@ -82,75 +77,15 @@ def _directory(arguments: argparse.Namespace, settings: Settings) -> Path:
 
 
 def _list(arguments: argparse.Namespace, settings: Settings) -> int:
+    from execution_events.cli.spool_format import json_line, line
+    from execution_events.publisher.spool.directory import list_spools
+
     listed = list_spools(_directory(arguments, settings))
     for info in listed:
-        write_line(_json_line(info) if arguments.json else _line(info))
+        write_line(json_line(info) if arguments.json else line(info))
     if not listed and not arguments.json:
         write_line("no spools")
     return 0
-
-
-def _state(info: SpoolInfo) -> str:
-    if info.set_aside:
-        return "set_aside"
-    return "in_use" if info.owned else "left_behind"
-
-
-def _json_line(info: SpoolInfo) -> str:
-    found = info.summary
-    return msgspec.json.encode(
-        {
-            "path": str(info.path),
-            "state": _state(info),
-            "problem": info.problem,
-            "source": found and found.source,
-            "pending": found and found.pending,
-            "held": found and found.held,
-            "refused": found and found.refused,
-            "bytes": found and found.bytes,
-            "oldest": found and _moment(found.oldest),
-            "blocked": found
-            and [
-                {"partitions": partitions, "error": error}
-                for error, partitions in _blocked(found.errors)
-            ],
-        }
-    ).decode()
-
-
-def _line(info: SpoolInfo) -> str:
-    start = f"{info.path}  {_state(info).replace('_', ' ')}"
-    if info.summary is None:
-        return f"{start}  {info.problem}"
-    source, pending, held, refused, size, oldest, errors = info.summary
-    since = "" if oldest is None else f"  oldest {_moment(oldest)}"
-    counts = f"pending {pending}  held {held}  refused {refused}  bytes {size}"
-    return "\n".join([f"{start}  {counts}{since}  {source}", *_error_lines(errors)])
-
-
-def _blocked(errors: Mapping[int, str]) -> list[tuple[str, list[int]]]:
-    """Return each error with the partitions it blocks, or once with none if it blocks all."""
-    if (error := errors.get(EVERY_PARTITION)) is not None:
-        return [(error, [])]
-    blocked: dict[str, list[int]] = {}
-    for partition, error in sorted(errors.items()):
-        blocked.setdefault(error, []).append(partition)
-    return list(blocked.items())
-
-
-def _error_lines(errors: Mapping[int, str]) -> list[str]:
-    lines = []
-    for error, partitions in _blocked(errors):
-        named = "partitions" if len(partitions) > 1 else "partition"
-        where = f" in {named} {', '.join(map(str, partitions))}" if partitions else ""
-        lines.append(f"  blocked{where}: {error}")
-    return lines
-
-
-def _moment(milliseconds: int | None) -> str | None:
-    if milliseconds is None:
-        return None
-    return f"{datetime.fromtimestamp(milliseconds // 1000, UTC):%FT%TZ}"
 
 
 def _drain(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -163,6 +98,9 @@ def _drain(arguments: argparse.Namespace, settings: Settings) -> int:
 async def _drain_all(
     settings: Settings, directory: Path, arguments: argparse.Namespace, report: Report
 ) -> int:
+    from execution_events.cli.spool_format import error_lines
+    from execution_events.publisher.spool.directory import adopt, spools
+
     code = 0
     aside = sent = 0
     for path in spools(directory):
@@ -181,7 +119,7 @@ async def _drain_all(
                     sent += before - spool.pending - spool.refused
                     report.done = f"sent: {sent} events"
                 report.line(f"{path}: {counts}")
-                for line in _error_lines(spool.errors) if spool.pending else ():
+                for line in error_lines(spool.errors) if spool.pending else ():
                     report.line(line)
         except SettingsError:
             raise
@@ -199,8 +137,10 @@ async def _drain_all(
     return code
 
 
-async def _send(settings: Settings, spool: Spool, arguments: argparse.Namespace) -> str:
+async def _send(settings: Settings, spool: "Spool", arguments: argparse.Namespace) -> str:
     """Send the pending records and return the resulting counts as text."""
+    from execution_events.publisher.delivery.drain import drain
+
     total, refused = spool.pending, spool.refused
     if total:
         progress = Progress(total)

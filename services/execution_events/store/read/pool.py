@@ -104,10 +104,13 @@ class ReadingPool:
                 if isolation is None:
                     connection.terminate()
                 raise
-            except BaseException:
-                # A statement whose caller was cancelled would otherwise run to its time limit.
+            except asyncio.CancelledError:
+                # The statement would otherwise run to its time limit.
                 with suppress(Exception):
                     await connection.close(timeout=_CLOSE_TIMEOUT)
+                raise
+            except BaseException:
+                connection.terminate()
                 raise
             finally:
                 if not connection.is_closed():
