@@ -10,7 +10,7 @@ CREATE TABLE action (
     elem_id          text COLLATE "C" NOT NULL,
     action_name      text COLLATE "C" NOT NULL,
     element_hash     bigint NOT NULL,
-    kind             bytea NOT NULL,
+    kind             bigint NOT NULL,
     state            text COLLATE "C" NOT NULL,
     decided_at       timestamp with time zone,
     decided_by       text COLLATE "C",
@@ -30,7 +30,7 @@ CREATE TABLE action (
     fingerprint      text COLLATE "C",
     duration_seconds double precision GENERATED ALWAYS AS (
         CASE
-            WHEN state <> ALL (ARRAY['running'::text, 'unknown'::text]) THEN EXTRACT(epoch FROM decided_at - started)::double precision
+            WHEN state <> ALL (ARRAY['running'::text, 'unknown'::text]) THEN date_part('epoch'::text, decided_at - started)
             ELSE NULL::double precision
         END
     ) STORED,

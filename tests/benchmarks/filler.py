@@ -23,6 +23,7 @@ from execution_events.events import Occurrence
 from execution_events.projection.fold import first_objects, fold
 from execution_events.store.connection import connect
 from execution_events.store.write.events import prepare, write_events
+from execution_events.store.write.known import KnownExecutions
 from tests.benchmarks.dataset import Dataset
 
 _BATCH = 10_000
@@ -47,7 +48,7 @@ async def fill(dataset: Events, database_url: str) -> int:
         while batch := list(islice(occurrences, _BATCH)):
             folded = sorted(fold(batch).values(), key=lambda event: event.identity)
             async with connection.transaction():
-                await write_events(connection, folded, first_objects(batch))
+                await write_events(connection, folded, first_objects(batch), KnownExecutions())
             stored += len(folded)
             progress.show(stored, "events stored")
     progress.end()

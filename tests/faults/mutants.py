@@ -90,10 +90,10 @@ MUTANTS = (
         (
             Edit(
                 "store/write/states.py",
-                "        await connection.execute(\n            _CHANGE_ACTIONS,",
+                '        await connection.execute(_SQL["change_actions"],',
                 '        other = await asyncpg.connect(__import__("os").environ'
                 '["EXECUTION_EVENTS_DATABASE_URL"])\n'
-                "        await other.execute(\n            _CHANGE_ACTIONS,",
+                '        await other.execute(_SQL["change_actions"],',
             ),
         ),
         ("kill-upserted",),
@@ -130,6 +130,7 @@ MUTANTS = (
             Edit(
                 "store/write/batches.py",
                 "                with refused_rows():\n",
+                "                executions = {}\n"
                 '                with __import__("contextlib").suppress(asyncpg.PostgresError):\n',
             ),
         ),

@@ -17,6 +17,7 @@ from execution_events.store.connection import connect
 from execution_events.store.write.batches import BatchWriter
 from execution_events.store.write.dead_letters import DeadLetters, Filter, Result
 from execution_events.store.write.events import prepare, write_events
+from execution_events.store.write.known import KnownExecutions
 from execution_events.store.write.prune import prune_executions, time_before
 from tests.support import states
 from tests.support.consumers import DEADLINE, until
@@ -208,11 +209,11 @@ async def test_a_second_writer_of_an_event_waits_for_the_first(
     async with writing(database) as one, writing(database) as other:
         transaction = one.transaction()
         await transaction.start()
-        await write_events(one, ones, objects)
+        await write_events(one, ones, objects, KnownExecutions())
 
         async def second() -> None:
             async with other.transaction():
-                await write_events(other, others, objects)
+                await write_events(other, others, objects, KnownExecutions())
 
         writing_second = asyncio.create_task(second())
 
@@ -240,7 +241,8 @@ async def test_writers_of_different_executions_do_not_wait(
     database: Database, writers: list[Log]
 ) -> None:
     async with writing(database) as one, one.transaction():
-        await write_events(one, [*fold([named("a")]).values()], first_objects([named("a")]))
+        events, objects = [*fold([named("a")]).values()], first_objects([named("a")])
+        await write_events(one, events, objects, KnownExecutions())
         async with asyncio.timeout(DEADLINE / 4):
             await writers[0].add(named("a", namespace="other"))
             await writers[1].add(named("a", execution_id="execution-2"))

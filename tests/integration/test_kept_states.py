@@ -9,46 +9,71 @@ import pytest
 from execution_events.store.write.batches import BatchWriter
 from execution_events.store.write.dead_letters import DeadLetters, Filter, Result, State
 from execution_events.store.write.prune import prune_executions, time_before
-from tests.support import histories, states
+from tests.support import states
 from tests.support.databases import Database
+from tests.support.histories import batches
 from tests.support.readers import named
-from tests.support.records import Log, log, refused
+from tests.support.records import Log
 
-_LETTERS = 1
-"""The partition of refused records."""
+_LETTERS = 2
+"""The partition of refused records; those before it have a writer each."""
 
 
 @pytest.mark.parametrize("seed", range(12))
 async def test_random_histories_keep_states(
     database: Database, owner: asyncpg.Connection, seed: int
 ) -> None:
-    """Batches, refused records, their retries, and prunes, in a random order."""
-    rng = Random(seed)
+    await keep(Random(seed), database, owner, most=40, histories=1)
+
+
+@pytest.mark.more
+async def test_ten_thousand_histories_keep_states(
+    database: Database, owner: asyncpg.Connection
+) -> None:
+    """Concurrent ones share the batches, so that they take minutes instead of hours."""
+    for seed in range(200):
+        await keep(Random(seed), database, owner, most=12, histories=50)
+
+
+async def keep(
+    rng: Random, database: Database, owner: asyncpg.Connection, most: int, histories: int
+) -> None:
+    """Store batches of two writers, refused records, their retries, and prunes, in random order.
+
+    States are compared after each step. The database is empty at the end.
+    """
     async with (
-        BatchWriter(database.writer, "events") as writer,
+        BatchWriter(database.writer, "events") as one,
+        BatchWriter(database.writer, "events") as other,
         DeadLetters.open(database.writer) as letters,
     ):
-        await writer.begin_partition(0, 0, "cluster")
-        await writer.begin_partition(_LETTERS, 0, "cluster")
-        partition = Log(writer)
-        refusals = 0
-        for occurrences in histories.batches(rng, most=40):
-            match rng.randrange(8):
+        logs = []
+        for partition, writer in enumerate((one, other, one)):
+            await writer.begin_partition(partition, 0, "cluster")
+            [stored] = (await writer.stored_positions([partition])).values()
+            logs.append(Log(writer, partition, begin=stored.next_offset))
+        for occurrences in batches(rng, most, histories):
+            match rng.randrange(9):
                 case 0:
-                    records = log(occurrences, _LETTERS, refusals)
-                    await writer.store(refused(records))
-                    refusals += len(records)
+                    await logs[_LETTERS].refuse(*occurrences)
                 case 1:
                     async for letter in letters.list(Filter(state=State.OPEN)):
                         assert (await letters.retry(letter.id)).result is Result.DONE
-                        assert await states.differences(owner) == []
                 case 2:
-                    now = await time_before(owner, -timedelta(days=1))
-                    async for _ in prune_executions(owner, now, dry_run=False):
-                        assert await states.differences(owner) == []
-                case _:
-                    await partition.add(*occurrences)
+                    await prune(owner)
+                case choice:
+                    await logs[choice % _LETTERS].add(*occurrences)
             assert await states.differences(owner) == []
+        async for letter in letters.list(Filter(state=State.OPEN)):
+            assert (await letters.discard(letter.id)).result is Result.DONE
+    await prune(owner)
+
+
+async def prune(owner: asyncpg.Connection) -> None:
+    """Delete all executions."""
+    before = await time_before(owner, -timedelta(days=1))
+    async for _ in prune_executions(owner, before, dry_run=False):
+        assert await states.differences(owner) == []
 
 
 async def test_warnings_below_their_maximum_are_the_sum_again(
@@ -62,7 +87,9 @@ async def test_warnings_below_their_maximum_are_the_sum_again(
         await partition.add(named("a", type="Warning"), named("b", type="Warning", elem_id="b"))
         await owner.execute("UPDATE event SET count = $1", most)
         await owner.execute("UPDATE action SET warnings = $1, attempts = $1", most)
-        await owner.execute("UPDATE execution SET warnings = $1, occurrences = $1", most)
+        await owner.execute(
+            "UPDATE execution SET warnings = $1, occurrences = $1, revision = revision + 1", most
+        )
         assert await states.differences(owner) == []
         for name, elem_id, warnings in (("a", "job", most), ("b", "b", 0)):
             await partition.add(named(name, 1, type="Normal", elem_id=elem_id))

@@ -116,7 +116,9 @@ async def test_sums_stop_at_their_maximum(writer: BatchWriter, owner: asyncpg.Co
     await writer.store(batch(log([occurrence()])))
     await owner.execute("UPDATE event SET count = $1", COUNT_MAX - 1)
     await owner.execute("UPDATE action SET attempts = $1", COUNT_MAX - 1)
-    await owner.execute("UPDATE execution SET occurrences = $1", COUNT_MAX - 1)
+    await owner.execute(
+        "UPDATE execution SET occurrences = $1, revision = revision + 1", COUNT_MAX - 1
+    )
 
     await writer.store(batch(log([occurrence(count=2)], begin=1)))
 

@@ -7,6 +7,7 @@ import asyncpg
 from execution_events.events import Occurrence
 from execution_events.projection.fold import first_objects, fold
 from execution_events.store.write.events import prepare, write_events
+from execution_events.store.write.known import KnownExecutions
 from tests.support.records import occurrence
 
 _MESSAGE = "元素(job)开始. ## Element(job) starts. " * 6
@@ -30,5 +31,5 @@ async def write(owner: asyncpg.Connection, occurrences: Iterable[Occurrence]) ->
     log = list(occurrences)
     async with owner.transaction():
         events = [event for _, event in sorted(fold(log).items())]
-        await write_events(owner, events, first_objects(log))
+        await write_events(owner, events, first_objects(log), KnownExecutions())
     await owner.reset_type_codec("timestamptz", schema="pg_catalog")

@@ -14,13 +14,16 @@ _CODES = (
 _MESSAGES = ("", "失败 ## b of o failed: 0x1F", "坏##pod e-1 lost: exit code 12345", "坏")
 
 
-def occurrence(rng: Random) -> Occurrence:
-    """Return an occurrence of any order in time; its name may belong to another action."""
+def occurrence(rng: Random, history: int = 0) -> Occurrence:
+    """Return an occurrence of any order in time; its name may belong to another action.
+
+    Histories of different numbers share no namespace, and so no execution.
+    """
     first, last = sorted(BEGUN + timedelta(seconds=rng.randrange(5)) for _ in range(2))
     code = rng.choice(_CODES)
     return Occurrence(
         execution_id=rng.choice(("e-1", "e-1", "e-2")),
-        namespace=rng.choice(("m", "n", "n", "n")),
+        namespace=rng.choice(("m", "n", "n", "n")) + str(history or ""),
         name=rng.choice(("o.1", "o.2", "o.3", "o.4", "\uffee.1", "😀.1")),
         object_name=rng.choice(("o", "o", "o", "p")),
         object_namespace="n",
@@ -36,7 +39,13 @@ def occurrence(rng: Random) -> Occurrence:
     )
 
 
-def batches(rng: Random, most: int = 5) -> Iterator[list[Occurrence]]:
-    """Yield the batches of a history: at most so many, each of a few occurrences."""
+def batches(rng: Random, most: int = 5, histories: int = 1) -> Iterator[list[Occurrence]]:
+    """Yield the batches of concurrent histories: at most so many, each of a few occurrences."""
     for _ in range(rng.randint(1, most)):
-        yield [occurrence(rng) for _ in range(rng.randint(1, 6))]
+        batch = [
+            occurrence(rng, history)
+            for history in range(histories)
+            for _ in range(rng.randint(1, 6))
+        ]
+        rng.shuffle(batch)
+        yield batch

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from operator import add
 from random import Random
+from typing import Any
 
 from msgspec.structs import asdict
 
@@ -13,15 +14,14 @@ from execution_events.projection.fold import FoldedEvent, Identity, fold, merge
 from execution_events.projection.states import (
     STATE_OF_REASON,
     STATES,
-    Action,
-    ActionKey,
+    ActionEvents,
+    Actions,
+    ElementKey,
     Execution,
     Tally,
-    action_key,
     advance,
     advance_all,
-    element_deltas,
-    events_by_action,
+    element_key,
     recompute,
 )
 from execution_events.publisher import lifecycle
@@ -35,35 +35,44 @@ class Store:
 
     def __init__(self) -> None:
         self.events: dict[Identity, FoldedEvent] = {}
-        self.actions: dict[ActionKey, Action] = {}
+        self.elements: dict[ElementKey, Actions] = {}
         self.executions: dict[Execution, Tally] = {}
         self.warnings: Counter[Execution] = Counter()
 
     def store(self, batch: Iterable[Occurrence]) -> None:
-        new, changed = [], []
+        events = ActionEvents()
         for identity, event in fold(batch).items():
             stored = self.events.get(identity)
             if stored is None:
-                new.append(event)
+                events.add(event)
             else:
                 event = merge(stored, event)
-                changed.append((stored, event))
+                events.change(stored, event)
             self.events[identity] = event
-        events = events_by_action(new, changed)
         remaining = {
-            key: [event for event in self.events.values() if action_key(event.latest) == key]
-            for key in events.rewritten
+            (element, name): [
+                event
+                for event in self.events.values()
+                if (element_key(event.latest), event.latest.action_name) == (element, name)
+            ]
+            for element, names in events.rewritten.items()
+            for name in names
         }
-        changes = advance_all(events, self.actions, remaining)
-        for execution, delta in element_deltas(changes.elements, self.actions).items():
+        changes = advance_all(events, self.elements, remaining)
+        for execution, tally in changes.tallies.items():
             before = self.executions.get(execution, [0] * len(STATES))
-            self.executions[execution] = list(map(add, before, delta))
-        for key, (_, after) in changes.actions.items():
-            if after is None:
-                del self.actions[key]
-            else:
-                self.actions[key] = after
+            self.executions[execution] = list(map(add, before, tally))
+        for element, name, _, after in changes.actions:
+            assert changes.elements[element].get(name) is after
+        self.elements |= changes.elements
         self.warnings.update(changes.warnings)
+
+    def actions(self) -> dict[states.Key, dict[str, Any]]:
+        return {
+            (*element, name): asdict(action)
+            for element, actions in self.elements.items()
+            for name, action in actions.items()
+        }
 
 
 def model_of(event: FoldedEvent) -> states.Event:
@@ -79,9 +88,7 @@ def differences(store: Store) -> list[str]:
         for key, tally in store.executions.items()
     }
     return [
-        *states.compared(
-            "action", of_actions, {key: asdict(action) for key, action in store.actions.items()}
-        ),
+        *states.compared("action", of_actions, store.actions()),
         *states.compared("execution", states.executions(events, of_actions), executions),
     ]
 

@@ -5,12 +5,12 @@ revision, in whatever order and batches they arrived. What a batch costs depends
 on the size of their executions.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 
 import msgspec
-from msgspec.structs import astuple, replace
+from msgspec.structs import astuple
 
 from execution_events.bilingual import half
 from execution_events.events import COUNT_MAX, WARNING, Occurrence
@@ -39,18 +39,14 @@ ELEMENT_PRECEDENCE = ("running", "failed", "timed_out", "cancelled", "succeeded"
 _FAILURES = ("failed", "timed_out")
 _RANK = {state: -position for position, state in enumerate(TIE_PRECEDENCE)}
 _POSITION = {state: position for position, state in enumerate(STATES)}
-_ELEMENT_POSITIONS = [(state, _POSITION[state]) for state in ELEMENT_PRECEDENCE]
+_ELEMENT_RANK = {state: rank for rank, state in enumerate(ELEMENT_PRECEDENCE)}
 
 Execution = tuple[str, str]
 """(execution id, namespace)"""
 ElementKey = tuple[str, str, str, str, str]
 """(execution id, namespace, object name, element type, element)"""
-ActionKey = tuple[str, str, str, str, str, str]
-"""The key of its element, and the action's name."""
 Tally = list[int]
-"""The number of actions or elements in each of `STATES`, in their order."""
-StateChange = tuple[str | None, str | None]
-"""The states of an action before and after; None where it does not exist."""
+"""The number of elements in each of `STATES`, in their order; of a change it may be negative."""
 
 
 class Action(msgspec.Struct, gc=False):
@@ -76,45 +72,71 @@ class Action(msgspec.Struct, gc=False):
     fingerprint: str | None = None
 
 
-class ActionEvents(msgspec.Struct, frozen=True):
-    """The events of a batch, by the action that they are in now.
+Actions = Mapping[str, Action]
+"""All actions of an element, by name."""
 
-    Each in `added` is the event as it is now, with the count of its new occurrences.
-    An action in `rewritten` has lost an event, or an event of it has another meaning now; it is
-    recomputed from all of its events.
+
+class ActionEvents(msgspec.Struct, frozen=True):
+    """The events of a batch, by the element and the name of the action that they are in now.
+
+    Each in `added` is the event as it is now, with the count of its new occurrences. An action in
+    `rewritten` has lost an event, or an event of it has another meaning now; it is recomputed from
+    all of its events.
     """
 
-    added: dict[ActionKey, list[FoldedEvent]]
-    rewritten: set[ActionKey]
+    added: dict[ElementKey, dict[str, list[FoldedEvent]]] = {}
+    rewritten: dict[ElementKey, set[str]] = {}
 
-    def keys(self) -> set[ActionKey]:
-        """Return the keys of all actions that may change."""
-        return self.rewritten.union(self.added)
+    def add(self, event: FoldedEvent) -> ElementKey:
+        """Add an event that its action did not have, or the new occurrences of one that it had.
+
+        Returns the key of its element.
+        """
+        latest = event.latest
+        key = element_key(latest)
+        actions = self.added.get(key)
+        if actions is None:
+            actions = self.added[key] = {}
+        events = actions.get(latest.action_name)
+        if events is None:
+            actions[latest.action_name] = [event]
+        else:
+            events.append(event)
+        return key
+
+    def change(self, stored: FoldedEvent, event: FoldedEvent) -> None:
+        """Add an event as it was stored and as it is now."""
+        before, now = stored.latest, event.latest
+        if before is now or _is_same(before, now):
+            added = FoldedEvent(
+                now, event.count - stored.count, event.first_timestamp, event.list_position
+            )
+            self.add(added)
+        else:
+            self.rewritten.setdefault(element_key(before), set()).add(before.action_name)
+            self.add(event)
+
+    def elements(self) -> set[ElementKey]:
+        """Return the keys of all elements that may change."""
+        return self.added.keys() | self.rewritten.keys()
+
+
+ActionChange = tuple[ElementKey, str, Action | None, Action | None]
+"""The element and the name of an action, and the action before and after; None without events."""
 
 
 class StateChanges(msgspec.Struct, frozen=True):
     """The effect of a batch on states.
 
-    `actions` holds each action before and after, None where it has no events. `elements` holds the
-    states before and after of each action whose state changes, by element. `warnings` holds the
-    change of each execution's warnings unless it is 0; it may be negative.
+    `elements` holds all actions of each element of the batch after it. `tallies` holds the change
+    of each execution's elements, and `warnings` that of its warnings unless it is 0; it may be
+    negative.
     """
 
-    actions: dict[ActionKey, tuple[Action | None, Action | None]]
-    elements: dict[ElementKey, list[StateChange]]
-    warnings: dict[Execution, int]
-
-
-def action_key(latest: Occurrence) -> ActionKey:
-    """Return the key of the action that an event with the texts of `latest` is in."""
-    return (
-        latest.execution_id,
-        latest.namespace,
-        latest.object_name,
-        latest.elem_type,
-        latest.elem_id,
-        latest.action_name,
-    )
+    actions: list[ActionChange] = []
+    elements: dict[ElementKey, Actions] = {}
+    tallies: dict[Execution, Tally] = {}
+    warnings: dict[Execution, int] = {}
 
 
 def element_key(latest: Occurrence) -> ElementKey:
@@ -128,29 +150,6 @@ def element_key(latest: Occurrence) -> ElementKey:
     )
 
 
-def events_by_action(
-    new: Iterable[FoldedEvent], changed: Iterable[tuple[FoldedEvent, FoldedEvent]]
-) -> ActionEvents:
-    """Group events by action: `new` ones, and others as they were stored and as they are now."""
-    added: dict[ActionKey, list[FoldedEvent]] = {}
-    rewritten: set[ActionKey] = set()
-    for event in new:
-        key = action_key(event.latest)
-        events = added.get(key)
-        if events is None:
-            added[key] = [event]
-        else:
-            events.append(event)
-    for stored, event in changed:
-        key, before = action_key(event.latest), action_key(stored.latest)
-        if before == key and _meaning(stored.latest) == _meaning(event.latest):
-            event = replace(event, count=event.count - stored.count)
-        else:
-            rewritten.add(before)
-        added.setdefault(key, []).append(event)
-    return ActionEvents(added, rewritten)
-
-
 def recompute(events: Sequence[FoldedEvent]) -> Action | None:
     """Return the action that has these events alone; None without events."""
     return advance(None, events) if events else None
@@ -161,12 +160,16 @@ def advance(stored: Action | None, added: Sequence[FoldedEvent]) -> Action:
 
     Each is the event as it is now, with the count of its new occurrences.
     """
+    # Local variables, as the loop runs for every event.
+    state, failure, fingerprint = "unknown", None, None
+    decided_at = decided_by = started = None
+    attempts = retries = warnings = 0
     if stored is None:
         first = added[0].latest
-        stored = Action(first.last_timestamp, first.name)
-    # Local variables, as the loop runs for every event.
-    last_seen, last_event, state, decided_at, decided_by, started, *counts, _, _ = astuple(stored)
-    attempts, retries, warnings = counts
+        last_seen, last_event = first.last_timestamp, first.name
+    else:
+        last_seen, last_event, state, decided_at, decided_by, started, *rest = astuple(stored)
+        attempts, retries, warnings, failure, fingerprint = rest
     deciding = None
     for event in added:
         latest = event.latest
@@ -193,7 +196,6 @@ def advance(stored: Action | None, added: Sequence[FoldedEvent]) -> Action:
             state, decided_at, decided_by, deciding = its_state, moment, name, latest
     if decided_by is not None and decided_at == last_seen:
         last_event = decided_by
-    failure, fingerprint = stored.failure, stored.fingerprint
     if deciding is not None:
         failure, fingerprint = _failure(deciding) if state in _FAILURES else (None, None)
     return Action(
@@ -213,68 +215,63 @@ def advance(stored: Action | None, added: Sequence[FoldedEvent]) -> Action:
 
 def advance_all(
     events: ActionEvents,
-    stored: Mapping[ActionKey, Action],
-    remaining: Mapping[ActionKey, Sequence[FoldedEvent]],
+    stored: Mapping[ElementKey, Actions],
+    remaining: Mapping[tuple[ElementKey, str], Sequence[FoldedEvent]],
 ) -> StateChanges:
-    """Apply a batch to the `stored` actions; `remaining` holds all events of the rewritten ones."""
-    actions: dict[ActionKey, tuple[Action | None, Action | None]] = {}
-    elements: dict[ElementKey, list[StateChange]] = {}
-    warnings: dict[Execution, int] = {}
+    """Apply a batch to the `stored` actions of its elements.
 
-    def change(key: ActionKey, before: Action | None, after: Action | None) -> None:
-        actions[key] = before, after
-        states = before.state if before else None, after.state if after else None
-        if states[0] != states[1]:
-            elements.setdefault(key[:5], []).append(states)
-        more = (after.warnings if after else 0) - (before.warnings if before else 0)
-        if more:
-            warnings[key[:2]] = warnings.get(key[:2], 0) + more
-
-    for key, added in events.added.items():
-        if key not in events.rewritten:
-            before = stored.get(key)
-            change(key, before, advance(before, added))
-    for key in events.rewritten:
-        change(key, stored.get(key), recompute(remaining[key]))
-    return StateChanges(actions, elements, warnings)
-
-
-def element_deltas(
-    changes: Mapping[ElementKey, Iterable[StateChange]], stored: Mapping[ActionKey, Action]
-) -> dict[Execution, Tally]:
-    """Return the change of each execution's elements by `changes` of their actions' states.
-
-    `stored` holds at least all actions of these elements before the batch.
+    `remaining` holds all events of the rewritten actions, by element and name.
     """
-    tallies = {key: [0] * len(STATES) for key in changes}
-    for key, action in stored.items():
-        tally = tallies.get(key[:5])
-        if tally is not None:
-            tally[_POSITION[action.state]] += 1
-    deltas: dict[Execution, Tally] = {}
-    for element, tally in tallies.items():
-        before = _element_state(tally)
-        for change in changes[element]:
-            _move(tally, *change)
-        delta = deltas.get(element[:2])
-        if delta is None:
-            delta = deltas[element[:2]] = [0] * len(STATES)
-        _move(delta, before, _element_state(tally))
-    return deltas
+    changes = StateChanges()
+    for element in events.elements():
+        before = stored.get(element, {})
+        after = dict(before)
+        rewritten = events.rewritten.get(element, ())
+        for name, added in events.added.get(element, {}).items():
+            if name not in rewritten:
+                after[name] = advance(before.get(name), added)
+                _add_change(changes, element, name, before.get(name), after[name])
+        for name in rewritten:
+            action = recompute(remaining[element, name])
+            if action is not None:
+                after[name] = action
+            else:
+                after.pop(name, None)
+            _add_change(changes, element, name, before.get(name), action)
+        changes.elements[element] = after
+        states = _element_state(before), _element_state(after)
+        if states[0] != states[1]:
+            tally = changes.tallies.get(element[:2])
+            if tally is None:
+                tally = changes.tallies[element[:2]] = [0] * len(STATES)
+            for state, one in zip(states, (-1, 1), strict=True):
+                if state is not None:
+                    tally[_POSITION[state]] += one
+    return changes
 
 
-def _element_state(tally: Tally) -> str | None:
-    for state, position in _ELEMENT_POSITIONS:
-        if tally[position]:
-            return state
-    return None
+def _add_change(
+    changes: StateChanges,
+    element: ElementKey,
+    name: str,
+    before: Action | None,
+    after: Action | None,
+) -> None:
+    changes.actions.append((element, name, before, after))
+    more = (after.warnings if after else 0) - (before.warnings if before else 0)
+    if more:
+        execution = element[:2]
+        changes.warnings[execution] = changes.warnings.get(execution, 0) + more
 
 
-def _move(tally: Tally, before: str | None, after: str | None) -> None:
-    if before is not None:
-        tally[_POSITION[before]] -= 1
-    if after is not None:
-        tally[_POSITION[after]] += 1
+def _element_state(actions: Actions) -> str | None:
+    """Return the state of an element by all of its actions; None without any."""
+    first = len(ELEMENT_PRECEDENCE)
+    for action in actions.values():
+        rank = _ELEMENT_RANK[action.state]
+        if rank < first:
+            first = rank
+    return ELEMENT_PRECEDENCE[first] if actions else None
 
 
 def _failure(deciding: Occurrence) -> tuple[str, str]:
@@ -291,10 +288,22 @@ def _failure(deciding: Occurrence) -> tuple[str, str]:
     return text, fingerprint
 
 
-def _meaning(latest: Occurrence) -> tuple[str | None, bool]:
-    """Return what the count of an event is added to."""
+def _is_same(before: Occurrence, now: Occurrence) -> bool:
+    """Return True if an event is still in the same action and its count means the same."""
+    return (
+        before.elem_id == now.elem_id
+        and before.action_name == now.action_name
+        and before.object_name == now.object_name
+        and before.elem_type == now.elem_type
+        and (before.type == WARNING) == (now.type == WARNING)
+        and (before.reason == now.reason or _meaning(before) == _meaning(now))
+    )
+
+
+def _meaning(latest: Occurrence) -> str | None:
+    """Return the code of a reason that decides a state, None for any other."""
     code, state, _ = _effect(latest.reason)
-    return code if state else None, latest.type == WARNING
+    return code if state else None
 
 
 @lru_cache(maxsize=4096)

@@ -40,30 +40,35 @@ FROM unnest($1::text::text[], $2::text::text[], $3::text::text[])
 JOIN execution_events.event USING (execution_id, namespace, name)
 
 -- name: change_events
--- The identity and the list position never change.
+-- A recurrence changes nothing else.
 UPDATE execution_events.event
 SET first_timestamp = changed.first_timestamp,
     last_timestamp = changed.last_timestamp,
     count = changed.count,
-    object_name = changed.object_name,
+    body = changed.body
+FROM unnest(
+    $1::text::text[], $2::text::text[], $3::text::text[],
+    $4::timestamptz[], $5::timestamptz[], $6::bigint[], $7::bytea[]
+) AS changed (execution_id, namespace, name, first_timestamp, last_timestamp, count, body)
+WHERE event.execution_id = changed.execution_id
+    AND event.namespace = changed.namespace
+    AND event.name = changed.name
+
+-- name: rewrite_events
+-- The identity and the list position never change.
+UPDATE execution_events.event
+SET object_name = changed.object_name,
     reason = changed.reason,
     type = changed.type,
     elem_type = changed.elem_type,
     elem_id = changed.elem_id,
     action_name = changed.action_name,
-    body = changed.body,
     element_hash = changed.element_hash
 FROM unnest(
-    $execution_id::text[], $namespace::text[], $name::text[],
-    $first_timestamp::timestamptz[], $last_timestamp::timestamptz[], $count::bigint[],
-    $object_name::text[], $reason::text[], $type::text[],
-    $elem_type::text[], $elem_id::text[], $action_name::text[], $body::bytea[],
-    $element_hash::bigint[]
+    $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+    $9::text[], $10::bigint[]
 ) AS changed (
-    execution_id, namespace, name,
-    first_timestamp, last_timestamp, count,
-    object_name, reason, type,
-    elem_type, elem_id, action_name, body,
+    execution_id, namespace, name, object_name, reason, type, elem_type, elem_id, action_name,
     element_hash
 )
 WHERE event.execution_id = changed.execution_id

@@ -27,11 +27,11 @@ SET last_seen = changed.last_seen,
     failure = changed.failure,
     fingerprint = changed.fingerprint
 FROM unnest(
-    $execution_id::text[], $namespace::text[], $action_key::bytea[],
-    $last_seen::timestamptz[], $last_event::text[], $state::text[],
-    $decided_at::timestamptz[], $decided_by::text[], $started::timestamptz[],
-    $attempts::bigint[], $retries::bigint[], $warnings::bigint[],
-    $failure::text[], $fingerprint::text[]
+    $1::text::text[], $2::text::text[], $3::bytea[],
+    $4::timestamptz[], $5::text::text[], $6::text::text[],
+    $7::timestamptz[], $8::text[], $9::timestamptz[],
+    $10::bigint[], $11::bigint[], $12::bigint[],
+    $13::text[], $14::text[]
 ) AS changed (
     execution_id, namespace, action_key,
     last_seen, last_event, state,

@@ -23,6 +23,7 @@ from execution_events.store.schema.migrate import require_compatible
 from execution_events.store.schema.roles import require_right
 from execution_events.store.sql import load_queries
 from execution_events.store.write.events import prepare, write_events
+from execution_events.store.write.known import KnownExecutions
 from execution_events.wire import REFUSED_BY_DATABASE, Headers, Record
 
 _SQL = load_queries("dead_letters")
@@ -309,7 +310,10 @@ class DeadLetters:
             async with self._connection.transaction():
                 with refused_rows():
                     await write_events(
-                        self._connection, list(fold([outcome]).values()), first_objects([outcome])
+                        self._connection,
+                        list(fold([outcome]).values()),
+                        first_objects([outcome]),
+                        KnownExecutions(),
                     )
         except BatchRefusedError as error:
             return Refusal(REFUSED_BY_DATABASE, error.detail)

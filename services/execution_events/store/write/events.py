@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import asyncpg
 import msgspec
@@ -11,19 +10,18 @@ from execution_events.events import COUNT_MAX, Occurrence
 from execution_events.projection.body import body_of
 from execution_events.projection.fold import FoldedEvent, merge
 from execution_events.projection.states import (
+    STATES,
+    ActionEvents,
+    Actions,
     ElementKey,
     Execution,
+    StateChanges,
     element_key,
-    events_by_action,
 )
-from execution_events.store.sql import array_literal, load_queries, number_arguments
+from execution_events.store.sql import array_literal, load_queries
+from execution_events.store.write.known import KnownExecution, KnownExecutions
 from execution_events.store.write.rows import EVENT_COLUMNS, event_row, stored_event
-from execution_events.store.write.states import (
-    NO_DELTA,
-    ExecutionDelta,
-    element_hashes,
-    write_states,
-)
+from execution_events.store.write.states import element_hashes, stored_elements, write_states
 
 _SQL = load_queries("events")
 
@@ -33,7 +31,6 @@ _PURGE_BATCH = 10_000
 """Changes deleted by one statement, in some 50 ms."""
 
 _CHANGE_COUNTERS = load_queries("states")["change_counters"]
-_CHANGE_EVENTS, _CHANGE_EVENTS_COLUMNS = number_arguments(_SQL["change_events"])
 _CHANGE_COLUMNS = ("execution_id", "namespace", "revision", "previous", "names", "rewritten")
 
 
@@ -48,10 +45,10 @@ class _ExecutionUpdate(msgspec.Struct):
     last_timestamp: datetime
     revision: int = 0
     previous: int | None = None
-    merged: dict[str, FoldedEvent] = {}
-    """The new state of each of `events` that is stored already, by name."""
+    new: int = 0
+    """The number of `events` that were not stored before."""
     rewritten: set[str] = set()
-    """The names of merged events whose texts change."""
+    """The names of the others whose texts change."""
 
 
 async def prepare(connection: asyncpg.Connection) -> None:
@@ -78,56 +75,99 @@ async def prepare(connection: asyncpg.Connection) -> None:
 async def write_events(
     connection: asyncpg.Connection,
     events: Sequence[FoldedEvent],
-    objects: Mapping[tuple[str, str], str],
-) -> None:
+    objects: Mapping[Execution, str],
+    known: KnownExecutions,
+) -> dict[Execution, KnownExecution]:
     """Apply distinct `events`, sorted by identity, in the caller's transaction.
 
-    Locks each execution, then reads the stored events, merges and writes them. New events go into
-    one COPY, which is much cheaper than an INSERT with ON CONFLICT.
+    Locks each execution, reads the stored events and actions that are not known, merges and writes
+    them. New rows go into one COPY, which is much cheaper than an INSERT with ON CONFLICT. Returns
+    the executions for `known.put`, after the commit.
     """
-    if not events:
-        return
     updates = _by_execution(events)
+    if not updates:
+        return {}
     await _raise_executions(connection, updates, objects)
-    # A new execution has no stored events.
-    candidates = [
-        event
-        for update in updates.values()
-        if update.previous is not None
-        for event in update.events
-    ]
-    changed = []
-    for event, stored in await _stored(connection, candidates):
-        merged = merge(stored, event)
-        changed.append((stored, merged))
-        update = updates[event.latest.execution_id, event.latest.namespace]
-        update.merged[event.latest.name] = merged
-        if _filtered_texts(merged.latest) != _filtered_texts(stored.latest):
-            update.rewritten.add(event.latest.name)
-    new = [
-        event
-        for update in updates.values()
-        for event in update.events
-        if event.latest.name not in update.merged
-    ]
-    of_actions = events_by_action(new, changed)
-    hashes = element_hashes(of_actions.keys())
+    executions = {key: known.take(key, update.previous) for key, update in updates.items()}
+    await _read_events(connection, updates, executions)
+    states = ActionEvents()
+    new, changed, rewritten = [], [], []
+    for key, update in updates.items():
+        stored_events = executions[key].events
+        for event in update.events:
+            name = event.latest.name
+            stored = stored_events.get(name)
+            if stored is None:
+                stored_events[name] = event
+                new.append((event, states.add(event)))
+                update.new += 1
+                continue
+            merged = stored_events[name] = merge(stored, event)
+            changed.append(merged)
+            states.change(stored, merged)
+            texts, texts_now = _texts(stored.latest), _texts(merged.latest)
+            if texts != texts_now:
+                rewritten.append(merged)
+            if texts[1:] != texts_now[1:] or stored.latest.message != merged.latest.message:
+                update.rewritten.add(name)
+    hashes = element_hashes(states.elements())
     await connection.copy_records_to_table(
         "event",
         schema_name="execution_events",
         columns=EVENT_COLUMNS,
-        records=_rows(new, hashes),
+        records=[event_row(event, body_of(event), hashes[element]) for event, element in new],
     )
-    if changed:
-        rows = _rows((merged for _, merged in changed), hashes)
-        columns = dict(zip(EVENT_COLUMNS, zip(*rows, strict=True), strict=True))
-        await connection.execute(
-            _CHANGE_EVENTS, *(columns[column] for column in _CHANGE_EVENTS_COLUMNS)
-        )
-    known = {key for key, update in updates.items() if update.previous is not None}
-    deltas = await write_states(connection, of_actions, hashes, known)
+    await _change_events(connection, changed)
+    await _rewrite_events(connection, rewritten, hashes)
+    stored_actions = await _read_elements(connection, executions, hashes)
+    changes = await write_states(connection, states, stored_actions, hashes)
+    for element, actions in changes.elements.items():
+        elements = executions[element[:2]].elements
+        if actions:
+            elements[element] = actions
+        else:
+            elements.pop(element, None)
     await _record_changes(connection, updates.values())
-    await _change_counters(connection, updates, deltas)
+    await _change_counters(connection, updates, changes)
+    for key, execution in executions.items():
+        execution.revision = updates[key].revision
+    return executions
+
+
+async def _read_events(
+    connection: asyncpg.Connection,
+    updates: Mapping[Execution, _ExecutionUpdate],
+    executions: Mapping[Execution, KnownExecution],
+) -> None:
+    """Read those of the batch's events that may be stored and are not known."""
+    unknown = [
+        event
+        for key, update in updates.items()
+        if not (execution := executions[key]).whole
+        for event in update.events
+        if event.latest.name not in execution.events
+    ]
+    for event, stored in await _stored(connection, unknown):
+        latest = event.latest
+        executions[latest.execution_id, latest.namespace].events[latest.name] = stored
+
+
+async def _read_elements(
+    connection: asyncpg.Connection,
+    executions: Mapping[Execution, KnownExecution],
+    hashes: Mapping[ElementKey, int],
+) -> dict[ElementKey, Actions]:
+    """Return all actions of the elements; read what is not known."""
+    elements: dict[ElementKey, Actions] = {}
+    unknown = {}
+    for element, hash_ in hashes.items():
+        execution = executions[element[:2]]
+        actions = execution.elements.get(element)
+        if actions is not None:
+            elements[element] = actions
+        elif not execution.whole:
+            unknown[element] = hash_
+    return elements | await stored_elements(connection, unknown)
 
 
 async def purge_changes(connection: asyncpg.Connection, retention: timedelta) -> bool:
@@ -136,8 +176,8 @@ async def purge_changes(connection: asyncpg.Connection, retention: timedelta) ->
     return bool(deleted == _PURGE_BATCH)
 
 
-def _by_execution(events: Iterable[FoldedEvent]) -> dict[tuple[str, str], _ExecutionUpdate]:
-    updates: dict[tuple[str, str], _ExecutionUpdate] = {}
+def _by_execution(events: Iterable[FoldedEvent]) -> dict[Execution, _ExecutionUpdate]:
+    updates: dict[Execution, _ExecutionUpdate] = {}
     for event in events:
         latest = event.latest
         first, last = event.first_timestamp, latest.last_timestamp
@@ -157,8 +197,8 @@ def _by_execution(events: Iterable[FoldedEvent]) -> dict[tuple[str, str], _Execu
 
 async def _raise_executions(
     connection: asyncpg.Connection,
-    updates: dict[tuple[str, str], _ExecutionUpdate],
-    objects: Mapping[tuple[str, str], str],
+    updates: Mapping[Execution, _ExecutionUpdate],
+    objects: Mapping[Execution, str],
 ) -> None:
     """Lock the rows of the executions and raise their revisions."""
     raised = updates.values()
@@ -182,27 +222,52 @@ async def _stored(
     """Return each of `events` that is stored, with its stored state."""
     if not events:
         return []
-    rows = await connection.fetch(
-        _SQL["stored_events"],
-        array_literal([event.latest.execution_id for event in events]),
-        array_literal([event.latest.namespace for event in events]),
-        array_literal([event.latest.name for event in events]),
-    )
+    rows = await connection.fetch(_SQL["stored_events"], *_identities(events))
     return [
         (event := events[ordinal - 1], stored_event(event.latest.execution_id, *columns))
         for ordinal, *columns in rows
     ]
 
 
-def _rows(events: Iterable[FoldedEvent], hashes: Mapping[ElementKey, int]) -> list[tuple[Any, ...]]:
-    return [event_row(event, body_of(event), hashes[element_key(event.latest)]) for event in events]
+async def _change_events(connection: asyncpg.Connection, events: Sequence[FoldedEvent]) -> None:
+    if events:
+        await connection.execute(
+            _SQL["change_events"],
+            *_identities(events),
+            [event.first_timestamp for event in events],
+            [event.latest.last_timestamp for event in events],
+            [event.count for event in events],
+            [body_of(event) for event in events],
+        )
 
 
-def _filtered_texts(occurrence: Occurrence) -> tuple[str, ...]:
-    """Return the texts that filters match."""
+async def _rewrite_events(
+    connection: asyncpg.Connection,
+    events: Sequence[FoldedEvent],
+    hashes: Mapping[ElementKey, int],
+) -> None:
+    if events:
+        rows = [
+            (*event.identity, *_texts(latest := event.latest), hashes[element_key(latest)])
+            for event in events
+        ]
+        await connection.execute(_SQL["rewrite_events"], *zip(*rows, strict=True))
+
+
+def _identities(events: Sequence[FoldedEvent]) -> tuple[str, str, str]:
+    """Return the arrays of execution ids, namespaces and names."""
     return (
+        array_literal([event.latest.execution_id for event in events]),
+        array_literal([event.latest.namespace for event in events]),
+        array_literal([event.latest.name for event in events]),
+    )
+
+
+def _texts(occurrence: Occurrence) -> tuple[str, ...]:
+    """Return the texts that have columns; filters match all but the first, and the message."""
+    return (
+        occurrence.object_name,
         occurrence.reason,
-        occurrence.message,
         occurrence.type,
         occurrence.elem_type,
         occurrence.elem_id,
@@ -235,14 +300,14 @@ async def _record_changes(
 async def _change_counters(
     connection: asyncpg.Connection,
     updates: Mapping[Execution, _ExecutionUpdate],
-    deltas: Mapping[Execution, ExecutionDelta],
+    changes: StateChanges,
 ) -> None:
     rows = []
     for key, update in updates.items():
-        elements, warnings = deltas.get(key, NO_DELTA)
-        events = len(update.events) - len(update.merged)
-        if events or warnings or any(elements):
+        tally, warnings = changes.tallies.get(key), changes.warnings.get(key, 0)
+        if update.new or warnings or tally:
+            tally = tally or [0] * len(STATES)
             # Unknown ones are the rest.
-            rows.append((*key, events, sum(elements), *elements[:-1], warnings))
+            rows.append((*key, update.new, sum(tally), *tally[:-1], warnings))
     if rows:
         await connection.execute(_CHANGE_COUNTERS, *zip(*rows, strict=True))

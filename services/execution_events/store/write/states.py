@@ -1,9 +1,8 @@
 """States of actions, written to the table `action`."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from hashlib import sha256
-from typing import NamedTuple
 from zlib import crc32
 
 import asyncpg
@@ -11,18 +10,17 @@ from msgspec.structs import astuple
 
 from execution_events.projection.fold import FoldedEvent
 from execution_events.projection.states import (
-    STATES,
     Action,
+    ActionChange,
     ActionEvents,
-    ActionKey,
+    Actions,
     ElementKey,
     Execution,
-    Tally,
-    action_key,
+    StateChanges,
     advance_all,
-    element_deltas,
+    element_key,
 )
-from execution_events.store.sql import load_queries, number_arguments
+from execution_events.store.sql import array_literal, load_queries
 from execution_events.store.write.rows import stored_event
 
 _SQL = load_queries("states")
@@ -41,33 +39,15 @@ _ACTION_COLUMNS = (
     "kind",
     *_STATE_COLUMNS,
 )
-_CHANGED_COLUMNS = ("execution_id", "namespace", "action_key", *_STATE_COLUMNS)
-_CHANGE_ACTIONS, _CHANGE_ACTIONS_COLUMNS = number_arguments(_SQL["change_actions"])
+_CHANGED_TEXTS = (0, 1, 4, 5)
+"""Positions of columns without nulls in a row that changes: its key, then `_STATE_COLUMNS`."""
 
 
-class ExecutionDelta(NamedTuple):
-    """The change of an execution's elements in each of `STATES`, and of its warnings."""
-
-    elements: Tally
-    warnings: int
-
-
-NO_DELTA = ExecutionDelta([0] * len(STATES), 0)
-
-
-def _digest(*texts: str) -> bytes:
-    return sha256("\0".join(texts).encode()).digest()[:16]
-
-
-_kind = lru_cache(maxsize=4096)(_digest)
-"""Returns the `kind` of an action, by its namespace, element type and name."""
-
-
-def element_hashes(actions: Iterable[ActionKey]) -> dict[ElementKey, int]:
-    """Return the `element_hash` of each element that any of `actions` is of."""
+def element_hashes(elements: Iterable[ElementKey]) -> dict[ElementKey, int]:
+    """Return the `element_hash` of each of the elements."""
     executions: dict[Execution, int] = {}
     hashes = {}
-    for key in {action[:5] for action in actions}:
+    for key in elements:
         execution = executions.get(key[:2])
         if execution is None:
             execution = executions[key[:2]] = (_hash(key[:2]) << 32) - 2**63
@@ -75,70 +55,68 @@ def element_hashes(actions: Iterable[ActionKey]) -> dict[ElementKey, int]:
     return hashes
 
 
+async def stored_elements(
+    connection: asyncpg.Connection, hashes: Mapping[ElementKey, int]
+) -> dict[ElementKey, dict[str, Action]]:
+    """Return the stored actions of each element, by name."""
+    elements: dict[ElementKey, dict[str, Action]] = {key: {} for key in hashes}
+    if elements:
+        for row in await connection.fetch(_SQL["stored_actions"], _array(hashes.values())):
+            actions = elements.get(tuple(row[:5]))
+            if actions is not None:
+                actions[row[5]] = Action(*row[6:])
+    return elements
+
+
 async def write_states(
     connection: asyncpg.Connection,
     events: ActionEvents,
+    stored: Mapping[ElementKey, Actions],
     hashes: Mapping[ElementKey, int],
-    known: Collection[Execution],
-) -> dict[Execution, ExecutionDelta]:
-    """Apply `events` to their actions, in the caller's transaction.
+) -> StateChanges:
+    """Apply `events` to the `stored` actions of their elements, in the caller's transaction.
 
-    They are written already, and their executions locked. `hashes` are those of their elements;
-    `known` are the executions that were stored before. Returns the change of each execution's
-    counters, unless there is none.
+    They are written already, and their executions locked. `hashes` are those of their elements.
     """
-    stored = await _stored_actions(
-        connection, [hash_ for element, hash_ in hashes.items() if element[:2] in known]
-    )
-    remaining = await _events_of(connection, events.rewritten, hashes)
+    remaining = await _remaining_events(connection, events.rewritten, hashes)
     changes = advance_all(events, stored, remaining)
     await _write_actions(connection, changes.actions, hashes)
-    elements = element_deltas(changes.elements, stored)
-    return {
-        execution: ExecutionDelta(
-            elements.get(execution, NO_DELTA.elements), changes.warnings.get(execution, 0)
-        )
-        for execution in elements.keys() | changes.warnings.keys()
+    return changes
+
+
+async def _remaining_events(
+    connection: asyncpg.Connection,
+    rewritten: Mapping[ElementKey, Iterable[str]],
+    hashes: Mapping[ElementKey, int],
+) -> dict[tuple[ElementKey, str], list[FoldedEvent]]:
+    """Return all events of the rewritten actions."""
+    events: dict[tuple[ElementKey, str], list[FoldedEvent]] = {
+        (key, name): [] for key, names in rewritten.items() for name in names
     }
-
-
-async def _stored_actions(
-    connection: asyncpg.Connection, hashes: Iterable[int]
-) -> dict[ActionKey, Action]:
-    if not hashes:
-        return {}
-    rows = await connection.fetch(_SQL["stored_actions"], _array(hashes))
-    return {tuple(row[:6]): Action(*row[6:]) for row in rows}
-
-
-async def _events_of(
-    connection: asyncpg.Connection, keys: Collection[ActionKey], hashes: Mapping[ElementKey, int]
-) -> dict[ActionKey, list[FoldedEvent]]:
-    events: dict[ActionKey, list[FoldedEvent]] = {key: [] for key in keys}
-    if not events:
-        return {}
-    of_elements = {hashes[key[:5]] for key in keys}
-    for row in await connection.fetch(_SQL["events_of_elements"], _array(of_elements)):
-        event = stored_event(*row)
-        of_action = events.get(action_key(event.latest))
-        if of_action is not None:
-            of_action.append(event)
+    if events:
+        of_elements = {hashes[key] for key in rewritten}
+        for row in await connection.fetch(_SQL["events_of_elements"], _array(of_elements)):
+            event = stored_event(*row)
+            of_action = events.get((element_key(event.latest), event.latest.action_name))
+            if of_action is not None:
+                of_action.append(event)
     return events
 
 
 async def _write_actions(
     connection: asyncpg.Connection,
-    actions: Mapping[ActionKey, tuple[Action | None, Action | None]],
+    changes: Iterable[ActionChange],
     hashes: Mapping[ElementKey, int],
 ) -> None:
     new, changed, gone = [], [], []
-    for key, (before, after) in actions.items():
-        identity = (*key[:2], _digest(*key[2:]))
+    for element, name, before, after in changes:
+        identity = (*element[:2], _digest(*element[2:], name))
         if after is None:
-            gone.append(identity)
+            if before is not None:
+                gone.append(identity)
         elif before is None:
-            kind = _kind(key[1], key[3], key[5])
-            new.append((*identity, *key[2:], hashes[key[:5]], kind, *astuple(after)))
+            kind = _kind(element[1], element[3], name)
+            new.append((*identity, *element[2:], name, hashes[element], kind, *astuple(after)))
         else:
             changed.append(identity + astuple(after))
     if new:
@@ -146,12 +124,22 @@ async def _write_actions(
             "action", schema_name="execution_events", columns=_ACTION_COLUMNS, records=new
         )
     if changed:
-        columns = dict(zip(_CHANGED_COLUMNS, zip(*changed, strict=True), strict=True))
-        await connection.execute(
-            _CHANGE_ACTIONS, *(columns[column] for column in _CHANGE_ACTIONS_COLUMNS)
-        )
+        columns: list[object] = list(zip(*changed, strict=True))
+        for position in _CHANGED_TEXTS:
+            columns[position] = array_literal(row[position] for row in changed)
+        await connection.execute(_SQL["change_actions"], *columns)
     if gone:
         await connection.execute(_SQL["delete_actions"], *zip(*gone, strict=True))
+
+
+def _digest(*texts: str) -> bytes:
+    return sha256("\0".join(texts).encode()).digest()[:16]
+
+
+@lru_cache(maxsize=4096)
+def _kind(namespace: str, elem_type: str, action_name: str) -> int:
+    """Return the `kind` of an action."""
+    return int.from_bytes(_digest(namespace, elem_type, action_name)[:8], signed=True)
 
 
 def _hash(texts: Iterable[str]) -> int:

@@ -124,9 +124,9 @@ CREATE TABLE action (
     action_name  text COLLATE "C" NOT NULL,
     -- As of its events: the state of an element is that of its actions, which are read together.
     element_hash bigint NOT NULL,
-    -- The first 16 bytes of SHA-256 over namespace, element type and action, joined by NUL: durations
+    -- The first 8 bytes of SHA-256 over namespace, element type and action, joined by NUL: durations
     -- are compared within a kind.
-    kind         bytea NOT NULL,
+    kind         bigint NOT NULL,
     state        text COLLATE "C" NOT NULL,
     -- The event that decides the state, and its last timestamp; null while it is unknown.
     decided_at   timestamptz,
@@ -146,7 +146,7 @@ CREATE TABLE action (
     -- finished - started; null if either is.
     duration_seconds double precision GENERATED ALWAYS AS (
         CASE WHEN state NOT IN ('running', 'unknown')
-            THEN extract(epoch FROM decided_at - started)::double precision
+            THEN date_part('epoch', decided_at - started)
         END
     ) STORED,
     -- Unlike `retries`, it changes once.
