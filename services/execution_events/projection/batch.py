@@ -59,9 +59,9 @@ class Rate(msgspec.Struct):
 class Projection(msgspec.Struct, frozen=True):
     """The rows that one batch adds.
 
-    `events` are sorted by identity, the order in which all writers take locks. `objects` holds the
-    object of the first record of each execution and namespace. `watermarks` holds the new watermark
-    of each source that the batch moves, and `rates` the numbers of each partition's records.
+    `events` are in the order of their first records. `objects` holds the object of the first record
+    of each execution and namespace. `watermarks` holds the new watermark of each source that the
+    batch moves, and `rates` the numbers of each partition's records.
     `duplicates` counts dropped records; `gaps` counts records whose sequence does not follow their
     source's watermark.
     """
@@ -106,14 +106,15 @@ def project(records: Iterable[ReadRecord], watermarks: Mapping[SourceKey, int]) 
     moved: dict[SourceKey, int] = {}
     rates: dict[int, Rate] = {}
     duplicates = gaps = without_key = 0
+    partition, rate = -1, Rate()
     for record in records:
         origin, outcome = record.origin, record.outcome
-        rate = rates.get(record.partition)
-        if rate is None:
-            rate = rates[record.partition] = Rate()
+        if record.partition != partition:
+            partition = record.partition
+            rate = rates.setdefault(partition, Rate())
         rate.records += 1
         if origin is not None:
-            key = (record.partition, origin.source)
+            key = (partition, origin.source)
             sequence = origin.sequence
             watermark = moved.get(key)
             if watermark is None:
@@ -132,9 +133,8 @@ def project(records: Iterable[ReadRecord], watermarks: Mapping[SourceKey, int]) 
         else:
             dead_letters.append(outcome)
             rate.dead_letters += 1
-    folded = fold(occurrences)
     return Projection(
-        events=[folded[identity] for identity in sorted(folded)],
+        events=list(fold(occurrences).values()),
         objects=first_objects(occurrences),
         dead_letters=dead_letters,
         watermarks=moved,

@@ -81,7 +81,7 @@ class ActionEvents(msgspec.Struct, frozen=True):
 
     Each in `added` is the event as it is now, with the count of its new occurrences. An action in
     `rewritten` has lost an event, or an event of it has another meaning now; it is recomputed from
-    all of its events.
+    all of its events. `added` has every element that may change.
     """
 
     added: dict[ElementKey, dict[str, list[FoldedEvent]]] = {}
@@ -113,12 +113,10 @@ class ActionEvents(msgspec.Struct, frozen=True):
             )
             self.add(added)
         else:
-            self.rewritten.setdefault(element_key(before), set()).add(before.action_name)
+            element = element_key(before)
+            self.added.setdefault(element, {})
+            self.rewritten.setdefault(element, set()).add(before.action_name)
             self.add(event)
-
-    def elements(self) -> set[ElementKey]:
-        """Return the keys of all elements that may change."""
-        return self.added.keys() | self.rewritten.keys()
 
 
 ActionChange = tuple[ElementKey, str, Action | None, Action | None]
@@ -160,7 +158,7 @@ def advance(stored: Action | None, added: Sequence[FoldedEvent]) -> Action:
 
     Each is the event as it is now, with the count of its new occurrences.
     """
-    # Local variables, as the loop runs for every event.
+    # Local variables, and no call of min(), as this runs for every action.
     state, failure, fingerprint = "unknown", None, None
     decided_at = decided_by = started = None
     attempts = retries = warnings = 0
@@ -205,9 +203,9 @@ def advance(stored: Action | None, added: Sequence[FoldedEvent]) -> Action:
         decided_at,
         decided_by,
         started,
-        min(attempts, COUNT_MAX),
-        min(retries, COUNT_MAX),
-        min(warnings, COUNT_MAX),
+        attempts if attempts < COUNT_MAX else COUNT_MAX,
+        retries if retries < COUNT_MAX else COUNT_MAX,
+        warnings if warnings < COUNT_MAX else COUNT_MAX,
         failure,
         fingerprint,
     )
@@ -223,45 +221,47 @@ def advance_all(
     `remaining` holds all events of the rewritten actions, by element and name.
     """
     changes = StateChanges()
-    for element in events.elements():
-        before = stored.get(element, {})
+    for element, added in events.added.items():
+        before = stored.get(element) or {}
         after = dict(before)
-        rewritten = events.rewritten.get(element, ())
-        for name, added in events.added.get(element, {}).items():
+        rewritten = events.rewritten.get(element, ()) if events.rewritten else ()
+        for name, its_events in added.items():
             if name not in rewritten:
-                after[name] = advance(before.get(name), added)
-                _add_change(changes, element, name, before.get(name), after[name])
+                was = before.get(name)
+                now = after[name] = advance(was, its_events)
+                changes.actions.append((element, name, was, now))
+                if now.warnings:
+                    _add_warnings(changes, element, now.warnings - (was.warnings if was else 0))
         for name in rewritten:
-            action = recompute(remaining[element, name])
-            if action is not None:
-                after[name] = action
-            else:
-                after.pop(name, None)
-            _add_change(changes, element, name, before.get(name), action)
+            was, recomputed = before.get(name), recompute(remaining[element, name])
+            after.pop(name, None)
+            if recomputed is not None:
+                after[name] = recomputed
+            changes.actions.append((element, name, was, recomputed))
+            warnings = recomputed.warnings if recomputed else 0
+            _add_warnings(changes, element, warnings - (was.warnings if was else 0))
         changes.elements[element] = after
-        states = _element_state(before), _element_state(after)
-        if states[0] != states[1]:
-            tally = changes.tallies.get(element[:2])
-            if tally is None:
-                tally = changes.tallies[element[:2]] = [0] * len(STATES)
-            for state, one in zip(states, (-1, 1), strict=True):
-                if state is not None:
-                    tally[_POSITION[state]] += one
+        _add_states(changes, element, _element_state(before), _element_state(after))
     return changes
 
 
-def _add_change(
-    changes: StateChanges,
-    element: ElementKey,
-    name: str,
-    before: Action | None,
-    after: Action | None,
-) -> None:
-    changes.actions.append((element, name, before, after))
-    more = (after.warnings if after else 0) - (before.warnings if before else 0)
+def _add_warnings(changes: StateChanges, element: ElementKey, more: int) -> None:
     if more:
         execution = element[:2]
         changes.warnings[execution] = changes.warnings.get(execution, 0) + more
+
+
+def _add_states(
+    changes: StateChanges, element: ElementKey, before: str | None, after: str | None
+) -> None:
+    if before != after:
+        tally = changes.tallies.get(element[:2])
+        if tally is None:
+            tally = changes.tallies[element[:2]] = [0] * len(STATES)
+        if before is not None:
+            tally[_POSITION[before]] -= 1
+        if after is not None:
+            tally[_POSITION[after]] += 1
 
 
 def _element_state(actions: Actions) -> str | None:

@@ -78,11 +78,11 @@ async def write_events(
     objects: Mapping[Execution, str],
     known: KnownExecutions,
 ) -> dict[Execution, KnownExecution]:
-    """Apply distinct `events`, sorted by identity, in the caller's transaction.
+    """Apply distinct `events` in the caller's transaction.
 
-    Locks each execution, reads the stored events and actions that are not known, merges and writes
-    them. New rows go into one COPY, which is much cheaper than an INSERT with ON CONFLICT. Returns
-    the executions for `known.put`, after the commit.
+    Locks the executions, in the order of all writers, reads the stored events and actions that are
+    not known, merges and writes them. New rows go into one COPY, which is much cheaper than an
+    INSERT with ON CONFLICT. Returns the executions for `known.put`, after the commit.
     """
     updates = _by_execution(events)
     if not updates:
@@ -110,7 +110,7 @@ async def write_events(
                 rewritten.append(merged)
             if texts[1:] != texts_now[1:] or stored.latest.message != merged.latest.message:
                 update.rewritten.add(name)
-    hashes = element_hashes(states.elements())
+    hashes = element_hashes(states.added)
     await connection.copy_records_to_table(
         "event",
         schema_name="execution_events",

@@ -10,7 +10,7 @@ from execution_events.projection.fold import FoldedEvent
 from execution_events.projection.states import Actions, ElementKey, Execution
 
 _LIMIT = 30_000
-"""Events in memory, each with its action: some 30 MiB."""
+"""Events in memory, with their actions: some 25 MiB."""
 
 
 class KnownExecution(msgspec.Struct):

@@ -110,13 +110,15 @@ async def _write_actions(
 ) -> None:
     new, changed, gone = [], [], []
     for element, name, before, after in changes:
-        identity = (*element[:2], _digest(*element[2:], name))
+        execution_id, namespace, object_name, elem_type, elem_id = element
+        identity = execution_id, namespace, _digest(object_name, elem_type, elem_id, name)
         if after is None:
             if before is not None:
                 gone.append(identity)
         elif before is None:
-            kind = _kind(element[1], element[3], name)
-            new.append((*identity, *element[2:], name, hashes[element], kind, *astuple(after)))
+            texts = object_name, elem_type, elem_id, name
+            kind = _kind(namespace, elem_type, name)
+            new.append((*identity, *texts, hashes[element], kind, *astuple(after)))
         else:
             changed.append(identity + astuple(after))
     if new:

@@ -8,8 +8,8 @@
 -- No index has a column that recurrences change (`count`, `last_timestamp`, `last_seen`, `started`,
 -- `revision`, `changed_at`), also not in its predicate: updates stay heap-only (HOT), in the room that
 -- `fillfactor` leaves in each page. `state`, `finished` and what derives from them change when an
--- action ends or begins again. No index holds more than an execution_id, a namespace and 600 further bytes, as an index row
--- is limited to 2,704.
+-- action ends, ends again or begins again. No index holds more than an execution_id, a namespace and
+-- 600 further bytes, as an index row is limited to 2,704.
 
 
 -- ## Events
@@ -125,7 +125,7 @@ CREATE TABLE action (
     -- As of its events: the state of an element is that of its actions, which are read together.
     element_hash bigint NOT NULL,
     -- The first 8 bytes of SHA-256 over namespace, element type and action, joined by NUL: durations
-    -- are compared within a kind.
+    -- are compared within a kind, whose texts are too long for an index.
     kind         bigint NOT NULL,
     state        text COLLATE "C" NOT NULL,
     -- The event that decides the state, and its last timestamp; null while it is unknown.
@@ -149,7 +149,7 @@ CREATE TABLE action (
             THEN date_part('epoch', decided_at - started)
         END
     ) STORED,
-    -- Unlike `retries`, it changes once.
+    -- Unlike `retries`, it changes once: an index by it does not prevent HOT updates.
     retried      boolean NOT NULL GENERATED ALWAYS AS (retries > 0) STORED,
     PRIMARY KEY (execution_id, namespace, action_key),
     CHECK (state IN ('running', 'succeeded', 'failed', 'timed_out', 'cancelled', 'unknown'))
