@@ -129,6 +129,15 @@ async def test_a_question_is_answered_by_its_index(ops: asyncpg.Connection, ques
     assert scanned(nodes) <= {"partition_progress", "partition_report"}
 
 
+@pytest.mark.parametrize("question", QUESTIONS)
+async def test_a_question_takes_one_process(ops: asyncpg.Connection, question: str) -> None:
+    """A parallel scan of all actions would be chosen where few of them run."""
+    for setting in ("min_parallel_table_scan_size", "parallel_setup_cost", "parallel_tuple_cost"):
+        await ops.execute(f"SET {setting} = 0")
+    nodes = await plan(ops, QUESTIONS[question])
+    assert not [node for node in nodes if node["Node Type"].startswith("Gather")]
+
+
 async def test_usual_durations_are_computed_once_for_each_kind(ops: asyncpg.Connection) -> None:
     nodes = await plan(ops, "SELECT * FROM ops.quiet_v1")
     assert "Memoize" in {node["Node Type"] for node in nodes}
