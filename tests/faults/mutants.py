@@ -112,6 +112,21 @@ MUTANTS = (
         ("kill-committed",),
     ),
     Mutant(
+        "stale-memory",
+        "An execution in a writer's memory is used after another writer has changed it",
+        (
+            Edit(
+                "store/write/known.py",
+                "            if known.revision == previous:\n",
+                "            if previous is not None:\n",
+            ),
+        ),
+        tests=(
+            "tests/integration/test_kept_states.py::test_random_histories_keep_states",
+            "tests/integration/test_concurrent_writers.py",
+        ),
+    ),
+    Mutant(
         "reset-to-latest",
         "A consumer continues at the log's end after an offset out of range",
         (
