@@ -27,12 +27,13 @@ async def test_random_histories_keep_states(
 
 
 @pytest.mark.more
+@pytest.mark.timeout(900)
 async def test_ten_thousand_histories_keep_states(
     database: Database, owner: asyncpg.Connection
 ) -> None:
     """Concurrent ones share the batches, so that they take minutes instead of hours."""
     for seed in range(200):
-        await keep(Random(seed), database, owner, most=12, histories=50)
+        await keep(Random(seed), database, owner, most=8, histories=50)
 
 
 async def keep(
