@@ -13,6 +13,8 @@
     python -m tests.benchmarks memory [--events N] [--seconds S] [--runs N] [--reference-tree DIR]
         [--json FILE]
     python -m tests.benchmarks growth [--events N] [--sizes M,M] [--runs N] [--json FILE]
+    python -m tests.benchmarks questions [--events N] [--tenants N,N] [--failures P,P] [--runs N]
+        [--json FILE]
     python -m tests.benchmarks peers [--events N] [--runs N] [--kill] [--only NAME] [--json FILE]
 
 A missed bar is printed and does not change the exit code. The exit code is 1 if a result was wrong:
@@ -35,6 +37,7 @@ from tests.benchmarks import (
     memory,
     outage,
     publish,
+    questions,
     read,
     report,
     watch,
@@ -127,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         lambda a: latency.run(a.rates, a.samples, a.runs, a.reference_tree),
         latency,
     )
-    command.add_argument("--rates", type=_rates, default="10,1000,10000", help="events a second")
+    command.add_argument("--rates", type=_numbers, default="10,1000,10000", help="events a second")
     command.add_argument(
         "--samples", type=_positive, default=2000, help="minimum samples of each rate"
     )
@@ -179,6 +182,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--runs", type=_positive, default=3, help="runs of each variant")
     command.add_argument("--seconds", type=_seconds, default=3, help="length of one run of reads")
+
+    command = _add(
+        commands,
+        "questions",
+        lambda a: questions.run(a.events, a.tenants, a.failures, a.runs),
+        questions,
+    )
+    command.add_argument(
+        "--events", type=_positive, default=1_000_000, help="events stored before, about"
+    )
+    command.add_argument("--tenants", type=_numbers, default="1,200", help="numbers of tenants")
+    command.add_argument(
+        "--failures", type=_percentages, default="2,0.01", help="percentages of actions that fail"
+    )
+    command.add_argument("--runs", type=_positive, default=20, help="runs of each question")
 
     command = _add(
         commands,
@@ -256,7 +274,17 @@ def _sizes(text: str) -> list[float]:
     return sizes
 
 
-def _rates(text: str) -> list[int]:
+def _percentages(text: str) -> list[float]:
+    try:
+        percentages = [float(each) for each in text.split(",")]
+    except ValueError:
+        percentages = []
+    if not percentages or not all(0 <= each <= 100 for each in percentages):
+        raise argparse.ArgumentTypeError(f"{text} is not a list of percentages, such as 2,0.01")
+    return percentages
+
+
+def _numbers(text: str) -> list[int]:
     return [_positive(each) for each in text.split(",")]
 
 

@@ -85,7 +85,10 @@ async def database(postgres: Postgres, tree: Tree = THIS) -> AsyncIterator[Datab
 async def stored(connection: asyncpg.Connection, topic: str) -> int:
     """Count the stored records of a topic whose log begins at 0 and has no gaps."""
     number: int = await connection.fetchval(
-        'SELECT coalesce(sum("offset"), 0)::bigint FROM ops.pipeline_v1 WHERE topic = $1', topic
+        # The view of an earlier tree may have other columns.
+        "SELECT coalesce(sum(next_offset), 0)::bigint FROM execution_events.partition_progress"
+        " WHERE topic = $1",
+        topic,
     )
     return number
 

@@ -11,22 +11,34 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Iterator
 from itertools import islice
+from typing import Protocol
 
 import uvloop
 
 from execution_events import settings as settings_module
 from execution_events.cli.progress import Progress
-from execution_events.projection.fold import fold
+from execution_events.events import Occurrence
+from execution_events.projection.fold import first_objects, fold
 from execution_events.store.connection import connect
 from execution_events.store.write.events import prepare, write_events
+from execution_events.store.write.known import KnownExecutions
 from tests.benchmarks.dataset import Dataset
 
 _BATCH = 10_000
 """Events of a transaction."""
 
 
-async def fill(dataset: Dataset, database_url: str) -> int:
+class Events(Protocol):
+    """Events without recurrences, about `events` in number."""
+
+    @property
+    def events(self) -> int: ...
+    def occurrences(self) -> Iterator[Occurrence]: ...
+
+
+async def fill(dataset: Events, database_url: str) -> int:
     """Store a dataset and return the number of events."""
     occurrences = dataset.occurrences()
     progress = Progress(dataset.events)
@@ -36,7 +48,7 @@ async def fill(dataset: Dataset, database_url: str) -> int:
         while batch := list(islice(occurrences, _BATCH)):
             folded = sorted(fold(batch).values(), key=lambda event: event.identity)
             async with connection.transaction():
-                await write_events(connection, folded)
+                await write_events(connection, folded, first_objects(batch), KnownExecutions())
             stored += len(folded)
             progress.show(stored, "events stored")
     progress.end()

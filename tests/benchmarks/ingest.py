@@ -1,12 +1,15 @@
 """Rate at which consumers store a topic, next to PostgreSQL alone fed with folded records."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from statistics import median
 
 from execution_events.cli.progress import Progress
+from execution_events.events import Occurrence
+from execution_events.settings import Settings
 from tests.benchmarks import consuming, recurring, trees, upsert
-from tests.benchmarks.broker import PARTITIONS, Broker, broker
+from tests.benchmarks.broker import PARTITIONS, broker
 from tests.benchmarks.consuming import Sample
 from tests.benchmarks.figures import Spread, Verdict, ratio, short
 from tests.benchmarks.recurring import Counts
@@ -14,6 +17,7 @@ from tests.benchmarks.report import Report
 from tests.benchmarks.servers import Postgres, postgres
 from tests.benchmarks.trees import THIS, Tree
 from tests.benchmarks.worker import measured
+from tests.benchmarks.workload import EVENTS_OF_AN_ELEMENT
 from tests.support import databases
 from tests.support.configuration import configured
 from tests.support.consumers import end_offsets
@@ -26,11 +30,31 @@ MEMORY_BAR = 200
 """MiB of a consumer, at most."""
 TREE_BAR = 0.85
 """Ratio to the rate of the other tree's consumer."""
+ELEMENTS_BAR = 0.7
+"""Ratio of the rate with one execution to that with as many elements in many executions."""
+_EXECUTIONS = 1000
+"""Crash loops, and executions over which elements are spread."""
 
 COLUMNS = (
     *("Stored by", "records/s", "min", "max", "of PostgreSQL alone", "total seconds"),
     *("CPU µs/record", "PostgreSQL µs/record", "peak MiB"),
 )
+
+
+Work = Callable[[int], Iterator[Occurrence]]
+"""A function that yields so many records, the same in each call."""
+
+
+def _loops(number: int) -> Iterator[Occurrence]:
+    return islice(recurring.loops(_EXECUTIONS, number // _EXECUTIONS + 1), number)
+
+
+def _wide(number: int) -> Iterator[Occurrence]:
+    return recurring.elements(1, number)
+
+
+def _spread(number: int) -> Iterator[Occurrence]:
+    return recurring.elements(_EXECUTIONS, number)
 
 
 @dataclass(frozen=True)
@@ -41,45 +65,57 @@ class Variant:
     title: str
     consumers: int
     other_tree: bool = False
+    work: Work = recurring.records
 
 
 ALONE = Variant("postgresql", "PostgreSQL alone: COPY and upsert", 0)
 ONE = Variant("one", "one consumer", 1)
 TWO = Variant("two", "two consumers", 2)
 OTHER = Variant("other", "one consumer of the other tree", 1, other_tree=True)
+LOOPS = Variant("loops", f"{_EXECUTIONS:,} crash loops", 1, work=_loops)
+OTHER_LOOPS = Variant("other-loops", trees.OTHER_TITLE, 1, other_tree=True, work=_loops)
+WIDE = Variant("wide", f"{recurring.ELEMENTS:,} elements, one execution", 1, work=_wide)
+SPREAD = Variant("spread", f"the same elements, {_EXECUTIONS:,} executions", 1, work=_spread)
+_TWINS = {ONE: OTHER, LOOPS: OTHER_LOOPS}
 
 Samples = dict[str, list[Sample]]
 """By variant, in the order of the rounds."""
 
 
 async def run(records: int, rounds: int, tree: Tree | None = None) -> Report:
-    """Store one topic once a round with each variant, each time in a database of its own."""
-    variants = trees.paired((ALONE, ONE, TWO), lambda each: OTHER if tree and each is ONE else None)
+    """Store a topic once a round with each variant, each time in a database of its own."""
+    variants = trees.paired(
+        (ALONE, ONE, TWO, LOOPS, WIDE, SPREAD), lambda each: _TWINS.get(each) if tree else None
+    )
     samples: Samples = {variant.key: [] for variant in variants}
     progress = Progress(rounds * len(variants))
-    expected = recurring.counts(recurring.records(records))
+    topics: dict[Work, tuple[Settings, Counts]] = {}
     async with postgres() as server, broker() as kafka:
         progress.show(0, "runs; producing records")
-        recurring.produce(kafka.settings, list(recurring.records(records)))
-        ends = await end_offsets(kafka.settings)
-        if sum(ends.values()) != records:
-            raise RuntimeError(f"{sum(ends.values())} of {records} records are in the topic")
+        for work in dict.fromkeys(variant.work for variant in variants):
+            settings = await kafka.topic()
+            recurring.produce(settings, list(work(records)))
+            ends = await end_offsets(settings)
+            if sum(ends.values()) != records:
+                raise RuntimeError(f"{sum(ends.values())} of {records} records are in the topic")
+            topics[work] = settings, recurring.counts(work(records))
         for number in range(rounds):
             for variant in trees.in_turn(variants, number):
                 done = sum(map(len, samples.values()))
                 progress.show(done, f"runs; round {number + 1}, {variant.title}")
                 samples[variant.key].append(
                     await _sample(
-                        *(server, kafka, variant, expected),
+                        *(server, variant, *topics[variant.work]),
                         tree if tree and variant.other_tree else THIS,
                     )
                 )
     progress.end()
+    _, expected = topics[recurring.records]
     return report(variants, samples, expected, rounds)
 
 
 async def _sample(
-    server: Postgres, kafka: Broker, variant: Variant, expected: Counts, tree: Tree
+    server: Postgres, variant: Variant, settings: Settings, expected: Counts, tree: Tree
 ) -> Sample:
     async with databases.empty(server.administrator_url) as database:
         if variant.consumers:
@@ -89,9 +125,7 @@ async def _sample(
             await connection.execute("CHECKPOINT")
         if not variant.consumers:
             return await _alone(server, database, expected.total())
-        return await consuming.store(
-            server, kafka.settings, database, expected, variant.consumers, tree
-        )
+        return await consuming.store(server, settings, database, expected, variant.consumers, tree)
 
 
 async def _alone(server: Postgres, database: Database, records: int) -> Sample:
@@ -123,6 +157,13 @@ def report(variants: Sequence[Variant], samples: Samples, expected: Counts, roun
     ]
     if OTHER in variants:
         verdicts.append(trees.verdict(ONE.title, rates[ONE.key], rates[OTHER.key], TREE_BAR))
+    if OTHER_LOOPS in variants:
+        loops = rates[LOOPS.key], rates[OTHER_LOOPS.key]
+        verdicts.append(trees.verdict(LOOPS.title, *loops, TREE_BAR))
+    if WIDE in variants:
+        verdicts.append(
+            Verdict(f"{WIDE.title}, of {SPREAD.title}", _ratio(rates, WIDE, SPREAD), ELEMENTS_BAR)
+        )
     return Report(
         "ingest",
         {"records": records, "rounds": rounds, "partitions": PARTITIONS},
@@ -154,7 +195,7 @@ def _row(
         short(round(spread.median)),
         short(round(spread.least)),
         short(round(spread.greatest)),
-        f"{_ratio(rates, variant, ALONE):.2f}",
+        f"{_ratio(rates, variant, ALONE):.2f}" if variant.work is ALONE.work else "",
         short(round(median(sample.total for sample in found), 1)),
         f"{median(sample.cpu for sample in found) / records * 1e6:.1f}",
         f"{median(sample.postgres_cpu for sample in found) / records * 1e6:.1f}",
@@ -170,6 +211,9 @@ def _notes(expected: Counts, rounds: int) -> list[str]:
         f" events in {executions:,} executions, {1 - events / records:.0%} of them"
         f" recurrences, from {PARTITIONS} partitions and {recurring.WORKERS} sources, in a"
         " database of its own after a checkpoint.",
+        f"The other works have as many records: {_EXECUTIONS:,} crash loops of one event each; and"
+        f" {recurring.ELEMENTS:,} elements with {EVENTS_OF_AN_ELEMENT} events each, which recur"
+        f" after the last, in one execution and thus one partition, or in {_EXECUTIONS:,}.",
         "PostgreSQL with default durability (fsync, synchronous_commit), the broker and the"
         " consumers share the cores; only the consumers' runs pay for the broker's fetches.",
         f"PostgreSQL alone: batches of {upsert.BATCH:,} records, folded and encoded before the"

@@ -13,12 +13,20 @@ from execution_events import wire
 from execution_events.events import Occurrence
 from execution_events.settings import Settings
 from tests.benchmarks.producer import BATCH_BYTES
-from tests.benchmarks.workload import APART, BEGUN, CONCURRENT, EVENTS_OF_AN_EXECUTION, occurrence
+from tests.benchmarks.workload import (
+    APART,
+    BEGUN,
+    CONCURRENT,
+    EVENTS_OF_AN_ELEMENT,
+    EVENTS_OF_AN_EXECUTION,
+    occurrence,
+)
 
 RECURRENCES = 0.3
 """Share of all records."""
 WORKERS = 16
 """Sources; each runs several executions concurrently."""
+ELEMENTS = 10_000
 _FLUSH_TIMEOUT = 120
 """Seconds."""
 _SEED = 20180820
@@ -67,6 +75,21 @@ def loops(executions: int, number: int) -> Iterator[Occurrence]:
         moment = BEGUN + APART * turn
         for event in events:
             yield msgspec.structs.replace(event, first_timestamp=moment, last_timestamp=moment)
+
+
+def elements(executions: int, number: int) -> Iterator[Occurrence]:
+    """Yield `number` records of `ELEMENTS` elements, evenly over so many executions.
+
+    After the last event of each element, all recur.
+    """
+    ids = [str(uuid.uuid5(uuid.NAMESPACE_URL, f"elements:{each}")) for each in range(executions)]
+    events = ELEMENTS * EVENTS_OF_AN_ELEMENT
+    for position in range(number):
+        moment = BEGUN + APART * position
+        event, execution = divmod(position % events, executions)
+        yield msgspec.structs.replace(
+            occurrence(ids[execution], event), first_timestamp=moment, last_timestamp=moment
+        )
 
 
 def counts(occurrences: Iterator[Occurrence]) -> Counts:

@@ -11,7 +11,7 @@ from typing import Any
 from execution_events.embedded import EmbeddedPostgres
 from tests.benchmarks import usage
 from tests.benchmarks.trees import THIS, Tree
-from tests.support import databases
+from tests.support import databases, postgresql
 from tests.support.configuration import configured
 from tests.support.consumers import until
 from tests.support.databases import Database
@@ -54,10 +54,15 @@ class Postgres:
 
 @asynccontextmanager
 async def postgres(**settings: str) -> AsyncIterator[Postgres]:
-    """Start an empty server; `settings` are PostgreSQL's, added to the product's defaults."""
+    """Start an empty server of the chosen version (`tests/support/postgresql.py`).
+
+    `settings` are PostgreSQL's, added to the product's defaults.
+    """
     async with (
         data_directory() as directory,
-        EmbeddedPostgres(directory, settings=settings) as server,
+        EmbeddedPostgres(
+            directory, settings=settings, packages=await postgresql.packages()
+        ) as server,
     ):
         yield Postgres(server, directory.path.parent)
 

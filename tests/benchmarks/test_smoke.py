@@ -10,6 +10,7 @@ import pytest
 
 from tests.benchmarks import growth_report, publish, read, trees
 from tests.benchmarks.trees import THIS
+from tests.support.questions import QUESTIONS
 
 
 def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
@@ -71,9 +72,12 @@ def test_ingest(tmp_path: Path) -> None:
     report = run(
         *(tmp_path, "ingest", "--events", "5000", "--runs", "1"), "--reference-tree", str(THIS.root)
     )
-    assert set(report["figures"]) == {"postgresql", "one", "two", "other"}
+    assert set(report["figures"]) == {
+        *("postgresql", "one", "two", "other"),
+        *("loops", "other-loops", "wide", "spread"),
+    }
     assert all(sample["rate"] for [sample] in report["figures"].values())
-    assert len(report["verdicts"]) == 4
+    assert len(report["verdicts"]) == 6
 
 
 def test_watch(tmp_path: Path) -> None:
@@ -134,6 +138,16 @@ def test_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.more
+def test_questions(tmp_path: Path) -> None:
+    report = run(
+        *(tmp_path, "questions", "--events", "14000", "--tenants", "3", "--failures", "2"),
+        *("--runs", "1"),
+    )
+    [answers] = report["figures"].values()
+    assert answers.keys() == QUESTIONS.keys()
+    assert len(report["verdicts"]) == len(QUESTIONS)
+
+
 def test_growth(tmp_path: Path) -> None:
     report = run(
         *(tmp_path, "growth", "--events", "2000", "--sizes", "0.001,0.003", "--loop", "500"),

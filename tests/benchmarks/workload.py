@@ -23,6 +23,7 @@ APART = timedelta(milliseconds=37)
 
 _ACTIONS = ("create", "delete")
 _REASONS = (lifecycle.ACTION_START, lifecycle.SUCCESSFUL_FINISH)
+EVENTS_OF_AN_ELEMENT = len(_ACTIONS) * len(_REASONS)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -43,7 +44,7 @@ def _endless() -> Iterator[Event]:
 
 
 def _execution(execution_id: str) -> Iterator[Event]:
-    elements = EVENTS_OF_AN_EXECUTION // (len(_ACTIONS) * len(_REASONS))
+    elements = EVENTS_OF_AN_EXECUTION // EVENTS_OF_AN_ELEMENT
     for action in _ACTIONS:
         for element in range(elements):
             for reason in _REASONS:
@@ -71,7 +72,7 @@ def occurrence(
     execution_id: str, position: int, *, begun: datetime = BEGUN, type_: str = "Normal"
 ) -> Occurrence:
     """Return event number `position` of an execution in the order of lists; calls agree."""
-    element = f"job-{position // (len(_ACTIONS) * len(_REASONS))}-init"
+    element = f"job-{position // EVENTS_OF_AN_ELEMENT}-init"
     action = _ACTIONS[position // len(_REASONS) % len(_ACTIONS)]
     reason = _REASONS[position % len(_REASONS)]
     moment = begun + APART * position

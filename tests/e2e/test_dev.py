@@ -139,14 +139,15 @@ async def test_the_read_only_role_reads_the_views_and_nothing_else(dev: Dev) -> 
         dev.endpoints["database"],
         "SELECT table_name FROM information_schema.views WHERE table_schema = 'ops' ORDER BY 1",
     ).stdout.split()
-    assert views == ["dead_letters_v1", "elements_v1", "events_v1", "executions_v1", "pipeline_v1"]
+    assert "actions_v1" in views
+    assert len(views) == 10
     for view in views:
         assert psql(url, f"SELECT count(*) FROM ops.{view}").stdout.strip().isdigit(), view
     for refused in (
         "SELECT * FROM execution_events.event",
         "SELECT * FROM execution_events.dead_letter",
         "DELETE FROM ops.events_v1",
-        "INSERT INTO ops.pipeline_v1 VALUES ('t', 0, 0)",
+        "UPDATE ops.failures_v1 SET attempts = 0",
         "CREATE TABLE ops.mine (a int)",
         "CREATE TABLE public.mine (a int)",
         "CREATE TEMPORARY TABLE mine (a int)",

@@ -166,6 +166,6 @@ async def test_an_execution_is_published_followed_and_queried(
     assert [event[0] for event in events] == ["job-a"] * 3 + ["job-b"] * 3
     assert [count for _, _, count in events].count("×3") == 1
     [failed] = await run("dashboard.py", database.ops)
-    assert failed.startswith("an-execution  job-b  ActionFailed  ")
+    assert failed.startswith("an-execution  job-b  create  ")
     assert failed.endswith("  retries=3")
     assert "exit code 137" in failed

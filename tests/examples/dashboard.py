@@ -1,4 +1,4 @@
-"""A dashboard's query: elements that failed, with the number of retries and the last message.
+"""A dashboard's query: the newest failures, with the number of retries and the message.
 
 python dashboard.py OPS_URL
 """
@@ -9,21 +9,16 @@ import sys
 import asyncpg
 
 QUERY = """
-SELECT e.execution_id, e.elem_id, e.reason_code, e.message_en, e.last_timestamp,
-       coalesce(sum(r.count), 0) AS retries
-FROM ops.events_v1 e
-LEFT JOIN ops.events_v1 r
-       ON r.execution_id = e.execution_id AND r.namespace = e.namespace
-      AND r.elem_id = e.elem_id AND r.reason_code = 'ActionRetry'
-WHERE e.reason_code IN ('ActionFailed', 'ActionTimeout')
-GROUP BY 1, 2, 3, 4, 5
-ORDER BY e.last_timestamp DESC
+SELECT execution_id, elem_id, action_name, failure, retries
+FROM ops.actions_v1
+WHERE state IN ('failed', 'timed_out')
+ORDER BY finished DESC
 LIMIT 20
 """
 
 
 async def main(url: str) -> None:
-    """Print a line for each failed element."""
+    """Print a line for each failure."""
     connection = await asyncpg.connect(url)
     try:
         for row in await connection.fetch(QUERY):

@@ -17,7 +17,7 @@ from tests.faults.model import Fields, Identity
 from tests.faults.proxy import HOST
 from tests.faults.record import Headers, LogPosition
 from tests.faults.source import Source
-from tests.support import databases
+from tests.support import databases, states
 from tests.support.databases import OWNER, PASSWORD
 
 WRITER = "execution_events_writer"
@@ -87,6 +87,23 @@ class LetterRow(NamedTuple):
     reason: str
 
 
+class RateRow(NamedTuple):
+    """One partition's rows of `event_rate_v1`, added up."""
+
+    records: int
+    occurrences: int
+    letters: int
+
+
+class PipelineRow(NamedTuple):
+    """One row of `pipeline_v1`; None for what is not known."""
+
+    next_offset: int | None
+    log_end: int | None
+    lag: int | None
+    halted: str | None
+
+
 class OffsetMove(NamedTuple):
     """One change of a partition's stored offset; None before an insert and after a delete."""
 
@@ -104,11 +121,15 @@ class Stored(NamedTuple):
     letters: list[tuple[LogPosition, LetterRow]]
     progress: dict[int, int]
     watermarks: dict[tuple[int, str], int]
+    rates: dict[int, RateRow]
+    pipeline: dict[int, PipelineRow]
     moves: list[OffsetMove]
     growth: dict[str, int]
     """Occurrences that each transaction added, over all events."""
     touched: set[str]
     """Transactions that wrote dead letters or watermarks."""
+    states: list[str]
+    """Differences of states from a recomputation from `events`."""
 
 
 class EpisodeDatabase:
@@ -159,6 +180,14 @@ class EpisodeDatabase:
                 return await _progress(connection)
         except _LOST:
             return None
+
+    async def pipeline(self) -> dict[int, PipelineRow]:
+        """Return the state of each partition, none while PostgreSQL is unavailable."""
+        try:
+            async with self.connect() as connection:
+                return await _pipeline(connection)
+        except _LOST:
+            return {}
 
     async def writers_wait(self, begun_within: float = 3600) -> bool:
         """Return True if a consumer began to wait for a lock in the last `begun_within` seconds."""
@@ -241,6 +270,13 @@ async def _progress(connection: asyncpg.Connection) -> dict[int, int]:
     return {row["partition"]: row["next_offset"] for row in rows}
 
 
+async def _pipeline(connection: asyncpg.Connection) -> dict[int, PipelineRow]:
+    rows = await connection.fetch(
+        "SELECT partition, next_offset, log_end_offset, lag, halted FROM ops.pipeline_v1"
+    )
+    return {partition: PipelineRow(*row) for partition, *row in rows}
+
+
 async def _stored(connection: asyncpg.Connection) -> Stored:
     events = await connection.fetch(
         f"""
@@ -260,6 +296,10 @@ async def _stored(connection: asyncpg.Connection) -> Stored:
     letters = await connection.fetch("SELECT * FROM execution_events.dead_letter ORDER BY id")
     sources = await connection.fetch(
         "SELECT partition, source, sequence FROM execution_events.producer_progress"
+    )
+    rates = await connection.fetch(
+        "SELECT partition, sum(records)::bigint, sum(occurrences)::bigint,"
+        " sum(dead_letters)::bigint FROM ops.event_rate_v1 GROUP BY partition"
     )
     moves = await connection.fetch(
         "SELECT transaction, partition, before, after FROM faults.move ORDER BY number"
@@ -288,9 +328,12 @@ async def _stored(connection: asyncpg.Connection) -> Stored:
         letters=[((row["partition"], row["record_offset"]), _letter(row)) for row in letters],
         progress=await _progress(connection),
         watermarks={(row["partition"], row["source"]): row["sequence"] for row in sources},
+        rates={partition: RateRow(*row) for partition, *row in rates},
+        pipeline=await _pipeline(connection),
         moves=[OffsetMove(*row) for row in moves],
         growth={row["transaction"]: row["amount"] for row in growth},
         touched={row["transaction"] for row in touched},
+        states=await states.differences(connection),
     )
 
 

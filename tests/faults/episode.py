@@ -17,7 +17,7 @@ from tests.faults.author import Author
 from tests.faults.brokers import Brokers
 from tests.faults.cluster import Cluster
 from tests.faults.consumers import Consumer
-from tests.faults.database import EpisodeDatabase, cloned
+from tests.faults.database import EpisodeDatabase, PipelineRow, cloned
 from tests.faults.load import Load, Publisher, Worker
 from tests.faults.oracle import Acknowledged, Verdict, judge
 from tests.faults.own_postgres import OwnPostgres, own_postgres
@@ -31,6 +31,8 @@ from tests.support.spooling_worker import Journal
 PARTITIONS = 6
 RECOVERY_LIMIT = 60
 """Seconds from the end of the fault until everything is stored."""
+REPORT_LIMIT = 15
+"""Seconds from then until the pipeline's view shows it."""
 SESSION_TIMEOUT = 6  # seconds
 MAX_POLL_INTERVAL = 15  # seconds
 START_LIMIT = 60
@@ -224,6 +226,17 @@ class Episode:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"a transaction is still open after {ends}")
 
+    async def until_reported(self, ends: Mapping[int, int]) -> None:
+        """Return once `ops.pipeline_v1` shows the log's ends, without lag or a halted partition."""
+
+        async def reported() -> bool:
+            rows = await self.database.pipeline()
+            return rows == {
+                partition: PipelineRow(end, end, 0, None) for partition, end in ends.items()
+            }
+
+        await self.until(reported, REPORT_LIMIT, f"the pipeline's view shows {ends}")
+
     async def note_log(self) -> None:
         """Remember the records that the log holds now."""
         self.seen |= {record.position: record for record in await self.topic.records()}
@@ -405,6 +418,7 @@ async def _run(episode: Episode) -> tuple[float, Verdict]:
         left = RECOVERY_LIMIT - (time.monotonic() - episode.healed_at)
         ends = await episode.until_caught_up(max(left, 1))
         recovery = time.monotonic() - episode.healed_at
+        await episode.until_reported(ends)
         episode.on_phase("stopping")
         for code in await asyncio.gather(*(c.stop() for c in episode.consumers)):
             if code != 0:

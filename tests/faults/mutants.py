@@ -85,6 +85,48 @@ MUTANTS = (
         ("kill-offsets-set",),
     ),
     Mutant(
+        "states-outside",
+        "Actions are updated outside the transaction of their events",
+        (
+            Edit(
+                "store/write/states.py",
+                '        await connection.execute(_SQL["change_actions"],',
+                '        other = await asyncpg.connect(__import__("os").environ'
+                '["EXECUTION_EVENTS_DATABASE_URL"])\n'
+                '        await other.execute(_SQL["change_actions"],',
+            ),
+        ),
+        ("kill-upserted",),
+    ),
+    Mutant(
+        "rates-outside",
+        "Records are added to the rates after the transaction that stores them",
+        (
+            Edit(
+                "store/write/batches.py",
+                "                await add_rates(connection, self._topic, projection.rates)\n",
+                "        async with self._session() as connection:\n"
+                "            await add_rates(connection, self._topic, projection.rates)\n",
+            ),
+        ),
+        ("kill-committed",),
+    ),
+    Mutant(
+        "stale-memory",
+        "An execution in a writer's memory is used after another writer has changed it",
+        (
+            Edit(
+                "store/write/known.py",
+                "            if known.revision == previous:\n",
+                "            if previous is not None:\n",
+            ),
+        ),
+        tests=(
+            "tests/integration/test_kept_states.py::test_random_histories_keep_states",
+            "tests/integration/test_concurrent_writers.py",
+        ),
+    ),
+    Mutant(
         "reset-to-latest",
         "A consumer continues at the log's end after an offset out of range",
         (
@@ -103,6 +145,7 @@ MUTANTS = (
             Edit(
                 "store/write/batches.py",
                 "                with refused_rows():\n",
+                "                executions = {}\n"
                 '                with __import__("contextlib").suppress(asyncpg.PostgresError):\n',
             ),
         ),

@@ -1,10 +1,18 @@
 """The independent check: the model of the log against the contents of PostgreSQL, both ways."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from tests.faults.database import EventRow, ExecutionRow, LetterRow, OffsetMove, Stored
+from tests.faults.database import (
+    EventRow,
+    ExecutionRow,
+    LetterRow,
+    OffsetMove,
+    PipelineRow,
+    RateRow,
+    Stored,
+)
 from tests.faults.model import Event, Identity, Model, fold
 from tests.faults.record import LogPosition, LogRecord
 
@@ -64,9 +72,12 @@ def judge(
     differences = [
         *_limited("event", _events(expected, stored.events)),
         *_limited("execution", _executions(expected, stored.executions)),
+        *_limited("state", stored.states),
         *_limited("dead letter", _letters(model, stored.letters)),
         *_limited("stored offset", _mapping("partition", ends, stored.progress)),
         *_limited("watermark", _mapping("source", model.watermarks, stored.watermarks)),
+        *_limited("rate", _mapping("partition", _rates(records, model), stored.rates)),
+        *_limited("pipeline", _pipeline(ends, stored.pipeline)),
         *_limited("acknowledged", _acknowledged(records, model, acknowledged)),
         *_limited("published", _published(expected, Published(*published))),
         *_limited("audit", _audit(model, stored, ends) if audited else ()),
@@ -152,6 +163,30 @@ def _letters(model: Model, actual: Sequence[tuple[LogPosition, LetterRow]]) -> I
         for position, (record, reason) in model.letters.items()
     }
     yield from _mapping("record", expected, found)
+
+
+def _rates(records: Iterable[LogRecord], model: Model) -> dict[int, RateRow]:
+    read = Counter(record.partition for record in records)
+    letters = Counter(partition for partition, _ in model.letters)
+    counted: Counter[int] = Counter()
+    for (partition, _), count in model.counted.items():
+        counted[partition] += count
+    return {
+        partition: RateRow(number, counted[partition], letters[partition])
+        for partition, number in read.items()
+    }
+
+
+def _pipeline(ends: Mapping[int, int], actual: Mapping[int, PipelineRow]) -> Iterable[str]:
+    """Check the offsets; the end of the log may have been seen some time ago."""
+    for partition in ends.keys() | actual.keys():
+        end, row = ends.get(partition), actual.get(partition)
+        if end is None or row is None:
+            yield f"partition {partition}: {row}, the log ends at {end}"
+        elif row.next_offset != end:
+            yield f"partition {partition}: {row}, stored up to {end}"
+        elif row.log_end is not None and (row.log_end > end or row.lag):
+            yield f"partition {partition}: {row} beyond the log's end at {end}"
 
 
 def _mapping(what: str, expected: Mapping[_K, _V], actual: Mapping[_K, _V]) -> Iterable[str]:

@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 
 from tests.faults.author import Author
-from tests.faults.database import EventRow, ExecutionRow, LetterRow, OffsetMove, Stored
+from tests.faults.database import (
+    EventRow,
+    ExecutionRow,
+    LetterRow,
+    OffsetMove,
+    PipelineRow,
+    RateRow,
+    Stored,
+)
 from tests.faults.model import fold
 from tests.faults.oracle import Acknowledged, Published, Verdict, judge
 from tests.faults.record import LogRecord
@@ -43,6 +51,10 @@ LOG = [
 ]
 
 
+def pipeline(ends: dict[int, int]) -> dict[int, PipelineRow]:
+    return {partition: PipelineRow(end, end, 0, None) for partition, end in ends.items()}
+
+
 def stored(**changes: Any) -> Stored:
     last = SECOND + 1_500_000
     second = ("execution-2", "tenant", "pod.1")
@@ -58,6 +70,8 @@ def stored(**changes: Any) -> Stored:
         letters=[((0, 2), LetterRow(7, LOG[2].key, LOG[2].value, LOG[2].headers, REASON))],
         progress=dict(ENDS),
         watermarks={(0, "s"): 2},
+        rates={0: RateRow(4, 12, 1), 1: RateRow(1, 5, 0)},
+        pipeline=pipeline(ENDS),
         moves=[
             OffsetMove("1", 0, None, 0),
             OffsetMove("2", 1, None, 0),
@@ -67,6 +81,7 @@ def stored(**changes: Any) -> Stored:
         ],
         growth={"3": 5, "4": 12},
         touched={"3", "4"},
+        states=[],
     )._replace(**changes)
 
 
@@ -100,6 +115,10 @@ def test_finds_a_wrong_column_of_an_event(column: str, value: Any) -> None:
     events = stored().events
     events[KEY] = events[KEY]._replace(**{column: value})
     assert len(verdict(events=events).differences) == 1
+
+
+def test_reports_states_that_differ_from_the_events() -> None:
+    assert verdict(states=["action a: wrong"]).differences == ["state: action a: wrong"]
 
 
 def test_finds_a_missing_and_an_unknown_event() -> None:
@@ -148,6 +167,40 @@ def test_finds_wrong_offsets_and_watermarks(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    "rates",
+    [
+        {0: RateRow(4, 12, 1)},
+        {0: RateRow(3, 12, 1), 1: RateRow(1, 5, 0)},
+        {0: RateRow(4, 17, 1), 1: RateRow(1, 5, 0)},
+        {0: RateRow(4, 12, 1), 1: RateRow(1, 5, 1)},
+        {0: RateRow(4, 12, 1), 1: RateRow(1, 5, 0), 2: RateRow(1, 1, 0)},
+    ],
+)
+def test_finds_wrong_rates(rates: dict[int, RateRow]) -> None:
+    assert len(verdict(rates=rates).differences) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "differences"),
+    [
+        (PipelineRow(1, 0, 0, None), 0),
+        (PipelineRow(1, None, None, None), 0),
+        (PipelineRow(0, 1, 1, None), 1),
+        (PipelineRow(1, 2, 1, None), 1),
+        (PipelineRow(1, 1, 1, None), 1),
+        (None, 1),
+    ],
+)
+def test_finds_a_wrong_row_of_the_pipeline(row: PipelineRow | None, differences: int) -> None:
+    rows = pipeline(ENDS)
+    if row is None:
+        del rows[1]
+    else:
+        rows[1] = row
+    assert len(verdict(pipeline=rows).differences) == differences
+
+
+@pytest.mark.parametrize(
     ("moves", "what"),
     [
         (
@@ -175,7 +228,7 @@ def test_finds_batches_that_add_other_records_than_their_own() -> None:
 def test_offsets_of_aborted_and_control_records_are_a_gap() -> None:
     ends = {0: 7, 1: 1}
     moves = [*stored().moves, OffsetMove("5", 0, 4, 7)]
-    log = stored(progress=ends, moves=moves)
+    log = stored(progress=ends, pipeline=pipeline(ends), moves=moves)
     assert judge(LOG, log, ends, []).differences == []
 
 
@@ -189,7 +242,10 @@ def test_finds_a_counted_record_that_was_aborted(batch: str) -> None:
     growth = {"3": 5, "4": 12}
     growth[batch] = growth.get(batch, 0) + 9
 
-    found = judge(LOG, stored(progress=ends, moves=moves, events=events, growth=growth), ends, [])
+    state = stored(
+        progress=ends, pipeline=pipeline(ends), moves=moves, events=events, growth=growth
+    )
+    found = judge(LOG, state, ends, [])
 
     assert found.doubled == 1
     assert "9 too many" in found.differences[0]

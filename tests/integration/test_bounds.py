@@ -33,7 +33,11 @@ INDEXED = {
     "source_hash": 32,
     **dict.fromkeys(("reason", "type", "elem_type", "elem_id", "action_name"), TEXT_BYTES),
     **dict.fromkeys(("partition", "version"), 4),
-    **dict.fromkeys(("id", "list_position", "revision"), 8),
+    **dict.fromkeys(
+        ("id", "list_position", "revision", "element_hash", "kind", "duration_seconds"), 8
+    ),
+    **dict.fromkeys(("created_at", "finished", "minute", "refused_at"), 8),
+    **dict.fromkeys(("action_key", "state"), 16),
 }
 """Maximum size of columns."""
 

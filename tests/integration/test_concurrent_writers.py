@@ -12,12 +12,14 @@ import pytest
 
 from execution_events.errors import HaltError
 from execution_events.events import Occurrence
-from execution_events.projection.fold import fold
+from execution_events.projection.fold import first_objects, fold
 from execution_events.store.connection import connect
 from execution_events.store.write.batches import BatchWriter
 from execution_events.store.write.dead_letters import DeadLetters, Filter, Result
 from execution_events.store.write.events import prepare, write_events
+from execution_events.store.write.known import KnownExecutions
 from execution_events.store.write.prune import prune_executions, time_before
+from tests.support import states
 from tests.support.consumers import DEADLINE, until
 from tests.support.databases import Database, administrator
 from tests.support.readers import named
@@ -48,7 +50,8 @@ def crowd(rng: Random) -> list[Occurrence]:
             rng.randrange(10),
             execution_id=f"execution-{rng.randrange(3)}",
             namespace=rng.choice(["m", "n"]),
-            reason=rng.choice(["a", "b"]),
+            reason=rng.choice(["a", "b##ActionStart", "c##ActionFailed"]),
+            elem_id=rng.choice(["a", "b"]),
             count=rng.randint(1, 5),
         )
         for _ in range(rng.randint(1, 8))
@@ -133,7 +136,7 @@ async def test_concurrent_writers_retries_and_a_prune_count_every_occurrence_onc
     ]
     await refuse(database, later)
     left = WRITERS + 1
-    pruned = 0
+    pruned = snapshots = 0
 
     async def write(writer: Log) -> None:
         nonlocal left
@@ -163,8 +166,18 @@ async def test_concurrent_writers_retries_and_a_prune_count_every_occurrence_onc
                 async for step in prune_executions(connection, now, dry_run=False):
                     pruned += step.deleted
 
+    async def compare() -> None:
+        """Require that each snapshot has the states of its events."""
+        nonlocal snapshots
+        async with administrator(database.owner) as connection:
+            while left:
+                async with connection.transaction(isolation="repeatable_read", readonly=True):
+                    assert await states.differences(connection) == []
+                snapshots += 1
+
     async with asyncio.timeout(DEADLINE):
-        await asyncio.gather(*map(write, writers), retry(), prune())
+        await asyncio.gather(*map(write, writers), retry(), prune(), compare())
+    assert snapshots > 10
     assert pruned > 10
     assert await counts(owner) + await counts(owner, "gone") == expected
     await check_executions(owner)
@@ -192,14 +205,15 @@ async def test_a_second_writer_of_an_event_waits_for_the_first(
         await writers[0].add(named("a"))
     both = [named("a", 1, reason="first", count=10), named("a", 2, reason="second", count=100)]
     ones, others = ([*fold([one]).values()] for one in both)
+    objects = first_objects(both)
     async with writing(database) as one, writing(database) as other:
         transaction = one.transaction()
         await transaction.start()
-        await write_events(one, ones)
+        await write_events(one, ones, objects, KnownExecutions())
 
         async def second() -> None:
             async with other.transaction():
-                await write_events(other, others)
+                await write_events(other, others, objects, KnownExecutions())
 
         writing_second = asyncio.create_task(second())
 
@@ -227,12 +241,14 @@ async def test_writers_of_different_executions_do_not_wait(
     database: Database, writers: list[Log]
 ) -> None:
     async with writing(database) as one, one.transaction():
-        await write_events(one, [*fold([named("a")]).values()])
+        events, objects = [*fold([named("a")]).values()], first_objects([named("a")])
+        await write_events(one, events, objects, KnownExecutions())
         async with asyncio.timeout(DEADLINE / 4):
             await writers[0].add(named("a", namespace="other"))
             await writers[1].add(named("a", execution_id="execution-2"))
 
 
+@pytest.mark.tampers
 async def test_an_event_without_its_execution_halts(
     owner: asyncpg.Connection, writers: list[Log]
 ) -> None:

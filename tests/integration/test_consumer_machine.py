@@ -161,7 +161,8 @@ def machine(database: Database, tally: Tally) -> type[RuleBasedStateMachine]:
                 database.owner, server_settings={"search_path": "execution_events"}
             )
             await self.connection.execute(
-                "TRUNCATE event, execution, partition_progress, producer_progress, dead_letter"
+                "TRUNCATE event, execution, action, partition_progress, producer_progress,"
+                " dead_letter"
             )
             self.members = [self._member() for _ in range(MEMBERS)]
             self.publish(12)

@@ -1,5 +1,6 @@
 """The public views: their columns and meanings are a contract."""
 
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -7,11 +8,11 @@ import asyncpg
 import pytest
 
 from execution_events import wire
-from execution_events.events import COUNT_MAX, Occurrence
+from execution_events.events import Occurrence
 from execution_events.projection.batch import read
-from execution_events.publisher import lifecycle
 from execution_events.store.connection import fetch_one
 from execution_events.store.write.batches import Batch, BatchWriter
+from execution_events.store.write.dead_letters import DeadLetters, Result
 from execution_events.store.write.progress import OffsetMove
 from tests.support.databases import Database, administrator
 from tests.support.records import EPOCH, LogRecord, batch, log, occurrence
@@ -39,16 +40,27 @@ COLUMNS = {
         "elem_id text",
         "action_name text",
     ],
-    "executions_v1": [
+    "actions_v1": [
         "execution_id text",
         "namespace text",
-        "events bigint",
-        "occurrences bigint",
-        "first_timestamp timestamp with time zone",
-        "last_timestamp timestamp with time zone",
-        "created_at timestamp with time zone",
-        "changed_at timestamp with time zone",
-        "revision bigint",
+        "object_name text",
+        "elem_type text",
+        "elem_id text",
+        "action_name text",
+        "state text",
+        "started timestamp with time zone",
+        "finished timestamp with time zone",
+        "duration interval",
+        "duration_seconds double precision",
+        "attempts bigint",
+        "retries bigint",
+        "warnings bigint",
+        "last_seen timestamp with time zone",
+        "last_reason_code text",
+        "last_message_en text",
+        "failure text",
+        "fingerprint text",
+        "retried boolean",
     ],
     "elements_v1": [
         "execution_id text",
@@ -61,14 +73,92 @@ COLUMNS = {
         "started timestamp with time zone",
         "finished timestamp with time zone",
         "duration interval",
+        "duration_seconds double precision",
+        "actions bigint",
         "attempts bigint",
+        "retries bigint",
+        "warnings bigint",
+        "last_seen timestamp with time zone",
+    ],
+    "executions_v1": [
+        "execution_id text",
+        "namespace text",
+        "object_name text",
+        "state text",
+        "elements bigint",
+        "running bigint",
+        "succeeded bigint",
+        "failed bigint",
+        "timed_out bigint",
+        "cancelled bigint",
+        "warnings bigint",
+        "events bigint",
+        "occurrences bigint",
+        "first_timestamp timestamp with time zone",
+        "last_timestamp timestamp with time zone",
+        "duration_seconds double precision",
+        "created_at timestamp with time zone",
+        "changed_at timestamp with time zone",
+        "revision bigint",
+        "first_failure_elem_id text",
+        "first_failure_action_name text",
+        "first_failure_reason_code text",
+        "first_failure_message_en text",
+    ],
+    "failures_v1": [
+        "execution_id text",
+        "namespace text",
+        "object_name text",
+        "elem_type text",
+        "elem_id text",
+        "action_name text",
+        "state text",
+        "finished timestamp with time zone",
+        "attempts bigint",
+        "reason_code text",
+        "failure text",
+        "fingerprint text",
+    ],
+    "quiet_v1": [
+        "execution_id text",
+        "namespace text",
+        "object_name text",
+        "elem_type text",
+        "elem_id text",
+        "action_name text",
+        "started timestamp with time zone",
+        "last_seen timestamp with time zone",
+        "silence_seconds double precision",
+        "usual_seconds double precision",
+        "last_reason_code text",
+    ],
+    "durations_v1": [
+        "namespace text",
+        "elem_type text",
+        "action_name text",
+        "ended bigint",
+        "failed bigint",
+        "p50_seconds double precision",
+        "p95_seconds double precision",
+        "max_seconds double precision",
+    ],
+    "event_rate_v1": [
+        "minute timestamp with time zone",
+        "partition integer",
+        "records bigint",
+        "occurrences bigint",
+        "dead_letters bigint",
     ],
     "pipeline_v1": [
         "topic text",
         "partition integer",
-        "offset bigint",
+        "next_offset bigint",
+        "log_end_offset bigint",
+        "lag bigint",
+        "observed_at timestamp with time zone",
         "last_write timestamp with time zone",
-        "age interval",
+        "consumer text",
+        "halted text",
     ],
     "dead_letters_v1": [
         "id bigint",
@@ -229,125 +319,18 @@ async def test_an_executions_counters_are_those_of_its_events(
     assert zone_after == zone
 
 
-async def test_the_reason_code_decides_an_elements_state(
-    writer: BatchWriter, ops: asyncpg.Connection
+@pytest.mark.parametrize("view", COLUMNS)
+async def test_postgresql_inlines_the_functions_of_a_view(
+    ops: asyncpg.Connection, view: str
 ) -> None:
-    states = {reason.text: reason.state for reason in lifecycle.CATALOGUE} | {
-        "启动##ActionStart": "running",
-        "重试##ActionRetry": "running",
-        "成功##SuccessfulFinish": "succeeded",
-        "失败##ActionFailed": "failed",
-        "取消##ActionCancelled": "cancelled",
-        "超时 ## ActionTimeout": "timed_out",
-        "ActionStart": "running",
-    }
-    others = ["镜像##PullImage", "启动##actionstart", "ActionStart##启动", "a##ActionFailed##b"]
-    await writer.store(
-        batch(log([step(reason, reason=reason, elem_id=reason) for reason in [*states, *others]]))
-    )
-    rows = await ops.fetch("SELECT elem_id, state FROM ops.elements_v1")
-    assert {row["elem_id"]: row["state"] for row in rows} == states
+    plan = await ops.fetch(f"EXPLAIN (VERBOSE, COSTS OFF) SELECT * FROM ops.{view}")
+    text = "\n".join(row[0] for row in plan)
+    assert re.search("first_half|second_half|body_text", text) is None, text
 
 
-@pytest.mark.parametrize(
-    ("steps", "state"),
-    [
-        ([("ActionStart", 0), ("ActionFailed", 1), ("ActionRetry", 2)], "running"),
-        ([("ActionStart", 0), ("ActionFailed", 1), ("SuccessfulFinish", 2)], "succeeded"),
-        ([("SuccessfulFinish", 2), ("ActionFailed", 1), ("ActionStart", 0)], "succeeded"),
-        ([("ActionFailed", 1), ("ActionStart", 1.000001)], "running"),
-        ([("ActionFailed", 1), ("PullImage", 2)], "failed"),
-    ],
-    ids=lambda value: "-".join(f"{c}@{t:g}" for c, t in value) if isinstance(value, list) else None,
-)
-async def test_the_latest_event_decides_in_any_order_of_arrival(
-    writer: BatchWriter, ops: asyncpg.Connection, steps: list[tuple[str, float]], state: str
-) -> None:
-    await writer.store(batch(log([step(code, seconds) for code, seconds in steps])))
-    assert await ops.fetchval("SELECT state FROM ops.elements_v1") == state
-
-
-@pytest.mark.parametrize("names", [("object.1", "object.2"), ("object.2", "object.1")])
-async def test_a_terminal_state_wins_over_a_start_at_the_same_time(
-    writer: BatchWriter, ops: asyncpg.Connection, names: tuple[str, str]
-) -> None:
-    end = step("ActionCancelled", name=names[0], action_name="delete")
-    start = step("ActionStart", name=names[1], action_name="create")
-    await writer.store(batch(log([end, start])))
-    row = await fetch_one(ops, "SELECT state, action_name FROM ops.elements_v1")
-    assert tuple(row) == ("cancelled", "delete")
-
-
-async def test_an_elements_start_and_finish(writer: BatchWriter, ops: asyncpg.Connection) -> None:
-    query = "SELECT state, started, finished, duration, attempts FROM ops.elements_v1"
-    start = step("ActionStart", 0, name="object.start", count=2)
-    await writer.store(batch(log([start, step("PullImage", -10)])))
-    assert tuple(await fetch_one(ops, query)) == ("running", at(0), None, None, 2)
-
-    failed = step("ActionFailed", 1.5)
-    await writer.store(batch(log([failed], begin=2)))
-    assert tuple(await fetch_one(ops, query)) == (
-        "failed", at(0), at(1.5), timedelta(seconds=1.5), 2,
-    )  # fmt: skip
-
-    again = step("ActionStart", 2, name="object.start")
-    other = step("ActionStart", 3, name="object.other", count=4)
-    await writer.store(batch(log([again, other, step("ActionRetry", 4, count=8)], begin=3)))
-    assert tuple(await fetch_one(ops, query)) == ("running", at(0), None, None, 7)
-
-    await writer.store(batch(log([step("SuccessfulFinish", 90)], begin=6)))
-    assert tuple(await fetch_one(ops, query)) == (
-        "succeeded", at(0), at(90), timedelta(seconds=90), 7,
-    )  # fmt: skip
-
-
-async def test_an_element_without_a_known_start(
-    writer: BatchWriter, ops: asyncpg.Connection
-) -> None:
-    await writer.store(batch(log([step("ActionTimeout", 7)])))
-    row = await fetch_one(ops, "SELECT started, finished, duration, attempts FROM ops.elements_v1")
-    assert tuple(row) == (None, at(7), None, 0)
-
-
-async def test_attempts_stop_at_their_maximum(
-    database: Database, writer: BatchWriter, ops: asyncpg.Connection
-) -> None:
-    await writer.store(batch(log([step("ActionStart", 0), step("ActionStart", 1)])))
-    async with administrator(database.owner) as owner:
-        await owner.execute("UPDATE execution_events.event SET count = $1", COUNT_MAX)
-    assert await ops.fetchval("SELECT attempts FROM ops.elements_v1") == COUNT_MAX
-
-
-async def test_an_element_belongs_to_an_execution_namespace_object_and_type(
-    writer: BatchWriter, ops: asyncpg.Connection
-) -> None:
-    keys = ("execution_id", "namespace", "object_name", "elem_type", "elem_id")
-    different = [occurrence(name=f"object.{key}", **{key: "other"}) for key in keys]
-    await writer.store(batch(log([occurrence(), *different, step("ActionFailed", 1)])))
-    rows = await ops.fetch(f"SELECT {', '.join(keys)}, state FROM ops.elements_v1")
-    assert {tuple(row) for row in rows} == {
-        (*(getattr(element, key) for key in keys), "running") for element in different
-    } | {("execution-1", "tenant", "object", "KubeDAG.init", "job", "failed")}
-
-
-async def test_the_pipeline_shows_the_progress_of_each_partition(
-    writer: BatchWriter, ops: asyncpg.Connection
-) -> None:
-    query = 'SELECT topic, partition, "offset" FROM ops.pipeline_v1 ORDER BY partition'
-    before = await ops.fetchval("SELECT max(last_write) FROM ops.pipeline_v1")
-    await writer.store(batch(log([occurrence()] * 3, partition=1)))
-    await writer.store(Batch([], {2: OffsetMove(0, 7)}))
-    assert [tuple(row) for row in await ops.fetch(query)] == [
-        (TOPIC, 0, 0),
-        (TOPIC, 1, 3),
-        (TOPIC, 2, 7),
-    ]
-    rows = await ops.fetch(
-        "SELECT last_write, now() - last_write = age AS is_age FROM ops.pipeline_v1"
-        " ORDER BY partition"
-    )
-    assert all(row["is_age"] for row in rows)
-    assert rows[0]["last_write"] <= before < rows[1]["last_write"] < rows[2]["last_write"]
+async def test_a_view_without_the_last_event_does_not_read_events(ops: asyncpg.Connection) -> None:
+    plan = await ops.fetch("EXPLAIN SELECT execution_id, state, retries FROM ops.actions_v1")
+    assert not any("event" in row[0] for row in plan), plan
 
 
 async def test_a_dead_letter_has_the_whole_record(
@@ -385,3 +368,15 @@ async def test_an_invalid_record_timestamp_is_null(
         *[None] * 4,
         datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC),
     ]
+
+
+async def test_a_closed_dead_letter_is_not_shown(
+    writer: BatchWriter, database: Database, ops: asyncpg.Connection
+) -> None:
+    records = [LogRecord(0, offset, 0, None, b"not json") for offset in range(3)]
+    await writer.store(batch(records))
+    first, second, third = [row[0] for row in await ops.fetch("SELECT id FROM ops.dead_letters_v1")]
+    async with DeadLetters.open(database.writer) as letters:
+        assert (await letters.discard(second)).result == Result.DONE
+    rows = await ops.fetch("SELECT id, state FROM ops.dead_letters_v1 ORDER BY id")
+    assert [tuple(row) for row in rows] == [(first, "open"), (third, "open")]

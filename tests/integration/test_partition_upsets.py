@@ -222,7 +222,8 @@ async def test_commits_lost_in_a_failover_are_restored_without_new_records(
         # The state of a standby that was behind: one consistent earlier moment.
         await fetch(
             "WITH e AS (DELETE FROM event), x AS (DELETE FROM execution),"
-            " c AS (DELETE FROM execution_change), p AS (DELETE FROM producer_progress)"
+            " a AS (DELETE FROM action), c AS (DELETE FROM execution_change),"
+            " p AS (DELETE FROM producer_progress)"
             " UPDATE partition_progress SET next_offset = 0, last_offset = NULL,"
             " last_timestamp = NULL, last_hash = NULL"
         )

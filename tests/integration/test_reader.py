@@ -351,6 +351,7 @@ async def test_a_request_id_that_is_not_safe_to_log_is_replaced(idle: Reader, se
     assert all(new.isalnum() and new.isascii() for new in ids)
 
 
+@pytest.mark.tampers
 async def test_a_failure_is_logged_with_the_request_id_and_hidden_from_the_caller(
     reader: Reader, owner: asyncpg.Connection
 ) -> None:

@@ -200,6 +200,7 @@ async def test_pages_add_up_to_the_list(nine: Reader, order: str, limit: int) ->
     assert walked == whole
 
 
+@pytest.mark.tampers
 async def test_a_marker_outlives_its_event_and_the_reader(
     database: Database, reader: Reader, writer: BatchWriter, owner: asyncpg.Connection
 ) -> None:

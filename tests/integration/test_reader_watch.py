@@ -27,7 +27,7 @@ def told(messages: list[Message]) -> list[tuple[str, str]]:
 
 async def prune(owner: asyncpg.Connection) -> None:
     async with owner.transaction():
-        for table in ("event", "execution", "execution_change"):
+        for table in ("event", "execution", "action", "execution_change"):
             await owner.execute(f"DELETE FROM execution_events.{table}")
 
 

@@ -317,6 +317,7 @@ async def test_a_watch_that_cannot_start_is_refused(database: Database, written:
             assert [message.kind for message in await watch.next(2)] == ["reset", "message"]
 
 
+@pytest.mark.tampers
 async def test_watches_survive_an_unexpected_error(
     database: Database,
     written: Log,
@@ -344,6 +345,7 @@ async def test_watches_survive_an_unexpected_error(
         assert message.data["metadata"]["name"] == "b"
 
 
+@pytest.mark.tampers
 async def test_a_restored_database_resets_watchers(
     database: Database, written: Log, owner: asyncpg.Connection
 ) -> None:

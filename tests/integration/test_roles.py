@@ -20,15 +20,29 @@ from tests.support.readers import reading
 from tests.support.servers import Servers
 
 PRIVATE = {
+    "action",
     "event",
+    "event_rate",
     "execution",
     "execution_change",
     "partition_progress",
+    "partition_report",
     "producer_progress",
     "dead_letter",
     "schema_version",
 }
-PUBLIC_VIEWS = {"events_v1", "executions_v1", "elements_v1", "pipeline_v1", "dead_letters_v1"}
+PUBLIC_VIEWS = {
+    "actions_v1",
+    "dead_letters_v1",
+    "durations_v1",
+    "elements_v1",
+    "event_rate_v1",
+    "events_v1",
+    "executions_v1",
+    "failures_v1",
+    "pipeline_v1",
+    "quiet_v1",
+}
 SCHEMAS = ["execution_events", "ops", "public"]
 
 OUTCOME = (
@@ -45,10 +59,13 @@ GRANTED = {
     "execution_events_writer": {
         "database": {"CONNECT"},
         "schema execution_events": {"USAGE"},
+        "table execution_events.action": {"SELECT", "INSERT", "UPDATE", "DELETE"},
         "table execution_events.event": {"SELECT", "INSERT", "UPDATE"},
         "table execution_events.execution": {"SELECT", "INSERT", "UPDATE"},
         "table execution_events.execution_change": {"SELECT", "INSERT", "DELETE"},
+        "table execution_events.event_rate": {"SELECT", "INSERT", "UPDATE", "DELETE"},
         "table execution_events.partition_progress": {"SELECT", "INSERT", "UPDATE"},
+        "table execution_events.partition_report": {"SELECT", "INSERT", "UPDATE"},
         "table execution_events.producer_progress": {"SELECT", "INSERT", "UPDATE"},
         "table execution_events.dead_letter": {"SELECT", "INSERT"},
         **{f"column execution_events.dead_letter.{column}": {"UPDATE"} for column in OUTCOME},
@@ -57,6 +74,7 @@ GRANTED = {
     "execution_events_reader": {
         "database": {"CONNECT"},
         "schema execution_events": {"USAGE"},
+        "table execution_events.action": {"SELECT"},
         "table execution_events.event": {"SELECT"},
         "table execution_events.execution": {"SELECT"},
         "table execution_events.execution_change": {"SELECT"},
@@ -293,7 +311,7 @@ async def test_ops_can_read_the_views_only(database: Database, owner: asyncpg.Co
         private = [f"SELECT FROM execution_events.{table}" for table in PRIVATE]
         changes = [f"COMMENT ON VIEW ops.{view} IS ''" for view in PUBLIC_VIEWS]
         # PostgreSQL can update these views.
-        changes += [f"DELETE FROM ops.{view}" for view in ("events_v1", "executions_v1")]
+        changes += [f"DELETE FROM ops.{view}" for view in ("events_v1", "failures_v1")]
         assert await allowed(ops, [*private, *changes]) == []
 
 
@@ -417,9 +435,12 @@ async def test_the_writer_cannot_delete_events(database: Database) -> None:
             "CREATE SCHEMA mine",
             "SET ROLE execution_events_owner",
         ]
-        # Changes are deleted after their retention.
-        forgets = "DELETE FROM execution_events.execution_change"
-        assert await allowed(writer, [*statements, *others]) == [forgets]
+        # Changes and rates are deleted after their retention, actions when their last event moves.
+        forgets = [
+            f"DELETE FROM execution_events.{table}"
+            for table in ("action", "event_rate", "execution_change")
+        ]
+        assert sorted(await allowed(writer, [*statements, *others])) == forgets
 
 
 async def test_other_roles_of_the_server_cannot_connect(

@@ -115,11 +115,15 @@ async def test_any_split_of_a_log_stores_the_rows_of_its_fold(
 async def test_sums_stop_at_their_maximum(writer: BatchWriter, owner: asyncpg.Connection) -> None:
     await writer.store(batch(log([occurrence()])))
     await owner.execute("UPDATE event SET count = $1", COUNT_MAX - 1)
-    await owner.execute("UPDATE execution SET occurrences = $1", COUNT_MAX - 1)
+    await owner.execute("UPDATE action SET attempts = $1", COUNT_MAX - 1)
+    await owner.execute(
+        "UPDATE execution SET occurrences = $1, revision = revision + 1", COUNT_MAX - 1
+    )
 
     await writer.store(batch(log([occurrence(count=2)], begin=1)))
 
     assert await owner.fetchval("SELECT count FROM event") == COUNT_MAX
+    assert await owner.fetchval("SELECT attempts FROM action") == COUNT_MAX
     assert await owner.fetchval("SELECT occurrences FROM execution") == COUNT_MAX
 
 
@@ -327,15 +331,22 @@ async def test_no_index_has_a_column_that_recurrences_change(
     owner: asyncpg.Connection,
 ) -> None:
     """Such an index would prevent HOT updates."""
+    # A predicate counts like a column.
     columns = await owner.fetch(
-        "SELECT DISTINCT attname FROM pg_index JOIN pg_attribute"
+        "SELECT DISTINCT attname FROM pg_index JOIN pg_depend"
+        " ON pg_depend.classid = 'pg_class'::regclass AND objid = indexrelid"
+        " AND refobjid = indrelid AND refobjsubid > 0"
+        " JOIN pg_attribute ON attrelid = indrelid AND attnum = refobjsubid"
+        " WHERE indrelid = ANY ('{event, execution, action}'::regclass[])"
+        " UNION SELECT attname FROM pg_index JOIN pg_attribute"
         " ON attrelid = indrelid AND attnum = ANY (indkey)"
-        " WHERE indrelid IN ('event'::regclass, 'execution'::regclass)"
+        " WHERE indrelid = ANY ('{event, execution, action}'::regclass[])"
     )
-    # The first record sets `list_position`, which never changes.
     assert {row["attname"] for row in columns} == {
-        "execution_id",
-        "namespace",
-        "name",
-        "list_position",
+        # The identity, and what the first record sets.
+        *("execution_id", "namespace", "name", "list_position", "created_at"),
+        # Recurrences are of one action.
+        *("element_hash", "action_key", "kind"),
+        # They change when an action ends or begins again, and at its first retry.
+        *("state", "finished", "duration_seconds", "retried"),
     }

@@ -12,6 +12,7 @@ from execution_events.store.connection import connect
 from execution_events.store.schema.migrate import migrate
 from execution_events.store.schema.provision import provision_database
 from tests.faults.proxy import Proxy
+from tests.support import states
 
 OWNER = "execution_events_owner"
 PASSWORD = secrets.token_urlsafe(12)
@@ -71,14 +72,23 @@ async def template(administrator_url: str) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def cloned(administrator_url: str, template_name: str) -> AsyncIterator[Database]:
-    """A copy of the template, dropped at the end."""
+async def cloned(
+    administrator_url: str, template_name: str, *, compare: bool = True
+) -> AsyncIterator[Database]:
+    """A copy of the template, dropped at the end.
+
+    With `compare`, its states must then equal a recomputation from its events.
+    """
     name = await clone(administrator_url, template_name)
     database = urls(administrator_url, name)
     # A copy has the schema of its template, not the privileges on the database itself.
     await migrate_as_owner(database)
     try:
         yield database
+        if compare:
+            async with administrator(database.administrator) as connection:
+                differences = await states.differences(connection)
+                assert not differences, "\n".join(differences)
     finally:
         await drop(administrator_url, name)
 

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 import asyncpg
 
 from execution_events.events import Occurrence
-from execution_events.projection.fold import fold
+from execution_events.projection.fold import first_objects, fold
 from execution_events.store.write.events import prepare, write_events
+from execution_events.store.write.known import KnownExecutions
 from tests.support.records import occurrence
 
 _MESSAGE = "元素(job)开始. ## Element(job) starts. " * 6
@@ -27,7 +28,8 @@ async def write(owner: asyncpg.Connection, occurrences: Iterable[Occurrence]) ->
     """Store occurrences in one transaction."""
     await owner.execute("SET search_path = execution_events")
     await prepare(owner)
+    log = list(occurrences)
     async with owner.transaction():
-        events = [event for _, event in sorted(fold(occurrences).items())]
-        await write_events(owner, events)
+        events = [event for _, event in sorted(fold(log).items())]
+        await write_events(owner, events, first_objects(log), KnownExecutions())
     await owner.reset_type_codec("timestamptz", schema="pg_catalog")

@@ -73,16 +73,25 @@ def batch(records: Sequence[LogRecord], *, begin: int | None = None) -> Batch:
 class Log:
     """One partition to append to."""
 
-    def __init__(self, writer: BatchWriter, partition: int = 0) -> None:
+    def __init__(self, writer: BatchWriter, partition: int = 0, begin: int = 0) -> None:
         self._writer = writer
         self._partition = partition
-        self._next = 0
+        self._next = begin
 
     async def add(self, *occurrences: Occurrence) -> None:
         """Store them in one transaction."""
-        records = log(occurrences, self._partition, self._next)
-        await self._writer.store(batch(records))
-        self._next += len(records)
+        await self._store(batch(self._records(occurrences)))
+
+    async def refuse(self, *occurrences: Occurrence) -> None:
+        """Store them in one transaction as records that the database has refused."""
+        await self._store(refused(self._records(occurrences)))
+
+    def _records(self, occurrences: Sequence[Occurrence]) -> list[LogRecord]:
+        return log(occurrences, self._partition, self._next)
+
+    async def _store(self, batch: Batch) -> None:
+        await self._writer.store(batch)
+        self._next += len(batch.records)
 
 
 def refused(records: Sequence[LogRecord], *, begin: int | None = None) -> Batch:

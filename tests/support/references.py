@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from execution_events.cli.main import parser
 from execution_events.events import WARNING
 from execution_events.metrics import ConsumerMetrics, Definition, ReaderMetrics
+from execution_events.projection.states import STATE_OF_REASON
 from execution_events.publisher import lifecycle
 from execution_events.publisher.lifecycle import Reason
 from execution_events.settings import Settings, variable_of
@@ -109,7 +110,7 @@ def _reason(reason: Reason) -> dict[str, str]:
         "text": reason.text,
         "code": reason.code,
         "type": reason.type,
-        "state": reason.state,
+        "state": STATE_OF_REASON[reason.code],
         "message": reason.message("{element}", "{action}"),
     }
     if reason.type == WARNING:

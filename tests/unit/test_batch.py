@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from execution_events import wire
 from execution_events.events import Occurrence
 from execution_events.projection import batch
-from execution_events.projection.batch import DeadLetter, Projection, SourceKey, project
+from execution_events.projection.batch import DeadLetter, Projection, Rate, SourceKey, project
 from execution_events.projection.fold import FoldedEvent, Identity, merge
 from execution_events.wire import Record
 from tests.support import golden, strategies
@@ -37,7 +37,7 @@ def count(projection: Projection) -> int:
 
 
 def test_an_empty_batch_adds_nothing() -> None:
-    assert project_all([]) == Projection([], [], {}, duplicates=0, gaps=0, without_key=0)
+    assert project_all([]) == Projection([], {}, [], {}, {}, duplicates=0, gaps=0, without_key=0)
 
 
 def test_a_record_without_headers_counts_each_time() -> None:
@@ -45,6 +45,18 @@ def test_a_record_without_headers_counts_each_time() -> None:
     assert count(projection) == 2
     assert projection.watermarks == {}
     assert projection.duplicates == 0
+
+
+def test_rates_are_of_each_partitions_records_and_of_the_occurrences_that_count() -> None:
+    records = [
+        sent(GOOD, 1),
+        sent(GOOD, 1),
+        sent(POISON, 2),
+        sent(POISON, 2),
+        sent(GOOD, 1, partition=2),
+        sent(GOOD, 3)._replace(value=(GOOD.value or b"").replace(b'"count":1', b'"count":7')),
+    ]
+    assert project_all(records).rates == {0: Rate(5, 8, 1), 2: Rate(1, 1, 0)}
 
 
 def test_a_copy_in_the_same_batch_is_a_duplicate() -> None:
@@ -58,7 +70,7 @@ def test_a_copy_in_the_same_batch_is_a_duplicate() -> None:
 @pytest.mark.parametrize("sequence", [0, 6, 7])
 def test_a_copy_in_a_later_batch_is_a_duplicate(sequence: int) -> None:
     projection = project_all([sent(GOOD, sequence)], {(0, "s"): 7})
-    assert projection == Projection([], [], {}, duplicates=1, gaps=0, without_key=0)
+    assert projection == Projection([], {}, [], {}, {0: Rate(1)}, 1, gaps=0, without_key=0)
 
 
 def test_a_refused_record_moves_the_watermark_so_that_its_copy_is_a_duplicate() -> None:
@@ -67,7 +79,7 @@ def test_a_refused_record_moves_the_watermark_so_that_its_copy_is_a_duplicate() 
     assert projection.watermarks == {(0, "s"): 2}
     assert (projection.duplicates, projection.gaps) == (1, 0)
     later = project_all([sent(POISON, 2)], projection.watermarks)
-    assert later == Projection([], [], {}, duplicates=1, gaps=0, without_key=0)
+    assert later == Projection([], {}, [], {}, {0: Rate(1)}, 1, gaps=0, without_key=0)
 
 
 @pytest.mark.parametrize(
@@ -110,16 +122,21 @@ def test_one_name_in_two_executions_is_two_events() -> None:
     assert GOOD.value is not None
     other = GOOD._replace(key=b"other", value=GOOD.value.replace(GOOD.key or b"", b"other"))
     assert [event.latest.execution_id for event in project_all([other, GOOD, other]).events] == [
-        "e19d3faf-9f04-9685-e5c0-fbe8d40b96cd",
         "other",
+        "e19d3faf-9f04-9685-e5c0-fbe8d40b96cd",
     ]
 
 
 @given(strategies.logs())
 @SETTINGS
-def test_events_are_sorted_by_identity_in_the_order_of_utf8_bytes(log: list[KafkaRecord]) -> None:
-    identities = [[part.encode() for part in e.identity] for e in project_all(log).events]
-    assert identities == sorted(identities)
+def test_events_are_in_the_order_of_their_first_records(log: list[KafkaRecord]) -> None:
+    outcomes = [batch.read(record).outcome for record in model(log)[0]]
+    identities = [
+        (outcome.execution_id, outcome.namespace, outcome.name)
+        for outcome in outcomes
+        if isinstance(outcome, Occurrence)
+    ]
+    assert [e.identity for e in project_all(log).events] == list(dict.fromkeys(identities))
 
 
 def model(log: list[KafkaRecord]) -> tuple[list[KafkaRecord], dict[SourceKey, int], int, int]:
@@ -187,7 +204,7 @@ def test_any_split_into_batches_stores_the_same(
         gaps += projection.gaps
         without_key += projection.without_key
     whole = project_all(log)
-    assert sorted(stored.values(), key=lambda e: e.identity) == whole.events
+    assert list(stored.values()) == whole.events
     assert letters == whole.dead_letters
     assert watermarks == whole.watermarks
     assert (duplicates, gaps, without_key) == (whole.duplicates, whole.gaps, whole.without_key)

@@ -8,4 +8,5 @@
 - `seeder`: the seeding of these partitions, each of which may be delayed or halted.
 - `log_check`: comparison of a partition's log with its stored position.
 - `probe`: requests to Kafka for readiness and lag.
+- `reporter`: reports on these partitions, for operators.
 """

@@ -34,7 +34,7 @@ _log = Logger(__name__)
 _COMMIT_INTERVAL = 5
 """Seconds between commits of offsets to Kafka, which only lag monitors read."""
 _PURGE_INTERVAL = 10
-"""Seconds between deletions of old changes."""
+"""Seconds between deletions of old changes and rates."""
 _CHANGES_RETENTION = timedelta(minutes=10)
 """Longest interruption after which a watcher can resume at the next change."""
 _UNSEEDED_POLL_INTERVAL = 0.1
@@ -95,7 +95,7 @@ class ConsumeLoop:
                 if fetched is not None:
                     fetched = await self._store_and_fetch(fetched)
                 if time.monotonic() >= self._purge_at:
-                    await self._purge_changes()
+                    await self._purge()
         finally:
             committing.cancel()
             await asyncio.gather(committing, self._seeder.close(), return_exceptions=True)
@@ -217,13 +217,14 @@ class ConsumeLoop:
         self._update_lag()
         return complete and not left
 
-    async def _purge_changes(self) -> None:
-        """Delete some old changes between two batches, so that no batch waits long."""
+    async def _purge(self) -> None:
+        """Delete some old changes and rates between two batches, so that no batch waits long."""
         more = False
         try:
             more = await self._writer.purge_changes(_CHANGES_RETENTION)
+            await self._writer.purge_rates()
         except RetryableError as error:
-            self._record_failure("changes_not_purged", error, 0)
+            self._record_failure("purge_failed", error, 0)
         if not more:
             self._purge_at = time.monotonic() + _PURGE_INTERVAL
 

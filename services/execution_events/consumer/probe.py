@@ -1,12 +1,21 @@
 """Requests to Kafka independent of the consumer's own, for readiness and lag."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from execution_events.errors import RetryableError
 from execution_events.kafka.brokers import LATEST, Address, Brokers
 from execution_events.kafka.errors import no_leader_error
 from execution_events.settings import Settings
+
+
+class LogEnd(NamedTuple):
+    """The offset after the last stable record of a log, and the monotonic time of the response."""
+
+    offset: int
+    at: float
 
 
 class KafkaProbe:
@@ -18,11 +27,16 @@ class KafkaProbe:
         self._settings = settings
         self._brokers = brokers
         self._assigned = assigned
-        self._ends: dict[int, int] = {}
+        self._ends: dict[int, LogEnd] = {}
+
+    def log_end(self, partition: int) -> LogEnd | None:
+        """Return the last known end of the log of `partition`, None before its first response."""
+        return self._ends.get(partition)
 
     def end_offset(self, partition: int) -> int:
         """Return the last known offset after the last stable record of `partition`, else 0."""
-        return self._ends.get(partition, 0)
+        end = self._ends.get(partition)
+        return 0 if end is None else end.offset
 
     async def check(self) -> None:
         """Raise `RetryableError` unless every leader and the coordinator respond."""
@@ -46,7 +60,10 @@ class KafkaProbe:
 
     async def _check_leader(self, leader: Address, partitions: list[int]) -> None:
         ends = await self._brokers.offsets(leader, partitions, LATEST)
-        self._ends |= {number: end for number, end in ends.items() if isinstance(end, int)}
+        now = time.monotonic()
+        self._ends |= {
+            number: LogEnd(end, now) for number, end in ends.items() if isinstance(end, int)
+        }
         for end in ends.values():
             if isinstance(end, RetryableError):
                 raise end

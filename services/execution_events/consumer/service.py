@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -19,6 +20,7 @@ from execution_events.consumer.log_check import read_log
 from execution_events.consumer.loop import ConsumeLoop
 from execution_events.consumer.probe import KafkaProbe
 from execution_events.consumer.readiness import not_ready_reasons
+from execution_events.consumer.reporter import Reporter
 from execution_events.consumer.seeder import Seeder
 from execution_events.errors import MisconfiguredError, RetryableError
 from execution_events.kafka.brokers import Address, Brokers
@@ -31,6 +33,7 @@ from execution_events.metrics import ConsumerMetrics
 from execution_events.settings import Settings
 from execution_events.store.probe import DatabaseProbe
 from execution_events.store.write.batches import BatchWriter
+from execution_events.store.write.reports import ReportWriter
 from execution_events.web.management import serve_management
 from execution_events.web.probe import Probe
 
@@ -38,6 +41,7 @@ _log = Logger(__name__)
 
 HEARTBEATS_PER_SESSION = 10
 """Heartbeats per session timeout; a member learns of a rebalance with its next heartbeat."""
+_CLIENT_ID = "execution-events-consumer"
 _LEAVE_TIMEOUT = 3
 """Seconds to leave the group at a stop."""
 _STABLE_TIME = 10
@@ -56,8 +60,9 @@ async def run_consumer(settings: Settings, stop: asyncio.Event) -> None:
         Brokers(settings.kafka, "execution-events-probe") as brokers,
         DatabaseProbe(url, writes=True) as database,
         BatchWriter(url, settings.kafka.topic) as writer,
+        ReportWriter(url, settings.kafka.topic, f"{_CLIENT_ID}@{socket.gethostname()}") as reports,
     ):
-        service = _Service(settings, brokers, database, stop)
+        service = _Service(settings, brokers, database, reports, stop)
         kafka_probe, database_probe = service.probes
         async with (
             kafka_probe.running(),
@@ -92,6 +97,7 @@ class _Service:
         settings: Settings,
         brokers: Brokers,
         database: DatabaseProbe,
+        reports: ReportWriter,
         stop: asyncio.Event,
     ) -> None:
         self._settings = settings
@@ -108,6 +114,7 @@ class _Service:
         self.registry = CollectorRegistry()
         self._metrics = ConsumerMetrics(self.registry)
         self._kafka = KafkaProbe(settings, brokers, self._assigned)
+        self._reporter = Reporter(reports, self._kafka.log_end)
         answered = self._metrics.answered
         self.probes = (
             Probe(
@@ -183,7 +190,12 @@ class _Service:
                 self._kafka.end_offset,
                 self._stop,
             )
-            await self._loop.run()
+            reporting = asyncio.create_task(self._reporter.run(client, assignment))
+            try:
+                await self._loop.run()
+            finally:
+                reporting.cancel()
+                await asyncio.gather(reporting, return_exceptions=True)
 
     def _assigned(self) -> list[int]:
         assigned = set() if self._assignment is None else self._assignment.assigned
@@ -199,7 +211,7 @@ class _Service:
             self._settings.kafka,
             self._decoders,
             bootstrap_servers=str(broker),
-            client_id="execution-events-consumer",
+            client_id=_CLIENT_ID,
             group_id=self._settings.consumer.group,
             partition_assignment_strategy=(RoundRobinPartitionAssignor,),
             metadata_max_age_ms=30_000,

@@ -12,7 +12,7 @@ import msgspec
 from execution_events import wire
 from execution_events.errors import RecordRefusedError
 from execution_events.events import Occurrence
-from execution_events.projection.fold import FoldedEvent, fold
+from execution_events.projection.fold import FoldedEvent, first_objects, fold
 from execution_events.wire import Origin, Record
 
 SourceKey = tuple[int, str]
@@ -48,17 +48,29 @@ class ReadRecord(msgspec.Struct, frozen=True, gc=False):
     record: Record | None
 
 
+class Rate(msgspec.Struct):
+    """Numbers of one partition's records: all read, the occurrences counted, and those refused."""
+
+    records: int = 0
+    occurrences: int = 0
+    dead_letters: int = 0
+
+
 class Projection(msgspec.Struct, frozen=True):
     """The rows that one batch adds.
 
-    `events` are sorted by identity, the order in which all writers take locks. `watermarks` holds
-    the new watermark of each source that the batch moves. `duplicates` counts dropped records;
-    `gaps` counts records whose sequence does not follow their source's watermark.
+    `events` are in the order of their first records. `objects` holds the object of the first record
+    of each execution and namespace. `watermarks` holds the new watermark of each source that the
+    batch moves, and `rates` the numbers of each partition's records.
+    `duplicates` counts dropped records; `gaps` counts records whose sequence does not follow their
+    source's watermark.
     """
 
     events: list[FoldedEvent]
+    objects: dict[tuple[str, str], str]
     dead_letters: list[DeadLetter]
     watermarks: dict[SourceKey, int]
+    rates: dict[int, Rate]
     duplicates: int
     gaps: int
     without_key: int
@@ -92,11 +104,17 @@ def project(records: Iterable[ReadRecord], watermarks: Mapping[SourceKey, int]) 
     occurrences: list[Occurrence] = []
     dead_letters: list[DeadLetter] = []
     moved: dict[SourceKey, int] = {}
+    rates: dict[int, Rate] = {}
     duplicates = gaps = without_key = 0
+    partition, rate = -1, Rate()
     for record in records:
         origin, outcome = record.origin, record.outcome
+        if record.partition != partition:
+            partition = record.partition
+            rate = rates.setdefault(partition, Rate())
+        rate.records += 1
         if origin is not None:
-            key = (record.partition, origin.source)
+            key = (partition, origin.source)
             sequence = origin.sequence
             watermark = moved.get(key)
             if watermark is None:
@@ -110,14 +128,17 @@ def project(records: Iterable[ReadRecord], watermarks: Mapping[SourceKey, int]) 
             moved[key] = sequence
         if isinstance(outcome, Occurrence):
             occurrences.append(outcome)
+            rate.occurrences += outcome.count
             without_key += not record.has_key
         else:
             dead_letters.append(outcome)
-    folded = fold(occurrences)
+            rate.dead_letters += 1
     return Projection(
-        events=[folded[identity] for identity in sorted(folded)],
+        events=list(fold(occurrences).values()),
+        objects=first_objects(occurrences),
         dead_letters=dead_letters,
         watermarks=moved,
+        rates=rates,
         duplicates=duplicates,
         gaps=gaps,
         without_key=without_key,

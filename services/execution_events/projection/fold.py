@@ -1,6 +1,6 @@
 """The fold of an event's occurrences."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 import msgspec
@@ -42,6 +42,14 @@ def fold(occurrences: Iterable[Occurrence]) -> dict[Identity, FoldedEvent]:
         else:
             _apply(event, occurrence, occurrence.count, occurrence.first_timestamp)
     return folded
+
+
+def first_objects(occurrences: Sequence[Occurrence]) -> dict[tuple[str, str], str]:
+    """Return the object of the first of the occurrences of each execution and namespace."""
+    return {
+        (occurrence.execution_id, occurrence.namespace): occurrence.object_name
+        for occurrence in reversed(occurrences)
+    }
 
 
 def merge(earlier: FoldedEvent, later: FoldedEvent) -> FoldedEvent:

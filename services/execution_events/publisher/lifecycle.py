@@ -1,7 +1,7 @@
 """The catalogue of an action's life cycle: reasons and messages, in Chinese and English.
 
-`ops.elements_v1` derives the state of an element from the codes of these reasons; producers in
-other languages find them in `schemas/reasons.json`.
+`projection/states.py` derives the states of actions from the codes of these reasons; producers in
+other languages find both in `schemas/reasons.json`.
 """
 
 import re
@@ -18,13 +18,12 @@ _CONTROLS = re.compile(r"[\s\0-\x1f\x7f-\x9f\ud800-\udfff]+")
 
 
 class Reason(NamedTuple):
-    """A reason of the catalogue: its message in both languages, and its effect on the state."""
+    """A reason of the catalogue, with its message in both languages."""
 
     text: str
     zh: str
     en: str
     type: str
-    state: str
 
     @property
     def code(self) -> str:
@@ -52,35 +51,30 @@ ACTION_START = Reason(
     "元素({element})开始执行({action})流程",
     "Element({element}) start to Action({action}).",
     NORMAL,
-    "running",
 )
 SUCCESSFUL_FINISH = Reason(
     "执行成功##SuccessfulFinish",
     "元素({element})执行{action}成功",
     "Element({element}) execute Action: {action} successfully",
     NORMAL,
-    "succeeded",
 )
 ACTION_RETRY = Reason(
     "重试##ActionRetry",
     "元素({element})重试{action}",
     "Element({element}) retry Action: {action}",
     WARNING,
-    "running",
 )
 ACTION_FAILED = Reason(
     "执行失败##ActionFailed",
     "元素({element})执行{action}失败",
     "Element({element}) execute Action: {action} failed",
     WARNING,
-    "failed",
 )
 ACTION_TIMEOUT = Reason(
     "执行超时##ActionTimeout",
     "元素({element})执行{action}超时",
     "Element({element}) execute Action: {action} timed out",
     WARNING,
-    "timed_out",
 )
 # A cancellation is intended, so it is no warning.
 ACTION_CANCELLED = Reason(
@@ -88,7 +82,6 @@ ACTION_CANCELLED = Reason(
     "元素({element})取消执行{action}",
     "Element({element}) execute Action: {action} cancelled",
     NORMAL,
-    "cancelled",
 )
 CATALOGUE = (
     ACTION_START,

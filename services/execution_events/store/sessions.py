@@ -32,6 +32,14 @@ CONSUMER = _COMMON | {
     "jit": "off",
 }
 
+REPORTS = _COMMON | {
+    "lock_timeout": "2s",
+    "statement_timeout": "5s",
+    # A report is replaced a second later: nothing waits for the disk.
+    "synchronous_commit": "off",
+}
+"""Settings of the sessions in which consumers report their partitions."""
+
 READER = _COMMON | {
     "default_transaction_read_only": "on",
     "statement_timeout": "10s",
@@ -44,7 +52,14 @@ READER = _COMMON | {
     "jit": "off",
 }
 
-OPS = {"statement_timeout": "30s", "idle_in_transaction_session_timeout": "30s"}
+OPS = {
+    "statement_timeout": "30s",
+    "idle_in_transaction_session_timeout": "30s",
+    # A question is answered by an index. Where few actions run, the planner would rather sort a
+    # parallel scan of all of them; compiling would take longer than most questions.
+    "max_parallel_workers_per_gather": "0",
+    "jit": "off",
+}
 """Settings of dashboards and operators, who may change them: nothing depends on them."""
 
 OPS_CONNECTIONS = 20

@@ -1,6 +1,7 @@
 """SQL statements from files: `queries/*.sql` hold blocks that begin with `-- name: <name>`."""
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib.resources import files
 
@@ -13,6 +14,15 @@ def load_queries(file: str) -> dict[str, str]:
     text = (files(__package__) / "queries" / f"{file}.sql").read_text(encoding="utf-8")
     _, *parts = _NAME.split(text)
     return dict(zip(parts[::2], (part.strip() for part in parts[1::2]), strict=True))
+
+
+def array_literal(texts: Iterable[str]) -> str:
+    """Return PostgreSQL's literal of an array of `texts`, for `$1::text::text[]`.
+
+    asyncpg encodes an array of many texts several times as slowly. A text has no NUL.
+    """
+    joined = "\0".join(texts).replace("\\", "\\\\").replace('"', '\\"').replace("\0", '","')
+    return f'{{"{joined}"}}'
 
 
 @lru_cache(maxsize=256)

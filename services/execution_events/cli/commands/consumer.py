@@ -1,11 +1,15 @@
 """`consumer`: the consumer in the foreground."""
 
 import argparse
+import gc
 from typing import Any
 
 from execution_events.cli.extras import extra
 from execution_events.cli.signals import run_until_stopped
 from execution_events.settings import Settings, variable_of
+
+_CONTAINERS = 100_000
+"""New containers after which Python looks for cycles: about those of one batch."""
 
 
 def add_commands(commands: Any) -> None:
@@ -33,6 +37,8 @@ serves, on {variable_of("management_host")} and {variable_of("management_port")}
 def _run(_: argparse.Namespace, settings: Settings) -> int:
     with extra("consumer"):
         from execution_events.consumer.service import run_consumer
+    # A batch has no cycles; with Python's default, looking for them takes a tenth of the time.
+    gc.set_threshold(_CONTAINERS)
     # Not on uvloop: a write to a reset connection raises another error there than aiokafka
     # expects, which ends its tasks. uvloop would be no faster either.
     return run_until_stopped(lambda stop: run_consumer(settings, stop), settings.stop_timeout)

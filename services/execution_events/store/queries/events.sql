@@ -3,21 +3,25 @@
 -- these executions change in no other transaction. A revision is at least the current time, so it
 -- never repeats, not even after a prune or a restore.
 INSERT INTO execution_events.execution (
-    execution_id, namespace, revision, events, occurrences,
-    first_timestamp, last_timestamp, created_at, changed_at
+    execution_id, namespace, object_name, revision, events, occurrences,
+    first_timestamp, last_timestamp, created_at, changed_at,
+    elements, running, succeeded, failed, timed_out, cancelled, warnings
 )
 SELECT
     execution_id,
     namespace,
+    object_name,
     (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,
     0,
     occurrences,
     first_timestamp,
     last_timestamp,
     now(),
-    now()
-FROM unnest($1::text[], $2::text[], $3::bigint[], $4::timestamptz[], $5::timestamptz[])
-    AS raised (execution_id, namespace, occurrences, first_timestamp, last_timestamp)
+    now(),
+    0, 0, 0, 0, 0, 0, 0
+FROM unnest(
+    $1::text[], $2::text[], $3::text[], $4::bigint[], $5::timestamptz[], $6::timestamptz[]
+) AS raised (execution_id, namespace, object_name, occurrences, first_timestamp, last_timestamp)
 ORDER BY execution_id COLLATE "C", namespace COLLATE "C"
 ON CONFLICT (execution_id, namespace) DO UPDATE SET
     revision = greatest(execution.revision + 1, excluded.revision),
@@ -31,43 +35,45 @@ RETURNING execution_id, namespace, revision, previous_revision
 -- name: stored_events
 -- `ordinal` is the index in the arrays, from 1.
 SELECT ordinal, list_position, first_timestamp, last_timestamp, count, body
-FROM unnest($1::text[], $2::text[], $3::text[])
+FROM unnest($1::text::text[], $2::text::text[], $3::text::text[])
     WITH ORDINALITY AS wanted (execution_id, namespace, name, ordinal)
 JOIN execution_events.event USING (execution_id, namespace, name)
 
 -- name: change_events
--- The identity and the list position never change.
+-- A recurrence changes nothing else.
 UPDATE execution_events.event
 SET first_timestamp = changed.first_timestamp,
     last_timestamp = changed.last_timestamp,
     count = changed.count,
-    object_name = changed.object_name,
+    body = changed.body
+FROM unnest(
+    $1::text::text[], $2::text::text[], $3::text::text[],
+    $4::timestamptz[], $5::timestamptz[], $6::bigint[], $7::bytea[]
+) AS changed (execution_id, namespace, name, first_timestamp, last_timestamp, count, body)
+WHERE event.execution_id = changed.execution_id
+    AND event.namespace = changed.namespace
+    AND event.name = changed.name
+
+-- name: rewrite_events
+-- The identity and the list position never change.
+UPDATE execution_events.event
+SET object_name = changed.object_name,
     reason = changed.reason,
     type = changed.type,
     elem_type = changed.elem_type,
     elem_id = changed.elem_id,
     action_name = changed.action_name,
-    body = changed.body
+    element_hash = changed.element_hash
 FROM unnest(
-    $execution_id::text[], $namespace::text[], $name::text[],
-    $first_timestamp::timestamptz[], $last_timestamp::timestamptz[], $count::bigint[],
-    $object_name::text[], $reason::text[], $type::text[],
-    $elem_type::text[], $elem_id::text[], $action_name::text[], $body::bytea[]
+    $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+    $9::text[], $10::bigint[]
 ) AS changed (
-    execution_id, namespace, name,
-    first_timestamp, last_timestamp, count,
-    object_name, reason, type,
-    elem_type, elem_id, action_name, body
+    execution_id, namespace, name, object_name, reason, type, elem_type, elem_id, action_name,
+    element_hash
 )
 WHERE event.execution_id = changed.execution_id
     AND event.namespace = changed.namespace
     AND event.name = changed.name
-
--- name: count_events
-UPDATE execution_events.execution
-SET events = execution.events + added.events
-FROM unnest($1::text[], $2::text[], $3::bigint[]) AS added (execution_id, namespace, events)
-WHERE execution.execution_id = added.execution_id AND execution.namespace = added.namespace
 
 -- name: purge_changes
 -- In order of age, so that concurrent sessions take their locks in one order.

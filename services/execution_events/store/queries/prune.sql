@@ -30,6 +30,11 @@ WITH gone AS (
 )
 SELECT count(*) FROM gone
 
+-- name: delete_actions
+DELETE FROM execution_events.action
+USING unnest($1::text[], $2::text[]) AS locked (execution_id, namespace)
+WHERE action.execution_id = locked.execution_id AND action.namespace = locked.namespace
+
 -- name: delete_changes
 DELETE FROM execution_events.execution_change
 USING unnest($1::text[], $2::text[]) AS locked (execution_id, namespace)

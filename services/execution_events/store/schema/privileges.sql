@@ -23,6 +23,11 @@ GRANT SELECT, INSERT, UPDATE ON
     execution_events.partition_progress,
     execution_events.producer_progress
     TO execution_events_writer;
+GRANT SELECT, INSERT, UPDATE, DELETE ON
+    execution_events.action,
+    execution_events.event_rate
+    TO execution_events_writer;
+GRANT SELECT, INSERT, UPDATE ON execution_events.partition_report TO execution_events_writer;
 GRANT SELECT, INSERT, DELETE ON execution_events.execution_change TO execution_events_writer;
 GRANT SELECT, INSERT ON execution_events.dead_letter TO execution_events_writer;
 -- Columns of retries and discards; the record and its refusal never change.
@@ -31,6 +36,7 @@ GRANT UPDATE (attempts, last_attempt_at, last_reason, last_detail, retried_at, d
 GRANT SELECT ON
     execution_events.event,
     execution_events.execution,
+    execution_events.action,
     execution_events.execution_change
     TO execution_events_reader;
 -- For the filters `reason` and `q`.

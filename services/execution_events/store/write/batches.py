@@ -24,7 +24,9 @@ from execution_events.store.sql import load_queries
 from execution_events.store.write import progress
 from execution_events.store.write.dead_letters import insert_dead_letters
 from execution_events.store.write.events import prepare, purge_changes, write_events
+from execution_events.store.write.known import KnownExecutions
 from execution_events.store.write.progress import OffsetMove, StoredPosition
+from execution_events.store.write.rates import add_rates, purge_rates
 
 _SQL = load_queries("progress")
 
@@ -88,6 +90,7 @@ class BatchWriter:
         self._topic = topic
         self._stack = AsyncExitStack()
         self._connection: asyncpg.Connection | None = None
+        self._known = KnownExecutions()
         self.connections = 0
         """Number of connections opened; rows read over an earlier one may be lost by a failover."""
 
@@ -171,9 +174,14 @@ class BatchWriter:
                 )
                 projection = project(batch.records, watermarks)
                 with refused_rows():
-                    await write_events(connection, projection.events)
+                    executions = await write_events(
+                        connection, projection.events, projection.objects, self._known
+                    )
                 await insert_dead_letters(connection, self._topic, projection.dead_letters)
                 await progress.move_watermarks(connection, self._topic, projection.watermarks)
+                await add_rates(connection, self._topic, projection.rates)
+        for key, execution in executions.items():
+            self._known.put(key, execution)
         return projection
 
     async def purge_changes(self, retention: timedelta) -> bool:
@@ -183,6 +191,11 @@ class BatchWriter:
         """
         async with self._session() as connection:
             return await purge_changes(connection, retention)
+
+    async def purge_rates(self) -> None:
+        """Delete rates by minute that are older than 14 days, a limited number at once."""
+        async with self._session() as connection:
+            await purge_rates(connection)
 
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[asyncpg.Connection]:
@@ -216,6 +229,7 @@ class BatchWriter:
 
     async def _disconnect(self) -> None:
         self._connection = None
+        self._known = KnownExecutions()
         await self._stack.aclose()
 
 

@@ -12,7 +12,7 @@ import asyncpg
 from execution_events.errors import BatchRefusedError
 from execution_events.events import Occurrence
 from execution_events.projection.batch import DeadLetter, Refusal, read
-from execution_events.projection.fold import fold
+from execution_events.projection.fold import first_objects, fold
 from execution_events.store.connection import (
     connect,
     fetch_one,
@@ -23,6 +23,7 @@ from execution_events.store.schema.migrate import require_compatible
 from execution_events.store.schema.roles import require_right
 from execution_events.store.sql import load_queries
 from execution_events.store.write.events import prepare, write_events
+from execution_events.store.write.known import KnownExecutions
 from execution_events.wire import REFUSED_BY_DATABASE, Headers, Record
 
 _SQL = load_queries("dead_letters")
@@ -308,7 +309,12 @@ class DeadLetters:
             # A savepoint, so that the letter stays locked if the database refuses the row.
             async with self._connection.transaction():
                 with refused_rows():
-                    await write_events(self._connection, list(fold([outcome]).values()))
+                    await write_events(
+                        self._connection,
+                        list(fold([outcome]).values()),
+                        first_objects([outcome]),
+                        KnownExecutions(),
+                    )
         except BatchRefusedError as error:
             return Refusal(REFUSED_BY_DATABASE, error.detail)
         return None

@@ -1,16 +1,27 @@
 """Folded events, written to the tables `event`, `execution` and `execution_change`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import asyncpg
 import msgspec
 
 from execution_events.events import COUNT_MAX, Occurrence
-from execution_events.projection.body import body_of, decode
+from execution_events.projection.body import body_of
 from execution_events.projection.fold import FoldedEvent, merge
-from execution_events.store.sql import load_queries, number_arguments
+from execution_events.projection.states import (
+    STATES,
+    ActionEvents,
+    Actions,
+    ElementKey,
+    Execution,
+    StateChanges,
+    element_key,
+)
+from execution_events.store.sql import array_literal, load_queries
+from execution_events.store.write.known import KnownExecution, KnownExecutions
+from execution_events.store.write.rows import EVENT_COLUMNS, event_row, stored_event
+from execution_events.store.write.states import element_hashes, stored_elements, write_states
 
 _SQL = load_queries("events")
 
@@ -19,48 +30,8 @@ _MICROSECOND = timedelta(microseconds=1)
 _PURGE_BATCH = 10_000
 """Changes deleted by one statement, in some 50 ms."""
 
-EVENT_COLUMNS = (
-    "execution_id",
-    "namespace",
-    "name",
-    "first_timestamp",
-    "last_timestamp",
-    "count",
-    "object_name",
-    "reason",
-    "type",
-    "elem_type",
-    "elem_id",
-    "action_name",
-    "body",
-    "list_position",
-)
-_CHANGE_EVENTS, _CHANGE_EVENTS_COLUMNS = number_arguments(_SQL["change_events"])
+_CHANGE_COUNTERS = load_queries("states")["change_counters"]
 _CHANGE_COLUMNS = ("execution_id", "namespace", "revision", "previous", "names", "rewritten")
-
-
-def event_row(event: FoldedEvent, body: bytes) -> tuple[Any, ...]:
-    """Return the values of `EVENT_COLUMNS`, in their order.
-
-    A plain tuple: naming each value would take ten times as long, for every event.
-    """
-    latest = event.latest
-    return (
-        latest.execution_id,
-        latest.namespace,
-        latest.name,
-        event.first_timestamp,
-        latest.last_timestamp,
-        event.count,
-        latest.object_name,
-        latest.reason,
-        latest.type,
-        latest.elem_type,
-        latest.elem_id,
-        latest.action_name,
-        body,
-        event.list_position,
-    )
 
 
 class _ExecutionUpdate(msgspec.Struct):
@@ -74,66 +45,129 @@ class _ExecutionUpdate(msgspec.Struct):
     last_timestamp: datetime
     revision: int = 0
     previous: int | None = None
-    merged: dict[str, FoldedEvent] = {}
-    """The new state of each of `events` that is stored already, by name."""
+    new: int = 0
+    """The number of `events` that were not stored before."""
     rewritten: set[str] = set()
-    """The names of merged events whose texts change."""
+    """The names of the others whose texts change."""
 
 
 async def prepare(connection: asyncpg.Connection) -> None:
     """Prepare a new connection for `write_events`."""
+    last, encoded = _POSTGRESQL_EPOCH, (0,)
+
+    def encode(moment: datetime) -> tuple[int]:
+        # A row often has one moment in several columns.
+        nonlocal last, encoded
+        if moment is not last:
+            last, encoded = moment, ((moment - _POSTGRESQL_EPOCH) // _MICROSECOND,)
+        return encoded
+
     # asyncpg's own codec encodes the last microsecond of the year 9999 as infinity.
     await connection.set_type_codec(
         "timestamptz",
         schema="pg_catalog",
         format="tuple",
-        encoder=lambda moment: ((moment - _POSTGRESQL_EPOCH) // _MICROSECOND,),
+        encoder=encode,
         decoder=lambda value: _POSTGRESQL_EPOCH + value[0] * _MICROSECOND,
     )
 
 
-async def write_events(connection: asyncpg.Connection, events: Sequence[FoldedEvent]) -> None:
-    """Apply distinct `events`, sorted by identity, in the caller's transaction.
+async def write_events(
+    connection: asyncpg.Connection,
+    events: Sequence[FoldedEvent],
+    objects: Mapping[Execution, str],
+    known: KnownExecutions,
+) -> dict[Execution, KnownExecution]:
+    """Apply distinct `events` in the caller's transaction.
 
-    Locks each execution, then reads the stored events, merges and writes them. New events go into
-    one COPY, which is much cheaper than an INSERT with ON CONFLICT.
+    Locks the executions, in the order of all writers, reads the stored events and actions that are
+    not known, merges and writes them. New rows go into one COPY, which is much cheaper than an
+    INSERT with ON CONFLICT. Returns the executions for `known.put`, after the commit.
     """
-    if not events:
-        return
     updates = _by_execution(events)
-    await _raise_executions(connection, updates)
-    # A new execution has no stored events.
-    candidates = [
-        event
-        for update in updates.values()
-        if update.previous is not None
-        for event in update.events
-    ]
-    merged_rows = []
-    for event, stored in await _stored(connection, candidates):
-        merged = merge(stored, event)
-        merged_rows.append(event_row(merged, body_of(merged)))
-        update = updates[event.latest.execution_id, event.latest.namespace]
-        update.merged[event.latest.name] = merged
-        if _filtered_texts(merged.latest) != _filtered_texts(stored.latest):
-            update.rewritten.add(event.latest.name)
+    if not updates:
+        return {}
+    await _raise_executions(connection, updates, objects)
+    executions = {key: known.take(key, update.previous) for key, update in updates.items()}
+    await _read_events(connection, updates, executions)
+    states = ActionEvents()
+    new, changed, rewritten = [], [], []
+    for key, update in updates.items():
+        stored_events = executions[key].events
+        for event in update.events:
+            name = event.latest.name
+            stored = stored_events.get(name)
+            if stored is None:
+                stored_events[name] = event
+                new.append((event, states.add(event)))
+                update.new += 1
+                continue
+            merged = stored_events[name] = merge(stored, event)
+            changed.append(merged)
+            states.change(stored, merged)
+            texts, texts_now = _texts(stored.latest), _texts(merged.latest)
+            if texts != texts_now:
+                rewritten.append(merged)
+            if texts[1:] != texts_now[1:] or stored.latest.message != merged.latest.message:
+                update.rewritten.add(name)
+    hashes = element_hashes(states.added)
     await connection.copy_records_to_table(
         "event",
         schema_name="execution_events",
         columns=EVENT_COLUMNS,
-        records=[
-            event_row(event, body_of(event))
-            for update in updates.values()
-            for event in update.events
-            if event.latest.name not in update.merged
-        ],
+        records=[event_row(event, body_of(event), hashes[element]) for event, element in new],
     )
-    if merged_rows:
-        columns = dict(zip(EVENT_COLUMNS, zip(*merged_rows, strict=True), strict=True))
-        await connection.execute(
-            _CHANGE_EVENTS, *(columns[column] for column in _CHANGE_EVENTS_COLUMNS)
-        )
+    await _change_events(connection, changed)
+    await _rewrite_events(connection, rewritten, hashes)
+    stored_actions = await _read_elements(connection, executions, hashes)
+    changes = await write_states(connection, states, stored_actions, hashes)
+    for element, actions in changes.elements.items():
+        elements = executions[element[:2]].elements
+        if actions:
+            elements[element] = actions
+        else:
+            elements.pop(element, None)
     await _record_changes(connection, updates.values())
+    await _change_counters(connection, updates, changes)
+    for key, execution in executions.items():
+        execution.revision = updates[key].revision
+    return executions
+
+
+async def _read_events(
+    connection: asyncpg.Connection,
+    updates: Mapping[Execution, _ExecutionUpdate],
+    executions: Mapping[Execution, KnownExecution],
+) -> None:
+    """Read those of the batch's events that may be stored and are not known."""
+    unknown = [
+        event
+        for key, update in updates.items()
+        if not (execution := executions[key]).whole
+        for event in update.events
+        if event.latest.name not in execution.events
+    ]
+    for event, stored in await _stored(connection, unknown):
+        latest = event.latest
+        executions[latest.execution_id, latest.namespace].events[latest.name] = stored
+
+
+async def _read_elements(
+    connection: asyncpg.Connection,
+    executions: Mapping[Execution, KnownExecution],
+    hashes: Mapping[ElementKey, int],
+) -> dict[ElementKey, Actions]:
+    """Return all actions of the elements; read what is not known."""
+    elements: dict[ElementKey, Actions] = {}
+    unknown = {}
+    for element, hash_ in hashes.items():
+        execution = executions[element[:2]]
+        actions = execution.elements.get(element)
+        if actions is not None:
+            elements[element] = actions
+        elif not execution.whole:
+            unknown[element] = hash_
+    return elements | await stored_elements(connection, unknown)
 
 
 async def purge_changes(connection: asyncpg.Connection, retention: timedelta) -> bool:
@@ -142,8 +176,8 @@ async def purge_changes(connection: asyncpg.Connection, retention: timedelta) ->
     return bool(deleted == _PURGE_BATCH)
 
 
-def _by_execution(events: Iterable[FoldedEvent]) -> dict[tuple[str, str], _ExecutionUpdate]:
-    updates: dict[tuple[str, str], _ExecutionUpdate] = {}
+def _by_execution(events: Iterable[FoldedEvent]) -> dict[Execution, _ExecutionUpdate]:
+    updates: dict[Execution, _ExecutionUpdate] = {}
     for event in events:
         latest = event.latest
         first, last = event.first_timestamp, latest.last_timestamp
@@ -162,7 +196,9 @@ def _by_execution(events: Iterable[FoldedEvent]) -> dict[tuple[str, str], _Execu
 
 
 async def _raise_executions(
-    connection: asyncpg.Connection, updates: dict[tuple[str, str], _ExecutionUpdate]
+    connection: asyncpg.Connection,
+    updates: Mapping[Execution, _ExecutionUpdate],
+    objects: Mapping[Execution, str],
 ) -> None:
     """Lock the rows of the executions and raise their revisions."""
     raised = updates.values()
@@ -170,6 +206,7 @@ async def _raise_executions(
         _SQL["raise_executions"],
         [update.execution_id for update in raised],
         [update.namespace for update in raised],
+        [objects[key] for key in updates],
         [min(update.occurrences, COUNT_MAX) for update in raised],
         [update.first_timestamp for update in raised],
         [update.last_timestamp for update in raised],
@@ -185,51 +222,52 @@ async def _stored(
     """Return each of `events` that is stored, with its stored state."""
     if not events:
         return []
-    rows = await connection.fetch(
-        _SQL["stored_events"],
-        [event.latest.execution_id for event in events],
-        [event.latest.namespace for event in events],
-        [event.latest.name for event in events],
-    )
+    rows = await connection.fetch(_SQL["stored_events"], *_identities(events))
     return [
-        (event := events[ordinal - 1], _stored_event(event.latest.execution_id, *columns))
+        (event := events[ordinal - 1], stored_event(event.latest.execution_id, *columns))
         for ordinal, *columns in rows
     ]
 
 
-def _stored_event(
-    execution_id: str,
-    list_position: datetime,
-    first: datetime,
-    last: datetime,
-    count: int,
-    body: bytes,
-) -> FoldedEvent:
-    content = decode(body)
-    latest = Occurrence(
-        execution_id=execution_id,
-        namespace=content.metadata.namespace,
-        name=content.metadata.name,
-        object_name=content.involved_object.name,
-        object_namespace=content.involved_object.namespace,
-        reason=content.reason,
-        message=content.message,
-        first_timestamp=first,
-        last_timestamp=last,
-        count=count,
-        type=content.type,
-        elem_type=content.elem_type,
-        elem_id=content.elem_id,
-        action_name=content.action_name,
-    )
-    return FoldedEvent(latest, count, first, list_position)
+async def _change_events(connection: asyncpg.Connection, events: Sequence[FoldedEvent]) -> None:
+    if events:
+        await connection.execute(
+            _SQL["change_events"],
+            *_identities(events),
+            [event.first_timestamp for event in events],
+            [event.latest.last_timestamp for event in events],
+            [event.count for event in events],
+            [body_of(event) for event in events],
+        )
 
 
-def _filtered_texts(occurrence: Occurrence) -> tuple[str, ...]:
-    """Return the texts that filters match."""
+async def _rewrite_events(
+    connection: asyncpg.Connection,
+    events: Sequence[FoldedEvent],
+    hashes: Mapping[ElementKey, int],
+) -> None:
+    if events:
+        rows = [
+            (*event.identity, *_texts(latest := event.latest), hashes[element_key(latest)])
+            for event in events
+        ]
+        await connection.execute(_SQL["rewrite_events"], *zip(*rows, strict=True))
+
+
+def _identities(events: Sequence[FoldedEvent]) -> tuple[str, str, str]:
+    """Return the arrays of execution ids, namespaces and names."""
     return (
+        array_literal([event.latest.execution_id for event in events]),
+        array_literal([event.latest.namespace for event in events]),
+        array_literal([event.latest.name for event in events]),
+    )
+
+
+def _texts(occurrence: Occurrence) -> tuple[str, ...]:
+    """Return the texts that have columns; filters match all but the first, and the message."""
+    return (
+        occurrence.object_name,
         occurrence.reason,
-        occurrence.message,
         occurrence.type,
         occurrence.elem_type,
         occurrence.elem_id,
@@ -257,11 +295,19 @@ async def _record_changes(
             for update in updates
         ],
     )
-    grown = [update for update in updates if len(update.events) > len(update.merged)]
-    if grown:
-        await connection.execute(
-            _SQL["count_events"],
-            [update.execution_id for update in grown],
-            [update.namespace for update in grown],
-            [len(update.events) - len(update.merged) for update in grown],
-        )
+
+
+async def _change_counters(
+    connection: asyncpg.Connection,
+    updates: Mapping[Execution, _ExecutionUpdate],
+    changes: StateChanges,
+) -> None:
+    rows = []
+    for key, update in updates.items():
+        tally, warnings = changes.tallies.get(key), changes.warnings.get(key, 0)
+        if update.new or warnings or tally:
+            tally = tally or [0] * len(STATES)
+            # Unknown ones are the rest.
+            rows.append((*key, update.new, sum(tally), *tally[:-1], warnings))
+    if rows:
+        await connection.execute(_CHANGE_COUNTERS, *zip(*rows, strict=True))

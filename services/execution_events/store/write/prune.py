@@ -113,8 +113,8 @@ async def _delete_batch(
             )
             keys = [[row[column] for row in locked] for column in ("execution_id", "namespace")]
             events = await connection.fetchval(_SQL["delete_events"], *keys)
-            await connection.execute(_SQL["delete_changes"], *keys)
-            await connection.execute(_SQL["delete_executions"], *keys)
+            for table in ("actions", "changes", "executions"):
+                await connection.execute(_SQL[f"delete_{table}"], *keys)
     return PruneProgress(len(batch), len(locked), events)
 
 

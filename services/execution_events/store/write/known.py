@@ -1,0 +1,60 @@
+"""Executions as the transactions of one connection have left them.
+
+A batch need not read what the batch before it has written: recurrences and states are of executions
+that run now.
+"""
+
+import msgspec
+
+from execution_events.projection.fold import FoldedEvent
+from execution_events.projection.states import Actions, ElementKey, Execution
+
+_LIMIT = 30_000
+"""Events in memory, with their actions: some 25 MiB."""
+
+
+class KnownExecution(msgspec.Struct):
+    """The known part of an execution at its `revision`.
+
+    `events` are by name; `elements` holds all actions of each known element. If `whole`, what is
+    not here does not exist.
+    """
+
+    whole: bool
+    revision: int = 0
+    events: dict[str, FoldedEvent] = {}
+    elements: dict[ElementKey, Actions] = {}
+
+
+class KnownExecutions:
+    """The executions that one connection wrote last, up to a number of events.
+
+    Every writer locks an execution and raises its revision, which never repeats. So what was known
+    at the revision before the caller's is true until the caller changes it.
+    """
+
+    def __init__(self, limit: int = _LIMIT) -> None:
+        self._limit = limit
+        self._executions: dict[Execution, KnownExecution] = {}
+        self._events = 0
+
+    def take(self, key: Execution, previous: int | None) -> KnownExecution:
+        """Remove and return what is known of a locked execution.
+
+        `previous` is its stored revision, None if it has just begun. The caller may change what it
+        takes, and gives it back by `put` once its transaction is committed.
+        """
+        known = self._executions.pop(key, None)
+        if known is not None:
+            self._events -= len(known.events)
+            if known.revision == previous:
+                return known
+        return KnownExecution(whole=previous is None)
+
+    def put(self, key: Execution, known: KnownExecution) -> None:
+        """Remember an execution as a committed transaction has left it; forget the oldest."""
+        self._executions[key] = known
+        self._events += len(known.events)
+        while self._events > self._limit:
+            oldest = next(iter(self._executions))
+            self._events -= len(self._executions.pop(oldest).events)
