@@ -5,5 +5,5 @@
 - `streams`: standard input, output and error, also closed or full.
 - `report`: the output of a command that changes something.
 - `arguments`, `extras`, `progress`, `signals`, `waiting`: shared by commands.
-- `dead_letter_format`: the output of `dead-letters`.
+- `dead_letter_format`, `spool_format`: the output of `dead-letters` and `spool`.
 """
