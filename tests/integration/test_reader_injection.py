@@ -203,6 +203,7 @@ FORGED = [
 ]
 
 
+@pytest.mark.tampers
 @pytest.mark.parametrize("log_format", ["json", "text"])
 async def test_a_caller_cannot_write_into_the_log(
     reader: Reader, owner: asyncpg.Connection, log_format: str
