@@ -643,7 +643,7 @@ async def test_a_token_is_required(guarded: Reader, headers: dict[str, str]) -> 
 async def test_the_list_is_only_read(idle: Reader, method: str) -> None:
     response = await idle.request(method, EXECUTIONS)
     assert response.status_code == 405
-    assert response.headers["Allow"] == "GET, HEAD"
+    assert set(response.headers["Allow"].split(", ")) == {"GET", "HEAD"}
 
 
 async def test_lists_take_slots_of_their_caller(

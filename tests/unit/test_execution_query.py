@@ -5,7 +5,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from execution_events.reader.execution_query import ExecutionQuery, parse_execution_query
@@ -95,6 +95,7 @@ def test_only_equivalent_queries_share_a_digest() -> None:
 
 
 @given(timestamps, names, names)
+@settings(deadline=None)
 def test_a_marker_restores_its_position(moment: datetime, name: str, namespace: str) -> None:
     position = ExecutionPosition(moment, name, namespace)
     marker = parsed(state="failed").marker_after(position)

@@ -45,7 +45,7 @@ WITH own AS MATERIALIZED (
         SELECT {columns}, revision
         FROM execution_events.execution
         -- A range again, so that only the primary key has its order.
-        WHERE execution_id BETWEEN wanted.execution_id AND wanted.execution_id{readable}
+        WHERE execution_id BETWEEN wanted.execution_id AND wanted.execution_id{of_tenants}
         ORDER BY execution_id, namespace
     ) AS own
 )
@@ -66,12 +66,12 @@ ORDER BY {order}
 -- The namespace, state and object stand in the range and not beside it: as conditions of their own
 -- they would let the planner walk another index and filter.
 SELECT newest.*
-FROM {of}
+FROM {ranges}
 CROSS JOIN LATERAL (
     SELECT {columns}
     FROM execution_events.execution
-    WHERE ({range}created_at, execution_id, namespace) {after} ({values}$created_at::text::timestamptz, $execution_id, $namespace)
-        AND ({range}created_at) {before} ({values}$until::text::timestamptz)
+    WHERE ({range}created_at, execution_id, namespace) {beyond} ({values}$created_at::text::timestamptz, $execution_id, $namespace)
+        AND ({range}created_at) {within} ({values}$end::text::timestamptz)
     ORDER BY {range_order}{order}
     LIMIT $limit
 ) AS newest
@@ -79,8 +79,8 @@ CROSS JOIN LATERAL (
 -- name: by_id
 SELECT {columns}
 FROM own
-WHERE (created_at, execution_id, namespace) {after} ($created_at::text::timestamptz, $execution_id, $namespace)
-    AND created_at {before} $until::text::timestamptz{filters}
+WHERE (created_at, execution_id, namespace) {beyond} ($created_at::text::timestamptz, $execution_id, $namespace)
+    AND created_at {within} $end::text::timestamptz{filters}
 
 -- name: columns
 execution_id,

@@ -1,6 +1,6 @@
 """Pages of executions: the newest, by tenant, state, object or id."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -106,28 +106,42 @@ async def read_executions(
     )
 
 
+class _Direction(NamedTuple):
+    """The order of a list, and the ends of the range of creations that it walks from and to."""
+
+    order: str
+    beyond: str
+    within: str
+    begin: str
+    end: str
+
+
+_ASCENDING = _Direction("ASC", ">", "<", "-infinity", "infinity")
+_DESCENDING = _Direction("DESC", "<", ">=", "infinity", "-infinity")
+_KEY = ExecutionPosition._fields
+
+
 def page_statement(
     selection: ExecutionSelection, namespaces: Namespaces, limit: int
 ) -> tuple[str, list[object]]:
-    """Return the statement of a page of at most `limit` rows, and its arguments."""
-    allowed = _readable(selection, namespaces)
+    """Return the statement of a page of at most `limit` executions, and its arguments."""
+    direction = _DESCENDING if selection.descending else _ASCENDING
+    readable = _readable(selection, namespaces)
+    begin, end = _range(selection, direction)
     arguments: dict[str, object] = {
         "limit": limit,
-        "namespaces": allowed,
         "execution_ids": selection.execution_ids,
-        "states": selection.states or STATES,
+        "namespaces": readable,
         "object_names": selection.object_names,
+        "states": selection.states or STATES,
+        "end": end,
+        **dict(zip(_KEY, begin, strict=True)),
     }
-    direction = " DESC" if selection.descending else ""
-    begin, end = _range(selection)
-    arguments |= dict(
-        zip(("created_at", "execution_id", "namespace", "until"), (*begin, end), strict=True)
-    )
     parts = {
         "columns": _SQL["columns"],
-        "order": _ordered(("created_at", "execution_id", "namespace"), direction),
-        "after": "<" if selection.descending else ">",
-        "before": ">=" if selection.descending else "<",
+        "order": _columns(_KEY, f" {direction.order}").removesuffix(", "),
+        "beyond": direction.beyond,
+        "within": direction.within,
     }
     if selection.execution_ids:
         filters = (("state", selection.states), ("object_name", selection.object_names))
@@ -135,42 +149,21 @@ def page_statement(
             **parts, filters="".join(_only(column) for column, values in filters if values)
         )
         page = _SQL["page"].format(**parts, found=found)
-        readable = "" if allowed is None else _only("namespace")
-        statement = _SQL["page_with_revisions"].format(**parts, readable=readable, page=page)
+        of_tenants = "" if readable is None else _only("namespace")
+        statement = _SQL["page_with_revisions"].format(**parts, of_tenants=of_tenants, page=page)
     else:
-        statement = _SQL["page"].format(**parts, found=_by_range(selection, allowed, parts))
+        index = _index(selection, readable)
+        found = _SQL["by_range"].format(
+            **parts,
+            ranges="\nCROSS JOIN ".join(_source(readable)[column] for column in index)
+            or _SQL["all"],
+            range=_columns(index),
+            range_order=_columns(index, f" {direction.order}"),
+            values="".join(f"{_ALIASES[column]}.{column}, " for column in index),
+        )
+        statement = _SQL["page"].format(**parts, found=found)
     numbered, names = number_arguments(statement)
     return numbered, [arguments[name] for name in names]
-
-
-def _by_range(
-    selection: ExecutionSelection, allowed: Sequence[str] | None, parts: Mapping[str, str]
-) -> str:
-    """Return the search of an index in each of its ranges: of a tenant, an object, a state."""
-    if selection.object_names:
-        index = ["object_name", "namespace", "state"]
-    elif selection.states:
-        index = ["state", "namespace"]
-    else:
-        index = [] if allowed is None else ["namespace"]
-    sources = {
-        "namespace": "every_namespace" if allowed is None else "namespaces",
-        "object_name": "objects",
-        "state": "states",
-    }
-    of = {"namespace": "tenant", "object_name": "object", "state": "wanted"}
-    direction = " DESC" if selection.descending else ""
-    return _SQL["by_range"].format(
-        **parts,
-        of="\nCROSS JOIN ".join(_SQL[sources[column]] for column in index) or _SQL["all"],
-        range="".join(f"{column}, " for column in index),
-        values="".join(f"{of[column]}.{column}, " for column in index),
-        range_order="".join(f"{column}{direction}, " for column in index),
-    )
-
-
-def _only(column: str) -> str:
-    return f" {_SQL['only'].format(column=column, argument=f'{column}s')}"
 
 
 def _readable(selection: ExecutionSelection, namespaces: Namespaces) -> list[str] | None:
@@ -180,26 +173,54 @@ def _readable(selection: ExecutionSelection, namespaces: Namespaces) -> list[str
     return [each for each in selection.namespaces if namespaces is None or each in namespaces]
 
 
-def _range(selection: ExecutionSelection) -> tuple[tuple[str, str, str], str]:
-    """Return the key that the page begins after, and the creation at which the range ends.
+def _range(
+    selection: ExecutionSelection, direction: _Direction
+) -> tuple[tuple[str, str, str], str]:
+    """Return the key that the page begins after, and the creation at which its range ends.
 
-    The key with empty texts precedes all executions of its creation.
+    A key with empty texts precedes all executions of its creation. Creations are texts, which
+    include infinity.
     """
-    # As text, which has infinity.
-    first, end = selection.since, selection.until
+    first, last = selection.since, selection.until
     if selection.descending:
-        first, end = end, first
-    infinity = ("infinity", "-infinity") if selection.descending else ("-infinity", "infinity")
-    begin = (infinity[0] if first is None else first.isoformat(), "", "")
-    after = selection.after
-    # A forged marker may be outside the range.
-    if after is not None and (
-        first is None
-        or (after.created_at < first if selection.descending else after.created_at >= first)
-    ):
-        begin = (after.created_at.isoformat(), after.execution_id, after.namespace)
-    return begin, infinity[1] if end is None else end.isoformat()
+        first, last = last, first
+    begins = [] if first is None else [ExecutionPosition(first, "", "")]
+    if selection.after is not None:
+        # A forged marker may be outside the range.
+        begins.append(selection.after)
+    begin = (min if selection.descending else max)(begins, default=None)
+    return (
+        (direction.begin, "", "")
+        if begin is None
+        else (begin.created_at.isoformat(), begin.execution_id, begin.namespace),
+        direction.end if last is None else last.isoformat(),
+    )
 
 
-def _ordered(columns: Sequence[str], direction: str) -> str:
-    return ", ".join(f"{column}{direction}" for column in columns)
+_ALIASES = {"object_name": "object", "namespace": "tenant", "state": "wanted"}
+
+
+def _index(selection: ExecutionSelection, readable: Sequence[str] | None) -> Sequence[str]:
+    """Return the columns before the key in the index that has the filters of a selection."""
+    if selection.object_names:
+        return ("object_name", "namespace", "state")
+    if selection.states:
+        return ("state", "namespace")
+    return () if readable is None else ("namespace",)
+
+
+def _source(readable: Sequence[str] | None) -> Mapping[str, str]:
+    """Return what has the values of each column of an index."""
+    return {
+        "object_name": _SQL["objects"],
+        "namespace": _SQL["every_namespace" if readable is None else "namespaces"],
+        "state": _SQL["states"],
+    }
+
+
+def _columns(columns: Iterable[str], order: str = "") -> str:
+    return "".join(f"{column}{order}, " for column in columns)
+
+
+def _only(column: str) -> str:
+    return "\n    " + _SQL["only"].format(column=column, argument=f"{column}s")
