@@ -2,8 +2,8 @@
 -- columns, $name an argument. A caller's input is always an argument.
 --
 -- Executions are found by ranges of an index that has exactly the columns of the range, in the order of
--- the page. Another index would need a sort, which readers disable, and no two indexes begin with the
--- same column. So a page costs the same at any depth, whatever the statistics say of rare states.
+-- the page. Another index would need a sort, which readers disable. So a page costs the same at any
+-- depth, whatever the statistics say of rare states and small tenants.
 
 -- name: page
 -- The first failure is looked up for each execution of the page.
@@ -63,24 +63,47 @@ LEFT JOIN (
 ORDER BY {order}
 
 -- name: by_range
--- The namespace, state and object stand in the range and not beside it: as conditions of their own
--- they would let the planner walk another index and filter.
+-- Of each tenant, state and object a page, if the index has them; the first of these pages are the page.
 SELECT newest.*
 FROM {ranges}
 CROSS JOIN LATERAL (
     SELECT {columns}
     FROM execution_events.execution
-    WHERE ({range}created_at, execution_id, namespace) {beyond} ({values}$created_at::text::timestamptz, $execution_id, $namespace)
-        AND ({range}created_at) {within} ({values}$end::text::timestamptz)
-    ORDER BY {range_order}{order}
+    WHERE {equal}({created}, execution_id, namespace) {beyond} ({begin}, $execution_id, $namespace)
+        AND {created} {within} {end}
+    ORDER BY {range_order}{created} {direction}, execution_id {direction}, namespace {direction}
     LIMIT $limit
 ) AS newest
+
+-- name: begin
+$created_at::text::timestamptz
+
+-- name: end
+$end::text::timestamptz
+
+-- name: in_utc
+({moment} AT TIME ZONE 'UTC')
+
+-- name: of_tenant
+namespace = ANY (ARRAY[tenant.namespace])
+        AND
+
+-- name: of_state
+state = wanted.state
+        AND namespace = tenant.namespace
+        AND
+
+-- name: of_object
+object_name = object.object_name
+        AND namespace = tenant.namespace
+        AND state = wanted.state
+        AND
 
 -- name: by_id
 SELECT {columns}
 FROM own
-WHERE (created_at, execution_id, namespace) {beyond} ($created_at::text::timestamptz, $execution_id, $namespace)
-    AND created_at {within} $end::text::timestamptz{filters}
+WHERE (created_at, execution_id, namespace) {beyond} ({begin}, $execution_id, $namespace)
+    AND created_at {within} {end}{filters}
 
 -- name: columns
 execution_id,

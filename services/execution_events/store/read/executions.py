@@ -1,6 +1,6 @@
 """Pages of executions: the newest, by tenant, state, object or id."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -139,31 +139,66 @@ def page_statement(
     }
     parts = {
         "columns": _SQL["columns"],
-        "order": _columns(_KEY, f" {direction.order}").removesuffix(", "),
+        "direction": direction.order,
+        "order": ", ".join(f"{column} {direction.order}" for column in _KEY),
         "beyond": direction.beyond,
         "within": direction.within,
     }
     if selection.execution_ids:
-        filters = (("state", selection.states), ("object_name", selection.object_names))
-        found = _SQL["by_id"].format(
-            **parts, filters="".join(_only(column) for column, values in filters if values)
-        )
-        page = _SQL["page"].format(**parts, found=found)
-        of_tenants = "" if readable is None else _only("namespace")
-        statement = _SQL["page_with_revisions"].format(**parts, of_tenants=of_tenants, page=page)
+        found = _by_id(selection, parts)
     else:
-        index = _index(selection, readable)
-        found = _SQL["by_range"].format(
-            **parts,
-            ranges="\nCROSS JOIN ".join(_source(readable)[column] for column in index)
-            or _SQL["all"],
-            range=_columns(index),
-            range_order=_columns(index, f" {direction.order}"),
-            values="".join(f"{_ALIASES[column]}.{column}, " for column in index),
+        found = _by_range(selection, readable, parts)
+    statement = _SQL["page"].format(**parts, found=found)
+    if selection.execution_ids:
+        of_tenants = "" if readable is None else _only("namespace")
+        statement = _SQL["page_with_revisions"].format(
+            **parts, of_tenants=of_tenants, page=statement
         )
-        statement = _SQL["page"].format(**parts, found=found)
     numbered, names = number_arguments(statement)
     return numbered, [arguments[name] for name in names]
+
+
+def _by_id(selection: ExecutionSelection, parts: Mapping[str, str]) -> str:
+    """Return the search of the executions that `page_with_revisions` has found by id."""
+    filters = (("state", selection.states), ("object_name", selection.object_names))
+    return _SQL["by_id"].format(
+        **parts,
+        begin=_SQL["begin"],
+        end=_SQL["end"],
+        filters="".join(_only(column) for column, values in filters if values),
+    )
+
+
+def _by_range(
+    selection: ExecutionSelection, readable: Sequence[str] | None, parts: Mapping[str, str]
+) -> str:
+    """Return the search of the one index that has the filters of a selection.
+
+    By state and object, their index alone has the creation in UTC. By tenant, the namespace is one
+    of an array, which keeps it in the order, and only one index begins with it.
+    """
+    tenants = "every_namespace" if readable is None else "namespaces"
+    ranges, equal = ["all"], ""
+    if selection.object_names:
+        ranges, equal = ["objects", tenants, "states"], "of_object"
+    elif selection.states:
+        ranges, equal = [tenants, "states"], "of_state"
+    elif readable is not None:
+        ranges, equal = [tenants], "of_tenant"
+    moment = _SQL["in_utc"] if "states" in ranges else "{moment}"
+    return _SQL["by_range"].format(
+        **parts,
+        ranges="\nCROSS JOIN ".join(_SQL[each] for each in ranges),
+        equal=equal and f"{_SQL[equal]} ",
+        created=moment.format(moment="created_at"),
+        begin=moment.format(moment=_SQL["begin"]),
+        end=moment.format(moment=_SQL["end"]),
+        range_order=f"namespace {parts['direction']}, " if equal == "of_tenant" else "",
+    )
+
+
+def _only(column: str) -> str:
+    return "\n    " + _SQL["only"].format(column=column, argument=f"{column}s")
 
 
 def _readable(selection: ExecutionSelection, namespaces: Namespaces) -> list[str] | None:
@@ -195,32 +230,3 @@ def _range(
         else (begin.created_at.isoformat(), begin.execution_id, begin.namespace),
         direction.end if last is None else last.isoformat(),
     )
-
-
-_ALIASES = {"object_name": "object", "namespace": "tenant", "state": "wanted"}
-
-
-def _index(selection: ExecutionSelection, readable: Sequence[str] | None) -> Sequence[str]:
-    """Return the columns before the key in the index that has the filters of a selection."""
-    if selection.object_names:
-        return ("object_name", "namespace", "state")
-    if selection.states:
-        return ("state", "namespace")
-    return () if readable is None else ("namespace",)
-
-
-def _source(readable: Sequence[str] | None) -> Mapping[str, str]:
-    """Return what has the values of each column of an index."""
-    return {
-        "object_name": _SQL["objects"],
-        "namespace": _SQL["every_namespace" if readable is None else "namespaces"],
-        "state": _SQL["states"],
-    }
-
-
-def _columns(columns: Iterable[str], order: str = "") -> str:
-    return "".join(f"{column}{order}, " for column in columns)
-
-
-def _only(column: str) -> str:
-    return "\n    " + _SQL["only"].format(column=column, argument=f"{column}s")
