@@ -163,6 +163,10 @@ CREATE INDEX execution_created ON execution USING btree (created_at, execution_i
 
 CREATE INDEX execution_failed ON execution USING btree (created_at) WHERE state = ANY (ARRAY['failed'::text, 'timed_out'::text]);
 
+CREATE INDEX execution_object ON execution USING btree (object_name, namespace, state, (created_at AT TIME ZONE 'UTC'::text), execution_id);
+
+CREATE INDEX execution_state ON execution USING btree (state, namespace, (created_at AT TIME ZONE 'UTC'::text), execution_id);
+
 CREATE INDEX execution_tenant ON execution USING btree (namespace, created_at, execution_id);
 
 CREATE TABLE execution_change (

@@ -15,6 +15,8 @@
     python -m tests.benchmarks growth [--events N] [--sizes M,M] [--runs N] [--json FILE]
     python -m tests.benchmarks questions [--events N] [--tenants N,N] [--failures P,P] [--runs N]
         [--json FILE]
+    python -m tests.benchmarks executions [--executions N] [--depth N] [--failures P,P]
+        [--seconds S] [--runs N] [--json FILE]
     python -m tests.benchmarks peers [--events N] [--runs N] [--kill] [--only NAME] [--json FILE]
 
 A missed bar is printed and does not change the exit code. The exit code is 1 if a result was wrong:
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import (
+    executions,
     growth,
     handover,
     imports,
@@ -197,6 +200,24 @@ def _parser() -> argparse.ArgumentParser:
         "--failures", type=_percentages, default="2,0.01", help="percentages of actions that fail"
     )
     command.add_argument("--runs", type=_positive, default=20, help="runs of each question")
+
+    command = _add(
+        commands,
+        "executions",
+        lambda a: executions.run(a.executions, a.depth, a.failures, a.seconds, a.runs),
+        executions,
+    )
+    command.add_argument(
+        "--executions", type=_positive, default=1_000_000, help="executions stored before"
+    )
+    command.add_argument(
+        "--depth", type=_positive, default=100_000, help="executions before a deep page"
+    )
+    command.add_argument(
+        "--failures", type=_percentages, default="2,0.01", help="percentages that failed"
+    )
+    command.add_argument("--seconds", type=_seconds, default=3, help="length of one run")
+    command.add_argument("--runs", type=_positive, default=3, help="runs of each list")
 
     command = _add(
         commands,

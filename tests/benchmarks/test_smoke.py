@@ -148,6 +148,17 @@ def test_questions(tmp_path: Path) -> None:
     assert len(report["verdicts"]) == len(QUESTIONS)
 
 
+@pytest.mark.more
+def test_executions(tmp_path: Path) -> None:
+    report = run(
+        *(tmp_path, "executions", "--executions", "3000", "--depth", "300", "--failures", "2,0.1"),
+        *("--seconds", "0.1", "--runs", "1"),
+    )
+    assert len(report["figures"]) == 2
+    assert len(report["rows"]) == 2 * (1 + 12)
+    assert len(report["verdicts"]) == 2 * 12
+
+
 def test_growth(tmp_path: Path) -> None:
     report = run(
         *(tmp_path, "growth", "--events", "2000", "--sizes", "0.001,0.003", "--loop", "500"),

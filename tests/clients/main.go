@@ -29,6 +29,14 @@ func names(events []client.Event) []string {
 	return found
 }
 
+func execution(each client.Execution) []any {
+	var reason any
+	if failure := each.FirstFailure.Get(); failure != nil {
+		reason = failure.Reason
+	}
+	return []any{each.ExecutionId, each.State, each.Events, reason}
+}
+
 func failure(ctx context.Context, api *client.EventsAPIService, executionID string) []any {
 	_, response, err := api.ListEvents(ctx, executionID).Marker("wrong").Execute()
 	var generic *client.GenericOpenAPIError
@@ -42,7 +50,8 @@ func main() {
 	url, token, executionID := os.Args[1], os.Args[2], os.Args[3]
 	configuration := client.NewConfiguration()
 	configuration.Servers = client.ServerConfigurations{{URL: url}}
-	api := client.NewAPIClient(configuration).EventsAPI
+	apis := client.NewAPIClient(configuration)
+	api := apis.EventsAPI
 	ctx := context.WithValue(context.Background(), client.ContextAPIKeys,
 		map[string]client.APIKey{"token": {Key: token}})
 	found := map[string]any{}
@@ -56,6 +65,32 @@ func main() {
 	list, _, err = api.ListEvents(ctx, executionID).Since(since).Execute()
 	check(err)
 	found["since"] = names(list)
+
+	executions := [][]any{}
+	for marker := ""; ; {
+		request := apis.ExecutionsAPI.ListExecutions(ctx).Limit(1).Order("asc").Lang("en")
+		if marker != "" {
+			request = request.Marker(marker)
+		}
+		page, response, err := request.Execute()
+		check(err)
+		for _, each := range page {
+			executions = append(executions, execution(each))
+		}
+		if marker = response.Header.Get("X-Next-Marker"); marker == "" {
+			break
+		}
+	}
+	found["executions"] = executions
+
+	failed := [][]any{}
+	states := []client.State{client.FAILED, client.TIMED_OUT}
+	page, _, err := apis.ExecutionsAPI.ListExecutions(ctx).State(states).Lang("en").Execute()
+	check(err)
+	for _, each := range page {
+		failed = append(failed, execution(each))
+	}
+	found["failed"] = failed
 
 	pages := [][]string{}
 	for marker := ""; ; {

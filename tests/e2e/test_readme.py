@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,10 +22,11 @@ from tests.support.seed import SEED_BODY
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)\n```", README, re.DOTALL)
+[EXAMPLE] = re.findall(r"```python\n(.*?)\n```", README, re.DOTALL)
 
 
-async def test_two_commands_run_it_and_query_it() -> None:
-    run, curl, tail, test = BLOCKS
+async def test_the_tour_of_run_it() -> None:
+    run, curl, worker, listed, watch, tail, test = BLOCKS
     assert (run, test) == ("make run", "make test")
     with tempfile.TemporaryDirectory(prefix="execution-events-readme-") as directory:
         # An unprivileged account must reach PostgreSQL's data when root runs the tests.
@@ -40,12 +43,39 @@ async def test_two_commands_run_it_and_query_it() -> None:
 
             await until(ready, "endpoints.json")
             endpoints = json.loads((data / "endpoints.json").read_text())
-            here = curl.replace("http://127.0.0.1:8080", endpoints["reader"])
-            assert here in running.output
-            answer = await asyncio.to_thread(
-                subprocess.run, here.split(), capture_output=True, check=True, timeout=DEADLINE
-            )
-            assert answer.stdout.decode() == SEED_BODY
+
+            async def answered(command: str, *, status: int = 0, **variables: str) -> str:
+                here = command.replace("http://127.0.0.1:8080", endpoints["reader"])
+                done = await asyncio.to_thread(
+                    subprocess.run,
+                    shlex.split(here),
+                    cwd=ROOT,
+                    env={**os.environ, **variables},
+                    capture_output=True,
+                    timeout=DEADLINE,
+                )
+                assert done.returncode == status, done.stderr.decode()
+                return done.stdout.decode()
+
+            assert curl.replace("http://127.0.0.1:8080", endpoints["reader"]) in running.output
+            assert await answered(curl) == SEED_BODY
+
+            program = Path(directory) / "worker.py"
+            program.write_text(EXAMPLE)
+            variables = dict(re.findall(r"export (\w+)=(\S+)", running.output))
+            assert len(variables) == 2
+            assert worker == ".venv/bin/python worker.py"
+            await answered(shlex.join([sys.executable, str(program)]), **variables)
+
+            async def settled() -> bool:
+                return '"state":"succeeded"' in await answered(listed)
+
+            await until(settled, "the worker's execution is listed")
+            [execution] = json.loads(await answered(listed))
+            assert (execution["executionId"], execution["events"]) == ("my-execution", 3)
+            # curl's exit code of a timeout: a watch has no end.
+            watched = await answered(f"{watch} --max-time 3", status=28)
+            assert (watched.count("event: reset"), watched.count('"metadata"')) == (1, 3)
             assert tail.startswith(".venv/bin/execution-events tail ")
             following = [*tail.split()[1:], "--reader", endpoints["reader"], "--no-follow"]
             assert len((await run_cli(*following)).splitlines()) == 3
@@ -55,11 +85,10 @@ async def test_two_commands_run_it_and_query_it() -> None:
 
 
 async def test_the_example_publishes(settings: Settings, tmp_path: Path) -> None:
-    [example] = re.findall(r"```python\n(.*?)\n```", README, re.DOTALL)
-    assert len([line for line in example.splitlines() if line.strip()]) <= 15
+    assert len([line for line in EXAMPLE.splitlines() if line.strip()]) <= 15
     for variables in ({}, {"EXECUTION_EVENTS_SPOOL_DIR": str(tmp_path / "spool")}):
         worker = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-W", "error", "-c", example),
+            *(sys.executable, "-W", "error", "-c", EXAMPLE),
             env=environment(configured(settings, database_url=None), **variables),
             stderr=subprocess.PIPE,
         )

@@ -39,6 +39,8 @@ EXPECTED = {
     "list": NAMES,
     "pages": [["a", "b"], ["c", "d"], ["e"]],
     "since": ["d", "e"],
+    "executions": [["execution-1", "running", 5, None], ["failed", "failed", 1, "ActionFailed"]],
+    "failed": [["failed", "failed", 1, "ActionFailed"]],
     "wrong": [400, "EE.0400"],
     "unauthorized": [401, "EE.0401"],
 }
@@ -48,10 +50,16 @@ EXPECTED = {
 async def five(
     servers: Servers, template_database: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Reader]:
-    """A reader with tokens and five events, a second apart."""
+    """A reader with tokens and two executions: five events, a second apart, and a failure."""
     path = tmp_path_factory.mktemp("tokens") / "tokens.json"
     path.write_text(token_file())
     events = [named(name, second, namespace="one") for second, name in enumerate(NAMES)]
+    failure: dict[str, Any] = {
+        "namespace": "one",
+        "reason": "执行失败##ActionFailed",
+        "type": "Warning",
+    }
+    events.append(named("f", execution_id="failed", **failure))
     async with reading_only(servers, template_database, *events, tokens_file=str(path)) as reader:
         yield reader
 

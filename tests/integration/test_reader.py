@@ -238,7 +238,8 @@ async def test_other_paths_are_404(idle: Reader, path: str) -> None:
     assert response.status_code == 404
     assert response.json() == {
         "error_code": "EE.0404",
-        "error_msg": "not found; events are at GET /v1/executions/{execution_id}/events",
+        "error_msg": "not found; executions are at GET /v1/executions, events at GET"
+        " /v1/executions/{execution_id}/events",
     }
 
 
@@ -257,12 +258,29 @@ async def test_a_mistyped_path_is_answered_with_the_right_one(idle: Reader, path
     assert response.json()["error_msg"] == text
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/executions/", "/v1/execution", "/executions", "/V1/Executions//", "/v1/executions%0A"],
+)
+async def test_a_mistyped_path_of_executions_is_answered_with_the_right_one(
+    idle: Reader, path: str
+) -> None:
+    response = await idle.get(path)
+    assert response.status_code == 404
+    right = "%0A" not in path
+    assert response.json()["error_msg"].startswith(
+        "not found; did you mean /v1/executions?" if right else "not found; executions are at GET"
+    )
+
+
 async def test_the_root_names_the_api_its_contract_and_its_reference(idle: Reader) -> None:
     response = await idle.api.get("/")
     assert response.status_code == 200
     root = response.json()
+    assert root["executions"] == "/v1/executions"
     assert root["events"] == "/v1/executions/{execution_id}/events"
-    assert (await idle.api.get(root["contract"])).json()["paths"].keys() >= {root["events"]}
+    paths = (await idle.api.get(root["contract"])).json()["paths"]
+    assert paths.keys() >= {root["executions"], root["events"]}
     assert (await idle.api.get(root["reference"])).headers["Content-Type"].startswith("text/html")
 
 

@@ -141,6 +141,7 @@ async def test_concurrent_requests_of_one_token_are_limited(
     assert [task.result().status_code for task in waiting[1:]] == [200, 200]
 
 
+@pytest.mark.tampers
 async def test_no_token_is_logged_or_measured(
     guarded: Reader, owner: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:

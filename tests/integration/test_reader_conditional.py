@@ -45,6 +45,7 @@ async def test_the_tag_of_an_empty_list_changes_with_the_execution(
     assert len(set(tags)) == 3
 
 
+@pytest.mark.tampers
 async def test_a_304_reads_no_events(
     reader: Reader, writer: BatchWriter, owner: asyncpg.Connection
 ) -> None:

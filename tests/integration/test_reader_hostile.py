@@ -46,7 +46,7 @@ ID = "execution_id: expected 1 to 128 characters"
 MALFORMED = "malformed HTTP request"
 TARGET = "malformed request target: expected percent-encoded UTF-8"
 HOST = "wrong host: without tokens"
-NOTHING = "not found; events are at"
+NOTHING = "not found; executions are at"
 MEANT = f"not found; did you mean {EVENTS}?"
 METHOD = "method not allowed: expected GET or HEAD"
 BODY = "request body not allowed"
@@ -58,7 +58,10 @@ LATE = "request head not received in time"
 HEADERS = "bytes and 100 headers"
 NONE = "[]"
 ALL = "[…]"
-ROOT = f'{{"events":"{path("{execution_id}")}","contract":"/openapi.json","reference":"/docs"}}'
+ROOT = (
+    f'{{"executions":"/v1/executions","events":"{path("{execution_id}")}",'
+    '"contract":"/openapi.json","reference":"/docs"}'
+)
 """The whole list."""
 
 # Name, request, status, and a part of the error's message or of the body.

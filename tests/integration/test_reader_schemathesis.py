@@ -20,14 +20,21 @@ from execution_events.store.write.batches import BatchWriter
 from tests.support import schemathesis_hooks
 from tests.support.databases import Database
 from tests.support.processes import environment
-from tests.support.readers import OPENAPI, Reader, named, reading, resolve
+from tests.support.readers import EXECUTIONS, OPENAPI, Reader, named, reading, resolve
 from tests.support.records import batch, log
 from tests.support.tokens import ONE, token_file
 
 PATH = "/v1/executions/{execution_id}/events"
-OPERATIONS = OPENAPI["paths"][PATH]
+LISTS = (EXECUTIONS, PATH)
 EXECUTION = OPENAPI["components"]["parameters"]["ExecutionId"]["example"]
-QUERY = {p["name"] for p in map(resolve, OPERATIONS["parameters"]) if p["in"] == "query"}
+QUERY = {
+    path: {
+        parameter["name"]
+        for parameter in map(resolve, OPENAPI["paths"][path]["parameters"])
+        if parameter["in"] == "query"
+    }
+    for path in LISTS
+}
 NOT_GENERATED = {"marker", "lastEventId"}
 RUN_SECONDS = 90
 ANSWER_SECONDS = 5
@@ -43,7 +50,7 @@ class Sent(NamedTuple):
 
 @pytest.fixture
 async def stored(writer: BatchWriter) -> None:
-    """Enough events for a stream, all matched by the document's examples."""
+    """Events for a stream, all matched by the document's examples, and executions for pages."""
     events = [
         named(
             f"object.{number:03}",
@@ -56,7 +63,8 @@ async def stored(writer: BatchWriter) -> None:
         )
         for number in range(300)
     ]
-    await writer.store(batch(log(events)))
+    others = [named("object.0", execution_id=f"e-{number}", namespace="one") for number in range(3)]
+    await writer.store(batch(log([*events, *others])))
 
 
 @pytest.fixture
@@ -68,8 +76,11 @@ async def open_reader(database: Database, stored: None) -> AsyncIterator[Reader]
 def without(*parameters: str) -> dict[str, Any]:
     """Return the document without some parameters of lists."""
     document: dict[str, Any] = copy.deepcopy(OPENAPI)
-    lists = document["paths"][PATH]
-    lists["parameters"] = [p for p in lists["parameters"] if resolve(p)["name"] not in parameters]
+    for path in LISTS:
+        operations = document["paths"][path]
+        operations["parameters"] = [
+            each for each in operations["parameters"] if resolve(each)["name"] not in parameters
+        ]
     return document
 
 
@@ -108,12 +119,14 @@ async def fuzz(
     ]
 
 
-def statuses(sent: Sequence[Sent]) -> dict[str, set[int]]:
-    """Return the statuses of the requests with each parameter."""
-    found: dict[str, set[int]] = defaultdict(set)
+def statuses(sent: Sequence[Sent]) -> dict[tuple[str, str], set[int]]:
+    """Return the statuses of the requests for each list with each parameter."""
+    found: dict[tuple[str, str], set[int]] = defaultdict(set)
     for request in sent:
-        for name, _ in parse_qsl(urlsplit(request.target).query, keep_blank_values=True):
-            found[name].add(request.status)
+        target = urlsplit(request.target)
+        path = EXECUTIONS if target.path == EXECUTIONS else PATH
+        for name, _ in parse_qsl(target.query, keep_blank_values=True):
+            found[path, name].add(request.status)
     return found
 
 
@@ -125,25 +138,28 @@ async def test_every_operation_and_parameter(open_reader: Reader, tmp_path: Path
     phases = ("--phases", "examples,coverage,fuzzing", "--max-examples", "40")
     sent = await fuzz(open_reader, without(*NOT_GENERATED), tmp_path, *phases)
     found = statuses(sent)
-    for name in QUERY - NOT_GENERATED:
-        assert {200, 400} <= found[name], name
+    for path in LISTS:
+        for name in QUERY[path] - NOT_GENERATED:
+            assert {200, 400} <= found[path, name], (path, name)
     assert {200, 304, 400, 405} <= {request.status for request in sent}
 
 
-async def test_pages(open_reader: Reader, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("listed", "limit"), [(EXECUTIONS, 1), (PATH, 100)])
+async def test_pages(open_reader: Reader, tmp_path: Path, listed: str, limit: int) -> None:
     """With markers of the reader, and mutations of them."""
-    path = PATH.replace("{execution_id}", EXECUTION)
-    markers, query = [], ""
+    path = listed.replace("{execution_id}", EXECUTION)
+    markers, query = [], f"?limit={limit}"
     for _ in range(2):
-        page = await open_reader.get(f"{path}{query}", params={"limit": 100} if not query else None)
+        page = await open_reader.get(f"{path}{query}")
         markers.append(page.headers["X-Next-Marker"])
-        query = f"?limit=100&marker={markers[-1]}"
-    document = without(*QUERY - {"marker", "limit"}, "execution_id")
-    document["paths"] = {path: document["paths"][PATH]}
-    document["components"]["parameters"]["Marker"]["schema"] = {"enum": markers}
+        query = f"?limit={limit}&marker={markers[-1]}"
+    document = without(*QUERY[listed] - {"marker", "limit"}, "execution_id")
+    document["paths"] = {path: document["paths"][listed]}
+    name = "ExecutionsMarker" if listed == EXECUTIONS else "Marker"
+    document["components"]["parameters"][name]["schema"] = {"enum": markers}
     phases = ("--phases", "coverage,fuzzing", "--max-examples", "25")
     sent = await fuzz(open_reader, document, tmp_path, *phases)
-    assert {200, 400} <= statuses(sent)["marker"]
+    assert {200, 400} <= statuses(sent)[listed, "marker"]
 
 
 async def test_lines(open_reader: Reader, tmp_path: Path) -> None:

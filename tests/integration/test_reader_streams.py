@@ -20,6 +20,7 @@ from execution_events.metrics import ReaderMetrics
 from execution_events.projection.body import decode
 from execution_events.reader.app import create_app
 from execution_events.reader.endpoint import EventsEndpoint
+from execution_events.reader.execution_endpoint import ExecutionsEndpoint
 from execution_events.reader.streaming import StreamTimeouts
 from execution_events.reader.watch import Watches
 from execution_events.settings import ReaderSettings
@@ -79,7 +80,7 @@ async def limited(database: Database, timeouts: StreamTimeouts) -> AsyncIterator
         watches = Watches(lists, Feeds(lists), everybody, metrics)
         limits = ConcurrencyLimits(ReaderSettings(), metrics)
         endpoint = EventsEndpoint(lists, watches, everybody, limits, metrics, timeouts)
-        app = create_app(endpoint, metrics)
+        app = create_app(ExecutionsEndpoint(lists, everybody, limits), endpoint, metrics)
         async with serve(app) as address:
             yield address
 

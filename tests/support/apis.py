@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from execution_events.metrics import ReaderMetrics
 from execution_events.reader.app import create_app
 from execution_events.reader.endpoint import EventsEndpoint
+from execution_events.reader.execution_endpoint import ExecutionsEndpoint
 from execution_events.reader.watch import Watches, WatchTimeouts
 from execution_events.store.read.events import EventReader
 from execution_events.store.read.feeds import Feeds
@@ -56,7 +57,11 @@ async def serving(
     ):
         access, limits = Access(known, metrics), ConcurrencyLimits(settings.reader, metrics)
         watches = Watches(lists, feeds, access, metrics, timeouts)
-        app = create_app(EventsEndpoint(lists, watches, access, limits, metrics), metrics)
+        app = create_app(
+            ExecutionsEndpoint(lists, access, limits),
+            EventsEndpoint(lists, watches, access, limits, metrics),
+            metrics,
+        )
         async with (
             serve(app) as address,
             httpx.AsyncClient(base_url=address, timeout=DEADLINE) as client,

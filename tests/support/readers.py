@@ -24,9 +24,11 @@ from tests.support.records import EPOCH, batch, log, occurrence
 from tests.support.servers import Servers
 
 EVENTS = "/v1/executions/execution-1/events"
+EXECUTIONS = "/v1/executions"
 
 OPENAPI = json.loads((SCHEMAS / "openapi.json").read_text(encoding="utf-8"))
 OPERATIONS = OPENAPI["paths"]["/v1/executions/{execution_id}/events"]
+EXECUTIONS_OPERATIONS = OPENAPI["paths"][EXECUTIONS]
 
 
 class Reader(NamedTuple):
@@ -54,6 +56,15 @@ class Reader(NamedTuple):
         events: list[dict[str, Any]] = response.json()
         return events
 
+    async def executions(
+        self, params: Mapping[str, object] | None = None, **options: Any
+    ) -> list[dict[str, Any]]:
+        """Return a page of executions."""
+        response = await self.get(EXECUTIONS, params=params, **options)
+        assert response.status_code == 200, response.text
+        executions: list[dict[str, Any]] = response.json()
+        return executions
+
     async def names(self, **params: object) -> list[str]:
         """Return the names of the listed events, in order."""
         return [event["metadata"]["name"] for event in await self.events(params=params)]
@@ -62,7 +73,9 @@ class Reader(NamedTuple):
 def check_contract(response: httpx.Response) -> None:
     """Validate status, headers, type and body against the OpenAPI document."""
     method = response.request.method.lower()
-    documented = resolve(OPERATIONS.get(method, OPERATIONS["get"])["responses"])
+    is_executions = response.request.url.path == EXECUTIONS
+    operations = EXECUTIONS_OPERATIONS if is_executions else OPERATIONS
+    documented = resolve(operations.get(method, operations["get"])["responses"])
     assert str(response.status_code) in documented, response.text
     answer = resolve(documented[str(response.status_code)])
     for name, header in answer.get("headers", {}).items():
@@ -79,7 +92,8 @@ def check_contract(response: httpx.Response) -> None:
             validate(json.loads(body), content["schema"])
         else:
             assert body == b"" or body.endswith(b"\n")
-            validate([json.loads(line) for line in body.splitlines()], EVENT_LIST)
+            schema = EXECUTION_LIST if is_executions else EVENT_LIST
+            validate([json.loads(line) for line in body.splitlines()], schema)
 
 
 def decoded(response: httpx.Response) -> bytes:
@@ -90,6 +104,7 @@ def decoded(response: httpx.Response) -> bytes:
 
 
 EVENT_LIST = {"$ref": "#/components/schemas/EventList"}
+EXECUTION_LIST = {"$ref": "#/components/schemas/ExecutionList"}
 
 
 def resolve(node: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from execution_events.metrics import ReaderMetrics
 from execution_events.web.auth import issuer as issuer_module
 from execution_events.web.auth import key_set
 from execution_events.web.auth.access import (
+    ANONYMOUS,
     Caller,
     IssuerUnavailableError,
 )
@@ -88,7 +89,10 @@ async def test_a_token_signed_by_the_issuer_is_valid(keys: KeyServer, key: Signi
         ({"namespaces": 7}, set()),
         ({"namespaces": True}, set()),
         ({"namespaces": ["a", 1, None, ["b"], "", "a\0", "\ud800", "x" * 254]}, {"a"}),
-        ({"namespaces": ["*"]}, {"*"}),
+        ({"namespaces": ["*", "a"]}, {"*", "a"}),
+        # Not the only one, although the other is none.
+        ({"namespaces": ["*", 1]}, set()),
+        ({"namespaces": ["*", ""]}, set()),
     ],
 )
 async def test_the_claim_gives_the_namespaces(
@@ -97,6 +101,16 @@ async def test_the_claim_gives_the_namespaces(
     async with issuing(keys) as issuer:
         caller = await called(issuer, EC.sign(**claims))
         assert readable(caller) == expected
+
+
+@pytest.mark.parametrize("claim", ["*", ["*"], ["*", "*"]], ids=str)
+async def test_an_asterisk_alone_is_all_namespaces(keys: KeyServer, claim: object) -> None:
+    async with issuing(keys) as issuer:
+        caller = await called(issuer, EC.sign(namespaces=claim))
+        assert caller is not None
+        assert caller.namespaces is None
+        # Its limits are those of a token.
+        assert caller.share == caller.limit_key != ANONYMOUS.limit_key
 
 
 async def test_the_name_of_the_claim_is_a_setting(keys: KeyServer) -> None:

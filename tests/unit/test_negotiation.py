@@ -76,3 +76,19 @@ LINES, WATCH = "application/x-ndjson", "text/event-stream"
 )
 def test_the_preferred_format_is_chosen(accept: str, chosen: str | None) -> None:
     assert choose_format(accept) == chosen
+
+
+@pytest.mark.parametrize(
+    ("accept", "chosen"),
+    [
+        ("", "json"),
+        (WATCH, None),
+        (f"{WATCH}, text/html", None),
+        (f"{WATCH}, */*", "json"),
+        (f"{WATCH}, {LINES};q=0.1", "lines"),
+        (f"{WATCH}, application/json;q=0.1", "json"),
+        (LINES, "lines"),
+    ],
+)
+def test_what_cannot_be_watched_has_the_other_formats(accept: str, chosen: str | None) -> None:
+    assert choose_format(accept, can_watch=False) == chosen

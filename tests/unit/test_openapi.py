@@ -12,13 +12,14 @@ from jsonschema.exceptions import ValidationError
 
 from execution_events import events, wire
 from execution_events.bilingual import half
-from execution_events.reader import query
+from execution_events.reader import execution_query, parameters, query
 from execution_events.reader.watch import WatchTimeouts
 from tests.support import golden
 from tests.support.golden import SCHEMAS
 
 DOCUMENT = json.loads((SCHEMAS / "openapi.json").read_text(encoding="utf-8"))
 PATH = DOCUMENT["paths"]["/v1/executions/{execution_id}/events"]
+EXECUTIONS = DOCUMENT["paths"]["/v1/executions"]
 OK = PATH["get"]["responses"]["200"]
 EXAMPLE = OK["content"]["application/json"]["examples"]["three"]["value"]
 EVENT = DOCUMENT["components"]["schemas"]["Event"]
@@ -142,9 +143,10 @@ def test_the_event_schema_accepts_the_bounds(time: str) -> None:
     validator(EVENT).validate(EXAMPLE[0] | bounds)
 
 
-def test_every_response_has_its_headers() -> None:
-    assert {"200", "304", "400", "404", "405", "500", "503"} <= PATH["get"]["responses"].keys()
-    for operation in (PATH["get"], PATH["head"]):
+@pytest.mark.parametrize("path", [PATH, EXECUTIONS], ids=["events", "executions"])
+def test_every_response_has_its_headers(path: dict[str, Any]) -> None:
+    assert {"200", "304", "400", "404", "405", "500", "503"} <= path["get"]["responses"].keys()
+    for operation in (path["get"], path["head"]):
         for status, response in operation["responses"].items():
             headers = {
                 name: resolve(header) for name, header in resolve(response)["headers"].items()
@@ -152,29 +154,46 @@ def test_every_response_has_its_headers() -> None:
             assert headers["X-Request-Id"]["required"] is True
             if status in ("200", "304"):
                 assert headers["Cache-Control"]["schema"]["enum"][0] == "private, no-cache"
-                # A watch has no entity tag.
+                # A watch has no entity tag, and neither have executions that are not listed by id.
                 assert headers["ETag"]["required"] is (status == "304")
                 assert headers["Vary"]["required"] is True
-    assert all("content" not in response for response in PATH["head"]["responses"].values())
+    assert all("content" not in response for response in path["head"]["responses"].values())
 
 
+@pytest.mark.parametrize("path", [PATH, EXECUTIONS], ids=["events", "executions"])
 @pytest.mark.parametrize(
     "status",
     ["400", "401", "404", "405", "406", "413", "414", "421", "429", "431", "500", "503"],
 )
-def test_the_error_code_contains_the_status(status: str) -> None:
-    body = resolve(PATH["get"]["responses"][status])["content"]["application/json"]
+def test_the_error_code_contains_the_status(path: dict[str, Any], status: str) -> None:
+    body = resolve(path["get"]["responses"][status])["content"]["application/json"]
     assert body["schema"] == {"$ref": "#/components/schemas/Error"}
     for example in body["examples"].values():
         assert list(example["value"]) == ["error_code", "error_msg"]
         assert example["value"]["error_code"] == f"EE.0{status}"
 
 
+def query_parameters(path: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {
+        parameter["name"]: parameter
+        for parameter in map(resolve, path["parameters"])
+        if parameter["in"] == "query"
+    }
+
+
 PARAMETERS = {
-    parameter["name"]: parameter
-    for parameter in map(resolve, PATH["parameters"])
-    if parameter["in"] == "query"
+    (of, name): parameter
+    for of, path in (("events", PATH), ("executions", EXECUTIONS))
+    for name, parameter in query_parameters(path).items()
 }
+
+
+def parse(of: str, name: str, value: str) -> None:
+    content = urlencode({name: value}).encode()
+    if of == "executions":
+        execution_query.parse_execution_query(content)
+    else:
+        query.parse_query("e", content, is_watch=name == "lastEventId")
 
 
 def values(parameter: dict[str, Any], value: object) -> list[tuple[str, str]]:
@@ -185,16 +204,13 @@ def values(parameter: dict[str, Any], value: object) -> list[tuple[str, str]]:
 
 
 def test_the_documented_parameters_are_the_parsed_ones() -> None:
-    assert set(PARAMETERS) == {
-        *query._SINGLE_PARAMETERS,
-        *query._FILTERS,
-        *query._EXCLUDING_FILTERS,
-    }
+    assert set(query_parameters(PATH)) == query._WATCH_PARAMETERS
+    assert set(query_parameters(EXECUTIONS)) == execution_query._PARAMETERS
 
 
-@pytest.mark.parametrize("name", [name for name in PARAMETERS if name != "marker"])
-def test_a_parameter_accepts_what_its_schema_accepts(name: str) -> None:
-    parameter = PARAMETERS[name]
+@pytest.mark.parametrize(("of", "name"), [key for key in PARAMETERS if key[1] != "marker"])
+def test_a_parameter_accepts_what_its_schema_accepts(of: str, name: str) -> None:
+    parameter = PARAMETERS[of, name]
     validate = validator(parameter["schema"])
     repeated = parameter["schema"].get("type") == "array"
     accepted, candidates = [], [
@@ -202,21 +218,21 @@ def test_a_parameter_accepts_what_its_schema_accepts(name: str) -> None:
         *("a" * 256, "a" * 257, "a\0", "2018-08-20T06:41:44Z", "2018-08-20T06:41:44.5+08:00"),
         *("2018-08-20", "2018-08-20t06:41:44z", "2018-08-20T06:41:60Z", "元", "😀" * 256),
         *("1969-12-31T23:59:59Z", "1970-01-01T00:00:00Z", "9999-12-31T23:59:59Z"),
+        *("a" * 128, "a" * 129, "..", "timed_out", "timedOut", "unknown"),
     ]  # fmt: skip
     if "example" in parameter:
         candidates += [value for _, value in values(parameter, parameter["example"])]
     for value in candidates:
         typed: object = int(value) if name == "limit" and value.lstrip("-").isdigit() else value
         try:
-            is_watch = name == "lastEventId"
-            query.parse_query("e", urlencode({name: value}).encode(), is_watch=is_watch)
+            parse(of, name, value)
             accepted.append(value)
-        except query.QueryError:
+        except parameters.QueryError:
             pass
         assert validate.is_valid([typed] if repeated else typed) == (value in accepted), value
     assert accepted
-    for number in (query.VALUES_MAX, query.VALUES_MAX + 1) if repeated else ():
-        assert validate.is_valid(["a"] * number) == (number <= query.VALUES_MAX)
+    for number in (parameters.VALUES_MAX, parameters.VALUES_MAX + 1) if repeated else ():
+        assert validate.is_valid([accepted[0]] * number) == (number <= parameters.VALUES_MAX)
 
 
 def test_the_example_of_lang_is_the_rendered_body() -> None:

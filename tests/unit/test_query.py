@@ -11,8 +11,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from execution_events.events import TIMESTAMP_MAX, TIMESTAMP_MIN
+from execution_events.reader import parameters as parameters_module
 from execution_events.reader import query as query_module
-from execution_events.reader.query import Query, QueryError, parse_query
+from execution_events.reader.parameters import QueryError
+from execution_events.reader.query import Query, parse_query
 from execution_events.store.read.selection import Position, Selection
 from tests.support.strategies import names, texts, timestamps
 
@@ -119,7 +121,7 @@ def test_only_equivalent_queries_share_a_digest() -> None:
 def test_a_marker_restores_its_position(moment: datetime, name: str, namespace: str) -> None:
     marker = parsed(type="a").marker_after(position(moment, name, namespace))
     assert parsed(type="a", marker=marker).selection.after == Position(moment, name, namespace)
-    assert len(marker) <= query_module._MARKER_MAX_CHARACTERS
+    assert len(marker) <= parameters_module._MARKER_MAX_CHARACTERS
     assert base64.urlsafe_b64decode(marker + "==")
 
 
@@ -215,12 +217,14 @@ def test_a_forged_marker_is_a_position_or_an_error(content: object) -> None:
     """Markers are unsigned: anyone can compute a valid digest."""
     scope = query_module._marker_scope("e", Selection(), "both")
     with pytest.raises(QueryError, match=r"^marker: "):
-        parsed(marker=query_module._marker(scope, msgspec.msgpack.encode(content)))
+        parsed(marker=parameters_module._marker(scope, msgspec.msgpack.encode(content)))
 
 
 @given(st.binary(max_size=64))
 def test_any_forged_content_is_a_position_or_an_error(content: bytes) -> None:
-    marker = query_module._marker(query_module._marker_scope("e", Selection(), "both"), content)
+    marker = parameters_module._marker(
+        query_module._marker_scope("e", Selection(), "both"), content
+    )
     assert_query_or_refused(b"marker=" + marker.encode())
 
 

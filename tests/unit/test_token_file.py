@@ -215,3 +215,15 @@ async def test_an_unchanged_file_is_not_parsed_again(
 )  # fmt: skip
 def test_a_namespace_must_be_possible_in_an_event(text: str, possible: bool) -> None:
     assert is_namespace(text) is possible
+
+
+def test_an_asterisk_alone_is_all_namespaces() -> None:
+    content = token_file({"all": ["*"], "twice": ["*", "*"], "both": ["*", "a"], "none": []})
+    callers = {
+        token: parse_tokens(content.encode())[bytes.fromhex(hashed(token))].caller
+        for token in ("all", "twice", "both", "none")
+    }
+    assert callers["all"].namespaces is callers["twice"].namespaces is None
+    assert (readable(callers["both"]), readable(callers["none"])) == ({"*", "a"}, set())
+    # Its limits are those of a token.
+    assert callers["all"].share == callers["all"].limit_key

@@ -12,15 +12,25 @@ from starlette.types import ASGIApp
 from execution_events.events import EXECUTION_ID
 from execution_events.metrics import ReaderMetrics
 from execution_events.reader.endpoint import EventsEndpoint
+from execution_events.reader.execution_endpoint import ExecutionsEndpoint
 from execution_events.reader.reference import reference_routes
 from execution_events.web.application import application
 
-_PATH = "/v1/executions/{execution_id}/events"
-_NEAR_PATH = re.compile(r"/(?:v[0-9]+/)?executions?/([^/]+)(?:/[a-z]*)?/*", re.IGNORECASE)
-_ROOT = {"events": _PATH, "contract": "/openapi.json", "reference": "/docs"}
+_EXECUTIONS = "/v1/executions"
+_EVENTS = f"{_EXECUTIONS}/{{execution_id}}/events"
+_NEAR_EXECUTIONS = re.compile(r"/(?:v[0-9]+/)?executions?/*", re.IGNORECASE)
+_NEAR_EVENTS = re.compile(r"/(?:v[0-9]+/)?executions?/([^/]+)(?:/[a-z]*)?/*", re.IGNORECASE)
+_ROOT = {
+    "executions": _EXECUTIONS,
+    "events": _EVENTS,
+    "contract": "/openapi.json",
+    "reference": "/docs",
+}
 
 
-def create_app(events: EventsEndpoint, metrics: ReaderMetrics) -> ASGIApp:
+def create_app(
+    executions: ExecutionsEndpoint, events: EventsEndpoint, metrics: ReaderMetrics
+) -> ASGIApp:
     """Return the reader's application."""
     contract = read_contract()
 
@@ -33,7 +43,8 @@ def create_app(events: EventsEndpoint, metrics: ReaderMetrics) -> ASGIApp:
     return application(
         [
             Route("/", root, methods=["GET"]),
-            Route(_PATH, events, methods=["GET"]),
+            Route(_EXECUTIONS, executions, methods=["GET"]),
+            Route(_EVENTS, events, methods=["GET"]),
             Route("/openapi.json", openapi, methods=["GET"]),
             *reference_routes(),
         ],
@@ -47,10 +58,12 @@ def _error_text(status: int, path: str) -> str | None:
         return "method not allowed: expected GET or HEAD"
     if status != 404:
         return None
-    near = _NEAR_PATH.fullmatch(path)
+    if _NEAR_EXECUTIONS.fullmatch(path):
+        return f"not found; did you mean {_EXECUTIONS}?"
+    near = _NEAR_EVENTS.fullmatch(path)
     if near is not None and EXECUTION_ID.fullmatch(near[1]):
-        return f"not found; did you mean {_PATH.format(execution_id=near[1])}?"
-    return f"not found; events are at GET {_PATH}"
+        return f"not found; did you mean {_EVENTS.format(execution_id=near[1])}?"
+    return f"not found; executions are at GET {_EXECUTIONS}, events at GET {_EVENTS}"
 
 
 def read_contract() -> bytes:

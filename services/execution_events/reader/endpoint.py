@@ -1,6 +1,5 @@
 """`GET /v1/executions/{execution_id}/events`: from the headers of a request to its response."""
 
-from collections.abc import Mapping
 from functools import partial
 
 from starlette.datastructures import Headers
@@ -11,8 +10,10 @@ from starlette.types import Receive, Scope, Send
 from execution_events.events import EXECUTION_ID, EXECUTION_ID_FORMAT
 from execution_events.metrics import ReaderMetrics
 from execution_events.reader.cache import CachedResponse, QueryKey, ResponseCache
-from execution_events.reader.query import Query, QueryError, parse_query
+from execution_events.reader.parameters import QueryError
+from execution_events.reader.query import Query, parse_query
 from execution_events.reader.rendering import ListFormat, Rendering, entity_tag
+from execution_events.reader.responses import MEDIA_TYPES, joined, next_page, not_modified, whole
 from execution_events.reader.streaming import (
     HEADERS,
     PAGE_MAX_EVENTS,
@@ -20,16 +21,9 @@ from execution_events.reader.streaming import (
     StreamTimeouts,
 )
 from execution_events.reader.watch import EventSource, Watch, Watches
-from execution_events.store.read.events import Page
 from execution_events.web.auth.access import Access
-from execution_events.web.compression import COMPRESSION_MIN_BYTES, compressor
 from execution_events.web.limits import ConcurrencyLimits
-from execution_events.web.negotiation import choose_encoding, choose_format, matches
-
-_MEDIA_TYPES: Mapping[ListFormat, str] = {
-    "json": "application/json",
-    "lines": "application/x-ndjson",
-}
+from execution_events.web.negotiation import choose_encoding, choose_format
 
 _NOT_ACCEPTABLE = (
     "Accept: expected application/json, application/x-ndjson, text/event-stream or */*"
@@ -65,8 +59,8 @@ class EventsEndpoint:
                 execution_id,
                 caller.namespaces,
                 scope["query_string"],
-                _joined(headers, "accept"),
-                _joined(headers, "accept-encoding"),
+                joined(headers, "accept"),
+                joined(headers, "accept-encoding"),
             )
             response: Response
             match choose_format(key.accept):
@@ -75,7 +69,7 @@ class EventsEndpoint:
                 case "watch":
                     response = self._watches.open(_query(key, is_watch=True), caller, headers)
                 case format_:
-                    condition = _joined(headers, "if-none-match")
+                    condition = joined(headers, "if-none-match")
                     response = await self._list(key, format_, condition, caller.share)
             if isinstance(response, StreamedList | Watch):
                 slot.become_stream()
@@ -92,18 +86,17 @@ class EventsEndpoint:
             revisions = await self._events.revisions(key.execution_id, key.namespaces)
             if cached is not None and cached.revisions == revisions:
                 self._answers["cache"].inc()
-                return _not_modified(condition, cached.tag) or cached.response
+                return not_modified(condition, cached.tag) or cached.response
         query = query or _query(key)
         tag = partial(entity_tag, query.digest, format_)
-        if revisions is not None and (unchanged := _not_modified(condition, tag(revisions))):
+        if revisions is not None and (unchanged := not_modified(condition, tag(revisions))):
             self._answers["cache"].inc()
             return unchanged
         limit = query.limit or PAGE_MAX_EVENTS
         page = await self._events.page(
             key.execution_id, query.selection, key.namespaces, limit, query.times, share
         )
-        headers = HEADERS | {"ETag": tag(page.revisions), "Content-Type": _MEDIA_TYPES[format_]}
-        encoding = choose_encoding(key.accept_encoding)
+        headers = HEADERS | {"ETag": tag(page.revisions), "Content-Type": MEDIA_TYPES[format_]}
         rendering = Rendering(format_, query.lang)
         if page.last is not None and query.limit is None:
             self._answers["stream"].inc()
@@ -116,13 +109,13 @@ class EventsEndpoint:
                 query.times,
                 share,
             )
+            encoding = choose_encoding(key.accept_encoding)
             return StreamedList(stream, tag, headers, rendering, encoding, self._timeouts)
+        if page.last is not None:
+            marker = query.marker_after(page.last)
+            headers |= next_page(marker, query.link(marker))
         body = rendering.add(page.bodies) + rendering.end()
-        if encoding and len(body) >= COMPRESSION_MIN_BYTES:
-            compressed = compressor(encoding)
-            body = compressed.add(body) + compressed.end()
-            headers["Content-Encoding"] = encoding
-        response = Response(body, headers=headers | _next_page(query, page))
+        response = whole(body, headers, key.accept_encoding)
         self._answers["page"].inc()
         self._cache.put(key, CachedResponse(page.revisions, headers["ETag"], response))
         return response
@@ -142,23 +135,3 @@ def _execution_id(scope: Scope) -> str:
     if not EXECUTION_ID.fullmatch(execution_id):
         raise HTTPException(400, f"execution_id: expected {EXECUTION_ID_FORMAT}")
     return execution_id
-
-
-def _joined(headers: Headers, name: str) -> str:
-    """Return the values of a repeatable header as one list."""
-    return ",".join(headers.getlist(name))
-
-
-def _not_modified(condition: str, tag: str) -> Response | None:
-    """Return 304 if the client's If-None-Match lists `tag`."""
-    if condition and matches(condition, tag):
-        return Response(status_code=304, headers=HEADERS | {"ETag": tag})
-    return None
-
-
-def _next_page(query: Query, page: Page) -> dict[str, str]:
-    """Return the headers that lead to the next page, if any."""
-    if page.last is None:
-        return {}
-    marker = query.marker_after(page.last)
-    return {"X-Next-Marker": marker, "Link": f'<{query.link(marker)}>; rel="next"'}

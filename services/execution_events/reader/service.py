@@ -15,6 +15,7 @@ from execution_events.logs import Logger
 from execution_events.metrics import ReaderMetrics
 from execution_events.reader.app import create_app
 from execution_events.reader.endpoint import EventsEndpoint
+from execution_events.reader.execution_endpoint import ExecutionsEndpoint
 from execution_events.reader.watch import Watches
 from execution_events.settings import AuthSettings, ReaderSettings, Settings, variable_of
 from execution_events.store.probe import DatabaseProbe
@@ -82,7 +83,11 @@ async def run_reader(settings: Settings, stop: asyncio.Event) -> None:
 
         watches = Watches(events, feeds, access, metrics)
         limits = ConcurrencyLimits(reader, metrics)
-        app = create_app(EventsEndpoint(events, watches, access, limits, metrics), metrics)
+        app = create_app(
+            ExecutionsEndpoint(events, access, limits),
+            EventsEndpoint(events, watches, access, limits, metrics),
+            metrics,
+        )
         async with (
             probe.running(),
             serve_management(management, registry, readiness) as management_url,

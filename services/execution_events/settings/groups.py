@@ -286,8 +286,8 @@ class AuthSettings:
 
     tokens_file: str | None = _setting(
         "TOKENS_FILE",
-        "file of the reader's tokens, a JSON object from SHA-256 in hex to namespaces; read again "
-        "when it changes",
+        "file of the reader's tokens, a JSON object from SHA-256 in hex to namespaces, `*` alone "
+        "for all of them; read again when it changes",
         None,
     )
     jwks_url: str | None = _setting(

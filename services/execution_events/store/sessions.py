@@ -44,8 +44,9 @@ READER = _COMMON | {
     "default_transaction_read_only": "on",
     "statement_timeout": "10s",
     # Lists are read in the order of their index: the statistics of small executions would make the
-    # planner sort a large one for each of its pages.
+    # planner sort a large one for each of its pages, and those of a small table scan a large one.
     "enable_sort": "off",
+    "enable_seqscan": "off",
     "plan_cache_mode": "force_generic_plan",
     "max_parallel_workers_per_gather": "0",
     # Compiling a statement takes longer than running it.

@@ -22,15 +22,17 @@ _ENTITY_TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 
 # Clients repeat their few Accept headers; one header has at most 16 KiB.
 @lru_cache(maxsize=64)
-def choose_format(accept: str) -> Format | None:
+def choose_format(accept: str, *, can_watch: bool = True) -> Format | None:
     """Return JSON unless another format has a higher quality; None if none is acceptable.
 
-    A format that is named also wins a tie with JSON under `*/*` or `application/*`.
+    A format that is named also wins a tie with JSON under `*/*` or `application/*`. A resource that
+    cannot be watched has no `text/event-stream`.
     """
     ranges = {name: q for name, q in _preferences(accept) if _MEDIA_RANGE.fullmatch(name)}
     if not ranges:
         return "json"
-    lines, watch = ranges.get(_LINES, 0.0), ranges.get("text/event-stream", 0.0)
+    lines = ranges.get(_LINES, 0.0)
+    watch = ranges.get("text/event-stream", 0.0) if can_watch else 0.0
     other = max(lines, watch)
     json = _quality(ranges, "application/json")
     if other == json == 0:

@@ -17,6 +17,11 @@ from execution_events.store.read.changes import (
     Revisions,
     deltas_since,
 )
+from execution_events.store.read.executions import (
+    ExecutionPage,
+    ExecutionSelection,
+    read_executions,
+)
 from execution_events.store.read.pool import ReadingPool
 from execution_events.store.read.selection import Position, Selection
 from execution_events.store.schema.migrate import require_compatible
@@ -165,6 +170,16 @@ class EventReader:
     ) -> list[RevisionDelta]:
         """Return the changes since each of the `known` revisions."""
         return await deltas_since(self._pool, known)
+
+    async def executions(
+        self,
+        selection: ExecutionSelection,
+        namespaces: Namespaces,
+        limit: int,
+        share: str | None = None,
+    ) -> ExecutionPage:
+        """Return the first `limit` executions of a selection, by a connection of `share`."""
+        return await read_executions(self._pool, selection, namespaces, limit, share)
 
     async def check(self) -> None:
         """Raise `RetryableError` or `HaltError` unless the schema is current."""

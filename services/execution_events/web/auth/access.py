@@ -1,7 +1,7 @@
 """Access control: from the headers of a request to its caller."""
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple, Protocol, Self
 
 from starlette.exceptions import HTTPException
 
@@ -13,16 +13,23 @@ class Caller(NamedTuple):
     """The namespaces a caller may read, and the key of their limits."""
 
     namespaces: frozenset[str] | None
-    """None is all: only without credentials, on loopback addresses."""
+    """None is all: an operator's, and without credentials, on loopback addresses."""
     limit_key: str
     """Equal for all requests of one caller; reveals nothing about the token."""
+
+    @classmethod
+    def of_token(cls, namespaces: Iterable[str], limit_key: str) -> Self:
+        """Return the caller with a token for `namespaces`; `*` alone is all of them."""
+        found = frozenset(namespaces)
+        return cls(None if found == _ALL else found, limit_key)
 
     @property
     def share(self) -> str | None:
         """The caller's share of the database connections; None, without credentials, is all."""
-        return None if self.namespaces is None else self.limit_key
+        return None if self == ANONYMOUS else self.limit_key
 
 
+_ALL = frozenset({"*"})
 ANONYMOUS = Caller(None, "anonymous")
 
 

@@ -87,7 +87,7 @@ class Issuer:
         except jwt.PyJWTError as error:
             _log.debug("token_rejected", error=type(error).__name__)
             return None
-        return Caller(_namespaces(claims.get(self._claim)), _limit_key(claims, token))
+        return Caller.of_token(_namespaces(claims.get(self._claim)), _limit_key(claims, token))
 
     def problems(self) -> list[str]:
         """Return why no key is known; with earlier keys the reader is ready."""
@@ -139,8 +139,10 @@ class Issuer:
 
 def _namespaces(claim: object) -> frozenset[str]:
     """Return the namespaces of a claim, a string or an array; none for any other value."""
-    found = [claim] if isinstance(claim, str) else claim if isinstance(claim, list) else []
-    return frozenset(item for item in found if isinstance(item, str) and is_namespace(item))
+    given = [claim] if isinstance(claim, str) else claim if isinstance(claim, list) else []
+    found = [item for item in given if isinstance(item, str) and is_namespace(item)]
+    # Beside an item that is none, `*` is not the only one.
+    return frozenset(found) if len(found) == len(given) else frozenset(found) - {"*"}
 
 
 def _limit_key(claims: Mapping[str, Any], token: bytes) -> str:

@@ -2,8 +2,8 @@
 
     {"b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9": ["namespace", "other"]}
 
-`printf %s TOKEN | sha256sum` prints the hash. Tokens must be random, of 128 bits or more: their
-hashes have no salt.
+`["*"]` is all namespaces. `printf %s TOKEN | sha256sum` prints the hash. Tokens must be random, of
+128 bits or more: their hashes have no salt.
 """
 
 import asyncio
@@ -167,7 +167,7 @@ def parse_tokens(content: bytes) -> dict[bytes, _Entry]:
             raise TokenFileError(f"entry {number}: expected an array of namespaces")
         # Hashed again: the digest would identify the token to anyone with the file.
         limit_key = f"token:{hashlib.blake2b(digest, digest_size=8).hexdigest()}"
-        entries[digest] = _Entry(digest, Caller(frozenset(namespaces), limit_key))
+        entries[digest] = _Entry(digest, Caller.of_token(namespaces, limit_key))
     return entries
 
 

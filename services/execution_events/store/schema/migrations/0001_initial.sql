@@ -88,9 +88,15 @@ CREATE TABLE execution (
     PRIMARY KEY (execution_id, namespace)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02);
 
--- The newest executions: of all tenants, of one, and those that failed.
+-- The newest executions: of all tenants, of one, of one in a state, of one object, and those that
+-- failed. Lists by state or object are in the order of an expression that no other index has, so that
+-- no statistics of rare states can lead the planner to another index.
 CREATE INDEX execution_created ON execution (created_at, execution_id, namespace);
 CREATE INDEX execution_tenant ON execution (namespace, created_at, execution_id);
+CREATE INDEX execution_state
+    ON execution (state, namespace, (created_at AT TIME ZONE 'UTC'), execution_id);
+CREATE INDEX execution_object
+    ON execution (object_name, namespace, state, (created_at AT TIME ZONE 'UTC'), execution_id);
 CREATE INDEX execution_failed ON execution (created_at) WHERE state IN ('failed', 'timed_out');
 
 -- The events that each revision changed, for watches. Rows are only added, and deleted after some
