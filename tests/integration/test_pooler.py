@@ -69,6 +69,10 @@ async def test_the_reader_works_in_transaction_mode(database: Database) -> None:
         assert (await other.get(EVENTS, params={"limit": 7}, headers=tag)).status_code == 304
         lines = await one.get(EVENTS, headers={"Accept": "application/x-ndjson"})
         assert [json.loads(line) for line in lines.text.splitlines()] == expected[0]
+        for params in ({}, {"state": "running"}, {"executionId": "execution-1"}):
+            [execution] = await direct.executions(params)
+            for reader in (one, other):
+                assert await reader.executions(params) == [execution]
         for reader in (one, other):
             assert (await reader.management.get("/readyz")).status_code == 200
 

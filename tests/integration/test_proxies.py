@@ -14,7 +14,7 @@ from tests.support.consumers import until
 from tests.support.databases import Database
 from tests.support.filling import fill
 from tests.support.proxies import HAPROXY, NGINX, default_of_nginx, documented, haproxy, nginx
-from tests.support.readers import EVENTS, Reader, named, reading
+from tests.support.readers import EVENTS, EXECUTIONS, Reader, named, reading
 from tests.support.records import Log
 from tests.support.seed import SEED_BODY, SEED_EXECUTION
 from tests.support.watching import Watcher
@@ -65,6 +65,9 @@ async def test_the_seed_is_the_same_byte_for_byte(
         assert page.headers["Link"].endswith('; rel="next"')
         wrong = await proxy.get(path, params={"limit": 0})
         assert wrong.json()["error_code"] == "EE.0400"
+        listed = await proxy.get(EXECUTIONS)
+        assert listed.json() == await reader.executions()
+        assert listed.headers["Content-Type"] == "application/json"
 
 
 @with_http_1_0

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.support.databases import Database
-from tests.support.readers import EVENTS, Reader, named, reading, reading_only
+from tests.support.readers import EVENTS, EXECUTIONS, Reader, named, reading, reading_only
 from tests.support.records import Log
 from tests.support.servers import Servers
 from tests.support.tokens import ONE, token_file
@@ -15,6 +15,8 @@ from tests.support.wire_http import exchange, parse_responses, request
 PAGE = "https://console.example:8443"
 OTHER = "http://localhost:3000"
 EXPOSED = {"ETag", "Link", "Retry-After", "X-Next-Marker", "X-Request-Id"}
+
+of_each_list = pytest.mark.parametrize("path", [EVENTS, EXECUTIONS], ids=["events", "executions"])
 
 
 # Cross-origin requests.
@@ -38,11 +40,12 @@ async def cross_origin(
         yield reader
 
 
+@of_each_list
 @pytest.mark.parametrize("origin", [PAGE, OTHER])
-async def test_pages_of_the_origins_may_read_responses(cross_origin: Reader, origin: str) -> None:
-    response = await cross_origin.get(
-        EVENTS, params={"limit": 1}, headers={**ONE, "Origin": origin}
-    )
+async def test_pages_of_the_origins_may_read_responses(
+    cross_origin: Reader, path: str, origin: str
+) -> None:
+    response = await cross_origin.get(path, params={"limit": 1}, headers={**ONE, "Origin": origin})
     assert len(response.json()) == 1
     assert response.headers["Access-Control-Allow-Origin"] == origin
     assert "Origin" in response.headers["Vary"]
@@ -57,6 +60,10 @@ async def test_pages_of_the_origins_may_read_responses(cross_origin: Reader, ori
         (f"{EVENTS}?limit=0", ONE, 400),
         ("/nothing", ONE, 404),
         (f"{EVENTS}?q={'a' * 12288}", ONE, 414),
+        (EXECUTIONS, {}, 401),
+        (f"{EXECUTIONS}?limit=0", ONE, 400),
+        (EXECUTIONS, {**ONE, "Accept": "text/event-stream"}, 406),
+        (f"{EXECUTIONS}?state={'a' * 12288}", ONE, 414),
     ],
 )
 async def test_errors_can_be_read_too(
@@ -67,10 +74,11 @@ async def test_errors_can_be_read_too(
     assert response.headers["Access-Control-Allow-Origin"] == PAGE
 
 
-async def test_a_preflight_needs_no_token(cross_origin: Reader) -> None:
+@of_each_list
+async def test_a_preflight_needs_no_token(cross_origin: Reader, path: str) -> None:
     wanted = "authorization,if-none-match,last-event-id,x-auth-token,x-request-id"
     response = await cross_origin.api.options(
-        EVENTS,
+        path,
         headers={
             "Origin": PAGE,
             "Access-Control-Request-Method": "GET",
@@ -84,6 +92,7 @@ async def test_a_preflight_needs_no_token(cross_origin: Reader) -> None:
     assert set(allowed) >= set(wanted.split(","))
 
 
+@of_each_list
 @pytest.mark.parametrize(
     "origin",
     [
@@ -95,18 +104,21 @@ async def test_a_preflight_needs_no_token(cross_origin: Reader) -> None:
         PAGE.upper(),
     ],
 )
-async def test_other_origins_may_not_read_responses(cross_origin: Reader, origin: str) -> None:
-    response = await cross_origin.get(EVENTS, headers={**ONE, "Origin": origin})
+async def test_other_origins_may_not_read_responses(
+    cross_origin: Reader, path: str, origin: str
+) -> None:
+    response = await cross_origin.get(path, headers={**ONE, "Origin": origin})
     preflight = await cross_origin.api.options(
-        EVENTS, headers={"Origin": origin, "Access-Control-Request-Method": "GET"}
+        path, headers={"Origin": origin, "Access-Control-Request-Method": "GET"}
     )
     assert (response.status_code, preflight.status_code) == (200, 405)
     for answer in (response, preflight):
         assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-async def test_by_default_no_other_origin_may_read_responses(idle: Reader) -> None:
-    response = await idle.get(EVENTS, headers={"Origin": PAGE})
+@of_each_list
+async def test_by_default_no_other_origin_may_read_responses(idle: Reader, path: str) -> None:
+    response = await idle.get(path, headers={"Origin": PAGE})
     assert not [name for name in response.headers if name.startswith("access-control")]
 
 
@@ -118,8 +130,9 @@ async def test_by_default_no_other_origin_may_read_responses(idle: Reader) -> No
     ["localhost", "LocalHost:8080", "127.0.0.1", "127.255.0.9:1", "[::1]", "[::1]:8080"],
 )
 async def test_without_tokens_loopback_hosts_are_served(still: Reader, host: str) -> None:
-    response = await still.get(EVENTS, headers={"Host": host})
-    assert len(response.json()) == 3
+    for path, number in ((EVENTS, 3), (EXECUTIONS, 1)):
+        response = await still.get(path, headers={"Host": host})
+        assert len(response.json()) == number
 
 
 @pytest.mark.parametrize(
@@ -132,14 +145,16 @@ async def test_without_tokens_loopback_hosts_are_served(still: Reader, host: str
 )
 async def test_without_tokens_other_hosts_are_refused(still: Reader, host: str) -> None:
     """The page of a site whose name was made to resolve to this machine sends that name."""
-    content = request(EVENTS).replace(b"Host: localhost", f"Host: {host}".encode())
-    [answer] = parse_responses(await exchange(still.api.base_url, content))
-    assert answer.status == 421
-    assert b"wrong host" in answer.body
+    for path in (EVENTS, EXECUTIONS):
+        content = request(path).replace(b"Host: localhost", f"Host: {host}".encode())
+        [answer] = parse_responses(await exchange(still.api.base_url, content))
+        assert answer.status == 421
+        assert b"wrong host" in answer.body
 
 
-async def test_with_tokens_every_host_is_served(cross_origin: Reader) -> None:
-    response = await cross_origin.get(EVENTS, headers={**ONE, "Host": "events.example"})
+@of_each_list
+async def test_with_tokens_every_host_is_served(cross_origin: Reader, path: str) -> None:
+    response = await cross_origin.get(path, headers={**ONE, "Host": "events.example"})
     assert response.status_code == 200
 
 

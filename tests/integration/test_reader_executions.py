@@ -20,6 +20,7 @@ from tests.support.readers import EXECUTIONS, OPENAPI, Reader, at, decoded, name
 from tests.support.records import Log
 from tests.support.seed import SEED_EXECUTION
 from tests.support.tokens import NONE, ONE, TENANTS, TWO, token_file
+from tests.support.wire_http import exchange, parse_responses, request
 
 CREATED = datetime(2026, 1, 1, tzinfo=UTC)
 EXAMPLES = OPENAPI["paths"][EXECUTIONS]["get"]["responses"]["200"]["content"]["application/json"][
@@ -34,6 +35,14 @@ async def create_at(owner: asyncpg.Connection, moments: Mapping[str, datetime]) 
     await owner.executemany(
         "UPDATE execution SET created_at = $2 WHERE execution_id = $1", list(moments.items())
     )
+
+
+async def lock_awaited(owner: asyncpg.Connection) -> bool:
+    found = await owner.fetchval(
+        "SELECT count(*) FROM pg_locks WHERE NOT granted"
+        " AND relation = 'execution_events.execution'::regclass"
+    )
+    return bool(found)
 
 
 def ids(executions: list[dict[str, Any]]) -> list[str]:
@@ -653,15 +662,24 @@ async def test_lists_take_slots_of_their_caller(
         async with owner.transaction():
             await owner.execute("LOCK TABLE execution")
             waiting = asyncio.create_task(reader.get(EXECUTIONS))
-
-            async def is_waiting() -> bool:
-                found = await owner.fetchval(
-                    "SELECT count(*) FROM pg_locks WHERE NOT granted"
-                    " AND relation = 'execution_events.execution'::regclass"
-                )
-                return bool(found)
-
-            await until(is_waiting, "the first request waits for the lock")
+            await until(lambda: lock_awaited(owner), "the first request waits for the lock")
             refused = await reader.get(EXECUTIONS)
             assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
         assert (await waiting).status_code == 200
+
+
+async def test_a_client_that_has_ended_its_input_is_answered(
+    reader: Reader, written: Log, owner: asyncpg.Connection
+) -> None:
+    """As `nc -N` sends a request; the end of its input alone does not end a statement."""
+    await written.add(named("e"))
+    async with owner.transaction():
+        await owner.execute("LOCK TABLE execution")
+        answering = asyncio.create_task(
+            exchange(reader.api.base_url, request(EXECUTIONS), half_closed=True)
+        )
+        await until(lambda: lock_awaited(owner), "the request waits for the lock")
+        # Its response tells that the reader has seen the end of the input.
+        await reader.api.get("/")
+    [answer] = parse_responses(await answering)
+    assert (answer.status, len(json.loads(answer.body))) == (200, 1)

@@ -12,6 +12,7 @@ import pytest
 
 from execution_events.store.read import events as listing
 from execution_events.store.read.events import EventReader
+from execution_events.store.read.executions import ExecutionSelection
 from execution_events.store.read.selection import Selection
 from tests.support.databases import Database
 from tests.support.filling import fill, write
@@ -79,7 +80,7 @@ async def test_another_tenants_empty_list_does_not_wait_for_expensive_searches(
         assert p95 < search_time / 2
 
 
-@pytest.mark.parametrize("way", ["page", "stream"])
+@pytest.mark.parametrize("way", ["page", "stream", "executions"])
 async def test_a_caller_leaves_connections_to_others(
     database: Database, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
@@ -89,13 +90,15 @@ async def test_a_caller_leaves_connections_to_others(
     async with EventReader.open(database.reader, size=2, streams=2) as events:
 
         async def read(share: str | None) -> None:
-            if way == "page":
+            if way == "executions":
+                await events.executions(ExecutionSelection(), None, 10, share)
+            elif way == "page":
                 await events.page("execution-1", Selection(), None, 10, share=share)
             else:
                 async with events.stream("execution-1", Selection(), None, share=share) as stream:
                     assert [body async for bodies in stream.batches for body in bodies]
 
-        pool = events._pool if way == "page" else events._stream_pool
+        pool = events._stream_pool if way == "stream" else events._pool
         async with pool.acquire("one"):
             late = asyncio.create_task(read("one"))
             async with asyncio.timeout(5):

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.logs import logging_to
-from tests.support.readers import EVENTS, Reader
+from tests.support.readers import EVENTS, EXECUTIONS, Reader
 from tests.support.wire_http import check_error, exchange, parse_responses, request
 
 ABSENT = "/v1/executions/execution-9/events"
+FAILED = f"{EXECUTIONS}?state=failed"
 SMUGGLED = request("/smuggled")
 MB = 1_000_000
 
@@ -148,6 +149,31 @@ HOSTILE: list[tuple[str, bytes, int, str]] = [
     ("a range", request(EVENTS, "Range: bytes=0-0"), 200, ALL),
     ("another method by a header", request(EVENTS, "X-HTTP-Method-Override: DELETE"), 200, ALL),
     ("an upgrade", request(EVENTS, "Upgrade: h2c", "HTTP2-Settings: AAMAAABk"), 200, ALL),
+    # The list of executions.
+    ("a line break behind the list", request(f"{EXECUTIONS}%0a"), 404, NOTHING),
+    ("NUL behind the list", request(f"{EXECUTIONS}%00"), 404, NOTHING),
+    ("two slashes before the list", request(f"/{EXECUTIONS}"), 404, NOTHING),
+    ("a slash behind the list", request(f"{EXECUTIONS}/"), 404, "did you mean /v1/executions?"),
+    ("its absolute form", request(f"http://localhost{FAILED}"), 200, NONE),
+    ("another's absolute form of it", request(f"http://evil.invalid{FAILED}"), 421, HOST),
+    ("NUL in a state", request(f"{EXECUTIONS}?state=a%00b"), 400, "state: expected"),
+    ("NUL in an object", request(f"{EXECUTIONS}?objectName=a%00b"), 400, "objectName: expected"),
+    ("NUL in a namespace", request(f"{EXECUTIONS}?namespace=%00"), 400, "namespace: expected"),
+    ("an id with two dots", request(f"{EXECUTIONS}?executionId=.."), 400, "executionId: expected"),
+    ("an id too long", request(f"{EXECUTIONS}?executionId={'a' * 129}"), 400, "executionId: "),
+    ("a state beyond ASCII", request(f"{EXECUTIONS}?state=%ef%bd%86ailed"), 400, "state: expected"),
+    ("a surrogate as an object", request(f"{EXECUTIONS}?objectName=%ed%a0%80"), 400, "UTF-8"),
+    ("no end of digits of it", request(f"{EXECUTIONS}?limit={'9' * 5000}"), 400, "limit: expected"),
+    ("a year too late", request(f"{EXECUTIONS}?since=10000-01-01T00:00:00Z"), 400, "since: "),
+    ("an overlong query of it", request(f"{EXECUTIONS}?state={'a' * 8191}"), 400, "8192 bytes"),
+    ("33 states", request(f"{EXECUTIONS}?{'state=failed&' * 33}"), 400, "at most 32"),
+    ("a long target of it", request(f"{EXECUTIONS}?state={'a' * 12288}"), 414, "12288 bytes"),
+    ("20,000 headers of it", request(FAILED, *("X: a" for _ in range(20_000))), 431, HEADERS),
+    ("a body of it", request(FAILED, "Content-Length: 5") + b"hello" + SMUGGLED, 413, BODY),
+    ("POST of it", request(FAILED, "Content-Length: 50", method="POST") + SMUGGLED, 405, METHOD),
+    ("a watch of it", request(FAILED, "Accept: text/event-stream"), 406, "Accept: expected"),
+    ("it in HTTP/1.0", request(FAILED, version="HTTP/1.0"), 200, NONE),
+    ("it in HTTP/1.2", request(FAILED, version="HTTP/1.2"), 505, VERSION),
     # Bodies, and requests hidden behind them.
     ("a body", with_body("Content-Length: 5", body=b"hello"), 413, BODY),
     ("a body of an exabyte", with_body("Content-Length: 1" + "0" * 18), 413, BODY),
@@ -237,10 +263,13 @@ async def test_each_hostile_request_has_its_response(
     [
         (request(path("%00"), method="HEAD"), 400),
         (request("/nothing", method="HEAD"), 404),
+        (request(f"{EXECUTIONS}?state=a", method="HEAD"), 400),
+        (request(EXECUTIONS, "Accept: text/event-stream", method="HEAD"), 406),
+        (request(FAILED, "Content-Length: 1", method="HEAD") + b"x" + SMUGGLED, 413),
         (request(ABSENT, "Content-Length: 1", method="HEAD") + b"x" + SMUGGLED, 413),
         (request(f"{ABSENT}?q={'a' * 12288}", method="HEAD"), 414),
     ],
-    ids=["400", "404", "413", "414"],
+    ids=["400", "404", "400-list", "406-list", "413-list", "413", "414"],
 )
 async def test_an_error_for_head_has_no_body(still: Reader, sent: bytes, status: int) -> None:
     [answer] = parse_responses(await exchange(still.api.base_url, sent), to_head=True)
@@ -257,6 +286,7 @@ async def test_pipelined_requests_are_answered_in_order(still: Reader) -> None:
     round_ = [
         (request(EVENTS, close=False), 200, expected),
         (request(ABSENT, close=False), 200, b"[]"),
+        (request(FAILED, close=False), 200, b"[]"),
         (request(path("%00"), close=False), 400, ID.encode()),
         (request("/nothing", close=False), 404, NOTHING.encode()),
         (request(EVENTS, method="BREW", close=False), 405, METHOD.encode()),

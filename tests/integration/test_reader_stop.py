@@ -18,7 +18,7 @@ from tests.support.consumers import DEADLINE, until
 from tests.support.databases import Database
 from tests.support.filling import fill
 from tests.support.processes import COMMAND, Service, environment
-from tests.support.readers import EVENTS, Reader, named, reading
+from tests.support.readers import EVENTS, EXECUTIONS, Reader, named, reading
 from tests.support.records import Log
 from tests.support.watching import Watcher
 
@@ -134,6 +134,8 @@ async def test_a_stop_fails_readyz_and_the_reader_serves_for_the_drain_delay(
                 # Each on a connection of its own, as from another client.
                 async with httpx.AsyncClient(base_url=reader.api.base_url) as client:
                     assert len((await client.get(EVENTS)).json()) == 2
+                    [execution] = (await client.get(EXECUTIONS)).json()
+                    assert execution["events"] == 2
             except httpx.ConnectError:
                 return True
             served += 1
