@@ -27,7 +27,7 @@ INDEX_BYTES = 600
 """Limit of an index row besides an execution id and a namespace."""
 
 INDEXED = {
-    "name": NAME_MAX_BYTES,
+    **dict.fromkeys(("name", "object_name"), NAME_MAX_BYTES),
     "topic": TOPIC_BYTES,
     "source": TEXT_BYTES,
     "source_hash": 32,
@@ -36,7 +36,8 @@ INDEXED = {
     **dict.fromkeys(
         ("id", "list_position", "revision", "element_hash", "kind", "duration_seconds"), 8
     ),
-    **dict.fromkeys(("created_at", "finished", "minute", "refused_at"), 8),
+    # `timezone` is a time in UTC, by the function that an expression of an index calls.
+    **dict.fromkeys(("created_at", "timezone", "finished", "minute", "refused_at"), 8),
     **dict.fromkeys(("action_key", "state"), 16),
 }
 """Maximum size of columns."""

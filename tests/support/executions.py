@@ -168,7 +168,7 @@ def _action_row(execution: Execution) -> dict[str, Any]:
     end = execution.created_at + _LENGTH
     return _element(execution) | {
         "action_key": bytes(16),
-        "kind": bytes(16),
+        "kind": 0,
         "state": "failed",
         "decided_at": end,
         "decided_by": "dag.failed",
