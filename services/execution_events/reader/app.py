@@ -32,8 +32,9 @@ def create_app(events: EventsEndpoint, metrics: ReaderMetrics) -> ASGIApp:
 
     return application(
         [
-            Route("/", root, methods=["GET"]),
+            # Routes are tried in this order: the one of most requests comes first.
             Route(_PATH, events, methods=["GET"]),
+            Route("/", root, methods=["GET"]),
             Route("/openapi.json", openapi, methods=["GET"]),
             *reference_routes(),
         ],
