@@ -42,9 +42,10 @@ def create_app(
 
     return application(
         [
-            Route("/", root, methods=["GET"]),
-            Route(_EXECUTIONS, executions, methods=["GET"]),
+            # Routes are tried in this order: the one of most requests comes first.
             Route(_EVENTS, events, methods=["GET"]),
+            Route(_EXECUTIONS, executions, methods=["GET"]),
+            Route("/", root, methods=["GET"]),
             Route("/openapi.json", openapi, methods=["GET"]),
             *reference_routes(),
         ],

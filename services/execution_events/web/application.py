@@ -1,9 +1,10 @@
 """Starlette applications whose every response has a request id, errors included."""
 
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Callable, Sequence
+from functools import cache
 from http import HTTPStatus
 from typing import Protocol
 
@@ -86,7 +87,9 @@ class _Instrumentation:
 
     def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
         self._app = app
-        self._metrics = metrics
+        self._request_seconds = metrics.request_seconds
+        # Of few statuses; finding the counter of one takes longer than to increase it.
+        self._requests = cache(metrics.requests.labels)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = _request_id(scope)
@@ -98,7 +101,7 @@ class _Instrumentation:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 # Until the response starts: the client decides how long a stream or watch lasts.
-                self._metrics.request_seconds.observe(time.perf_counter() - started)
+                self._request_seconds.observe(time.perf_counter() - started)
                 # A copy: cached responses share their list of headers.
                 message["headers"] = [
                     *message["headers"],
@@ -112,7 +115,7 @@ class _Instrumentation:
             # Starlette raises the error again after answering 500, for the server to log.
             _log.exception("request_failed", request_id=request_id)
         finally:
-            self._metrics.requests.labels(status).inc()
+            self._requests(status).inc()
 
 
 def _request_id(scope: Scope) -> str:
@@ -120,4 +123,4 @@ def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(text := value.decode("latin-1")):
             return str(text)
-    return uuid.uuid4().hex
+    return secrets.token_hex(16)

@@ -1,6 +1,6 @@
 """Error responses: their body, and the texts of the server's own refusals."""
 
-import uuid
+import secrets
 from typing import Final
 
 import msgspec
@@ -44,6 +44,6 @@ def error_headers(status: int, body: bytes) -> list[tuple[bytes, bytes]]:
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),
-        (b"x-request-id", uuid.uuid4().hex.encode()),
+        (b"x-request-id", secrets.token_hex(16).encode()),
     ]
     return [*headers, (b"retry-after", b"1")] if status == 503 else headers
