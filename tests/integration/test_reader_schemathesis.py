@@ -36,7 +36,7 @@ QUERY = {
     for path in LISTS
 }
 NOT_GENERATED = {"marker", "lastEventId"}
-RUN_SECONDS = 90
+RUN_SECONDS = 200
 ANSWER_SECONDS = 5
 
 

@@ -139,6 +139,8 @@ async def test_a_login_without_the_limits_of_operators_is_reported(server: Serve
     )
     expected = [
         "ALTER ROLE grafana IN DATABASE mine SET idle_in_transaction_session_timeout = '30s'",
+        "ALTER ROLE grafana IN DATABASE mine SET jit = 'off'",
+        "ALTER ROLE grafana IN DATABASE mine SET max_parallel_workers_per_gather = '0'",
         "ALTER ROLE grafana CONNECTION LIMIT 20",
     ]
     assert await left(settings) == expected

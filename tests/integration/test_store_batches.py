@@ -344,7 +344,7 @@ async def test_no_index_has_a_column_that_recurrences_change(
     )
     assert {row["attname"] for row in columns} == {
         # The identity, and what the first record sets.
-        *("execution_id", "namespace", "name", "list_position", "created_at"),
+        *("execution_id", "namespace", "name", "list_position", "created_at", "object_name"),
         # Recurrences are of one action.
         *("element_hash", "action_key", "kind"),
         # They change when an action ends or begins again, and at its first retry.

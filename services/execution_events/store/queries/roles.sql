@@ -22,7 +22,7 @@ stored AS (
 ops AS (
     SELECT * FROM role WHERE name = 'execution_events_ops'
 ),
--- Logins with the privileges of operators. The time-outs of a role are not those of its members.
+-- Logins with the privileges of operators. The settings of a role are not those of its members.
 member AS (
     SELECT login.oid, rolname AS name, login.rolconnlimit
     FROM pg_roles AS login
