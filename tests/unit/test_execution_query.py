@@ -153,7 +153,7 @@ def test_only_readable_namespaces_are_searched(
         readable = None if allowed is None else frozenset(allowed)
         statement, arguments = page_statement(selection, readable, 1)
         if expected is None:
-            assert "tenant" not in statement
+            assert "tenant." not in statement
             assert "ANY ($" not in statement.replace("execution_id = ANY ($", "")
         else:
             assert expected in arguments

@@ -99,6 +99,7 @@ UNION ALL
     FROM open_function
     HAVING count(*) > 0
 UNION ALL
+    -- A login may have another value, but not 0 in place of a limit.
     SELECT
         10,
         format('ALTER ROLE %I IN DATABASE %I SET %s = %L', member.name, current_database(), wanted.name, value),
@@ -108,7 +109,9 @@ UNION ALL
     WHERE NOT EXISTS (
         SELECT
         FROM stored
-        WHERE stored.role = member.oid AND stored.name = wanted.name AND stored.value <> '0'
+        WHERE stored.role = member.oid
+            AND stored.name = wanted.name
+            AND (stored.value <> '0' OR wanted.value = '0')
     )
 UNION ALL
     SELECT 11, format('ALTER ROLE %I CONNECTION LIMIT %s', name, $4::integer), true
