@@ -48,7 +48,8 @@ async def filled(
             await store(owner, Executions(3000, 0, EXECUTIONS.newest))
             await owner.execute("UPDATE execution_events.execution SET namespace = 'tenant-x'")
             await owner.execute("ANALYZE execution_events.execution")
-            await owner.execute("DELETE FROM execution_events.execution")
+            # Deleted rows would be read in indexes until a vacuum, which changes the statistics.
+            await owner.execute("TRUNCATE execution_events.execution")
         await store(owner, EXECUTIONS)
         if request.param == "statistics":
             await owner.execute("VACUUM ANALYZE")
