@@ -29,7 +29,10 @@ ON CONFLICT (execution_id, namespace) DO UPDATE SET
     occurrences = least(execution.occurrences + excluded.occurrences, 9007199254740991),
     first_timestamp = least(execution.first_timestamp, excluded.first_timestamp),
     last_timestamp = greatest(execution.last_timestamp, excluded.last_timestamp),
-    changed_at = excluded.changed_at
+    changed_at = excluded.changed_at,
+    -- Unchanged. `state` is generated from it: in an update without such a column, PostgreSQL would
+    -- parse the expression again for each row.
+    failed = execution.failed
 RETURNING execution_id, namespace, revision, previous_revision
 
 -- name: stored_events
