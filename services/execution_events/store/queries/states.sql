@@ -2,7 +2,8 @@
 -- The actions of elements, found by their events, so that one index serves both. A hash may be of
 -- several elements, so the caller compares the whole key.
 SELECT
-    execution_id, namespace, named.object_name, named.elem_type, named.elem_id, named.action_name,
+    action.execution_id, action.namespace,
+    action.object_name, action.elem_type, action.elem_id, action.action_name,
     last_seen, last_event, state, decided_at, decided_by,
     started, attempts, retries, warnings, failure, fingerprint
 FROM (
@@ -10,17 +11,20 @@ FROM (
     FROM execution_events.event
     WHERE element_hash = ANY ($1::text::bigint[])
 ) AS named
-CROSS JOIN LATERAL substr(
-    sha256(
-        convert_to(object_name, 'UTF8') || '\x00'
-        || convert_to(elem_type, 'UTF8') || '\x00'
-        || convert_to(elem_id, 'UTF8') || '\x00'
-        || convert_to(action_name, 'UTF8')
-    ),
-    1,
-    16
-) AS action_key
-JOIN execution_events.action USING (execution_id, namespace, action_key)
+-- One search of the primary key for each.
+JOIN execution_events.action
+    ON action.execution_id = named.execution_id
+    AND action.namespace = named.namespace
+    AND action.action_key = substr(
+        sha256(
+            convert_to(named.object_name, 'UTF8') || '\x00'
+            || convert_to(named.elem_type, 'UTF8') || '\x00'
+            || convert_to(named.elem_id, 'UTF8') || '\x00'
+            || convert_to(named.action_name, 'UTF8')
+        ),
+        1,
+        16
+    )
 
 -- name: events_of_elements
 -- The events of elements, as above.
