@@ -9,7 +9,6 @@ CREATE TABLE action (
     elem_type        text COLLATE "C" NOT NULL,
     elem_id          text COLLATE "C" NOT NULL,
     action_name      text COLLATE "C" NOT NULL,
-    element_hash     bigint NOT NULL,
     kind             bigint NOT NULL,
     state            text COLLATE "C" NOT NULL,
     decided_at       timestamp with time zone,
@@ -42,8 +41,6 @@ CREATE TABLE action (
 ) WITH (fillfactor=80, autovacuum_vacuum_scale_factor=0.02);
 
 CREATE INDEX action_duration ON action USING btree (kind, finished, duration_seconds, state) WHERE duration_seconds IS NOT NULL;
-
-CREATE INDEX action_element ON action USING btree (element_hash);
 
 CREATE INDEX action_failed ON action USING btree (finished) WHERE state = ANY (ARRAY['failed'::text, 'timed_out'::text]);
 

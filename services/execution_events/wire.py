@@ -125,6 +125,8 @@ _SPECVERSION = ("ce_specversion", b"1.0")
 _TYPE = ("ce_type", b"execution-events.occurrence.v1")
 _CONTENT_TYPE = ("content-type", b"application/json")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SHORT_NAME = events.NAME_MAX_BYTES // 4
+_SHORT_MESSAGE = events.MESSAGE_MAX_BYTES // 4
 
 
 def encode(occurrence: Occurrence) -> tuple[bytes, bytes]:
@@ -189,10 +191,12 @@ def decode(key: bytes | None, value: bytes | None, timestamp: int) -> Occurrence
         object_name, object_namespace = body.involved_object.name, body.involved_object.namespace
     first, last = _timestamps(body, timestamp)
     # The number of characters is checked already, and one has at most 4 bytes.
-    max_characters = max(len(name), len(namespace), len(object_name), len(object_namespace))
     if (
-        max_characters > events.NAME_MAX_BYTES // 4
-        or len(body.message) > events.MESSAGE_MAX_BYTES // 4
+        len(name) > _SHORT_NAME
+        or len(namespace) > _SHORT_NAME
+        or len(object_name) > _SHORT_NAME
+        or len(object_namespace) > _SHORT_NAME
+        or len(body.message) > _SHORT_MESSAGE
     ):
         _check_bytes("metadata.name", name, events.NAME_MAX_BYTES)
         _check_bytes("metadata.namespace", namespace, events.NAME_MAX_BYTES)

@@ -1,11 +1,15 @@
 """Kept states equal a recomputation from the events after every transaction of any writer."""
 
+import re
 from datetime import timedelta
 from random import Random
 
 import asyncpg
 import pytest
 
+from execution_events.store.connection import connect
+from execution_events.store.sessions import CONSUMER
+from execution_events.store.sql import load_queries
 from execution_events.store.write.batches import BatchWriter
 from execution_events.store.write.dead_letters import DeadLetters, Filter, Result, State
 from execution_events.store.write.prune import prune_executions, time_before
@@ -76,6 +80,17 @@ async def prune(owner: asyncpg.Connection) -> None:
     before = await time_before(owner, -timedelta(days=1))
     async for _ in prune_executions(owner, before, dry_run=False):
         assert await states.differences(owner) == []
+
+
+async def test_the_actions_of_elements_are_found_by_their_keys(database: Database) -> None:
+    """A search by the execution alone would read all of its actions for each of them."""
+    statement = load_queries("states")["stored_actions"]
+    async with connect(database.writer, "test", CONSUMER) as connection:
+        await connection.execute(f"PREPARE stored_actions (text) AS {statement}")
+        rows = await connection.fetch("EXPLAIN EXECUTE stored_actions ('{1,2}')")
+    plan = "\n".join(text for (text,) in rows)
+    assert "event_element" in plan
+    assert re.search(r"using action_pkey on action .*\n *Index Cond: .*\(action_key = ", plan), plan
 
 
 async def test_warnings_below_their_maximum_are_the_sum_again(

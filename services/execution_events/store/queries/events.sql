@@ -20,7 +20,8 @@ SELECT
     now(),
     0, 0, 0, 0, 0, 0, 0
 FROM unnest(
-    $1::text[], $2::text[], $3::text[], $4::bigint[], $5::timestamptz[], $6::timestamptz[]
+    $1::text::text[], $2::text::text[], $3::text::text[],
+    $4::bigint[], $5::timestamptz[], $6::timestamptz[]
 ) AS raised (execution_id, namespace, object_name, occurrences, first_timestamp, last_timestamp)
 ORDER BY execution_id COLLATE "C", namespace COLLATE "C"
 ON CONFLICT (execution_id, namespace) DO UPDATE SET
@@ -29,7 +30,10 @@ ON CONFLICT (execution_id, namespace) DO UPDATE SET
     occurrences = least(execution.occurrences + excluded.occurrences, 9007199254740991),
     first_timestamp = least(execution.first_timestamp, excluded.first_timestamp),
     last_timestamp = greatest(execution.last_timestamp, excluded.last_timestamp),
-    changed_at = excluded.changed_at
+    changed_at = excluded.changed_at,
+    -- Unchanged. `state` is generated from it: in an update without such a column, PostgreSQL would
+    -- parse the expression again for each row.
+    failed = execution.failed
 RETURNING execution_id, namespace, revision, previous_revision
 
 -- name: stored_events
@@ -74,6 +78,16 @@ FROM unnest(
 WHERE event.execution_id = changed.execution_id
     AND event.namespace = changed.namespace
     AND event.name = changed.name
+
+-- name: insert_changes
+-- Names and flags are literals of arrays.
+INSERT INTO execution_events.execution_change (
+    execution_id, namespace, revision, previous, names, rewritten
+)
+SELECT execution_id, namespace, revision, previous, names::text[], rewritten::boolean[]
+FROM unnest(
+    $1::text::text[], $2::text::text[], $3::bigint[], $4::bigint[], $5::text[], $6::text[]
+) AS changed (execution_id, namespace, revision, previous, names, rewritten)
 
 -- name: purge_changes
 -- In order of age, so that concurrent sessions take their locks in one order.

@@ -1,14 +1,33 @@
 -- name: stored_actions
--- The actions of elements. A hash may be of several elements, so the caller compares the whole key.
+-- The actions of elements, found by their events, so that one index serves both. A hash may be of
+-- several elements, so the caller compares the whole key.
 SELECT
-    execution_id, namespace, object_name, elem_type, elem_id, action_name,
+    action.execution_id, action.namespace,
+    action.object_name, action.elem_type, action.elem_id, action.action_name,
     last_seen, last_event, state, decided_at, decided_by,
     started, attempts, retries, warnings, failure, fingerprint
-FROM execution_events.action
-WHERE element_hash = ANY ($1::text::bigint[])
+FROM (
+    SELECT DISTINCT execution_id, namespace, object_name, elem_type, elem_id, action_name
+    FROM execution_events.event
+    WHERE element_hash = ANY ($1::text::bigint[])
+) AS named
+-- One search of the primary key for each.
+JOIN execution_events.action
+    ON action.execution_id = named.execution_id
+    AND action.namespace = named.namespace
+    AND action.action_key = substr(
+        sha256(
+            convert_to(named.object_name, 'UTF8') || '\x00'
+            || convert_to(named.elem_type, 'UTF8') || '\x00'
+            || convert_to(named.elem_id, 'UTF8') || '\x00'
+            || convert_to(named.action_name, 'UTF8')
+        ),
+        1,
+        16
+    )
 
 -- name: events_of_elements
--- As above.
+-- The events of elements, as above.
 SELECT execution_id, list_position, first_timestamp, last_timestamp, count, body
 FROM execution_events.event
 WHERE element_hash = ANY ($1::text::bigint[])

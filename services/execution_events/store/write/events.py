@@ -1,7 +1,8 @@
 """Folded events, written to the tables `event`, `execution` and `execution_change`."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -16,12 +17,20 @@ from execution_events.projection.states import (
     ElementKey,
     Execution,
     StateChanges,
+    advance_all,
     element_key,
 )
 from execution_events.store.sql import array_literal, load_queries
 from execution_events.store.write.known import KnownExecution, KnownExecutions
 from execution_events.store.write.rows import EVENT_COLUMNS, event_row, stored_event
-from execution_events.store.write.states import element_hashes, stored_elements, write_states
+from execution_events.store.write.states import (
+    ActionRows,
+    action_rows,
+    element_hashes,
+    remaining_events,
+    stored_elements,
+    write_actions,
+)
 
 _SQL = load_queries("events")
 
@@ -31,7 +40,6 @@ _PURGE_BATCH = 10_000
 """Changes deleted by one statement, in some 50 ms."""
 
 _CHANGE_COUNTERS = load_queries("states")["change_counters"]
-_CHANGE_COLUMNS = ("execution_id", "namespace", "revision", "previous", "names", "rewritten")
 
 
 class _ExecutionUpdate(msgspec.Struct):
@@ -111,20 +119,30 @@ async def write_events(
             if texts[1:] != texts_now[1:] or stored.latest.message != merged.latest.message:
                 update.rewritten.add(name)
     hashes = element_hashes(states.added)
+    stored_actions = await _read_elements(connection, executions, hashes)
+    remaining = await remaining_events(
+        connection, states.rewritten, hashes, _current(updates, executions)
+    )
+    changes, actions = StateChanges(), ActionRows([], [], [])
+
+    def rows() -> Iterator[tuple[Any, ...]]:
+        nonlocal changes, actions
+        for event, element in new:
+            yield event_row(event, body_of(event), hashes[element])
+        # Here, as PostgreSQL is still storing the rows that it has been sent.
+        changes = advance_all(states, stored_actions, remaining)
+        actions = action_rows(changes.actions)
+
     await connection.copy_records_to_table(
-        "event",
-        schema_name="execution_events",
-        columns=EVENT_COLUMNS,
-        records=[event_row(event, body_of(event), hashes[element]) for event, element in new],
+        "event", schema_name="execution_events", columns=EVENT_COLUMNS, records=rows()
     )
     await _change_events(connection, changed)
     await _rewrite_events(connection, rewritten, hashes)
-    stored_actions = await _read_elements(connection, executions, hashes)
-    changes = await write_states(connection, states, stored_actions, hashes)
-    for element, actions in changes.elements.items():
+    await write_actions(connection, actions)
+    for element, its_actions in changes.elements.items():
         elements = executions[element[:2]].elements
-        if actions:
-            elements[element] = actions
+        if its_actions:
+            elements[element] = its_actions
         else:
             elements.pop(element, None)
     await _record_changes(connection, updates.values())
@@ -150,6 +168,16 @@ async def _read_events(
     for event, stored in await _stored(connection, unknown):
         latest = event.latest
         executions[latest.execution_id, latest.namespace].events[latest.name] = stored
+
+
+def _current(
+    updates: Mapping[Execution, _ExecutionUpdate], executions: Mapping[Execution, KnownExecution]
+) -> Iterator[FoldedEvent]:
+    """Yield the batch's events as they are now."""
+    for key, update in updates.items():
+        events = executions[key].events
+        for event in update.events:
+            yield events[event.latest.name]
 
 
 async def _read_elements(
@@ -204,9 +232,9 @@ async def _raise_executions(
     raised = updates.values()
     rows = await connection.fetch(
         _SQL["raise_executions"],
-        [update.execution_id for update in raised],
-        [update.namespace for update in raised],
-        [objects[key] for key in updates],
+        array_literal(update.execution_id for update in raised),
+        array_literal(update.namespace for update in raised),
+        array_literal(objects[key] for key in updates),
         [min(update.occurrences, COUNT_MAX) for update in raised],
         [update.first_timestamp for update in raised],
         [update.last_timestamp for update in raised],
@@ -276,25 +304,24 @@ def _texts(occurrence: Occurrence) -> tuple[str, ...]:
 
 
 async def _record_changes(
-    connection: asyncpg.Connection, updates: Iterable[_ExecutionUpdate]
+    connection: asyncpg.Connection, updates: Collection[_ExecutionUpdate]
 ) -> None:
-    await connection.copy_records_to_table(
-        "execution_change",
-        schema_name="execution_events",
-        columns=_CHANGE_COLUMNS,
-        records=[
-            (
-                update.execution_id,
-                update.namespace,
-                update.revision,
-                update.previous,
-                (names := [event.latest.name for event in update.events]),
-                # Empty if no event is rewritten, as in most rows: half the size.
-                [name in update.rewritten for name in names] if update.rewritten else [],
-            )
-            for update in updates
-        ],
+    await connection.execute(
+        _SQL["insert_changes"],
+        array_literal(update.execution_id for update in updates),
+        array_literal(update.namespace for update in updates),
+        [update.revision for update in updates],
+        [update.previous for update in updates],
+        [array_literal(event.latest.name for event in update.events) for update in updates],
+        # Empty if no event is rewritten, as in most rows: half the size.
+        [_flags(update) if update.rewritten else "{}" for update in updates],
     )
+
+
+def _flags(update: _ExecutionUpdate) -> str:
+    """Return PostgreSQL's literal of whether each event is rewritten."""
+    flags = ("tf"[event.latest.name not in update.rewritten] for event in update.events)
+    return f"{{{','.join(flags)}}}"
 
 
 async def _change_counters(

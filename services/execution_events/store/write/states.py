@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from hashlib import sha256
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import asyncpg
@@ -12,12 +13,8 @@ from execution_events.projection.fold import FoldedEvent
 from execution_events.projection.states import (
     Action,
     ActionChange,
-    ActionEvents,
-    Actions,
     ElementKey,
     Execution,
-    StateChanges,
-    advance_all,
     element_key,
 )
 from execution_events.store.sql import array_literal, load_queries
@@ -35,12 +32,23 @@ _ACTION_COLUMNS = (
     "elem_type",
     "elem_id",
     "action_name",
-    "element_hash",
     "kind",
     *_STATE_COLUMNS,
 )
 _CHANGED_TEXTS = (0, 1, 4, 5)
 """Positions of columns without nulls in a row that changes: its key, then `_STATE_COLUMNS`."""
+
+
+class ActionRows(NamedTuple):
+    """Rows of actions to insert, to change and to delete.
+
+    New ones have the values of `_ACTION_COLUMNS`, changed ones their key and `_STATE_COLUMNS`, and
+    those without events their key.
+    """
+
+    new: list[tuple[Any, ...]]
+    changed: list[tuple[Any, ...]]
+    gone: list[tuple[str, str, bytes]]
 
 
 def element_hashes(elements: Iterable[ElementKey]) -> dict[ElementKey, int]:
@@ -58,7 +66,7 @@ def element_hashes(elements: Iterable[ElementKey]) -> dict[ElementKey, int]:
 async def stored_elements(
     connection: asyncpg.Connection, hashes: Mapping[ElementKey, int]
 ) -> dict[ElementKey, dict[str, Action]]:
-    """Return the stored actions of each element, by name."""
+    """Return the stored actions of each element, by name; the batch is not written yet."""
     elements: dict[ElementKey, dict[str, Action]] = {key: {} for key in hashes}
     if elements:
         for row in await connection.fetch(_SQL["stored_actions"], _array(hashes.values())):
@@ -68,46 +76,33 @@ async def stored_elements(
     return elements
 
 
-async def write_states(
-    connection: asyncpg.Connection,
-    events: ActionEvents,
-    stored: Mapping[ElementKey, Actions],
-    hashes: Mapping[ElementKey, int],
-) -> StateChanges:
-    """Apply `events` to the `stored` actions of their elements, in the caller's transaction.
-
-    They are written already, and their executions locked. `hashes` are those of their elements.
-    """
-    remaining = await _remaining_events(connection, events.rewritten, hashes)
-    changes = advance_all(events, stored, remaining)
-    await _write_actions(connection, changes.actions, hashes)
-    return changes
-
-
-async def _remaining_events(
+async def remaining_events(
     connection: asyncpg.Connection,
     rewritten: Mapping[ElementKey, Iterable[str]],
     hashes: Mapping[ElementKey, int],
+    current: Iterable[FoldedEvent],
 ) -> dict[tuple[ElementKey, str], list[FoldedEvent]]:
-    """Return all events of the rewritten actions."""
-    events: dict[tuple[ElementKey, str], list[FoldedEvent]] = {
+    """Return all events that the rewritten actions have once the batch is written.
+
+    `current` are the batch's events as they are then.
+    """
+    remaining: dict[tuple[ElementKey, str], list[FoldedEvent]] = {
         (key, name): [] for key, names in rewritten.items() for name in names
     }
-    if events:
+    if remaining:
         of_elements = {hashes[key] for key in rewritten}
-        for row in await connection.fetch(_SQL["events_of_elements"], _array(of_elements)):
-            event = stored_event(*row)
-            of_action = events.get((element_key(event.latest), event.latest.action_name))
+        rows = await connection.fetch(_SQL["events_of_elements"], _array(of_elements))
+        events = {event.identity: event for event in (stored_event(*row) for row in rows)}
+        events |= {event.identity: event for event in current}
+        for event in events.values():
+            of_action = remaining.get((element_key(event.latest), event.latest.action_name))
             if of_action is not None:
                 of_action.append(event)
-    return events
+    return remaining
 
 
-async def _write_actions(
-    connection: asyncpg.Connection,
-    changes: Iterable[ActionChange],
-    hashes: Mapping[ElementKey, int],
-) -> None:
+def action_rows(changes: Iterable[ActionChange]) -> ActionRows:
+    """Return the rows that write `changes`."""
     new, changed, gone = [], [], []
     for element, name, before, after in changes:
         execution_id, namespace, object_name, elem_type, elem_id = element
@@ -117,10 +112,15 @@ async def _write_actions(
                 gone.append(identity)
         elif before is None:
             texts = object_name, elem_type, elem_id, name
-            kind = _kind(namespace, elem_type, name)
-            new.append((*identity, *texts, hashes[element], kind, *astuple(after)))
+            new.append((*identity, *texts, _kind(namespace, elem_type, name), *astuple(after)))
         else:
             changed.append(identity + astuple(after))
+    return ActionRows(new, changed, gone)
+
+
+async def write_actions(connection: asyncpg.Connection, rows: ActionRows) -> None:
+    """Write changed actions, whose executions are locked, in the caller's transaction."""
+    new, changed, gone = rows
     if new:
         await connection.copy_records_to_table(
             "action", schema_name="execution_events", columns=_ACTION_COLUMNS, records=new

@@ -34,7 +34,8 @@ CREATE TABLE event (
     -- decodes nothing. What no filter selects by is only here.
     body            bytea NOT NULL,
     -- Of its execution in the upper half, so that their entries in the index lie together, and of
-    -- its element in the lower: an action that loses an event is computed from the others.
+    -- its element in the lower. By it a writer finds the actions of an element, whose states are the
+    -- element's, and the other events of an action that has lost one.
     element_hash    bigint NOT NULL,
     PRIMARY KEY (execution_id, namespace, name),
     CHECK (count BETWEEN 1 AND 9007199254740991),
@@ -128,8 +129,6 @@ CREATE TABLE action (
     elem_type    text COLLATE "C" NOT NULL,
     elem_id      text COLLATE "C" NOT NULL,
     action_name  text COLLATE "C" NOT NULL,
-    -- As of its events: the state of an element is that of its actions, which are read together.
-    element_hash bigint NOT NULL,
     -- The first 8 bytes of SHA-256 over namespace, element type and action, joined by NUL: durations
     -- are compared within a kind, whose texts are too long for an index.
     kind         bigint NOT NULL,
@@ -161,7 +160,6 @@ CREATE TABLE action (
     CHECK (state IN ('running', 'succeeded', 'failed', 'timed_out', 'cancelled', 'unknown'))
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02);
 
-CREATE INDEX action_element ON action (element_hash);
 CREATE INDEX action_running ON action (namespace) WHERE state = 'running';
 CREATE INDEX action_retried ON action (namespace) WHERE retried;
 CREATE INDEX action_failed ON action (finished) WHERE state IN ('failed', 'timed_out');
