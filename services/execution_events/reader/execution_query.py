@@ -6,7 +6,7 @@ from execution_events.bilingual import Lang
 from execution_events.events import EXECUTION_ID, EXECUTION_ID_FORMAT
 from execution_events.projection.body import Times
 from execution_events.projection.states import STATES
-from execution_events.reader.parameters import Parameters, QueryError, encode_marker
+from execution_events.reader.parameters import Parameters, QueryError, decode_marker, encode_marker
 from execution_events.store.read.executions import ExecutionPosition, ExecutionSelection
 
 LIMIT_DEFAULT = 100
@@ -54,8 +54,10 @@ def parse_execution_query(query_string: bytes) -> ExecutionQuery:
         since=parameters.moment("since"),
         until=parameters.moment("until"),
     )
-    position = parameters.position(_marker_scope(selection, lang), "these filters, order and lang")
-    if position is not None:
+    marker = parameters.one("marker")
+    if marker is not None:
+        scope = _marker_scope(selection, lang)
+        position = decode_marker(scope, marker, "these filters, order and lang")
         selection = msgspec.structs.replace(selection, after=ExecutionPosition(*position))
     return ExecutionQuery(
         selection=selection,

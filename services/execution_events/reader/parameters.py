@@ -80,7 +80,9 @@ class Parameters(NamedTuple):
 
     def texts(self, name: str) -> tuple[str, ...]:
         """Return the distinct values of a filter, sorted; none if it is absent."""
-        values = self.values.get(name, ())
+        values = self.values.get(name)
+        if values is None:
+            return ()
         if len(values) > VALUES_MAX:
             raise QueryError(f"{name}: expected at most {VALUES_MAX} values")
         return tuple(sorted({_text(name, value) for value in values}))
@@ -128,14 +130,6 @@ class Parameters(NamedTuple):
             raise QueryError(f"{name}: expected {TIMESTAMP_FORMAT}; write + as %2B")
         return moment
 
-    def position(self, scope: bytes, of: str) -> Position | None:
-        """Return the position of the marker, which must be one of this `scope`.
-
-        `of` names what the marker is valid for.
-        """
-        marker = self.one("marker")
-        return None if marker is None else _position(scope, marker, of)
-
     def link(self, marker: str) -> str:
         """Return a relative link to the page at `marker` (RFC 3986), valid behind any proxy."""
         pairs = [pair for pair in self.pairs if pair[0] != "marker"]
@@ -151,14 +145,11 @@ def encode_marker(scope: bytes, position: Position) -> str:
     return _marker(scope, msgspec.msgpack.encode(((moment - _EPOCH) // _MICROSECOND, *names)))
 
 
-def _marker(scope: bytes, content: bytes) -> str:
-    # Unsigned: a forged position only narrows the list that the caller may read anyway. The digest
-    # detects damage and markers of other queries.
-    digest = hashlib.blake2b(scope + b"\0" + content, digest_size=_DIGEST_BYTES).digest()
-    return base64.urlsafe_b64encode(_MARKER_VERSION + digest + content).rstrip(b"=").decode()
+def decode_marker(scope: bytes, marker: str, of: str) -> Position:
+    """Return the position of a marker, which must be one of this `scope`.
 
-
-def _position(scope: bytes, marker: str, of: str) -> Position:
+    `of` names it for people. Raises `QueryError`.
+    """
     invalid = QueryError(f"marker: expected a marker returned for {of}")
     if len(marker) > _MARKER_MAX_CHARACTERS:
         raise invalid
@@ -175,6 +166,13 @@ def _position(scope: bytes, marker: str, of: str) -> Position:
     if moment < events.TIMESTAMP_MIN or any("\0" in name for name in names):
         raise invalid
     return moment, names[0], names[1]
+
+
+def _marker(scope: bytes, content: bytes) -> str:
+    # Unsigned: a forged position only narrows the list that the caller may read anyway. The digest
+    # detects damage and markers of other queries.
+    digest = hashlib.blake2b(scope + b"\0" + content, digest_size=_DIGEST_BYTES).digest()
+    return base64.urlsafe_b64encode(_MARKER_VERSION + digest + content).rstrip(b"=").decode()
 
 
 def _pairs(query_string: bytes) -> Iterable[tuple[str, str]]:

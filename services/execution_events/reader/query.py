@@ -6,7 +6,7 @@ import msgspec
 
 from execution_events.bilingual import Lang
 from execution_events.projection.body import Times
-from execution_events.reader.parameters import Parameters, encode_marker
+from execution_events.reader.parameters import Parameters, decode_marker, encode_marker
 from execution_events.store.read.selection import Column, Position, Selection
 
 _FILTERS: Mapping[str, Column] = {
@@ -65,11 +65,10 @@ def parse_query(execution_id: str, query_string: bytes, *, is_watch: bool = Fals
         until=parameters.moment("until"),
         text=parameters.text("q"),
     )
-    position = parameters.position(
-        _marker_scope(execution_id, selection, lang),
-        "this execution, these filters, order and lang",
-    )
-    if position is not None:
+    marker = parameters.one("marker")
+    if marker is not None:
+        scope = _marker_scope(execution_id, selection, lang)
+        position = decode_marker(scope, marker, "this execution, these filters, order and lang")
         selection = msgspec.structs.replace(selection, after=Position(*position))
     return Query(
         execution_id=execution_id,
@@ -85,8 +84,11 @@ def parse_query(execution_id: str, query_string: bytes, *, is_watch: bool = Fals
 def _filters(
     names: Mapping[str, Column], parameters: Parameters
 ) -> tuple[tuple[Column, tuple[str, ...]], ...]:
-    found = ((column, parameters.texts(name)) for name, column in names.items())
-    return tuple((column, values) for column, values in found if values)
+    return tuple(
+        (column, parameters.texts(name))
+        for name, column in names.items()
+        if name in parameters.values
+    )
 
 
 def _marker_scope(execution_id: str, selection: Selection, lang: Lang) -> bytes:
