@@ -39,7 +39,7 @@ Headers = Sequence[tuple[str, bytes | None]]
 
 
 class Record(Protocol):
-    """A Kafka record, such as aiokafka's `ConsumerRecord`.
+    """A Kafka record.
 
     `timestamp` is in milliseconds since the Unix epoch, -1 for a record without one.
     """

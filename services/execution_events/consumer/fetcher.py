@@ -4,11 +4,11 @@ import asyncio
 import time
 from typing import NamedTuple
 
-from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka import TopicPartition
 
 from execution_events.consumer.assignment import Assignment
 from execution_events.errors import RetryableError
-from execution_events.kafka.consumer import PartitionedConsumer
+from execution_events.kafka.consumer import FetchedRecord, PartitionedConsumer
 from execution_events.kafka.errors import kafka_error, translated
 from execution_events.projection.batch import ReadRecord, read
 from execution_events.store.write.batches import Batch
@@ -117,7 +117,7 @@ class BatchFetcher:
 
     async def _getmany(
         self, timeout_ms: int, max_records: int, max_bytes: int
-    ) -> dict[TopicPartition, list[ConsumerRecord]]:
+    ) -> dict[TopicPartition, list[FetchedRecord]]:
         """Fetch available records; none once `stop` is set."""
         polling = asyncio.create_task(
             self._client.getmany(
@@ -136,7 +136,7 @@ class BatchFetcher:
                 raise kafka_error(
                     self._client.address, "the client has cancelled a fetch", "CancelledError"
                 )
-            records: dict[TopicPartition, list[ConsumerRecord]] = polling.result()
+            records: dict[TopicPartition, list[FetchedRecord]] = polling.result()
             return records
         except RetryableError:
             raise
