@@ -9,8 +9,8 @@ import msgspec
 from execution_events.projection.fold import FoldedEvent
 from execution_events.projection.states import Actions, ElementKey, Execution
 
-_LIMIT = 30_000
-"""Events in memory, with their actions: some 25 MiB."""
+_LIMIT = 50_000
+"""Events in memory, with their actions: some 40 MiB."""
 
 
 class KnownExecution(msgspec.Struct):
