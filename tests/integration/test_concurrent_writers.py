@@ -260,3 +260,23 @@ async def test_an_event_without_its_execution_halts(
     assert await owner.fetchval("SELECT count(*) FROM dead_letter") == 0
     assert await owner.fetchval("SELECT count(*) FROM execution") == 0
     assert await owner.fetchval("SELECT count FROM event") == 1
+
+
+@pytest.mark.parametrize("remembered", [True, False], ids=["known", "read"])
+async def test_a_writer_counts_the_messages_that_it_keeps(
+    database: Database, remembered: bool
+) -> None:
+    known = KnownExecutions()
+    async with writing(database) as writer:
+        for second, message in ((1, "short"), (2, "much longer"), (3, "")):
+            log = [named(name, second, message=message + name) for name in ("a", "b")]
+            async with writer.transaction():
+                executions = await write_events(
+                    writer, [*fold(log).values()], first_objects(log), known
+                )
+            [(key, execution)] = executions.items()
+            assert execution.characters == sum(
+                len(event.latest.message) for event in execution.events.values()
+            )
+            if remembered:
+                known.put(key, execution)

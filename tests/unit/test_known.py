@@ -4,13 +4,15 @@ from execution_events.projection.fold import FoldedEvent
 from execution_events.store.write.known import KnownExecution, KnownExecutions
 from tests.support.records import EPOCH, occurrence
 
+SMALL = KnownExecution(True, events={"object": FoldedEvent(occurrence(), 1, EPOCH, EPOCH)}).size
 KEY = ("execution-1", "tenant")
 OTHER = ("execution-2", "tenant")
 
 
-def executed(revision: int, events: int = 1) -> KnownExecution:
+def executed(revision: int, events: int = 1, characters: int = 0) -> KnownExecution:
     event = FoldedEvent(occurrence(), 1, EPOCH, EPOCH)
-    return KnownExecution(True, revision, {f"object.{number}": event for number in range(events)})
+    named = {f"object.{number}": event for number in range(events)}
+    return KnownExecution(True, revision, named, characters=characters)
 
 
 def test_an_execution_is_known_at_the_revision_that_it_was_left_at() -> None:
@@ -39,7 +41,7 @@ def test_nothing_is_known_of_an_execution_whose_transaction_has_not_been_committ
 
 
 def test_the_executions_written_longest_ago_are_forgotten() -> None:
-    known = KnownExecutions(limit=10)
+    known = KnownExecutions(limit=10 * SMALL)
     for key in (KEY, OTHER):
         known.put(key, executed(7, events=4))
     known.put(KEY, known.take(KEY, 7))
@@ -49,8 +51,14 @@ def test_the_executions_written_longest_ago_are_forgotten() -> None:
 
 
 def test_an_execution_above_the_limit_is_not_kept() -> None:
-    known = KnownExecutions(limit=10)
+    known = KnownExecutions(limit=10 * SMALL)
     known.put(KEY, executed(7, events=11))
     assert known.take(KEY, 7) == KnownExecution(whole=False)
     known.put(OTHER, executed(7, events=10))
     assert len(known.take(OTHER, 7).events) == 10
+
+
+def test_long_messages_count() -> None:
+    known = KnownExecutions(limit=10 * SMALL)
+    known.put(KEY, executed(7, characters=10 * SMALL))
+    assert known.take(KEY, 7) == KnownExecution(whole=False)

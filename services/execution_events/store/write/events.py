@@ -101,12 +101,14 @@ async def write_events(
     states = ActionEvents()
     new, changed, rewritten = [], [], []
     for key, update in updates.items():
-        stored_events = executions[key].events
+        execution = executions[key]
+        stored_events = execution.events
         for event in update.events:
             name = event.latest.name
             stored = stored_events.get(name)
             if stored is None:
                 stored_events[name] = event
+                execution.characters += len(event.latest.message)
                 new.append((event, states.add(event)))
                 update.new += 1
                 continue
@@ -117,6 +119,7 @@ async def write_events(
             if texts != texts_now:
                 rewritten.append(merged)
             if texts[1:] != texts_now[1:] or stored.latest.message != merged.latest.message:
+                execution.characters += len(merged.latest.message) - len(stored.latest.message)
                 update.rewritten.add(name)
     hashes = element_hashes(states.added)
     stored_actions = await _read_elements(connection, executions, hashes)
@@ -167,7 +170,9 @@ async def _read_events(
     ]
     for event, stored in await _stored(connection, unknown):
         latest = event.latest
-        executions[latest.execution_id, latest.namespace].events[latest.name] = stored
+        execution = executions[latest.execution_id, latest.namespace]
+        execution.events[latest.name] = stored
+        execution.characters += len(stored.latest.message)
 
 
 def _current(

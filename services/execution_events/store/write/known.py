@@ -9,25 +9,35 @@ import msgspec
 from execution_events.projection.fold import FoldedEvent
 from execution_events.projection.states import Actions, ElementKey, Execution
 
-_LIMIT = 50_000
-"""Events in memory, with their actions: some 40 MiB."""
+_LIMIT = 48 * 2**20
+"""Bytes of the events in memory with their actions: some 50,000 events with short messages."""
+_EVENT_BYTES = 800
+"""Memory of an event and its share of an action, besides the message."""
+_MESSAGE_CHARACTER_BYTES = 2
+"""Memory of a character of a message, and of its copy as the text of a failure."""
 
 
 class KnownExecution(msgspec.Struct):
     """The known part of an execution at its `revision`.
 
-    `events` are by name; `elements` holds all actions of each known element. If `whole`, what is
-    not here does not exist.
+    `events` are by name, with so many `characters` in their messages; `elements` holds all actions
+    of each known element. If `whole`, what is not here does not exist.
     """
 
     whole: bool
     revision: int = 0
     events: dict[str, FoldedEvent] = {}
     elements: dict[ElementKey, Actions] = {}
+    characters: int = 0
+
+    @property
+    def size(self) -> int:
+        """About its bytes of memory."""
+        return len(self.events) * _EVENT_BYTES + self.characters * _MESSAGE_CHARACTER_BYTES
 
 
 class KnownExecutions:
-    """The executions that one connection wrote last, up to a number of events.
+    """The executions that one connection wrote last, in bounded memory.
 
     Every writer locks an execution and raises its revision, which never repeats. So what was known
     at the revision before the caller's is true until the caller changes it.
@@ -36,7 +46,7 @@ class KnownExecutions:
     def __init__(self, limit: int = _LIMIT) -> None:
         self._limit = limit
         self._executions: dict[Execution, KnownExecution] = {}
-        self._events = 0
+        self._size = 0
 
     def take(self, key: Execution, previous: int | None) -> KnownExecution:
         """Remove and return what is known of a locked execution.
@@ -46,7 +56,7 @@ class KnownExecutions:
         """
         known = self._executions.pop(key, None)
         if known is not None:
-            self._events -= len(known.events)
+            self._size -= known.size
             if known.revision == previous:
                 return known
         return KnownExecution(whole=previous is None)
@@ -54,7 +64,7 @@ class KnownExecutions:
     def put(self, key: Execution, known: KnownExecution) -> None:
         """Remember an execution as a committed transaction has left it; forget the oldest."""
         self._executions[key] = known
-        self._events += len(known.events)
-        while self._events > self._limit:
+        self._size += known.size
+        while self._size > self._limit:
             oldest = next(iter(self._executions))
-            self._events -= len(self._executions.pop(oldest).events)
+            self._size -= self._executions.pop(oldest).size

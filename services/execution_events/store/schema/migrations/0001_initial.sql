@@ -47,7 +47,8 @@ CREATE TABLE event (
 
 -- The order of lists, so that a page costs the same at any depth.
 CREATE INDEX event_order ON event (execution_id, list_position, name, namespace);
-CREATE INDEX event_element ON event (element_hash);
+-- Without deduplication: to merge the entries of recurrences would take longer than to add them.
+CREATE INDEX event_element ON event (element_hash) WITH (deduplicate_items = off);
 
 
 -- ## Executions
