@@ -160,7 +160,6 @@ def _element(execution: Execution) -> dict[str, Any]:
         "elem_type": "KubeDAG.init",
         "elem_id": "job-7-init",
         "action_name": "create",
-        "element_hash": 0,
     }
 
 
@@ -207,6 +206,7 @@ def _event_row(execution: Execution) -> dict[str, Any]:
         "count": 1,
         "type": "Warning",
         "body": json.dumps(content, ensure_ascii=False).encode(),
+        "element_hash": 0,
     }
 
 
