@@ -221,7 +221,6 @@ def advance_all(
     `remaining` holds all events of the rewritten actions, by element and name.
     """
     changes = StateChanges()
-    add_change = changes.actions.append
     for element, added in events.added.items():
         before = stored.get(element) or {}
         after = dict(before)
@@ -230,7 +229,7 @@ def advance_all(
             if name not in rewritten:
                 was = before.get(name)
                 now = after[name] = advance(was, its_events)
-                add_change((element, name, was, now))
+                changes.actions.append((element, name, was, now))
                 if now.warnings:
                     _add_warnings(changes, element, now.warnings - (was.warnings if was else 0))
         for name in rewritten:

@@ -12,9 +12,9 @@ from execution_events.projection.states import Actions, ElementKey, Execution
 _LIMIT = 48 * 2**20
 """Bytes of the events in memory with their actions: some 50,000 events with short messages."""
 _EVENT_BYTES = 800
-"""Memory of an event and its share of an action, besides the message."""
-_MESSAGE_CHARACTER_BYTES = 2
-"""Memory of a character of a message, and of its copy as the text of a failure."""
+"""Memory of an event and its share of an action, besides the message; other texts are short."""
+_MESSAGE_CHARACTER_BYTES = 4
+"""Memory of a character at most, and of most with their copy as the text of a failure."""
 
 
 class KnownExecution(msgspec.Struct):
