@@ -266,7 +266,8 @@ async def test_a_stream_is_cut_when_the_database_fails(
         async with requested(address) as source:
             content = await source.readuntil(b"\r\n\r\n")
             await admin.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                # Until the sessions have ended, as the next request could get one of them.
+                "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
                 " WHERE pid <> pg_backend_pid() AND datname = current_database()"
             )
             content += await source.read()
