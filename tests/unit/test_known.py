@@ -11,7 +11,7 @@ OTHER = ("execution-2", "tenant")
 
 def executed(revision: int, events: int = 1, characters: int = 0) -> KnownExecution:
     event = FoldedEvent(occurrence(), 1, EPOCH, EPOCH)
-    named = {f"object.{number}": event for number in range(events)}
+    named: dict[str, FoldedEvent | None] = {f"object.{number}": event for number in range(events)}
     return KnownExecution(True, revision, named, characters=characters)
 
 

@@ -107,7 +107,9 @@ async def write_events(
             name = event.latest.name
             stored = stored_events.get(name)
             if stored is None:
-                stored_events[name] = event
+                # Not the event: few recur, and memory that is freed long after its last use is
+                # no longer in the processor's cache.
+                stored_events[name] = None
                 execution.characters += len(event.latest.message)
                 new.append((event, states.add(event)))
                 update.new += 1
@@ -160,19 +162,21 @@ async def _read_events(
     updates: Mapping[Execution, _ExecutionUpdate],
     executions: Mapping[Execution, KnownExecution],
 ) -> None:
-    """Read those of the batch's events that may be stored and are not known."""
-    unknown = [
-        event
-        for key, update in updates.items()
-        if not (execution := executions[key]).whole
-        for event in update.events
-        if event.latest.name not in execution.events
-    ]
-    for event, stored in await _stored(connection, unknown):
+    """Read those of the batch's events that may be stored and are not in memory."""
+    unread = []
+    for key, update in updates.items():
+        execution = executions[key]
+        known = execution.events
+        for event in update.events:
+            name = event.latest.name
+            if known.get(name) is None and (name in known or not execution.whole):
+                unread.append(event)
+    for event, stored in await _stored(connection, unread):
         latest = event.latest
         execution = executions[latest.execution_id, latest.namespace]
+        if latest.name not in execution.events:
+            execution.characters += len(stored.latest.message)
         execution.events[latest.name] = stored
-        execution.characters += len(stored.latest.message)
 
 
 def _current(
@@ -182,7 +186,8 @@ def _current(
     for key, update in updates.items():
         events = executions[key].events
         for event in update.events:
-            yield events[event.latest.name]
+            # One that is not in memory is new.
+            yield events[event.latest.name] or event
 
 
 async def _read_elements(

@@ -10,9 +10,10 @@ from execution_events.projection.fold import FoldedEvent
 from execution_events.projection.states import Actions, ElementKey, Execution
 
 _LIMIT = 48 * 2**20
-"""Bytes of the events in memory with their actions: some 50,000 events with short messages."""
+"""Bytes of the known events with their actions: some 50,000 events with short messages."""
 _EVENT_BYTES = 800
-"""Memory of an event and its share of an action, besides the message; other texts are short."""
+"""Memory of an event that recurs and its share of an action, besides the message; other texts are
+short."""
 _MESSAGE_CHARACTER_BYTES = 4
 """Memory of a character at most, and of most with their copy as the text of a failure."""
 
@@ -20,13 +21,14 @@ _MESSAGE_CHARACTER_BYTES = 4
 class KnownExecution(msgspec.Struct):
     """The known part of an execution at its `revision`.
 
-    `events` are by name, with so many `characters` in their messages; `elements` holds all actions
-    of each known element. If `whole`, what is not here does not exist.
+    `events` are by name, with so many `characters` in their messages; None is an event that is
+    stored and not in memory, as it has not recurred. `elements` holds all actions of each known
+    element. If `whole`, what is not here does not exist.
     """
 
     whole: bool
     revision: int = 0
-    events: dict[str, FoldedEvent] = {}
+    events: dict[str, FoldedEvent | None] = {}
     elements: dict[ElementKey, Actions] = {}
     characters: int = 0
 
