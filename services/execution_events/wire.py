@@ -109,6 +109,21 @@ class _UsualValue(_Value, frozen=True, kw_only=True, gc=False, forbid_unknown_fi
     involved_object: _UsualRef | UnsetType = UNSET
 
 
+class _Shared(dict[str, str]):
+    """One object for equal strings, of the last ones.
+
+    A batch then fits the processor's cache better, and asyncpg and the JSON encoder find the UTF-8
+    of non-ASCII strings cached on the object. An `lru_cache` takes twice as long.
+    """
+
+    def __missing__(self, text: str) -> str:
+        if len(self) >= _CACHE_SIZE:
+            self.clear()
+        self[text] = text
+        return text
+
+
+_shared = _Shared()
 _usual_decoder = msgspec.json.Decoder(_UsualValue)
 _decoder = msgspec.json.Decoder(_Value)
 _encoder = msgspec.json.Encoder()
@@ -204,20 +219,20 @@ def decode(key: bytes | None, value: bytes | None, timestamp: int) -> Occurrence
         _check_bytes("involvedObject.namespace", object_namespace, events.NAME_MAX_BYTES)
         _check_bytes("message", body.message, events.MESSAGE_MAX_BYTES)
     occurrence = Occurrence(
-        execution_id=_shared(body.execution_id),
-        namespace=_shared(namespace),
+        execution_id=_shared[body.execution_id],
+        namespace=_shared[namespace],
         name=name,
-        object_name=_shared(object_name),
-        object_namespace=_shared(object_namespace),
-        reason=_shared(body.reason),
+        object_name=_shared[object_name],
+        object_namespace=_shared[object_namespace],
+        reason=_shared[body.reason],
         message=body.message,
         first_timestamp=first,
         last_timestamp=last,
         count=body.count,
-        type=_shared(body.type),
-        elem_type=_shared(body.elem_type),
-        elem_id=_shared(body.elem_id),
-        action_name=_shared(body.action_name),
+        type=_shared[body.type],
+        elem_type=_shared[body.elem_type],
+        elem_id=_shared[body.elem_id],
+        action_name=_shared[body.action_name],
     )
     # JSON has one way to write NUL, and most records have no escapes.
     if value is not None and b"\\" in value and b"\\u0000" in value:
@@ -228,16 +243,6 @@ def decode(key: bytes | None, value: bytes | None, timestamp: int) -> Occurrence
                     INVALID_EVENT, f"NUL character in the {field.replace('_', ' ')}"
                 )
     return occurrence
-
-
-@lru_cache(maxsize=_CACHE_SIZE)
-def _shared(text: str) -> str:
-    """Return one object for equal strings.
-
-    A batch then fits the processor's cache better, and asyncpg and the JSON encoder find the UTF-8
-    of non-ASCII strings cached on the object.
-    """
-    return text
 
 
 def decode_origin(headers: Headers) -> Origin | None:
