@@ -15,6 +15,8 @@ from execution_events.consumer.seeder import Seeder
 from execution_events.errors import RetryableError
 from execution_events.metrics import ConsumerMetrics
 from execution_events.store.write.batches import BatchWriter
+from tests.support.consumers import DEADLINE
+from tests.support.records import LogRecord, log, occurrence
 
 
 class FailingClient:
@@ -29,6 +31,30 @@ class FailingClient:
 
     async def getmany(self, **_: object) -> None:
         raise self._error
+
+
+class PolledClient:
+    """A client of one partition with the results of the next polls; those after them are empty."""
+
+    address = "kafka:9092"
+    read_bytes = 0
+    partition_errors: ClassVar[dict[TopicPartition, object]] = {}
+
+    def __init__(self, polls: list[list[LogRecord]]) -> None:
+        self._polls = polls
+        self._position = 0
+        self.empty = asyncio.Event()
+
+    async def getmany(self, **_: object) -> dict[TopicPartition, list[LogRecord]]:
+        if not self._polls:
+            self.empty.set()
+            return {}
+        records = self._polls.pop(0)
+        self._position += len(records)
+        return {TopicPartition("topic", 0): records} if records else {}
+
+    async def position(self, _: TopicPartition) -> int:
+        return self._position
 
 
 class IdleClient:
@@ -77,6 +103,23 @@ async def test_a_fetch_cancelled_by_the_client_replaces_the_client() -> None:
 async def test_an_unexpected_error_replaces_the_client() -> None:
     with pytest.raises(RetryableError, match="Kafka at kafka:9092: ValueError"):
         await loop_over(FailingClient(ValueError())).run()
+
+
+async def test_a_batch_grows_while_another_is_being_stored() -> None:
+    partition, records = TopicPartition("topic", 0), log([occurrence()] * 3)
+    storing = asyncio.get_running_loop().create_future()
+    client: Any = PolledClient([records[:1], [], records[1:2], [], records[2:], []])
+    assignment = Assignment(client)
+    assignment.positions, assignment.epochs = {partition: 0}, {partition: 0}
+    fetcher = BatchFetcher(client, assignment, 10, asyncio.Event())
+    fetching = asyncio.create_task(fetcher.fetch(storing=storing))
+    async with asyncio.timeout(DEADLINE):
+        await client.empty.wait()
+        assert not fetching.done()
+        storing.set_result(True)
+        fetched = await fetching
+    assert fetched is not None
+    assert [record.offset for record in fetched.batch.records] == [0, 1, 2]
 
 
 async def test_stalls_are_measured_by_partition(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,11 +16,13 @@ from execution_events.store.write.progress import OffsetMove
 
 _POLL_MS = 100
 """Timeout for the first record of a fetch; partitions assigned meanwhile wait for it."""
+_FILL_MS = 10
+"""Timeout for further records while another batch is being stored, whose end waits for it."""
 _SLICE_RECORDS = 250
 """Records fetched and decoded in one step: about 1 ms, and few enough for a processor's cache."""
 _BATCH_BYTES = 16 * 1024 * 1024
 """Limit on a batch's bytes, as fetched and as expanded; the last slice may exceed it by one
-producer batch. About twice the size of 10,000 typical records."""
+producer batch. About the size of 20,000 typical records."""
 _RETENTION_TIME = 60
 """Seconds for which records are retained after the database has refused one."""
 
@@ -63,10 +65,15 @@ class BatchFetcher:
         """Poll while all partitions are paused, so that the group keeps this member."""
         await self._getmany(timeout_ms, _SLICE_RECORDS, _BATCH_BYTES)
 
-    async def fetch(self, after: Batch | None = None) -> FetchedBatch | None:
-        """Return the next batch, or None; it follows `after`, a batch that is being stored."""
+    async def fetch(
+        self, after: Batch | None = None, storing: asyncio.Future[bool] | None = None
+    ) -> FetchedBatch | None:
+        """Return the next batch, or None.
+
+        It follows `after`, a batch that is being stored, and grows until that is stored.
+        """
         generation = self._assignment.generation
-        records = await self._read()
+        records = await self._read(storing)
         if generation != self._assignment.generation:
             return None
         moves: dict[int, OffsetMove] = {}
@@ -89,8 +96,10 @@ class BatchFetcher:
             generation, Batch([r for p in sorted(moves) for r in records.get(p, ())], moves)
         )
 
-    async def _read(self) -> dict[int, list[ReadRecord]]:
+    async def _read(self, storing: asyncio.Future[bool] | None) -> dict[int, list[ReadRecord]]:
         """Fetch and decode available records, up to the limits of a batch; return by partition.
+
+        While another batch is being stored, records that arrive later are available too.
 
         It works in slices, so that a reply of PostgreSQL to the batch being stored waits for one
         slice at most. The last record of each slice is retained: its fingerprint identifies the
@@ -109,10 +118,13 @@ class BatchFetcher:
                     [*(read(record, retain) for record in others), read(last)]
                 )
                 left -= len(records)
-            if not polled:
+            if polled:
+                wait = 0
+                await asyncio.sleep(0)
+            elif storing is None or storing.done() or self._stop.is_set():
                 break
-            wait = 0
-            await asyncio.sleep(0)
+            elif read_records:
+                wait = _FILL_MS
         return read_records
 
     async def _getmany(

@@ -154,7 +154,7 @@ class ConsumeLoop:
         storing = asyncio.create_task(self._store(fetched))
         try:
             try:
-                following = await self._fetcher.fetch(fetched.batch)
+                following = await self._fetcher.fetch(fetched.batch, storing)
             except RetryableError:
                 # The client has failed; the fetched batch is still stored.
                 await storing

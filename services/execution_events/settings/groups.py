@@ -156,7 +156,7 @@ class ConsumerSettings:
 
     group: str = _setting("GROUP", "consumer group", "execution-events")
     batch_max_records: int = _setting(
-        "BATCH_MAX_RECORDS", "maximum records per transaction", 10_000, values.number(1, 1_000_000)
+        "BATCH_MAX_RECORDS", "maximum records per transaction", 20_000, values.number(1, 1_000_000)
     )
     session_timeout: int = _setting(
         "SESSION_TIMEOUT",
