@@ -14,7 +14,8 @@
 
 -- ## Events
 
--- One row an event: the recurrences of one execution_id, namespace and name, folded.
+-- One row an event: the recurrences of one execution_id, namespace and name, folded. One batch may
+-- change all events of a page, so that more room is left than in other tables.
 CREATE TABLE event (
     execution_id    text COLLATE "C" NOT NULL,
     namespace       text COLLATE "C" NOT NULL,
@@ -43,7 +44,7 @@ CREATE TABLE event (
     CHECK (list_position BETWEEN '1970-01-01T00:00:00Z' AND '9999-12-31T23:59:59.999999Z'),
     CHECK (first_timestamp BETWEEN '1970-01-01T00:00:00Z' AND '9999-12-31T23:59:59.999999Z'),
     CHECK (last_timestamp BETWEEN '1970-01-01T00:00:00Z' AND '9999-12-31T23:59:59.999999Z')
-) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02);
+) WITH (fillfactor = 65, autovacuum_vacuum_scale_factor = 0.02);
 
 -- The order of lists, so that a page costs the same at any depth.
 CREATE INDEX event_order ON event (execution_id, list_position, name, namespace);
