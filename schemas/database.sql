@@ -108,7 +108,7 @@ CREATE TABLE event (
     CHECK (first_timestamp >= '1970-01-01 00:00:00+00'::timestamp with time zone AND first_timestamp <= '9999-12-31 23:59:59.999999+00'::timestamp with time zone),
     CHECK (last_timestamp >= '1970-01-01 00:00:00+00'::timestamp with time zone AND last_timestamp <= '9999-12-31 23:59:59.999999+00'::timestamp with time zone),
     CHECK (list_position >= '1970-01-01 00:00:00+00'::timestamp with time zone AND list_position <= '9999-12-31 23:59:59.999999+00'::timestamp with time zone)
-) WITH (fillfactor=65, autovacuum_vacuum_scale_factor=0.02);
+) WITH (fillfactor=70, autovacuum_vacuum_scale_factor=0.02);
 
 CREATE INDEX event_element ON event USING btree (element_hash) WITH (deduplicate_items=off);
 

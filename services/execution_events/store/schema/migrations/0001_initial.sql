@@ -44,7 +44,7 @@ CREATE TABLE event (
     CHECK (list_position BETWEEN '1970-01-01T00:00:00Z' AND '9999-12-31T23:59:59.999999Z'),
     CHECK (first_timestamp BETWEEN '1970-01-01T00:00:00Z' AND '9999-12-31T23:59:59.999999Z'),
     CHECK (last_timestamp BETWEEN '1970-01-01T00:00:00Z' AND '9999-12-31T23:59:59.999999Z')
-) WITH (fillfactor = 65, autovacuum_vacuum_scale_factor = 0.02);
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02);
 
 -- The order of lists, so that a page costs the same at any depth.
 CREATE INDEX event_order ON event (execution_id, list_position, name, namespace);
