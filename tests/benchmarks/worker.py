@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import subprocess
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +26,8 @@ async def measured(
         cwd=tree.root,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=env,
+        # Unbuffered, Python would lose the rest of a long text whose write a signal interrupts.
+        env={**(os.environ if env is None else env), "PYTHONUNBUFFERED": ""},
     )
     try:
         out, _ = await process.communicate(stdin)

@@ -29,7 +29,8 @@ def prepare_streams() -> None:
 
     A descriptor that is closed is opened for the wrong direction: its use fails, and no file or
     connection opened later becomes standard output. Characters that the encoding of a stream lacks
-    are written as `\\uXXXX`, which JSON reads back.
+    are written as `\\uXXXX`, which JSON reads back. A write of which the system takes a part, as a
+    signal or a full disk ends it, is repeated for the rest or fails.
     """
     for number, direction in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_RDONLY)):
         try:
@@ -45,9 +46,7 @@ def prepare_streams() -> None:
     if sys.stderr is None:
         sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     codecs.register_error(_ESCAPING, _escaped)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=_ESCAPING)
+    sys.stdout, sys.stderr = map(_safe, (sys.stdout, sys.stderr))
 
 
 def write_line(text: str) -> None:
@@ -88,6 +87,19 @@ def write_note(text: str) -> None:
         sys.stderr.flush()
     except OSError:
         _discard(sys.stderr)
+
+
+def _safe(stream: TextIO) -> TextIO:
+    """Return a stream that loses nothing of what it writes."""
+    if isinstance(stream, io.TextIOWrapper):
+        buffer: io.IOBase = stream.buffer
+        if isinstance(buffer, io.RawIOBase):
+            # With PYTHONUNBUFFERED, as in the image, Python ignores how much a write has taken.
+            stream = open(  # noqa: SIM115
+                stream.fileno(), "w", buffering=1, encoding=stream.encoding, closefd=False
+            )
+        stream.reconfigure(errors=_ESCAPING)
+    return stream
 
 
 @contextmanager
