@@ -22,6 +22,8 @@ from tests.support.tokens import ONE, TWO, token_file
 
 ABSENT = "/v1/executions/execution-9/events"
 SEARCHES = 60
+CONCURRENT = 24
+"""Searches at a time: thrice the connections, and few enough for the timeout of their queue."""
 EVENTS_STORED = 12_000
 
 
@@ -42,8 +44,8 @@ async def test_another_tenants_empty_list_does_not_wait_for_expensive_searches(
         reading(database.reader, tokens_file=str(tokens)) as reader,
         httpx.AsyncClient(
             base_url=reader.api.base_url,
-            timeout=60,
-            limits=httpx.Limits(max_connections=SEARCHES),
+            timeout=httpx.Timeout(60, pool=None),
+            limits=httpx.Limits(max_connections=CONCURRENT),
         ) as client,
     ):
         searches: list[float] = []
