@@ -1,16 +1,12 @@
 """The command line: help, usage, exit codes, and errors found before any work."""
 
 import argparse
-import fcntl
 import json
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
-import termios
-from array import array
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -366,33 +362,6 @@ def test_a_full_disk_behind_standard_output_fails_a_reading_command() -> None:
         1,
         "execution-events: cannot write to standard output: No space left on device\n",
     )
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the length of a pipe's content is asked")
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_a_signal_during_a_write_loses_nothing(stream: str, unbuffered: str) -> None:
-    size = 1_000_000
-    write = "write_text" if stream == "stdout" else "write_note"
-    program = (
-        "import signal; from execution_events.cli import streams;"
-        " signal.signal(signal.SIGUSR1, lambda *_: None); streams.prepare_streams();"
-        f" streams.{write}('a' * {size})"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
-        stdout=subprocess.PIPE if stream == "stdout" else None,
-        stderr=subprocess.PIPE if stream == "stderr" else None,
-    ) as process:
-        output = process.stdout or process.stderr
-        assert output is not None
-        filled = 0
-        while filled < 65536:
-            [filled] = array("i", fcntl.ioctl(output, termios.FIONREAD, bytes(4)))
-        process.send_signal(signal.SIGUSR1)
-        written = len(output.read())
-    assert (written, process.returncode) == (size, 0)
 
 
 @pytest.mark.parametrize("closed", [0, 1, 2])
